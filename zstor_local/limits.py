@@ -1,0 +1,50 @@
+"""Every limit in one place; `daemon.info` and `rpc.discover` show those that a client can meet."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- The wire (facts measured in docs/wire.md) ---
+MESSAGE_BYTES: Final = 16 * MIB  # one message, in or out
+INPUT_BUDGET_BYTES: Final = 64 * MIB  # unparsed input over all connections
+MESSAGE_VALUES: Final = 100_000  # JSON values in a message: `[],[],…` parses to 25 times its size
+JSON_DEPTH: Final = 64
+INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
+BATCH_ITEMS: Final = 1_000
+CALLS_PER_CONNECTION: Final = 64  # running at once; further ones wait in order
+LONG_POLLS_PER_CONNECTION: Final = 32
+CONNECTIONS: Final = 128
+FDS_PER_CALL: Final = 2
+BAD_MESSAGES_IN_A_ROW: Final = 16
+PROGRESS_PER_SECOND: Final = 10
+SLOW_READER_SECONDS: Final = 30.0
+IDLE_CONNECTION_SECONDS: Final = 3_600.0
+STOP_SECONDS: Final = 20.0
+TERMINATOR_GRACE_SECONDS: Final = 0.020
+SEND_QUEUE_MESSAGES: Final = 4
+SAFE_INTEGER: Final = 2**53 - 1  # what every JSON reader holds exactly
+
+# --- Objects ---
+KEY_BYTES: Final = 1_024
+NAMESPACE_CHARACTERS: Final = 63
+REFERENCES: Final = 10_000
+REFERENCE_BYTES: Final = 255
+USER_METADATA_BYTES: Final = 16 * KIB  # the `user` member, as CBOR
+LIST_ITEMS: Final = 1_000
+LIST_BYTES: Final = 8 * MIB
+
+# --- Coding ---
+CHUNK_SIZE_MIN: Final = 256 * KIB
+CHUNK_SIZE_MAX: Final = 4 * MIB
+SHARES_MAX: Final = 255  # m; a block index is one byte
+CHUNKS_MAX: Final = 2**32 - 1  # chunk number 2³² − 1 seals the chunk table
+CHUNK_TABLE_INLINE_BYTES: Final = 32 * KIB  # longer tables become a sealed blob in every share
+BYTES_IN_FLIGHT: Final = 32 * MIB  # plain bytes being coded at once, over all calls
+
+# --- Directory shards ---
+SMALL_SHARE_BYTES: Final = 64 * KIB  # a share up to this size is a log entry, a larger one a file
+SEGMENT_BYTES: Final = 8 * MIB
+GROUP_CHANGES: Final = 256  # changes that one group commit takes at most

@@ -1,0 +1,373 @@
+"""The seam: clock, randomness, files and worker threads come in through one object, the `Runtime`.
+
+Nothing else in the package (but the edge: daemon and cli) calls `time`, `os.urandom`, `open` or `trio.to_thread`. In production the
+runtime is the real world (`real_runtime`); in tests it may be a simulated one whose disks tear and fail, so that the same seed
+gives the same history. Timeouts use trio's clock, which trio's own test tools replace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
+
+import trio
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """The parts of stat(2) that the store looks at. Sizes in bytes, times in nanoseconds."""
+
+    device: int
+    inode: int
+    mode: int
+    links: int
+    uid: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """Where a file lies: the file system's id and type name, and its room in bytes (free = what an ordinary user may take)."""
+
+    device: int
+    kind: str
+    total: int
+    free: int
+
+
+@runtime_checkable
+class Files(Protocol):
+    """POSIX files, one call each. Paths are absolute. All calls may raise OSError; all descriptors are close-on-exec.
+
+    Laws: what a write, truncate or allocate did to a file is durable after a later fsync, fdatasync (data and size) or syncfs of it
+    returned; what create, rename and unlink did to a directory is durable after an fsync of that directory or a syncfs returned.
+    Before that a power loss may keep any part of it. Reads and writes may be short.
+    """
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int: ...
+    def close(self, fd: int) -> None: ...
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int: ...
+    def preadv_nowait(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """As preadv, but BlockingIOError where it would wait for the disk."""
+        ...
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int: ...
+    def readv(self, fd: int, buffers: Sequence[bytearray | memoryview]) -> int: ...
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int: ...
+    def seek(self, fd: int, offset: int, whence: int) -> int: ...
+    def fsync(self, fd: int) -> None: ...
+    def fdatasync(self, fd: int) -> None: ...
+    def syncfs(self, fd: int) -> None: ...
+    def truncate(self, fd: int, length: int) -> None: ...
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Reserve room; the file grows to offset + length and reads as zeros there."""
+        ...
+
+    def status(self, fd: int) -> FileStatus: ...
+    def path_status(self, path: str, *, follow: bool = True) -> FileStatus: ...
+    def file_system(self, fd: int) -> FileSystem: ...
+    def rename(self, old: str, new: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def mkdir(self, path: str, mode: int = 0o700) -> None: ...
+    def list(self, path: str) -> list[str]:
+        """Names in a directory, sorted."""
+        ...
+
+    def lock(self, fd: int) -> bool:
+        """Take an exclusive flock(2) without waiting; False if another open file has it."""
+        ...
+
+    def open_flags(self, fd: int) -> int:
+        """The flags an open descriptor has (F_GETFL)."""
+        ...
+
+    def reopen(self, fd: int, flags: int) -> int:
+        """A new open file description of the same file or pipe, so that its offset and O_NONBLOCK are ours alone."""
+        ...
+
+
+class Clock(Protocol):
+    """Calendar time. Only timestamps and token validity may depend on it."""
+
+    def now(self) -> int:
+        """Microseconds since 1970 UTC."""
+        ...
+
+
+class Randomness(Protocol):
+    """The source of keys, ids and salts."""
+
+    def bytes(self, count: int) -> bytes: ...
+
+
+class Threads(Protocol):
+    """Where blocking work runs. A simulated runtime runs it in place."""
+
+    async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """Coding, sealing and file work for one call, at most `workers` at once. Not cancelled midway: it ends, then the cancel acts."""
+        ...
+
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """The committer's work: a thread of its own, so that large writes never delay a commit."""
+        ...
+
+    @property
+    def workers(self) -> int: ...
+
+
+class Readiness(Protocol):
+    """Waiting for pipes and sockets that a client handed over."""
+
+    async def readable(self, fd: int) -> None: ...
+    async def writable(self, fd: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The world as the store sees it."""
+
+    files: Files
+    clock: Clock
+    randomness: Randomness
+    threads: Threads
+    readiness: Readiness
+
+
+def write_all(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Write every byte of the buffers at the offset, going on after short writes. Returns the number of bytes written."""
+    todo = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    total = 0
+    while todo:
+        count = files.pwritev(fd, todo, offset + total)
+        if count == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        total += count
+        todo = _after(todo, count)
+    return total
+
+
+def read_full(files: Files, fd: int, buffer: bytearray | memoryview, offset: int) -> int:
+    """Fill the buffer from the offset, going on after short reads; fewer bytes only at the end of the file."""
+    view = memoryview(buffer).cast("B")
+    total = 0
+    while total < len(view):
+        count = files.preadv(fd, [view[total:]], offset + total)
+        if count == 0:
+            break
+        total += count
+    return total
+
+
+def read_exactly(files: Files, fd: int, length: int, offset: int) -> bytearray:
+    """`length` bytes from the offset, or fewer at the end of the file."""
+    buffer = bytearray(length)
+    count = read_full(files, fd, buffer, offset)
+    del buffer[count:]
+    return buffer
+
+
+def sync_directory(files: Files, path: str) -> None:
+    """Make what was created, renamed or unlinked in a directory durable."""
+    fd = files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.fsync(fd)
+    finally:
+        files.close(fd)
+
+
+def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """The buffers less their first `count` bytes."""
+    for position, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[position + 1 :]]
+        count -= len(buffer)
+    return []
+
+
+# --- The real world ---
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_FILE_SYSTEM_KINDS: Final = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0x01021994: "tmpfs",
+    0x2FC12FC1: "zfs",
+}  # statfs(2)
+_IOV_MAX: Final = 1024  # writev(2)
+
+
+class RealFiles:
+    """The kernel's files."""
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        return os.preadv(fd, buffers, offset)
+
+    def preadv_nowait(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        try:
+            return os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+            raise
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(fd, buffers[:_IOV_MAX], offset)
+
+    def readv(self, fd: int, buffers: Sequence[bytearray | memoryview]) -> int:
+        return os.readv(fd, buffers)
+
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        return os.writev(fd, buffers[:_IOV_MAX])
+
+    def seek(self, fd: int, offset: int, whence: int) -> int:
+        return os.lseek(fd, offset, whence)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def syncfs(self, fd: int) -> None:
+        if _LIBC.syncfs(fd):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def truncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        os.posix_fallocate(fd, offset, length)
+
+    def status(self, fd: int) -> FileStatus:
+        return _status(os.fstat(fd))
+
+    def path_status(self, path: str, *, follow: bool = True) -> FileStatus:
+        return _status(os.stat(path, follow_symlinks=follow))
+
+    def file_system(self, fd: int) -> FileSystem:
+        room = os.fstatvfs(fd)
+        return FileSystem(os.fstat(fd).st_dev, _kind(fd), room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(old, new)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def mkdir(self, path: str, mode: int = 0o700) -> None:
+        os.mkdir(path, mode)
+
+    def list(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def lock(self, fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def open_flags(self, fd: int) -> int:
+        return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+    def reopen(self, fd: int, flags: int) -> int:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+def _status(result: os.stat_result) -> FileStatus:
+    return FileStatus(
+        device=result.st_dev,
+        inode=result.st_ino,
+        mode=result.st_mode,
+        links=result.st_nlink,
+        uid=result.st_uid,
+        size=result.st_size,
+        modified_ns=result.st_mtime_ns,
+        changed_ns=result.st_ctime_ns,
+    )
+
+
+def _kind(fd: int) -> str:
+    """The file system's type: the first word of struct statfs is its magic number."""
+    buffer = ctypes.create_string_buffer(512)
+    if _LIBC.fstatfs(fd, buffer):
+        return "unknown"
+    magic = ctypes.c_long.from_buffer(buffer).value
+    return _FILE_SYSTEM_KINDS.get(magic, f"{magic:#x}")
+
+
+class RealClock:
+    """The system's clock."""
+
+    def now(self) -> int:
+        return time.time_ns() // 1_000
+
+
+class RealRandomness:
+    """The kernel's generator."""
+
+    def bytes(self, count: int) -> bytes:
+        return os.urandom(count)
+
+
+class RealThreads:
+    """trio's worker threads: as many at once as there are cores, and one for the committer."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or max(2, len(os.sched_getaffinity(0)))
+        self._limiter = trio.CapacityLimiter(self._workers)
+        self._commit_limiter = trio.CapacityLimiter(1)
+
+    @property
+    def workers(self) -> int:
+        return self._workers
+
+    async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._commit_limiter)
+
+
+class RealReadiness:
+    """epoll, through trio."""
+
+    async def readable(self, fd: int) -> None:
+        await trio.lowlevel.wait_readable(fd)
+
+    async def writable(self, fd: int) -> None:
+        await trio.lowlevel.wait_writable(fd)
+
+
+def real_runtime() -> Runtime:
+    """The world of production. Call it inside or outside of trio."""
+    return Runtime(RealFiles(), RealClock(), RealRandomness(), RealThreads(), RealReadiness())
