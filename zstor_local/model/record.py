@@ -1,0 +1,301 @@
+"""Records: what the store knows of an object, a deletion, a namespace, and of itself; as CBOR, one class per schema version.
+
+A record travels sealed, in an `Envelope` whose clear header (kind, namespace id, keyed hash of the key, version, sequence) is bound to
+it as associated data. The same sealed bytes lie in the metastore and, as copies, in the logs of shards. CBOR maps have small integers
+as keys, are canonical in the length-first order (RFC 8949 §4.2.3), and leave out members that have their default.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final, TypeVar
+
+import cbor2
+
+from zstor_local.errors import CorruptRecord, InvalidParams
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId, Version
+from zstor_local.model.policy import COMPRESSIONS, PADDINGS, Policy
+
+STORE_WIDE: Final = NamespaceId(bytes(ID_BYTES))  # the namespace id of records that belong to no namespace
+NO_VERSION: Final = Version(bytes(ID_BYTES))
+NO_KEY: Final = KeyHash(bytes(ID_BYTES))
+DATA_KEY_WRAPPED_BYTES: Final = 40
+
+T = TypeVar("T")
+Plain = Mapping[int, object]
+
+
+class Kind(IntEnum):
+    """What an envelope holds. The numbers are on disk."""
+
+    OBJECT = 1
+    TOMBSTONE = 2
+    NAMESPACE = 3
+    STORE = 4
+    SHARDS = 5
+    VOID = 6
+
+
+_HEADER: Final = struct.Struct("<B16s16s16sQ")
+_ASSOCIATED: Final = struct.Struct("<12sB16s16s16s16sQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A sealed record with its clear header."""
+
+    kind: Kind
+    namespace: NamespaceId
+    key_hash: KeyHash
+    version: Version
+    sequence: int
+    sealed: bytes
+
+    def pack(self) -> bytes:
+        """Header and sealed bytes, as callers keep it (the `seal` of an object's metadata)."""
+        return _HEADER.pack(self.kind, self.namespace, self.key_hash, self.version, self.sequence) + self.sealed
+
+    @classmethod
+    def parse(cls, data: bytes) -> Envelope:
+        """The reverse of `pack`; CorruptRecord if it is not one. Nothing is authenticated yet."""
+        try:
+            kind, namespace, key_hash, version, sequence = _HEADER.unpack_from(data)
+            return cls(Kind(kind), NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, bytes(data[_HEADER.size :]))
+        except (struct.error, ValueError):
+            raise CorruptRecord("that is not a sealed record") from None
+
+
+def associated_data(store_id: StoreId, kind: Kind, namespace: NamespaceId, key_hash: KeyHash, version: Version, sequence: int) -> bytes:
+    """What a record's seal is bound to; every part of fixed size."""
+    return _ASSOCIATED.pack(b"zstor record", kind, store_id, namespace, key_hash, version, sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """One version of an object, schema 1.
+
+    Sizes in bytes, epochs in microseconds since 1970 UTC, `digest` the BLAKE3 of the plain object. `placement[i]` is the number of the
+    shard that holds (or is owed) share i. `chunk_table` is coding.share's table; an empty one with `table_blob` set means that the
+    sealed table lies in every share. `share_bytes` is the length of one share's blocks.
+    """
+
+    key: str
+    size: int
+    digest: bytes
+    created: int
+    modified: int
+    policy: Policy
+    wrapped_key: bytes
+    placement: tuple[int, ...]
+    share_bytes: int
+    chunk_table: bytes = b""
+    table_blob: bool = False
+    references: tuple[str, ...] = ()
+    user: Mapping[str, object] = field(default_factory=dict)
+    previous_key: str | None = None
+    next_key: str | None = None
+
+    def encode(self) -> bytes:
+        plain: dict[int, object] = {
+            0: 1,
+            1: self.key,
+            2: self.size,
+            3: self.digest,
+            4: self.created,
+            6: _policy_fields(self.policy),
+            7: self.wrapped_key,
+            8: bytes(self.placement) if max(self.placement) < 256 else list(self.placement),
+            9: self.share_bytes,
+        }
+        optional: dict[int, object] = {
+            5: self.modified if self.modified != self.created else None,
+            10: self.chunk_table,
+            11: self.table_blob,
+            12: list(self.references),
+            13: dict(self.user),
+            14: self.previous_key,
+            15: self.next_key,
+        }
+        plain.update((number, value) for number, value in optional.items() if value)
+        return encode(plain)
+
+    @classmethod
+    def decode(cls, data: bytes) -> ObjectRecord:
+        """The reverse of `encode`; CorruptRecord for anything else (a later schema too)."""
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        created = _take(plain, 4, int)
+        placement = plain.get(8)
+        return cls(
+            key=_take(plain, 1, str),
+            size=_take(plain, 2, int),
+            digest=_take(plain, 3, bytes),
+            created=created,
+            modified=_take(plain, 5, int, created),
+            policy=_policy(_take(plain, 6, list)),
+            wrapped_key=_take(plain, 7, bytes),
+            placement=tuple(placement) if isinstance(placement, bytes) else tuple(_take(plain, 8, list)),
+            share_bytes=_take(plain, 9, int),
+            chunk_table=_take(plain, 10, bytes, b""),
+            table_blob=_take(plain, 11, bool, False),
+            references=tuple(_take(plain, 12, list, [])),
+            user=_take(plain, 13, dict, {}),
+            previous_key=_take(plain, 14, str) if 14 in plain else None,
+            next_key=_take(plain, 15, str) if 15 in plain else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A deletion, schema 1: it buries every record of the key with a lower sequence."""
+
+    key: str
+    deleted: int  # microseconds since 1970 UTC
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: self.key, 4: self.deleted})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Tombstone:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        return cls(_take(plain, 1, str), _take(plain, 4, int))
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRecord:
+    """A namespace, schema 1: its random id (what shards see of it) and how its objects are stored."""
+
+    name: str
+    id: NamespaceId
+    created: int
+    policy: Policy
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: self.name, 2: self.id, 4: self.created, 6: _policy_fields(self.policy)})
+
+    @classmethod
+    def decode(cls, data: bytes) -> NamespaceRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        namespace = NamespaceId(_take(plain, 2, bytes))
+        return cls(_take(plain, 1, str), namespace, _take(plain, 4, int), _policy(_take(plain, 6, list)))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """What the store keeps of itself, schema 1: the key of the keyed hashes, made by init and never rotated."""
+
+    hash_key: bytes
+    created: int
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: self.hash_key, 4: self.created})
+
+    @classmethod
+    def decode(cls, data: bytes) -> StoreRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        return cls(_take(plain, 1, bytes), _take(plain, 4, int))
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard of the store: `number` stands in placements, `uid` in the shard's marker, `id` is its name for people."""
+
+    number: int
+    uid: bytes
+    id: str
+    url: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsRecord:
+    """The list of shards, schema 1."""
+
+    shards: tuple[ShardEntry, ...]
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: [[s.number, s.uid, s.id, s.url, s.group] for s in self.shards]})
+
+    @classmethod
+    def decode(cls, data: bytes) -> ShardsRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        try:
+            return cls(tuple(ShardEntry(*fields) for fields in _take(plain, 1, list)))
+        except TypeError:
+            raise CorruptRecord("the list of shards is malformed") from None
+
+
+@dataclass(frozen=True, slots=True)
+class VoidRecord:
+    """Sequences `first` to `last` that reached a log but never the metastore: whoever reads the logs ignores their entries."""
+
+    first: int
+    last: int
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: self.first, 2: self.last})
+
+    @classmethod
+    def decode(cls, data: bytes) -> VoidRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        return cls(_take(plain, 1, int), _take(plain, 2, int))
+
+
+Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord
+
+
+def encode(plain: Plain) -> bytes:
+    """Canonical CBOR of a map."""
+    return cbor2.dumps(plain, canonical=True)
+
+
+def decode(data: bytes) -> Plain:
+    """A CBOR map with integer keys, strictly read; CorruptRecord for anything else."""
+    try:
+        plain = cbor2.loads(data, max_depth=16, allow_indefinite=False, allow_duplicate_keys=False, str_errors="strict")
+    except (cbor2.CBORDecodeError, ValueError):
+        raise CorruptRecord("a record is not CBOR") from None
+    if not isinstance(plain, dict):
+        raise CorruptRecord("a record is not a map")
+    return plain
+
+
+def _expect_schema(plain: Plain, newest: int) -> None:
+    schema = plain.get(0)
+    if schema != newest:
+        raise CorruptRecord(
+            f"a record has schema {schema!r}, this version reads schema {newest}", hint="use the newer zstor that wrote it"
+        )
+
+
+def _take(plain: Plain, number: int, kind: type[T], default: T | None = None) -> T:
+    value = plain.get(number, default)
+    if type(value) is not kind:
+        raise CorruptRecord(f"field {number} of a record is not {kind.__name__}")
+    return value
+
+
+def _policy_fields(policy: Policy) -> list[int]:
+    return [
+        policy.k,
+        policy.m,
+        policy.chunk_size.bit_length() - 1,
+        COMPRESSIONS.index(policy.compression),
+        PADDINGS.index(policy.padding),
+    ]
+
+
+def _policy(fields: list[int]) -> Policy:
+    try:
+        k, m, chunk_bits, compression, padding = fields
+        return Policy(k, m, 1 << chunk_bits, COMPRESSIONS[compression], PADDINGS[padding])
+    except (ValueError, TypeError, IndexError, InvalidParams):
+        raise CorruptRecord("the policy in a record is malformed") from None

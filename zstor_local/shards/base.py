@@ -1,0 +1,143 @@
+"""What a shard is: a place that keeps shares and copies of records. The laws every kind of shard obeys.
+
+One conformance suite (tests/shards/conformance.py) runs against every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from zstor_local.model.ids import NamespaceId, Version
+from zstor_local.model.policy import Policy
+from zstor_local.model.record import Envelope
+from zstor_local.runtime import Buffer
+
+ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
+
+
+class ShardError(Exception):
+    """A shard could not do it. `state` is what the shard is now; the text is fit for people and names no path of a key."""
+
+    def __init__(self, state: ShardState, message: str) -> None:
+        super().__init__(message)
+        self.state: ShardState = state
+
+
+class ShareMissing(Exception):
+    """The shard is there, the share is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareId:
+    """Share `index` of one version."""
+
+    version: Version
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a group appends to a shard's log: a record's copy, with the small share of that version that lies here, if one does."""
+
+    envelope: Envelope
+    share_index: int | None = None
+    share: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedEntry:
+    """An entry as the log holds it, and the committed sequence its writer knew."""
+
+    entry: Entry
+    committed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes on a shard's file system or server."""
+
+    total: int
+    free: int
+
+
+class ShareReader(Protocol):
+    """One share, opened. `read` gives the bytes of its block area (coding.share); short reads happen only at its end."""
+
+    def read(self, offset: int, length: int) -> Buffer: ...
+    def read_nowait(self, offset: int, length: int) -> Buffer:
+        """As read, but BlockingIOError where it would wait for the disk."""
+        ...
+
+    def read_table(self) -> Buffer:
+        """The sealed chunk table behind the blocks, for an object whose table is too long for its record."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ShareWriter(Protocol):
+    """One large share on its way in. Nothing is visible before `finish` returns; after `abort` nothing is left."""
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Blocks at an offset of the block area; any order, each byte once."""
+        ...
+
+    def finish(self, index: Buffer, blocks_length: int, table: Buffer) -> None:
+        """Append the sealed chunk table and the index; the share is durable and visible when this returns."""
+        ...
+
+    def abort(self) -> None: ...
+
+
+class Shard(Protocol):
+    """Laws. Methods may be called from any worker thread; any of them raises ShardError when the shard cannot serve.
+
+    - What `finish` or `flush` answered without an error survives a power loss; before that nothing is promised.
+    - After a failed flush the shard never accepts entries again in this process: the state is `failed`.
+    - A share that was written is read back bit by bit, or ShareMissing, or ShardError; other bytes are found by the reader's seals.
+    - `free` and `begin` of the same share id are never concurrent (the caller sees to it); `free` of what is not there is fine.
+    - A shard without its marker is `missing`: it is never written, never initialised.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+
+    def check(self) -> ShardState:
+        """Look whether the shard is there and writable, cheaply; never raises."""
+        ...
+
+    def room(self) -> Room: ...
+    def last_error(self) -> str | None: ...
+
+    def append(self, entries: Sequence[Entry], committed: int) -> None:
+        """Put entries behind the log's end, in order. Durable only after `flush`."""
+        ...
+
+    def flush(self) -> None: ...
+
+    def scan(self) -> Iterator[ScannedEntry]:
+        """Every whole entry of the log in the order written, damaged stretches skipped."""
+        ...
+
+    def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
+    def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
+        """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
+        ...
+
+    def free(self, share: ShareId, *, small: bool) -> None:
+        """Forget a share. Its room is free, and the freeing durable, after the next `settle`."""
+        ...
+
+    def settle(self) -> None:
+        """Make what was freed durable."""
+        ...
+
+    def close(self) -> None: ...
