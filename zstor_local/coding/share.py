@@ -1,0 +1,244 @@
+"""The bytes of a share: pure layout, all numbers little-endian.
+
+A share is all blocks of one version that have the same index. An object without bytes has shares without bytes.
+
+Block, in every share, 32 bytes more than its width:
+
+    2s   magic b"ZB"
+    u8   format, 1
+    u8   codec: 0 as is, 1 zstd
+    u32  chunk number
+    u32  plain length of the chunk
+    u32  stored length of the chunk
+    …    the sealed block: width = ⌈stored length / k⌉, then the 16 bytes of its tag
+
+With Padmé padding the header tells only what the width tells anyway: both lengths are the padded one and the codec is 0. The true
+shape is in the record or in the sealed chunk table, and no block opens without it.
+
+A small share is its blocks alone, in chunk order. A share file has four parts more:
+
+    header, 64 bytes:    8s magic b"ZSTORSHR", u8 format = 1, u8 share index, u8 k, u8 m, u8 padding (0 none, 1 padme), 3 zero bytes,
+                         16s version, 16s namespace id, 8 zero bytes, 8s BLAKE3 of the 56 bytes before
+    blocks               in chunk order
+    sealed chunk table   only if the record does not hold the table; the same in every share
+    index                u32 per chunk: stored length as in the block's header, codec in bit 31
+    footer, 40 bytes:    8s magic b"ZSTORIDX", u32 number of chunks, u32 length of the sealed table, u64 length of the blocks,
+                         16s BLAKE3 of the index and the 24 bytes before
+
+Checksums here find accidents, not attacks: nothing is believed until a block opens. A damaged footer or index costs a scan of the
+block headers and no data.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from blake3 import blake3
+
+from zstor_local.coding.block import FORMAT, BadBlock, Buffer, ChunkShape, public_shape
+from zstor_local.coding.table import (
+    BLOCK_HEADER_BYTES,
+    ENTRY_BYTES,
+    ChunkTable,
+    block_size,
+    pack_chunk_table,
+    parse_chunk_table,
+)
+from zstor_local.limits import CHUNK_SIZE_MAX, CHUNKS_MAX, KIB, SHARES_MAX
+from zstor_local.model.ids import ID_BYTES, NamespaceId, Version
+from zstor_local.model.policy import PADDINGS, Padding
+
+__all__ = [
+    "BLOCK_HEADER_BYTES",
+    "FOOTER_BYTES",
+    "SHARE_HEADER_BYTES",
+    "ChunkTable",
+    "FoundBlock",
+    "ShareFooter",
+    "ShareHeader",
+    "block_size",
+    "pack_block_header",
+    "pack_chunk_table",
+    "pack_share_end",
+    "pack_share_header",
+    "parse_block_header",
+    "parse_chunk_table",
+    "parse_share_footer",
+    "parse_share_header",
+    "parse_share_index",
+    "scan_blocks",
+]
+
+SHARE_HEADER_BYTES: Final = 64
+FOOTER_BYTES: Final = 40
+SCAN_STEP_BYTES: Final = 64 * KIB
+
+_BLOCK: Final = struct.Struct("<2sBBIII")
+_BLOCK_MAGIC: Final = b"ZB"
+_HEADER: Final = struct.Struct("<8sBBBBB3x16s16s8x")
+_HEADER_MAGIC: Final = b"ZSTORSHR"
+_HEADER_CHECK_BYTES: Final = 8
+_FOOTER: Final = struct.Struct("<8sIIQ")
+_FOOTER_MAGIC: Final = b"ZSTORIDX"
+_FOOTER_CHECK_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ShareHeader:
+    """Whose share a file is. `index` is the block index of all its blocks."""
+
+    index: int
+    k: int
+    m: int
+    padding: Padding
+    version: Version
+    namespace: NamespaceId
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.m <= SHARES_MAX or not 0 <= self.index < self.m:
+            raise BadBlock(f"no share has index {self.index} with k = {self.k}, m = {self.m}")
+        if len(self.version) != ID_BYTES or len(self.namespace) != ID_BYTES:
+            raise BadBlock(f"ids have {ID_BYTES} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class ShareFooter:
+    """Where the parts of a share file are: how many blocks, how long the sealed chunk table, how long the blocks."""
+
+    chunks: int
+    table_length: int
+    blocks_length: int
+    checksum: bytes
+
+    @property
+    def table_offset(self) -> int:
+        """Where the sealed chunk table begins in the file, which is where the blocks end."""
+        return SHARE_HEADER_BYTES + self.blocks_length
+
+    @property
+    def index_offset(self) -> int:
+        """Where the index begins in the file."""
+        return self.table_offset + self.table_length
+
+    @property
+    def index_length(self) -> int:
+        """Bytes of the index."""
+        return self.chunks * ENTRY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBlock:
+    """A block header met in a scan: its chunk, where the header begins in the file, and the shape that it claims."""
+
+    chunk: int
+    offset: int
+    shape: ChunkShape
+
+
+def pack_block_header(chunk: int, shape: ChunkShape, padding: Padding = "none") -> bytes:
+    """The 16 bytes before a sealed block. With Padmé they do not tell the true lengths."""
+    seen = public_shape(shape, padding)
+    return _BLOCK.pack(_BLOCK_MAGIC, FORMAT, seen.codec, chunk, seen.plain_length, seen.stored_length)
+
+
+def parse_block_header(data: Buffer) -> tuple[int, ChunkShape]:
+    """The chunk number and the shape that a block's header claims, or BadBlock."""
+    if len(data) < BLOCK_HEADER_BYTES:
+        raise BadBlock("a block header is cut short")
+    magic, format_, codec, chunk, plain_length, stored_length = _BLOCK.unpack_from(data)
+    if magic != _BLOCK_MAGIC or format_ != FORMAT:
+        raise BadBlock("there is no block header here")
+    if chunk >= CHUNKS_MAX or plain_length > CHUNK_SIZE_MAX:
+        raise BadBlock(f"a block header claims chunk {chunk} of {plain_length} bytes")
+    return chunk, ChunkShape(plain_length, stored_length, codec)
+
+
+def pack_share_header(header: ShareHeader) -> bytes:
+    """The first 64 bytes of a share file."""
+    padding = PADDINGS.index(header.padding)
+    fields = _HEADER.pack(_HEADER_MAGIC, FORMAT, header.index, header.k, header.m, padding, header.version, header.namespace)
+    return fields + blake3(fields).digest(_HEADER_CHECK_BYTES)
+
+
+def parse_share_header(data: Buffer) -> ShareHeader:
+    """What `pack_share_header` was given, or BadBlock."""
+    fields = bytes(data[: _HEADER.size])
+    if len(data) < SHARE_HEADER_BYTES or bytes(data[_HEADER.size : SHARE_HEADER_BYTES]) != blake3(fields).digest(_HEADER_CHECK_BYTES):
+        raise BadBlock("a share's header is damaged")
+    magic, format_, index, k, m, padding, version, namespace = _HEADER.unpack(fields)
+    if magic != _HEADER_MAGIC or format_ != FORMAT or padding >= len(PADDINGS):
+        raise BadBlock("that is not a share of a format known here")
+    return ShareHeader(index, k, m, PADDINGS[padding], Version(version), NamespaceId(namespace))
+
+
+def pack_share_end(shapes: Iterable[ChunkShape], *, k: int, padding: Padding, table_length: int = 0) -> bytes:
+    """The index and the footer: what follows the blocks, and the sealed chunk table of `table_length` bytes where there is one."""
+    seen = [public_shape(shape, padding) for shape in shapes]
+    index = pack_chunk_table(seen)
+    fields = _FOOTER.pack(_FOOTER_MAGIC, len(seen), table_length, sum(block_size(shape, k, padding) for shape in seen))
+    return index + fields + blake3(index + fields).digest(_FOOTER_CHECK_BYTES)
+
+
+def parse_share_footer(data: Buffer, file_size: int) -> ShareFooter:
+    """The last 40 bytes of a share file, or BadBlock if they are no footer or speak of a file of another size.
+
+    Its checksum covers the index too and is compared by `parse_share_index`.
+    """
+    if len(data) != FOOTER_BYTES:
+        raise BadBlock("a share's footer is cut short")
+    magic, chunks, table_length, blocks_length = _FOOTER.unpack_from(data)
+    footer = ShareFooter(chunks, table_length, blocks_length, bytes(data[_FOOTER.size :]))
+    if magic != _FOOTER_MAGIC or footer.index_offset + footer.index_length + FOOTER_BYTES != file_size:
+        raise BadBlock("a share's footer is damaged")
+    return footer
+
+
+def parse_share_index(footer: ShareFooter, data: Buffer) -> list[tuple[int, int]]:
+    """(stored length, codec) of each block as its header has them, or BadBlock if index and footer do not belong together."""
+    fields = _FOOTER.pack(_FOOTER_MAGIC, footer.chunks, footer.table_length, footer.blocks_length)
+    if len(data) != footer.index_length or blake3(bytes(data) + fields).digest(_FOOTER_CHECK_BYTES) != footer.checksum:
+        raise BadBlock("a share's index is damaged")
+    return [(word & 0x7FFFFFFF, word >> 31) for (word,) in struct.iter_unpack("<I", data)]
+
+
+def scan_blocks(read: Callable[[int, int], Buffer], file_size: int, *, k: int, padding: Padding) -> Iterator[FoundBlock]:
+    """The blocks of a share file by their headers, in order, for when its footer or index is damaged.
+
+    `read(offset, length)` gives those bytes of the file, fewer only at its end. A damaged header hides its own block, not the ones
+    behind it: the scan goes on at the next header with a greater chunk number whose block fits into the file. What it finds is a
+    claim until the block opens; sealed bytes look like a header once in 2⁴⁰ places.
+    """
+    offset, least = SHARE_HEADER_BYTES, 0
+    while (found := _block_at(read, offset, least, file_size, k, padding)) or (
+        found := _resume(read, offset, least, file_size, k, padding)
+    ):
+        yield found
+        offset, least = found.offset + block_size(found.shape, k, padding), found.chunk + 1
+
+
+def _block_at(
+    read: Callable[[int, int], Buffer], offset: int, least: int, file_size: int, k: int, padding: Padding
+) -> FoundBlock | None:
+    """The block whose header is at `offset`, if there is one of chunk `least` or later that the file can hold."""
+    try:
+        chunk, shape = parse_block_header(read(offset, BLOCK_HEADER_BYTES))
+    except BadBlock:
+        return None
+    fits = chunk >= least and offset + block_size(shape, k, padding) <= file_size
+    return FoundBlock(chunk, offset, shape) if fits else None
+
+
+def _resume(read: Callable[[int, int], Buffer], start: int, least: int, file_size: int, k: int, padding: Padding) -> FoundBlock | None:
+    """The first block behind `start`, however far."""
+    needle = _BLOCK_MAGIC + bytes([FORMAT])
+    for base in range(start + 1, file_size, SCAN_STEP_BYTES):
+        window = bytes(read(base, SCAN_STEP_BYTES + len(needle) - 1))
+        at = window.find(needle)
+        while at >= 0:
+            if found := _block_at(read, base + at, least, file_size, k, padding):
+                return found
+            at = window.find(needle, at + 1)
+    return None
