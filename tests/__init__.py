@@ -1,0 +1,1 @@
+"""The tests of zstor-local; a package so that they may share the simulated world."""
