@@ -55,7 +55,7 @@ class EncodedChunk:
     """The m sealed blocks of a chunk, in order, in memory of their own."""
 
     shape: ChunkShape
-    blocks: list[Buffer]
+    blocks: list[bytes]
 
 
 class ChunkCoder:
@@ -85,7 +85,7 @@ class ChunkCoder:
             return Packed(ChunkShape(length, length, CODEC_PLAIN), plain)
         return Packed(ChunkShape(length, len(frame), CODEC_ZSTD), frame)
 
-    def seal(self, scratch: Scratch, chunk: int, packed: Packed) -> list[Buffer]:
+    def seal(self, scratch: Scratch, chunk: int, packed: Packed) -> list[bytes]:
         """The m sealed blocks of chunk number `chunk`; each chunk number of a version is sealed once."""
         shape = packed.shape
         blocks = self._split(scratch, packed.body, block_width(shape.stored_length, self.policy.k, self.policy.padding))
@@ -93,7 +93,7 @@ class ChunkCoder:
         seal = self._sealer.seal
         return [seal(chunk, index, shape, block) for index, block in enumerate(blocks)]
 
-    def open_block(self, chunk: int, index: int, shape: ChunkShape, sealed: Buffer) -> Buffer:
+    def open_block(self, chunk: int, index: int, shape: ChunkShape, sealed: Buffer) -> bytes:
         """The plain block, `block_width` bytes, if `sealed` is exactly block `index` of this chunk; else BadBlock."""
         if len(sealed) != block_width(shape.stored_length, self.policy.k, self.policy.padding) + TAG_BYTES:
             raise BadBlock(f"block {index} of chunk {chunk} has {len(sealed)} bytes")

@@ -32,7 +32,7 @@ block headers and no data.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,7 @@ from zstor_local.coding.table import (
     block_size,
     pack_chunk_table,
     parse_chunk_table,
+    split_word,
 )
 from zstor_local.limits import CHUNK_SIZE_MAX, CHUNKS_MAX, KIB, SHARES_MAX
 from zstor_local.model.ids import ID_BYTES, NamespaceId, Version
@@ -78,6 +79,7 @@ SCAN_STEP_BYTES: Final = 64 * KIB
 
 _BLOCK: Final = struct.Struct("<2sBBIII")
 _BLOCK_MAGIC: Final = b"ZB"
+_BLOCK_START: Final = _BLOCK_MAGIC + bytes([FORMAT])
 _HEADER: Final = struct.Struct("<8sBBBBB3x16s16s8x")
 _HEADER_MAGIC: Final = b"ZSTORSHR"
 _HEADER_CHECK_BYTES: Final = 8
@@ -174,11 +176,10 @@ def parse_share_header(data: Buffer) -> ShareHeader:
     return ShareHeader(index, k, m, PADDINGS[padding], Version(version), NamespaceId(namespace))
 
 
-def pack_share_end(shapes: Iterable[ChunkShape], *, k: int, padding: Padding, table_length: int = 0) -> bytes:
+def pack_share_end(table: ChunkTable, table_length: int = 0) -> bytes:
     """The index and the footer: what follows the blocks, and the sealed chunk table of `table_length` bytes where there is one."""
-    seen = [public_shape(shape, padding) for shape in shapes]
-    index = pack_chunk_table(seen)
-    fields = _FOOTER.pack(_FOOTER_MAGIC, len(seen), table_length, sum(block_size(shape, k, padding) for shape in seen))
+    index = table.pack_public()
+    fields = _FOOTER.pack(_FOOTER_MAGIC, len(table), table_length, table.blocks_length)
     return index + fields + blake3(index + fields).digest(_FOOTER_CHECK_BYTES)
 
 
@@ -196,49 +197,51 @@ def parse_share_footer(data: Buffer, file_size: int) -> ShareFooter:
     return footer
 
 
-def parse_share_index(footer: ShareFooter, data: Buffer) -> list[tuple[int, int]]:
-    """(stored length, codec) of each block as its header has them, or BadBlock if index and footer do not belong together."""
+def parse_share_index(footer: ShareFooter, data: Buffer) -> Iterator[tuple[int, int]]:
+    """(stored length, codec) of each block as its header has them; BadBlock, at once, if index and footer do not belong together."""
     fields = _FOOTER.pack(_FOOTER_MAGIC, footer.chunks, footer.table_length, footer.blocks_length)
     if len(data) != footer.index_length or blake3(bytes(data) + fields).digest(_FOOTER_CHECK_BYTES) != footer.checksum:
         raise BadBlock("a share's index is damaged")
-    return [(word & 0x7FFFFFFF, word >> 31) for (word,) in struct.iter_unpack("<I", data)]
+    return (split_word(word) for (word,) in struct.iter_unpack("<I", data))
 
 
-def scan_blocks(read: Callable[[int, int], Buffer], file_size: int, *, k: int, padding: Padding) -> Iterator[FoundBlock]:
-    """The blocks of a share file by their headers, in order, for when its footer or index is damaged.
+def scan_blocks(read: Callable[[int, int], Buffer], file_size: int, header: ShareHeader) -> Iterator[FoundBlock]:
+    """The blocks of a share file by their headers, in the order of the file, for when its footer or index is damaged.
 
-    `read(offset, length)` gives those bytes of the file, fewer only at its end. A damaged header hides its own block, not the ones
-    behind it: the scan goes on at the next header with a greater chunk number whose block fits into the file. What it finds is a
-    claim until the block opens; sealed bytes look like a header once in 2⁴⁰ places.
+    `read(offset, length)` gives those bytes of the file, fewer only at its end. A damaged header hides its own block and no other: a
+    header is only trusted to tell where the next one is if the next chunk's header is there; otherwise every place behind it is
+    looked at. What is found is a claim until the block opens (one place in 2⁵⁰ of sealed bytes looks like a header).
     """
-    offset, least = SHARE_HEADER_BYTES, 0
-    while (found := _block_at(read, offset, least, file_size, k, padding)) or (
-        found := _resume(read, offset, least, file_size, k, padding)
-    ):
+    least = 0
+    found = _search(read, SHARE_HEADER_BYTES, least, file_size, header)
+    while found:
         yield found
-        offset, least = found.offset + block_size(found.shape, k, padding), found.chunk + 1
+        end = found.offset + block_size(found.shape, header.k, header.padding)
+        following = _block_at(read, end, least, file_size, header)
+        if following and following.chunk == found.chunk + 1:
+            least = following.chunk
+            found = following
+        else:
+            found = _search(read, found.offset + 1, least, file_size, header)
 
 
-def _block_at(
-    read: Callable[[int, int], Buffer], offset: int, least: int, file_size: int, k: int, padding: Padding
-) -> FoundBlock | None:
+def _block_at(read: Callable[[int, int], Buffer], offset: int, least: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
     """The block whose header is at `offset`, if there is one of chunk `least` or later that the file can hold."""
     try:
         chunk, shape = parse_block_header(read(offset, BLOCK_HEADER_BYTES))
     except BadBlock:
         return None
-    fits = chunk >= least and offset + block_size(shape, k, padding) <= file_size
+    fits = chunk >= least and offset + block_size(shape, header.k, header.padding) <= file_size
     return FoundBlock(chunk, offset, shape) if fits else None
 
 
-def _resume(read: Callable[[int, int], Buffer], start: int, least: int, file_size: int, k: int, padding: Padding) -> FoundBlock | None:
-    """The first block behind `start`, however far."""
-    needle = _BLOCK_MAGIC + bytes([FORMAT])
-    for base in range(start + 1, file_size, SCAN_STEP_BYTES):
-        window = bytes(read(base, SCAN_STEP_BYTES + len(needle) - 1))
-        at = window.find(needle)
+def _search(read: Callable[[int, int], Buffer], start: int, least: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
+    """The first such block at `start` or behind it, however far."""
+    for base in range(start, file_size, SCAN_STEP_BYTES):
+        window = bytes(read(base, SCAN_STEP_BYTES + len(_BLOCK_START) - 1))
+        at = window.find(_BLOCK_START)
         while at >= 0:
-            if found := _block_at(read, base + at, least, file_size, k, padding):
+            if found := _block_at(read, base + at, least, file_size, header):
                 return found
-            at = window.find(needle, at + 1)
+            at = window.find(_BLOCK_START, at + 1)
     return None

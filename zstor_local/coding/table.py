@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Final
 
-from zstor_local.coding.block import TAG_BYTES, BadBlock, ChunkShape, block_width
+from zstor_local.coding.block import TAG_BYTES, BadBlock, ChunkShape, block_width, padme
 from zstor_local.limits import CHUNKS_MAX
 from zstor_local.model.policy import Padding
 
@@ -27,9 +27,19 @@ def block_size(shape: ChunkShape, k: int, padding: Padding) -> int:
     return BLOCK_HEADER_BYTES + block_width(shape.stored_length, k, padding) + TAG_BYTES
 
 
+def table_word(shape: ChunkShape) -> int:
+    """A chunk's entry in the table: what a writer keeps of each chunk, in an array("I"), to make a ChunkTable of."""
+    return shape.stored_length | shape.codec << _CODEC_BIT
+
+
+def split_word(word: int) -> tuple[int, int]:
+    """(stored length, codec) of an entry."""
+    return word & _LENGTH_MASK, word >> _CODEC_BIT
+
+
 def pack_chunk_table(shapes: Iterable[ChunkShape]) -> bytes:
     """The shapes of all chunks of a version, in order, 4 bytes each."""
-    return _little_endian(array("I", [shape.stored_length | shape.codec << _CODEC_BIT for shape in shapes])).tobytes()
+    return _packed(array("I", map(table_word, shapes)))
 
 
 def parse_chunk_table(data: bytes, plain_size: int, chunk_size: int, *, k: int, padding: Padding) -> ChunkTable:
@@ -37,19 +47,27 @@ def parse_chunk_table(data: bytes, plain_size: int, chunk_size: int, *, k: int, 
     chunks = -(-plain_size // chunk_size)
     if chunks > CHUNKS_MAX:
         raise BadBlock(f"an object of {plain_size} bytes has too many chunks")
-    if len(data) != chunks * ENTRY_BYTES:
+    if len(data) != chunks * ENTRY_BYTES:  # before anything is allocated
         raise BadBlock(f"a chunk table of {len(data)} bytes for {chunks} chunks")
     words = array("I")
     words.frombytes(data)
-    return ChunkTable(_little_endian(words), plain_size, chunk_size, k, padding)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return ChunkTable(words, plain_size, chunk_size, k=k, padding=padding)
 
 
 class ChunkTable:
-    """The shapes of a version's chunks, 4 bytes of memory each (12 once an offset was asked for), and the layout of its shares."""
+    """The shapes of a version's chunks, 4 bytes of memory each (12 once an offset was asked for), and the layout of its shares.
+
+    `words` is an array("I") of `table_word`s, one for each chunk in order; it is not copied. BadBlock unless they are those of an
+    object of `plain_size` bytes.
+    """
 
     __slots__ = ("_chunk_size", "_k", "_last", "_offsets", "_padding", "_words")
 
-    def __init__(self, words: array[int], plain_size: int, chunk_size: int, k: int, padding: Padding) -> None:
+    def __init__(self, words: array[int], plain_size: int, chunk_size: int, *, k: int, padding: Padding) -> None:
+        if len(words) != -(-plain_size // chunk_size):
+            raise BadBlock(f"{len(words)} chunks of {chunk_size} bytes are no object of {plain_size}")
         self._words = words
         self._chunk_size = chunk_size
         self._last = plain_size - chunk_size * max(len(words) - 1, 0)
@@ -89,7 +107,13 @@ class ChunkTable:
 
     def pack(self) -> bytes:
         """The bytes that `parse_chunk_table` reads."""
-        return _little_endian(array("I", self._words)).tobytes()
+        return _packed(self._words)
+
+    def pack_public(self) -> bytes:
+        """The same of what shards may see of each chunk (`block.public_shape`)."""
+        if self._padding == "none":
+            return self.pack()
+        return _packed(array("I", [padme(word & _LENGTH_MASK) for word in self._words]))
 
     def _summed(self) -> array[int]:
         fixed = BLOCK_HEADER_BYTES + TAG_BYTES
@@ -98,11 +122,11 @@ class ChunkTable:
 
 
 def _shape(word: int, plain_length: int) -> ChunkShape:
-    return ChunkShape(plain_length, word & _LENGTH_MASK, word >> _CODEC_BIT)
+    return ChunkShape(plain_length, *split_word(word))
 
 
-def _little_endian(words: array[int]) -> array[int]:
-    """`words` itself, its bytes swapped where the machine is big-endian."""
+def _packed(words: array[int]) -> bytes:
     if sys.byteorder == "big":
+        words = words[:]
         words.byteswap()
-    return words
+    return words.tobytes()
