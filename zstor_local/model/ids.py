@@ -21,6 +21,14 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z")
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class ShareId:
+    """Share `index` of one version."""
+
+    version: Version
+    index: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class ObjectName:
     """A key in a namespace, both checked."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from zstor_local.model.ids import NamespaceId, Version
+from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Buffer
@@ -27,14 +27,6 @@ class ShardError(Exception):
 
 class ShareMissing(Exception):
     """The shard is there, the share is not."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShareId:
-    """Share `index` of one version."""
-
-    version: Version
-    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +89,7 @@ class Shard(Protocol):
     - What `finish` or `flush` answered without an error survives a power loss; before that nothing is promised.
     - After a failed flush the shard never accepts entries again in this process: the state is `failed`.
     - A share that was written is read back bit by bit, or ShareMissing, or ShardError; other bytes are found by the reader's seals.
-    - `free` and `begin` of the same share id are never concurrent (the caller sees to it); `free` of what is not there is fine.
+    - `append`, `flush`, and freeing small shares are the work of one thread at a time. `free` of what is not there is fine.
     - A shard without its marker is `missing`: it is never written, never initialised.
     """
 
@@ -132,11 +124,11 @@ class Shard(Protocol):
         """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
         ...
 
-    def free(self, share: ShareId, *, small: bool) -> None:
-        """Forget a share. Its room is free, and the freeing durable, after the next `settle`."""
+    def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
+        """Forget shares. Their freeing is durable after the next `settle`. Small ones are freed by the thread that appends."""
         ...
 
-    def settle(self) -> None:
+    def settle(self, *, small: bool) -> None:
         """Make what was freed durable."""
         ...
 

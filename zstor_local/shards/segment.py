@@ -24,10 +24,10 @@ from typing import Final
 
 import blake3
 
-from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId, Version
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.runtime import Buffer
-from zstor_local.shards.base import Entry, ScannedEntry, ShareId
+from zstor_local.shards.base import Entry, ScannedEntry
 
 FORMAT: Final = 1
 HEADER_BYTES: Final = 64

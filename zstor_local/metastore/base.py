@@ -1,0 +1,143 @@
+"""The metastore: the truth of which record each key has, in transactions. The laws every kind obeys.
+
+One conformance suite (tests/metastore/conformance.py) runs against every implementation. It knows nothing of keys and seals: rows are
+(space, name) → envelope, where the space is a namespace's id (or STORE_WIDE) and the name a key in clear, so that it can be listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
+from zstor_local.model.record import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """The counters that commit with every group. `sequence` is the last committed, `reserved` the last that may be used."""
+
+    sequence: int = 0
+    reserved: int = 0
+    writer: int = 0
+    objects: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A name's newest record."""
+
+    space: NamespaceId
+    name: str
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A large write on its way: shares of `version` may lie on these shards, and nothing else names them yet."""
+
+    version: Version
+    shards: tuple[int, ...]
+
+
+class Owed(IntEnum):
+    """What a shard that was away has to be given. The numbers are on disk."""
+
+    SHARE = 1  # share `index` of the version
+    RECORD = 2  # the row's newest record, tombstone or void
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """Something that a shard still has to be given. For RECORD `index` is −1."""
+
+    shard: int
+    kind: Owed
+    space: NamespaceId
+    name: str
+    version: Version
+    index: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A share that no record names any more, not yet freed on its shard. `small` tells where it lies."""
+
+    shard: int
+    share: ShareId
+    small: bool
+
+
+@dataclass(slots=True)
+class Transaction:
+    """Everything one group changes. Lists are applied in this order: rows, removals, then the additions and removals of the rest."""
+
+    state: StoreState
+    rows: list[Row] = field(default_factory=list)
+    intents: list[Intent] = field(default_factory=list)
+    intents_done: list[Version] = field(default_factory=list)
+    garbage: list[Garbage] = field(default_factory=list)
+    garbage_freed: list[Garbage] = field(default_factory=list)
+    debts: list[Debt] = field(default_factory=list)
+    debts_paid: list[Debt] = field(default_factory=list)
+
+
+class MetastoreClosed(Exception):
+    """The metastore failed before and serves no writes for the rest of the process."""
+
+
+class CommitRefused(Exception):
+    """The transaction certainly did not happen, and a later one may; `no_space` tells whether the disk is full."""
+
+    def __init__(self, message: str, *, no_space: bool) -> None:
+        super().__init__(message)
+        self.no_space = no_space
+
+
+class CommitUnknown(Exception):
+    """The transaction may or may not have happened. The metastore is closed for writes from now on."""
+
+
+class MetastoreDamaged(Exception):
+    """What lies on the disk is not a metastore that this version can use."""
+
+
+class Metastore(Protocol):
+    """Laws.
+
+    - `commit` is atomic and durable when it returns. It raises CommitRefused (certainly nothing happened) or CommitUnknown, after
+      which every further commit raises MetastoreClosed.
+    - Reads see whole transactions only, and everything that was committed before the read began.
+    - `commit` and `checkpoint` are called by one thread at a time; reads may come from any thread at any time.
+    - A tombstone takes its object's place: `get` and `scan` no longer show the row, `tombstone` does; a new object removes it.
+    """
+
+    @property
+    def store_id(self) -> StoreId: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def writable(self) -> bool: ...
+
+    def state(self) -> StoreState: ...
+    def get(self, space: NamespaceId, name: str) -> Envelope | None: ...
+    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None: ...
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
+        ...
+
+    def intents(self) -> Sequence[Intent]: ...
+    def garbage(self, limit: int) -> Sequence[Garbage]: ...
+    def garbage_count(self) -> int: ...
+    def debts(self, shard: int | None = None) -> Sequence[Debt]: ...
+    def debts_count(self) -> int: ...
+    def debts_of(self, version: Version) -> Sequence[Debt]: ...
+    def commit(self, transaction: Transaction) -> None: ...
+    def checkpoint(self) -> None:
+        """Housekeeping outside of commits; may raise CommitUnknown."""
+        ...
+
+    def close(self) -> None: ...

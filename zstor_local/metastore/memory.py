@@ -1,0 +1,135 @@
+"""A metastore in memory, for simulated worlds: the same laws, durable as far as the world that holds its `Cell` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+
+from zstor_local.metastore.base import (
+    CommitUnknown,
+    Debt,
+    Garbage,
+    Intent,
+    MetastoreClosed,
+    Row,
+    StoreState,
+    Transaction,
+)
+from zstor_local.model.ids import NamespaceId, StoreId, Version
+from zstor_local.model.record import Envelope, Kind
+
+_Name = tuple[NamespaceId, str]
+
+
+@dataclass(slots=True)
+class Cell:
+    """What would be on the disk. `copy` it to keep a state."""
+
+    store_id: StoreId
+    state: StoreState = field(default_factory=StoreState)
+    records: dict[_Name, Envelope] = field(default_factory=dict)
+    tombstones: dict[_Name, Envelope] = field(default_factory=dict)
+    intents: dict[Version, Intent] = field(default_factory=dict)
+    garbage: dict[tuple[int, Version, int], Garbage] = field(default_factory=dict)
+    debts: dict[Debt, None] = field(default_factory=dict)
+
+    def copy(self) -> Cell:
+        other = copy(self)
+        for name in ("records", "tombstones", "intents", "garbage", "debts"):
+            setattr(other, name, dict(getattr(self, name)))
+        return other
+
+
+class MemoryMetastore:
+    """See the laws of metastore.base.Metastore. `around_commit` is called before and after a commit takes effect."""
+
+    kind = "memory"
+
+    def __init__(self, cell: Cell, around_commit: Callable[[str], None] = lambda moment: None) -> None:
+        self.cell = cell
+        self._around_commit = around_commit
+        self._open = True
+
+    @property
+    def store_id(self) -> StoreId:
+        return self.cell.store_id
+
+    @property
+    def writable(self) -> bool:
+        return self._open
+
+    def state(self) -> StoreState:
+        return self.cell.state
+
+    def get(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self.cell.records.get((space, name))
+
+    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self.cell.tombstones.get((space, name))
+
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+        names = sorted(
+            (name.encode() for at, name in self.cell.records if at == space and name.startswith(prefix)),
+        )
+        if after is not None:
+            names = [name for name in names if name > after.encode()]
+        return [Row(space, name.decode(), self.cell.records[space, name.decode()]) for name in names[:limit]]
+
+    def intents(self) -> Sequence[Intent]:
+        return list(self.cell.intents.values())
+
+    def garbage(self, limit: int) -> Sequence[Garbage]:
+        return list(self.cell.garbage.values())[:limit]
+
+    def garbage_count(self) -> int:
+        return len(self.cell.garbage)
+
+    def debts(self, shard: int | None = None) -> Sequence[Debt]:
+        return [debt for debt in self.cell.debts if shard is None or debt.shard == shard]
+
+    def debts_count(self) -> int:
+        return len(self.cell.debts)
+
+    def debts_of(self, version: Version) -> Sequence[Debt]:
+        return [debt for debt in self.cell.debts if debt.version == version]
+
+    def commit(self, transaction: Transaction) -> None:
+        if not self._open:
+            raise MetastoreClosed("the metastore failed before")
+        try:
+            self._around_commit("before")
+            self._apply(transaction)
+            self._around_commit("after")
+        except OSError as error:
+            self._open = False
+            raise CommitUnknown("the metastore failed") from error
+
+    def _apply(self, transaction: Transaction) -> None:
+        cell = self.cell
+        cell.state = transaction.state
+        for row in transaction.rows:
+            name = (row.space, row.name)
+            dead = row.envelope.kind is Kind.TOMBSTONE
+            (cell.tombstones if dead else cell.records)[name] = row.envelope
+            if row.envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE):
+                (cell.records if dead else cell.tombstones).pop(name, None)
+        cell.intents.update((intent.version, intent) for intent in transaction.intents)
+        for version in transaction.intents_done:
+            cell.intents.pop(version, None)
+        cell.garbage.update((_garbage_key(garbage), garbage) for garbage in transaction.garbage)
+        for garbage in transaction.garbage_freed:
+            cell.garbage.pop(_garbage_key(garbage), None)
+        cell.debts.update((debt, None) for debt in transaction.debts)
+        for debt in transaction.debts_paid:
+            cell.debts.pop(debt, None)
+
+    def checkpoint(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._open = False
+
+
+def _garbage_key(garbage: Garbage) -> tuple[int, Version, int]:
+    return garbage.shard, garbage.share.version, garbage.share.index

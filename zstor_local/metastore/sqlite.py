@@ -1,0 +1,253 @@
+"""The metastore in one SQLite file: WAL, synchronous=FULL, checkpoints only when the committer says so."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from zstor_local.metastore.base import (
+    CommitRefused,
+    CommitUnknown,
+    Debt,
+    Garbage,
+    Intent,
+    MetastoreClosed,
+    MetastoreDamaged,
+    Owed,
+    Row,
+    StoreState,
+    Transaction,
+)
+from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, StoreId, Version
+from zstor_local.model.record import Envelope, Kind
+
+FORMAT: Final = 1
+CHECKPOINT_PAGES: Final = 4_000  # 16 MiB of WAL: rare enough to be cheap, small enough to start from
+
+_SCHEMA: Final = """
+create table store(
+    one integer primary key check (one = 1), format integer not null, store_id blob not null, sequence integer not null,
+    reserved integer not null, writer integer not null, objects integer not null, bytes integer not null);
+create table record(
+    space blob not null, name blob not null, kind integer not null, key_hash blob not null, version blob not null,
+    sequence integer not null, sealed blob not null, primary key(space, name)) without rowid;
+create table tombstone(
+    space blob not null, name blob not null, kind integer not null, key_hash blob not null, version blob not null,
+    sequence integer not null, sealed blob not null, primary key(space, name)) without rowid;
+create table intent(version blob primary key, shards blob not null) without rowid;
+create table garbage(
+    shard integer not null, version blob not null, share integer not null, small integer not null,
+    primary key(shard, version, share)) without rowid;
+create table debt(
+    version blob not null, shard integer not null, kind integer not null, share integer not null, space blob not null,
+    name blob not null, primary key(version, shard, kind, share, space, name)) without rowid;
+create index debt_by_shard on debt(shard);
+"""
+_ROW: Final = "kind, space, key_hash, version, sequence, sealed"
+SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type
+
+
+class SqliteMetastore:
+    """See the laws of metastore.base.Metastore."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: str) -> None:
+        """Open an existing metastore; MetastoreDamaged if it is not one or its format is newer."""
+        try:
+            self._writer = _connect(path)
+            self._reader = _connect(path)
+            self._reader.execute("pragma query_only=on")
+            row = self._reader.execute("select format, store_id from store").fetchone()
+        except sqlite3.Error as error:
+            raise MetastoreDamaged(f"the metastore cannot be read: {error}") from None
+        if row is None or row[0] != FORMAT:
+            raise MetastoreDamaged(f"the metastore has format {row and row[0]}, this version reads {FORMAT}")
+        self._store_id = StoreId(row[1])
+        self._reading = threading.Lock()
+        self._open = True
+
+    @classmethod
+    def create(cls, path: str, store_id: StoreId) -> None:
+        """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync)."""
+        db = _connect(path)
+        db.executescript(_SCHEMA)
+        db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
+        db.execute("pragma wal_checkpoint(truncate)")
+        db.close()
+
+    @property
+    def store_id(self) -> StoreId:
+        return self._store_id
+
+    @property
+    def writable(self) -> bool:
+        return self._open
+
+    def state(self) -> StoreState:
+        return StoreState(*self._one("select sequence, reserved, writer, objects, bytes from store", ()))
+
+    def get(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
+
+    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._envelope(f"select {_ROW} from tombstone where space=? and name=?", (space, name.encode()))  # noqa: S608
+
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+        low = prefix.encode() if after is None else max(prefix.encode(), after.encode() + b"\0")
+        rows = self._all(
+            f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
+            (space, low, limit),
+        )
+        beginning = prefix.encode()
+        return [Row(space, row[0].decode(), _envelope(row[1:])) for row in rows if row[0].startswith(beginning)]
+
+    def intents(self) -> Sequence[Intent]:
+        return [Intent(Version(version), _unpack(shards)) for version, shards in self._all("select version, shards from intent", ())]
+
+    def garbage(self, limit: int) -> Sequence[Garbage]:
+        rows = self._all("select shard, version, share, small from garbage limit ?", (limit,))
+        return [Garbage(shard, ShareId(Version(version), share), bool(small)) for shard, version, share, small in rows]
+
+    def garbage_count(self) -> int:
+        return int(self._one("select count(*) from garbage", ())[0])
+
+    def debts(self, shard: int | None = None) -> Sequence[Debt]:
+        columns = "select shard, kind, space, name, version, share from debt"
+        rows = self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,))
+        return [_debt(row) for row in rows]
+
+    def debts_count(self) -> int:
+        return int(self._one("select count(*) from debt", ())[0])
+
+    def debts_of(self, version: Version) -> Sequence[Debt]:
+        rows = self._all("select shard, kind, space, name, version, share from debt where version=?", (version,))
+        return [_debt(row) for row in rows]
+
+    def commit(self, transaction: Transaction) -> None:
+        if not self._open:
+            raise MetastoreClosed("the metastore failed before; restart the daemon")
+        try:
+            self._writer.execute("begin immediate")
+            self._apply(transaction)
+            self._writer.execute("commit")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _apply(self, transaction: Transaction) -> None:
+        db, state = self._writer, transaction.state
+        db.execute(
+            "update store set sequence=?, reserved=?, writer=?, objects=?, bytes=?",
+            (state.sequence, state.reserved, state.writer, state.objects, state.bytes),
+        )
+        for row in transaction.rows:
+            envelope, name = row.envelope, row.name.encode()
+            dead = envelope.kind is Kind.TOMBSTONE
+            table, other = ("tombstone", "record") if dead else ("record", "tombstone")
+            db.execute(
+                f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
+                (row.space, name, envelope.kind, envelope.key_hash, envelope.version, envelope.sequence, envelope.sealed),
+            )
+            if envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE):
+                db.execute(f"delete from {other} where space=? and name=?", (row.space, name))  # noqa: S608
+        if transaction.intents:
+            db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
+        if transaction.intents_done:
+            db.executemany("delete from intent where version=?", [(version,) for version in transaction.intents_done])
+        if transaction.garbage:
+            db.executemany("insert or replace into garbage values(?, ?, ?, ?)", [_garbage_row(g) for g in transaction.garbage])
+        if transaction.garbage_freed:
+            db.executemany(
+                "delete from garbage where shard=? and version=? and share=?", [_garbage_row(g)[:3] for g in transaction.garbage_freed]
+            )
+        if transaction.debts:
+            db.executemany("insert or replace into debt values(?, ?, ?, ?, ?, ?)", [_debt_row(d) for d in transaction.debts])
+        if transaction.debts_paid:
+            db.executemany(
+                "delete from debt where version=? and shard=? and kind=? and share=? and space=? and name=?",
+                [_debt_row(d) for d in transaction.debts_paid],
+            )
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
+        full = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+        rolled_back = True
+        try:
+            if self._writer.in_transaction:
+                self._writer.execute("rollback")
+        except sqlite3.Error:
+            rolled_back = False
+        if full and rolled_back:
+            raise CommitRefused("the disk of the metastore is full", no_space=True) from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY and rolled_back:
+            raise CommitRefused("another process holds the metastore", no_space=False) from error
+        self._open = False
+        raise CommitUnknown(f"the metastore failed: {error.sqlite_errorname}") from error
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast."""
+        if not self._open:
+            return
+        try:
+            self._writer.execute("pragma wal_checkpoint(passive)").fetchone()
+        except sqlite3.Error as error:
+            self._open = False
+            raise CommitUnknown(f"the metastore failed in a checkpoint: {error.sqlite_errorname}") from error
+
+    def close(self) -> None:
+        self._open = False
+        with suppress(sqlite3.Error):
+            self._reader.close()
+            self._writer.close()
+
+    def _all(self, query: str, values: tuple[object, ...]) -> list[SqlRow]:
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
+
+    def _one(self, query: str, values: tuple[object, ...]) -> SqlRow:
+        with self._reading:
+            row: SqlRow = self._reader.execute(query, values).fetchone()
+            return row
+
+    def _envelope(self, query: str, values: tuple[object, ...]) -> Envelope | None:
+        with self._reading:
+            row = self._reader.execute(query, values).fetchone()
+        return None if row is None else _envelope(row)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    db.execute("pragma journal_mode=wal")
+    db.execute("pragma synchronous=full")
+    db.execute("pragma wal_autocheckpoint=0")
+    db.execute("pragma trusted_schema=off")
+    return db
+
+
+def _envelope(row: SqlRow) -> Envelope:
+    kind, space, key_hash, version, sequence, sealed = row
+    return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+
+
+def _garbage_row(garbage: Garbage) -> tuple[int, bytes, int, bool]:
+    return garbage.shard, garbage.share.version, garbage.share.index, garbage.small
+
+
+def _debt_row(debt: Debt) -> tuple[bytes, int, int, int, bytes, bytes]:
+    return debt.version, debt.shard, debt.kind, debt.index, debt.space, debt.name.encode()
+
+
+def _debt(row: SqlRow) -> Debt:
+    shard, kind, space, name, version, index = row
+    return Debt(shard, Owed(kind), NamespaceId(space), name.decode(), Version(version), index)
+
+
+def _pack(shards: tuple[int, ...]) -> bytes:
+    return b"".join(number.to_bytes(2, "little") for number in shards)
+
+
+def _unpack(shards: bytes) -> tuple[int, ...]:
+    return tuple(int.from_bytes(shards[at : at + 2], "little") for at in range(0, len(shards), 2))

@@ -1,0 +1,394 @@
+"""A shard that is a directory: a marker, the log of small shares and record copies, one file for each large share.
+
+marker                    who it is; locked (flock) for as long as a daemon uses it
+log/0000000001.log …      segments (shards/segment.py)
+shares/ab/ab12…ef.3       share 3 of version ab12…ef (coding/share.py)
+tmp/ab12…ef.3             the same on its way in; an intent in the metastore names it
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from zstor_local.coding.block import BadBlock
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHeader, pack_share_header, parse_share_footer
+from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId
+from zstor_local.model.policy import Policy
+from zstor_local.model.record import ShardEntry
+from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
+from zstor_local.shards import marker
+from zstor_local.shards.base import Entry, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.index import LogIndex, Place
+from zstor_local.shards.log import Log, LogClosed
+from zstor_local.shards.marker import BadMarker, Marker
+
+LOG: Final = "log"
+SHARES: Final = "shares"
+TEMPORARY: Final = "tmp"
+
+
+def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: NamespaceKeys) -> None:
+    """Make a directory a shard, durably. What an interrupted earlier try left is completed; another shard's marker is refused.
+
+    The parent of `root` must be there and is synced; raises OSError or BadMarker.
+    """
+    files = runtime.files
+    for directory in (root, f"{root}/{LOG}", f"{root}/{SHARES}", f"{root}/{TEMPORARY}"):
+        with suppress(FileExistsError):
+            files.mkdir(directory)
+    existing = _read_marker(files, root)
+    if existing is not None:
+        found = Marker.parse(existing, keys, identity.store_id)
+        if found.uid != identity.uid:
+            raise BadMarker("it is already another shard of this store")
+    else:
+        temporary, final = f"{root}/{TEMPORARY}/{marker.NAME}", f"{root}/{marker.NAME}"
+        fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(files, fd, [identity.pack(keys, runtime.randomness.bytes(32))], 0)
+            files.fsync(fd)
+        finally:
+            files.close(fd)
+        files.rename(temporary, final)
+    sync_directory(files, root)
+    sync_directory(files, os.path.dirname(root))
+
+
+def marker_store(files: Files, root: str) -> StoreId | None:
+    """The store whose marker lies in a directory, unauthenticated; None if there is none."""
+    try:
+        data = _read_marker(files, root)
+    except OSError:
+        return None
+    return None if data is None else marker.claimed_store(data)
+
+
+def _read_marker(files: Files, root: str) -> bytes | None:
+    try:
+        fd = files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return bytes(read_exactly(files, fd, marker.MAX_BYTES, 0))
+    finally:
+        files.close(fd)
+
+
+class DirectoryShard:
+    """See the laws of shards.base.Shard."""
+
+    def __init__(
+        self, runtime: Runtime, entry: ShardEntry, root: str, *, store_id: StoreId, keys: NamespaceKeys, index: LogIndex
+    ) -> None:
+        """Open it and take its lock; ShardError (`missing`, `failed`) with the reason if it is not the shard that `entry` names."""
+        self._files = runtime.files
+        self._entry = entry
+        self._root = root
+        self._error: str | None = None
+        self._broken: ShardState | None = None
+        try:
+            self._lock_fd = self._files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
+        except OSError as error:
+            raise ShardError("missing", f"{root} has no marker ({_name(error)}): the disk may not be mounted") from None
+        try:
+            self._identity = self._verify(store_id, keys)
+            self.log = Log(self._files, f"{root}/{LOG}", shard=entry.number, store_id=store_id, index=index)
+        except OSError as error:
+            self._files.close(self._lock_fd)
+            raise ShardError("failed", f"{root}: {_name(error)}") from None
+        except BaseException:
+            self._files.close(self._lock_fd)
+            raise
+        self._index = index
+        self._system = self.file_system()
+        self._unlinked_in: set[str] = set()
+
+    def _verify(self, store_id: StoreId, keys: NamespaceKeys) -> FileStatus:
+        data = bytes(read_exactly(self._files, self._lock_fd, marker.MAX_BYTES, 0))
+        try:
+            found = Marker.parse(data, keys, store_id)
+        except BadMarker as error:
+            raise ShardError("missing", f"{self._root}: {error}") from None
+        if found.uid != self._entry.uid:
+            raise ShardError("missing", f"{self._root} is shard {found.number}, not {self._entry.number}")
+        if not self._files.lock(self._lock_fd):
+            raise ShardError("failed", f"{self._root} is in use by another process")
+        return self._files.status(self._lock_fd)
+
+    @property
+    def number(self) -> int:
+        return self._entry.number
+
+    @property
+    def uid(self) -> ShardUid:
+        return ShardUid(self._entry.uid)
+
+    @property
+    def id(self) -> str:
+        return self._entry.id
+
+    @property
+    def url(self) -> str:
+        return self._entry.url
+
+    @property
+    def group(self) -> str:
+        return self._entry.group
+
+    def start(self, writer: int, randomness: Randomness) -> None:
+        """Make it writable for this daemon, whose writer number is higher than all before."""
+        with self._failing():
+            self.log.start(writer, randomness)
+
+    def newest_writer(self) -> int:
+        with self._failing():
+            return self.log.newest_writer()
+
+    def check(self) -> ShardState:
+        if self._broken is not None:
+            return self._broken
+        try:
+            seen = self._files.path_status(f"{self._root}/{marker.NAME}")
+        except OSError as error:
+            self._error = f"the marker cannot be seen ({_name(error)}): unmounted or emptied"
+            return "missing"
+        if (seen.device, seen.inode) != (self._identity.device, self._identity.inode):
+            self._error = "another marker lies where this shard's was"
+            return "missing"
+        return "ok"
+
+    def room(self) -> Room:
+        with self._failing():
+            system = self.file_system()
+            return Room(system.total, system.free)
+
+    def file_system(self) -> FileSystem:
+        return self._files.file_system(self._lock_fd)
+
+    @property
+    def file_system_key(self) -> tuple[int, str]:
+        """The file system it lies on: device number and type."""
+        return self._system.device, self._system.kind
+
+    def last_error(self) -> str | None:
+        return self._error
+
+    def append(self, entries: Sequence[Entry], committed: int) -> None:
+        with self._failing():
+            self._must_be_there()
+            self.log.append(entries, committed)
+
+    def flush(self) -> None:
+        with self._failing(lasting=True):
+            self.log.flush()
+
+    def flush_file_system(self) -> None:
+        """One syncfs for every log on this shard's file system; the caller tells the other shards."""
+        with self._failing(lasting=True):
+            self._files.syncfs(self.log.current_fd)
+
+    def close_for_good(self, reason: str) -> None:
+        """A flush that covered this shard's log failed elsewhere."""
+        self.log.close_for_good()
+        self._broken, self._error = "failed", reason
+
+    def scan(self) -> Iterator[ScannedEntry]:
+        with self._failing():
+            yield from self.log.scan()
+
+    def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> FileShareWriter:
+        with self._failing():
+            self._must_be_there()
+            header = ShareHeader(share.index, policy.k, policy.m, policy.padding, share.version, namespace)
+            return FileShareWriter(self, self._files, self._temporary(share), self._path(share), header)
+
+    def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
+        if small:
+            place = self._index.find(self.number, share)
+            if place is None:
+                raise ShareMissing
+            return _LogShareReader(self, place)
+        try:
+            with self._failing():
+                return _FileShareReader(self, self._files, self._files.open(self._path(share), os.O_RDONLY))
+        except ShardError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise ShareMissing from None
+            raise
+
+    def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
+        with self._failing():
+            self._must_be_there()
+            if small:
+                self.log.free(shares)
+                return
+            for share in shares:
+                for path in (self._path(share), self._temporary(share)):
+                    with suppress(FileNotFoundError):
+                        self._files.unlink(path)
+                self._unlinked_in.add(os.path.dirname(self._path(share)))
+
+    def settle(self, *, small: bool) -> None:
+        if small:
+            self.flush()
+            return
+        with self._failing():
+            self._must_be_there()
+            for directory in sorted(self._unlinked_in):
+                with suppress(FileNotFoundError):
+                    sync_directory(self._files, directory)
+            sync_directory(self._files, f"{self._root}/{TEMPORARY}")
+            self._unlinked_in.clear()
+
+    def close(self) -> None:
+        self.log.close()
+        self._files.close(self._lock_fd)
+
+    def _path(self, share: ShareId) -> str:
+        name = share.version.hex()
+        return f"{self._root}/{SHARES}/{name[:2]}/{name}.{share.index}"
+
+    def _temporary(self, share: ShareId) -> str:
+        return f"{self._root}/{TEMPORARY}/{share.version.hex()}.{share.index}"
+
+    def _must_be_there(self) -> None:
+        state = self.check()
+        if state != "ok":
+            raise ShardError(state, self._error or state)
+
+    @contextmanager
+    def _failing(self, *, lasting: bool = False) -> Iterator[None]:
+        """The system's errors as ShardErrors; after a lasting one the shard takes nothing more in this process."""
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except LogClosed as error:
+            self._broken = "failed"
+            raise ShardError("failed", str(error)) from error
+        except OSError as error:
+            state = _state(error)
+            self._error = f"{_name(error)}: {error.strerror}"
+            if lasting:
+                self._broken = state = "failed"
+            raise ShardError(state, self._error) from error
+
+
+def _state(error: OSError) -> ShardState:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "full"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "readonly"
+    return "missing" if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE) else "failed"
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "unknown error")
+
+
+class FileShareWriter:
+    """A large share on its way into its file: temporary name, fsync, rename, fsync of the directory."""
+
+    def __init__(self, shard: DirectoryShard, files: Files, temporary: str, final: str, header: ShareHeader) -> None:
+        self._shard = shard
+        self._files = files
+        self._temporary = temporary
+        self._final = final
+        self._fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        write_all(files, self._fd, [pack_share_header(header)], 0)
+
+    def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        with self._shard._failing():
+            write_all(self._files, self._fd, buffers, SHARE_HEADER_BYTES + offset)
+
+    def finish(self, index: Buffer, blocks_length: int, table: Buffer) -> None:
+        with self._shard._failing():
+            write_all(self._files, self._fd, [table, index], SHARE_HEADER_BYTES + blocks_length)
+            self._files.fsync(self._fd)
+            self._shard._must_be_there()
+            self._close()
+            self._rename()
+
+    def _rename(self) -> None:
+        directory = os.path.dirname(self._final)
+        try:
+            self._files.rename(self._temporary, self._final)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                self._files.mkdir(directory)
+            sync_directory(self._files, os.path.dirname(directory))
+            self._files.rename(self._temporary, self._final)
+        sync_directory(self._files, directory)
+
+    def abort(self) -> None:
+        self._close()
+        for path in (self._temporary, self._final):
+            with suppress(OSError):
+                self._files.unlink(path)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._files.close(self._fd)
+            self._fd = -1
+
+
+class _FileShareReader:
+    def __init__(self, shard: DirectoryShard, files: Files, fd: int) -> None:
+        self._shard = shard
+        self._files = files
+        self._fd = fd
+
+    def read(self, offset: int, length: int) -> bytearray:
+        with self._shard._failing():
+            return read_exactly(self._files, self._fd, length, SHARE_HEADER_BYTES + offset)
+
+    def read_nowait(self, offset: int, length: int) -> bytearray:
+        with self._shard._failing():
+            buffer = bytearray(length)
+            if length and self._files.preadv_nowait(self._fd, [buffer], SHARE_HEADER_BYTES + offset) < length:
+                raise BlockingIOError
+            return buffer
+
+    def read_table(self) -> bytearray:
+        with self._shard._failing():
+            size = self._files.status(self._fd).size
+            try:
+                footer = parse_share_footer(read_exactly(self._files, self._fd, FOOTER_BYTES, size - FOOTER_BYTES), size)
+            except BadBlock as error:
+                raise ShareMissing from error
+            return read_exactly(self._files, self._fd, footer.table_length, footer.table_offset)
+
+    def close(self) -> None:
+        self._files.close(self._fd)
+
+
+class _LogShareReader:
+    def __init__(self, shard: DirectoryShard, place: Place) -> None:
+        self._shard = shard
+        self._place = place
+
+    def read(self, offset: int, length: int) -> bytearray:
+        return self._read(offset, length, wait=True)
+
+    def read_nowait(self, offset: int, length: int) -> bytearray:
+        return self._read(offset, length, wait=False)
+
+    def _read(self, offset: int, length: int, *, wait: bool) -> bytearray:
+        try:
+            with self._shard._failing():
+                return self._shard.log.read(self._place, offset, length, wait=wait)
+        except ShardError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise ShareMissing from None
+            raise
+
+    def read_table(self) -> bytearray:
+        raise ShareMissing  # a small share's table is always in its record
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,179 @@
+"""Where small shares lie in the logs of directory shards: one SQLite file for all of a store's, derived from the logs alone.
+
+It can be thrown away: a shard's log is then read again from its first segment. What it knows and how far it knows each log commit in
+one transaction (WAL, synchronous=NORMAL), so after a power loss it is older, never wrong. New entries wait in memory until `flush`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local.model.ids import ShareId, Version
+
+FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most this many entries are read again after a kill
+FORMAT: Final = 1
+
+_PLACE: Final = struct.Struct("<HBIII")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a small share lies in its shard's log. Offset and length in bytes."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said."""
+
+    segment: int = 0
+    segment_id: bytes = b""
+    offset: int = 0
+    sequence: int = 0
+    committed: int = 0
+
+
+_Key = tuple[int, int]  # shard number, share index
+_Places = dict[_Key, Place | None]  # None: freed
+
+
+class LogIndex:
+    """One for a store. Any thread may call it."""
+
+    def __init__(self, path: str) -> None:
+        """`path` may be ":memory:". A file that is not an index of this format is started anew; so is a damaged one."""
+        self._lock = threading.Lock()
+        self._waiting: dict[Version, _Places] = {}
+        self._progress: dict[int, Progress] = {}
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError:
+            self._db = _open(path, anew=True)
+        self._unflushed: set[int] = set()
+        for shard, *fields in self._db.execute("select shard, segment, segment_id, offset, sequence, committed from progress"):
+            self._progress[shard] = Progress(*fields)
+
+    def progress(self, shard: int) -> Progress:
+        return self._progress.get(shard, Progress())
+
+    def forget(self, shard: int) -> None:
+        """Start a shard's log from the beginning: its progress did not match what lies there."""
+        with self._lock:
+            self._progress[shard] = Progress()
+            self._unflushed.add(shard)
+
+    def record(self, shard: int, places: Iterable[tuple[ShareId, Place | None]], progress: Progress) -> None:
+        """Take what was appended to a shard's log (None: freed), and how far the log is known now."""
+        with self._lock:
+            for share, place in places:
+                self._waiting.setdefault(share.version, {})[shard, share.index] = place
+            self._progress[shard] = progress
+            self._unflushed.add(shard)
+
+    def find(self, shard: int, share: ShareId) -> Place | None:
+        with self._lock:
+            key = (shard, share.index)
+            waiting = self._waiting.get(share.version)
+            if waiting is not None and key in waiting:
+                return waiting[key]
+            return self._stored(share.version).get(key)
+
+    def find_all(self, version: Version) -> Mapping[_Key, Place | None]:
+        """Every place of a version: a read asks k shards for the same one."""
+        with self._lock:
+            places = self._stored(version)
+            places.update(self._waiting.get(version, {}))
+            return places
+
+    def shares(self, shard: int) -> Iterator[ShareId]:
+        """Every small share the shard holds, in no order; for comparing both ways. Flushes first."""
+        self.flush()
+        with self._lock:
+            versions = [row[0] for row in self._db.execute("select version from entry")]
+        for version in versions:
+            for (number, index), place in self.find_all(Version(version)).items():
+                if number == shard and place is not None:
+                    yield ShareId(Version(version), index)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def flush(self) -> None:
+        """Write what waits. An error leaves it waiting: the log holds the same, so nothing is lost."""
+        with self._lock:
+            self._db.execute("begin")
+            try:
+                self._store()
+                self._db.execute("commit")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("rollback")
+                raise
+            self._waiting.clear()
+            self._unflushed.clear()
+
+    def _store(self) -> None:
+        fresh: list[Version] = []
+        changed: list[Version] = []
+        for version, places in self._waiting.items():
+            (changed if None in places.values() else fresh).append(version)
+        self._db.executemany(
+            "insert into entry values(?, ?) on conflict(version) do update set places = places || excluded.places",
+            [(version, _pack(self._waiting[version])) for version in fresh],
+        )
+        for version in changed:
+            merged = {**self._stored(version), **self._waiting[version]}
+            alive: _Places = {key: place for key, place in merged.items() if place is not None}
+            if alive:
+                self._db.execute("insert or replace into entry values(?, ?)", (version, _pack(alive)))
+            else:
+                self._db.execute("delete from entry where version=?", (version,))
+        rows = [(shard, p.segment, p.segment_id, p.offset, p.sequence, p.committed) for shard, p in self._known_progress()]
+        self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?)", rows)
+
+    def _known_progress(self) -> list[tuple[int, Progress]]:
+        return [(shard, self._progress[shard]) for shard in sorted(self._unflushed)]
+
+    def _stored(self, version: Version) -> _Places:
+        row = self._db.execute("select places from entry where version=?", (version,)).fetchone()
+        if row is None:
+            return {}
+        return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in _PLACE.iter_unpack(row[0])}
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.flush()
+        self._db.close()
+
+
+def _pack(places: _Places) -> bytes:
+    return b"".join(
+        _PLACE.pack(shard, index, place.segment, place.offset, place.length)
+        for (shard, index), place in places.items()
+        if place is not None
+    )
+
+
+def _open(path: str, *, anew: bool = False) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("pragma journal_mode=wal")
+    db.execute("pragma synchronous=normal")
+    if db.execute("pragma user_version").fetchone()[0] != FORMAT or anew:
+        db.executescript(
+            f"""begin; drop table if exists entry; drop table if exists progress;
+            create table entry(version blob primary key, places blob not null) without rowid;
+            create table progress(shard integer primary key, segment integer not null, segment_id blob not null,
+                offset integer not null, sequence integer not null, committed integer not null);
+            pragma user_version={FORMAT}; commit;"""
+        )
+    return db

@@ -1,0 +1,308 @@
+"""A directory shard's log: segments of small shares and record copies, appended by one committer, read by everybody."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from zstor_local import limits
+from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
+from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
+from zstor_local.shards.base import Entry, ScannedEntry
+from zstor_local.shards.index import LogIndex, Place, Progress
+from zstor_local.shards.segment import (
+    ENTRY_HEADER_BYTES,
+    HEADER_BYTES,
+    BadSegment,
+    Freed,
+    Located,
+    SegmentHeader,
+    entry_size,
+    pack_entry,
+    pack_freed,
+    scan_segment,
+)
+
+OPEN_SEGMENTS: Final = 16  # older segments kept open for reading, per shard
+_SUFFIX: Final = ".log"
+
+
+class LogClosed(Exception):
+    """A flush failed before: nothing may be acknowledged from this log again in this process."""
+
+
+class Log:
+    """The log in one directory. `append`, `free` and `flush` are the committer's alone; reading is anybody's."""
+
+    def __init__(self, files: Files, directory: str, *, shard: int, store_id: StoreId, index: LogIndex) -> None:
+        self._files = files
+        self._directory = directory
+        self._shard = shard
+        self._store_id = store_id
+        self._index = index
+        self._readers = _OpenSegments(files, self.path)
+        self._writer: _SegmentWriter | None = None
+        self._unsynced: list[_SegmentWriter] = []  # full segments that the next flush has to include
+        self._closed = False
+        self._catch_up()
+
+    def path(self, number: int) -> str:
+        return f"{self._directory}/{number:010d}{_SUFFIX}"
+
+    def segments(self) -> list[int]:
+        """The numbers of all segments, oldest first."""
+        names = self._files.list(self._directory)
+        return sorted(int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX) and name[: -len(_SUFFIX)].isdigit())
+
+    def newest_writer(self) -> int:
+        """The highest writer number that a segment bears."""
+        return max((header.writer for _, header in self._headers()[-1:]), default=0)
+
+    def start(self, writer: int, randomness: Randomness) -> None:
+        """Begin a segment of this process's own; before it nothing can be appended."""
+        self._start = writer, randomness
+        self._roll()
+
+    def append(self, entries: Sequence[Entry], committed: int) -> None:
+        """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
+        places: list[tuple[ShareId, Place | None]] = []
+        sequence = self._index.progress(self._shard).sequence
+        for entry in entries:
+            segment, at = self._room(entry_size(entry))
+            buffers = pack_entry(segment.key, at, entry, committed)
+            segment.put(buffers)
+            sequence = max(sequence, entry.envelope.sequence)
+            if entry.share_index is not None:
+                offset = at + sum(len(buffer) for buffer in buffers[:3])
+                places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
+        self._write_out(places, sequence, committed)
+
+    def free(self, shares: Sequence[ShareId]) -> None:
+        """Say that shares are gone. It rides with the next flush; if a power loss forgets it, it is said again."""
+        if not shares:
+            return
+        known = self._index.progress(self._shard)
+        for share in shares:
+            segment, at = self._room(ENTRY_HEADER_BYTES)
+            segment.put(pack_freed(segment.key, at, share, known.committed))
+        self._write_out([(share, None) for share in shares], known.sequence, known.committed)
+
+    def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int) -> None:
+        segment = self._current()
+        self._put_out(segment)
+        progress = Progress(segment.number, segment.header.id, segment.end, sequence, committed)
+        self._index.record(self._shard, places, progress)
+
+    def flush(self) -> None:
+        """Everything appended is durable when this returns. After an error the log is closed for good."""
+        segments = [*self._unsynced, self._current()]
+        try:
+            for segment in segments:
+                self._files.fdatasync(segment.fd)
+        except OSError:
+            self._closed = True
+            raise
+        self._flushed()
+
+    def flushed_by_file_system(self) -> None:
+        """A syncfs of the log's file system returned after the last append."""
+        self._flushed()
+
+    def close_for_good(self) -> None:
+        """A syncfs failed: nothing may be acknowledged from here any more."""
+        self._closed = True
+
+    @property
+    def current_fd(self) -> int:
+        return self._current().fd
+
+    def _flushed(self) -> None:
+        while self._unsynced:
+            self._files.close(self._unsynced.pop().fd)
+
+    def read(self, place: Place, offset: int, length: int, *, wait: bool) -> bytearray:
+        """Bytes of a small share. BlockingIOError if not `wait` and the disk would be waited for; FileNotFoundError if it is gone."""
+        length = max(0, min(length, place.length - offset))
+        with self._readers.using(place.segment) as fd:
+            if wait:
+                return read_exactly(self._files, fd, length, place.offset + offset)
+            buffer = bytearray(length)
+            if length and self._files.preadv_nowait(fd, [buffer], place.offset + offset) < length:
+                raise BlockingIOError
+            return buffer
+
+    def scan(self) -> Iterator[ScannedEntry]:
+        """Every whole entry, oldest segment first; FREED entries are told by the index alone."""
+        for number, header in self._headers():
+            for located in self._scan_segment(number, header, HEADER_BYTES):
+                if isinstance(located.item, ScannedEntry):
+                    yield located.item
+
+    def close(self) -> None:
+        self._readers.close()
+        for segment in [*self._unsynced, *([self._writer] if self._writer else [])]:
+            self._files.close(segment.fd)
+        self._unsynced, self._writer, self._closed = [], None, True
+
+    def _current(self) -> _SegmentWriter:
+        if self._closed or self._writer is None:
+            raise LogClosed("a flush of this log failed, or it was never started; nothing can be appended")
+        return self._writer
+
+    def _put_out(self, segment: _SegmentWriter) -> None:
+        try:
+            segment.write_out()
+        except OSError:
+            self._closed = True  # how much of it lies there is not known, so nothing may follow
+            raise
+
+    def _room(self, size: int) -> tuple[_SegmentWriter, int]:
+        """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
+        segment = self._current()
+        if segment.end + size > limits.SEGMENT_BYTES:
+            try:
+                self._roll()
+            except OSError:
+                segment.discard()
+                raise
+            segment = self._current()
+        return segment, segment.end
+
+    def _roll(self) -> None:
+        if self._closed:
+            raise LogClosed("a flush of this log failed")
+        writer, randomness = self._start
+        number = max(self.segments(), default=0) + 1
+        header = SegmentHeader(randomness.bytes(ID_BYTES), self._store_id, writer)
+        path = self.path(number)
+        fd = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            self._files.allocate(fd, 0, limits.SEGMENT_BYTES)
+            write_all(self._files, fd, [header.pack()], 0)
+            self._files.fsync(fd)
+            sync_directory(self._files, self._directory)
+        except OSError:
+            self._files.close(fd)
+            self._files.unlink(path)
+            raise
+        if self._writer is not None:
+            self._unsynced.append(self._writer)
+            self._put_out(self._writer)
+        self._writer = _SegmentWriter(self._files, fd, number, header)
+
+    def _headers(self) -> list[tuple[int, SegmentHeader]]:
+        """The readable segments. A damaged header hides a segment whose entries cannot be told from stale bytes."""
+        found = []
+        for number in self.segments():
+            with self._readers.using(number) as fd:
+                try:
+                    found.append((number, SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))))
+                except BadSegment:
+                    continue
+        return found
+
+    def _scan_segment(self, number: int, header: SegmentHeader, start: int) -> Iterator[Located]:
+        with self._readers.using(number) as fd:
+            length = self._files.status(fd).size
+            yield from scan_segment(
+                header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length
+            )
+
+    def _catch_up(self) -> None:
+        """Bring the index up to the log's end: at a start, only what was appended since its last flush."""
+        headers = self._headers()
+        known = self._index.progress(self._shard)
+        ids = {number: header.id for number, header in headers}
+        if known.segment and ids.get(known.segment) != known.segment_id:
+            self._index.forget(self._shard)
+            known = Progress()
+        for number, header in headers:
+            if number < known.segment:
+                continue
+            start = known.offset if number == known.segment else HEADER_BYTES
+            known = self._index_segment(number, header, start, known)
+
+    def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
+        places: list[tuple[ShareId, Place | None]] = []
+        end, sequence, committed = start, known.sequence, known.committed
+        for located in self._scan_segment(number, header, start):
+            end = located.end
+            if isinstance(located.item, Freed):
+                places.append((located.item.share, None))
+                continue
+            entry = located.item.entry
+            if entry.envelope.sequence > sequence:
+                sequence, committed = entry.envelope.sequence, located.item.committed
+            if entry.share_index is not None:
+                place = Place(number, located.share_offset, located.share_length)
+                places.append((ShareId(entry.envelope.version, entry.share_index), place))
+        known = Progress(number, header.id, end, sequence, committed)
+        self._index.record(self._shard, places, known)
+        return known
+
+
+class _SegmentWriter:
+    """The end of one segment: entries gather until `write_out` hands them to the kernel in one call."""
+
+    def __init__(self, files: Files, fd: int, number: int, header: SegmentHeader) -> None:
+        self._files = files
+        self.fd = fd
+        self.number = number
+        self.header = header
+        self.key = header.checksum_key
+        self.end = HEADER_BYTES
+        self._written = HEADER_BYTES
+        self._gathered: list[bytes] = []
+
+    def put(self, buffers: list[bytes]) -> None:
+        self._gathered.extend(buffers)
+        self.end += sum(len(buffer) for buffer in buffers)
+
+    def discard(self) -> None:
+        """Forget what gathered and was not written."""
+        self._gathered.clear()
+        self.end = self._written
+
+    def write_out(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._written += write_all(self._files, self.fd, [b"".join(gathered)], self._written)
+
+
+class _OpenSegments:
+    """Segments open for reading: at most OPEN_SEGMENTS that nobody is using."""
+
+    def __init__(self, files: Files, path: Callable[[int], str]) -> None:
+        self._files = files
+        self._path = path
+        self._lock = threading.Lock()
+        self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
+
+    @contextmanager
+    def using(self, number: int) -> Iterator[int]:
+        with self._lock:
+            slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]
+            self._open[number] = slot
+            slot[1] += 1
+        try:
+            yield slot[0]
+        finally:
+            with self._lock:
+                slot[1] -= 1
+                self._evict()
+
+    def _evict(self) -> None:
+        for number in list(self._open)[: max(0, len(self._open) - OPEN_SEGMENTS)]:
+            fd, users = self._open[number]
+            if users == 0:
+                self._files.close(fd)
+                del self._open[number]
+
+    def close(self) -> None:
+        with self._lock:
+            for fd, _ in self._open.values():
+                self._files.close(fd)
+            self._open.clear()

@@ -1,0 +1,128 @@
+"""The shards of a store together: who is there, where shares go, and how a group reaches every log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local.model.ids import Version
+from zstor_local.model.record import ShardEntry
+from zstor_local.shards.base import Entry, ShardError, ShardState
+from zstor_local.shards.directory import DirectoryShard
+
+# File systems whose syncfs(2) returns only when everything is on the disk, and reports errors (Linux 5.8).
+SYNCFS_KINDS: Final = frozenset({"ext4", "xfs", "btrfs"})
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A shard of the store that could not be opened, and why."""
+
+    entry: ShardEntry
+    state: ShardState
+    reason: str
+
+
+class ShardPool:
+    """All shards of a store by number; which of them are usable may change from call to call."""
+
+    def __init__(self, shards: Iterable[DirectoryShard], absent: Iterable[Absent]) -> None:
+        self._shards = {shard.number: shard for shard in shards}
+        self.absent = {slot.entry.number: slot for slot in absent}
+        self._large_writes = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all shards, absent ones included."""
+        return sorted([*self._shards, *self.absent])
+
+    def get(self, number: int) -> DirectoryShard | None:
+        """An opened shard, whatever its state now; None if it is absent."""
+        return self._shards.get(number)
+
+    def opened(self) -> list[DirectoryShard]:
+        return [self._shards[number] for number in sorted(self._shards)]
+
+    def usable(self) -> list[int]:
+        """The numbers of the shards that can be written now."""
+        return [shard.number for shard in self.opened() if shard.check() == "ok"]
+
+    def name(self, number: int) -> str:
+        """The shard's id for people."""
+        shard = self._shards.get(number)
+        if shard is not None:
+            return shard.id
+        return self.absent[number].entry.id if number in self.absent else str(number)
+
+    def states(self) -> dict[str, ShardState]:
+        """Every shard's id and state."""
+        return {self.name(number): self.state(number) for number in self.numbers}
+
+    def state(self, number: int) -> ShardState:
+        shard = self._shards.get(number)
+        return shard.check() if shard is not None else self.absent[number].state if number in self.absent else "missing"
+
+    def place(self, version: Version, m: int) -> tuple[int, ...]:
+        """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks."""
+        usable = self.usable()
+        turn = version[0] % max(1, len(usable))
+        others = [number for number in self.numbers if number not in usable]
+        return tuple([*usable[turn:], *usable[:turn], *others][:m])
+
+    @contextmanager
+    def large_write(self) -> Iterator[None]:
+        """While a large write runs, groups flush file by file: syncfs would wait for its dirty pages."""
+        self._large_writes += 1
+        try:
+            yield
+        finally:
+            self._large_writes -= 1
+
+    def append(self, entries: Mapping[int, Sequence[Entry]], committed: int) -> dict[int, ShardError]:
+        """Append to several logs. Returns the shards that failed."""
+        failed: dict[int, ShardError] = {}
+        for number, batch in entries.items():
+            shard = self._shards.get(number)
+            try:
+                if shard is None:
+                    raise ShardError("missing", "the shard is not there")
+                shard.append(batch, committed)
+            except ShardError as error:
+                failed[number] = error
+        return failed
+
+    def flush(self, numbers: Iterable[int]) -> dict[int, ShardError]:
+        """Make what was appended to these logs durable. Returns the shards for which it failed."""
+        shards = [self._shards[number] for number in numbers]
+        if self._flush_together(shards):
+            return self._flush_file_system(shards)
+        failed: dict[int, ShardError] = {}
+        for shard in shards:
+            try:
+                shard.flush()
+            except ShardError as error:
+                failed[shard.number] = error
+        return failed
+
+    def _flush_together(self, shards: Sequence[DirectoryShard]) -> bool:
+        if len(shards) < 2 or self._large_writes:
+            return False
+        systems = {shard.file_system_key for shard in shards}
+        return len(systems) == 1 and systems.pop()[1] in SYNCFS_KINDS
+
+    def _flush_file_system(self, shards: Sequence[DirectoryShard]) -> dict[int, ShardError]:
+        try:
+            shards[0].flush_file_system()
+        except ShardError as error:
+            for shard in shards:
+                shard.close_for_good(f"a flush of its file system failed ({error})")
+            return {shard.number: error for shard in shards}
+        for shard in shards:
+            shard.log.flushed_by_file_system()
+        return {}
+
+    def close(self) -> None:
+        for shard in self.opened():
+            shard.close()
