@@ -1,0 +1,164 @@
+"""The command's client: whom it trusts, what it sends, how it waits, and how it gives up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.cli.fake_daemon import FakeDaemon, Message, Peer
+from zstor_local.cli.client import Client, NoDaemon, typed_error
+from zstor_local.errors import Cancelled, Conflict, TooLarge
+
+
+def pong(peer: Peer) -> None:
+    peer.answer(peer.receive(), "pong")
+
+
+def test_a_call_sends_one_line_and_gives_the_result(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path / "s", pong) as daemon, Client.connect(str(daemon.path)) as client:
+        assert client.call("rpc.ping", {"a": "ü"}) == "pong"
+    assert daemon.peers[0].received == [{"jsonrpc": "2.0", "id": 1, "method": "rpc.ping", "params": {"a": "ü"}}]
+
+
+def test_descriptors_go_with_the_first_byte_and_nothing_else(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with FakeDaemon(tmp_path / "s", pong) as daemon, Client.connect(str(daemon.path)) as client:
+        client.call("object.write_stream", {"key": "a", "fd": 0}, fds=[reader])
+    peer = daemon.peers[0]
+    assert peer.sends == [b"{"]
+    assert os.fstat(peer.fds[0]).st_ino == os.fstat(reader).st_ino
+    for fd in (reader, writer, *peer.fds):
+        os.close(fd)
+
+
+def test_blank_lines_other_notifications_and_other_answers_are_passed_over(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        request = peer.receive()
+        peer.connected.sendall(b"\n\n")
+        peer.send({"method": "notifications/other", "params": {}})
+        peer.send({"id": 99, "result": "another's"})
+        peer.answer(request, "ours")
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        assert client.call("rpc.ping", {}) == "ours"
+
+
+def test_progress_is_asked_for_and_shown(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        request = peer.receive()
+        assert request is not None
+        peer.send({"method": "notifications/progress", "params": {"progressToken": 1, "progress": 5, "total": 9, "message": "m"}})
+        peer.send({"method": "notifications/progress", "params": {"progressToken": 1, "progress": 9}})
+        peer.answer(request, request["params"])
+
+    shown: list[tuple[int, int | None, str]] = []
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        result = client.call("object.write_file", {"key": "a"}, progress=lambda *news: shown.append(news))
+    assert result == {"key": "a", "_meta": {"progressToken": 1}}
+    assert shown == [(5, 9, "m"), (9, None, "")]
+
+
+@pytest.mark.parametrize("place", ["missing", "file/s", "stale"])
+def test_without_a_daemon_the_error_says_how_to_start_one(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with FakeDaemon(tmp_path / "stale", pong):
+        pass
+    with pytest.raises(NoDaemon, match="no daemon is running at") as caught:
+        Client.connect(str(tmp_path / place), start="zstor --socket here daemon")
+    assert caught.value.hint == "start it in another terminal:  zstor --socket here daemon"
+
+
+def test_a_socket_of_another_user_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_242)
+    with FakeDaemon(tmp_path / "s", lambda peer: None) as daemon, pytest.raises(NoDaemon, match="not of yours"):
+        Client.connect(str(daemon.path))
+
+
+def test_a_socket_path_too_long_for_the_kernel_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with FakeDaemon(Path("s"), pong), Client.connect(str(deep / "s")) as client:
+        assert client.call("rpc.ping", {}) == "pong"
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"id": 1, "resu'])
+def test_a_connection_that_breaks_is_not_an_answer(tmp_path: Path, answer: bytes) -> None:
+    def serve(peer: Peer) -> None:
+        peer.receive()
+        peer.connected.sendall(answer)
+
+    broken = pytest.raises(NoDaemon, match="closed the connection before it answered")
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client, broken:
+        client.call("rpc.ping", {})
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"[]\n", b"\xff\n"])
+def test_something_else_at_the_socket_is_called_so(tmp_path: Path, answer: bytes) -> None:
+    def serve(peer: Peer) -> None:
+        peer.receive()
+        peer.connected.sendall(answer)
+
+    foreign = pytest.raises(NoDaemon, match="no zstor daemon")
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client, foreign:
+        client.call("rpc.ping", {})
+
+
+def interrupted(request: Message | None) -> Message | None:
+    """Ctrl-C, as a terminal sends it, once the request is there."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return request
+
+
+def test_ctrl_c_cancels_the_call_and_waits_for_its_answer(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        request = interrupted(peer.receive())
+        cancel = peer.receive()
+        assert request is not None
+        assert cancel == {"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": request["id"]}}
+        peer.send({"id": request["id"], "error": {"code": -32800, "message": "cancelled", "data": {"type": "cancelled"}}})
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client, pytest.raises(Cancelled):
+        client.call("object.write_file", {})
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_after_the_commit_gives_the_true_result(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        request = interrupted(peer.receive())
+        peer.receive()
+        peer.answer(request, "done")
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        assert client.call("object.write_file", {}) == "done"
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    left = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        interrupted(interrupted(peer.receive()) and peer.receive())
+        left.wait()
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.call("object.write_file", {})
+        left.set()
+
+
+def test_errors_come_back_as_their_classes() -> None:
+    conflict = typed_error({"code": 102, "message": "stale", "data": {"type": "conflict", "retryable": False, "current": "v2"}})
+    assert isinstance(conflict, Conflict)
+    assert (conflict.message, conflict.data) == ("stale", {"current": "v2"})
+    large = typed_error({"code": 501, "message": "big", "data": {"type": "too_large", "retryable": False, "hint": "h", "limit": 5}})
+    assert isinstance(large, TooLarge)
+    assert (large.hint, large.data) == ("h", {"limit": 5})
+
+
+def test_an_error_of_a_newer_daemon_keeps_its_name() -> None:
+    newer = typed_error({"code": 504, "message": "m", "data": {"type": "moved", "retryable": True}})
+    assert (newer.code, newer.type, newer.retryable, newer.message) == (504, "moved", True, "m")

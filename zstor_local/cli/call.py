@@ -1,0 +1,81 @@
+"""`zstor call`: any method of the daemon, from the shell."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final, cast
+
+import click
+from click.shell_completion import CompletionItem
+
+from zstor_local.cli.client import Client, Json, NoDaemon
+from zstor_local.cli.handover import source
+from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.config import ConfigError
+from zstor_local.errors import ZstorError
+
+_PARAMETER: Final = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<sign>:=|:@|=)(?P<value>.*)\Z", re.DOTALL)
+
+
+def _methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The methods that the running daemon names; none where none runs."""
+    try:
+        with ctx.find_root().ensure_object(Options).connect() as client:
+            return [CompletionItem(name) for name in _names(client) if name.startswith(incomplete)]
+    except (NoDaemon, ConfigError, ZstorError):
+        return []
+
+
+def _names(client: Client) -> Iterator[str]:
+    document = cast("dict[str, list[dict[str, str]]]", client.call("rpc.discover", {}))
+    return (method["name"] for method in document["methods"])
+
+
+@click.command(epilog="For example:  zstor call object.stat key=notes.txt    zstor call object.write key=a value=hello exclusive:=true")
+@click.argument("method", shell_complete=_methods)
+@click.argument("parameters", metavar="[NAME=TEXT | NAME:=JSON | fd:@FILE]...", nargs=-1)
+@no_progress
+@as_json
+@connection
+@pass_options
+def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
+    """Call METHOD and print its result as JSON. `zstor call help` lists the methods.
+
+    NAME=TEXT is always text, NAME:=JSON anything else, and fd:@FILE hands over a file (- is standard input) as a descriptor.
+    """
+    with ExitStack() as opened:
+        params: dict[str, Json] = {}
+        fds: list[int] = []
+        for parameter in parameters:
+            name, sign, value = _split(parameter)
+            if name in params:
+                raise click.UsageError(f"{name} is given twice")
+            if sign == ":@":
+                params[name] = len(fds)
+                fds.append(opened.enter_context(source(value)).fd)
+            else:
+                params[name] = value if sign == "=" else _json(name, value)
+        client = opened.enter_context(options.connect())
+        with progress(method, wanted=not options.no_progress) as shown:
+            result = client.call(method, params, fds=fds, progress=shown)
+    people = sys.stdout.isatty() and not options.json
+    click.echo(json.dumps(result, indent=2 if people else None))
+
+
+def _split(parameter: str) -> tuple[str, str, str]:
+    found = _PARAMETER.match(parameter)
+    if found is None:
+        raise click.UsageError(f"{parameter!r} is not NAME=TEXT, NAME:=JSON or NAME:@FILE")
+    return found["name"], found["sign"], found["value"]
+
+
+def _json(name: str, value: str) -> Json:
+    try:
+        return cast(Json, json.loads(value))
+    except ValueError:
+        raise click.UsageError(f"{name}:= is followed by JSON, not {value!r}; for text write {name}={value}") from None

@@ -1,0 +1,223 @@
+"""A synchronous client of the daemon's socket: one call at a time, descriptors handed over, cancelled by Ctrl-C.
+
+The wire is docs/wire.md: JSON-RPC 2.0, one line a message. It needs nothing but the standard library, so that a command starts fast.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self, TypeAlias
+
+from zstor_local import errors, limits
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Object: TypeAlias = Mapping[str, Json]
+Progress: TypeAlias = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, a few words
+
+_READ_BYTES: Final = 256 * limits.KIB
+_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un, less its NUL
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
+
+
+class NoDaemon(Exception):
+    """Nobody, or the wrong one, answers at the socket, or the connection broke before the answer."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Client:
+    """One connection. Use it as a context manager, from one thread."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._buffer = bytearray()
+        self._last_id = 0
+
+    @classmethod
+    def connect(cls, path: str, *, start: str = "zstor daemon") -> Self:
+        """Connect to the daemon at the path and make sure that it runs under our own user id.
+
+        Raises NoDaemon, with `start`, the command that starts one, as the hint.
+        """
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _connect(connected, path)
+        except OSError as error:
+            connected.close()
+            hint = f"start it in another terminal:  {start}"
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+                raise NoDaemon(f"no daemon is running at {path}", hint=hint) from None
+            raise NoDaemon(f"cannot talk to the daemon at {path}: {error.strerror}", hint=hint) from None
+        uid = _server_uid(connected)
+        if uid != os.getuid():
+            connected.close()
+            raise NoDaemon(
+                f"the socket {path} belongs to a process of user id {uid}, not of yours",
+                hint="nothing was sent to it; run the command as the user whose daemon it is, or name your own socket with --socket",
+            )
+        return cls(connected)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._socket.close()
+
+    def call(self, method: str, params: Object, *, fds: Sequence[int] = (), progress: Progress | None = None) -> Json:
+        """The result of a call. The descriptors stay ours to close.
+
+        Raises the typed error that the daemon answered; Cancelled after a Ctrl-C that came in time. A second Ctrl-C raises
+        KeyboardInterrupt at once.
+        """
+        self._last_id += 1
+        if progress is not None:
+            params = {**params, "_meta": {"progressToken": self._last_id}}
+        with _Interrupts() as interrupts:
+            self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, fds)
+            while True:
+                message = self._receive(interrupts)
+                if message.get("method") == "notifications/progress" and progress is not None:
+                    _show(message.get("params"), progress)
+                elif "method" not in message and message.get("id") in (self._last_id, None):
+                    if (fault := message.get("error")) is not None:
+                        raise typed_error(fault)
+                    return message.get("result")
+
+    def _send(self, message: Object, fds: Sequence[int] = ()) -> None:
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            if fds:  # with the first byte, and nothing else in that send
+                self._socket.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+                line = line[1:]
+            self._socket.sendall(line)
+        except (BrokenPipeError, ConnectionResetError):
+            if not self._buffer and not select.select([self._socket], [], [], 0)[0]:
+                raise _broken() from None  # otherwise the daemon said why before it closed
+
+    def _receive(self, interrupts: _Interrupts) -> Object:
+        """The next message; a Ctrl-C meanwhile cancels the running call and goes on waiting for its answer."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > limits.MESSAGE_BYTES:
+                raise NoDaemon("the answer is longer than any of a zstor daemon")
+            if interrupts.wait(self._socket):
+                self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": self._last_id}})
+                continue
+            try:
+                received = self._socket.recv(_READ_BYTES)
+            except ConnectionResetError:
+                received = b""
+            if not received:
+                raise _broken()
+            self._buffer += received
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return _parse(line) if line.strip() else self._receive(interrupts)
+
+
+class _Interrupts:
+    """Ctrl-C while a call runs: the first one wakes `wait`, a second one raises KeyboardInterrupt."""
+
+    def __enter__(self) -> Self:
+        self._count = 0
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:  # the wake-up pipe closes the gap between looking and waiting
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._main:
+            signal.set_wakeup_fd(self._wakeup)
+            signal.signal(signal.SIGINT, self._handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 1:
+            raise KeyboardInterrupt
+
+    def wait(self, connected: socket.socket) -> bool:
+        """Wait until the socket is readable or closed; True: a Ctrl-C came instead."""
+        ready, _, _ = select.select([connected.fileno(), self._reader], [], [])
+        if self._reader not in ready:
+            return False
+        return signal.SIGINT in os.read(self._reader, 64)
+
+
+def _connect(unconnected: socket.socket, path: str) -> None:
+    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+        unconnected.connect(path)
+        return
+    place = Path(path)
+    directory = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unconnected.connect(f"/proc/self/fd/{directory}/{place.name}")
+    finally:
+        os.close(directory)
+
+
+def _server_uid(connected: socket.socket) -> int:
+    _, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
+
+
+def _broken() -> NoDaemon:
+    return NoDaemon(
+        "the daemon closed the connection before it answered",
+        hint="its log says why; whether a write happened is shown by `zstor stat KEY`",
+    )
+
+
+def _parse(line: bytes) -> Object:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise NoDaemon("what answers at the socket is no zstor daemon")
+    return message
+
+
+def _show(params: Json, progress: Progress) -> None:
+    if isinstance(params, Mapping):
+        done, total, message = params.get("progress"), params.get("total"), params.get("message")
+        if isinstance(done, int):
+            progress(done, total if isinstance(total, int) else None, message if isinstance(message, str) else "")
+
+
+def typed_error(fault: Json) -> errors.ZstorError:
+    """The error of a reply as its class in errors.py; a type that this version does not know keeps its code and name."""
+    fault = fault if isinstance(fault, Mapping) else {}
+    code, message, data = fault.get("code"), fault.get("message"), fault.get("data")
+    data = dict(data) if isinstance(data, Mapping) else {}
+    kind, retryable, hint = data.pop("type", None), data.pop("retryable", False), data.pop("hint", None)
+    data.pop("message", None)
+    for known in _error_classes(errors.ZstorError):
+        if known.type == kind:
+            break
+    else:
+        known = type("RemoteError", (errors.ZstorError,), {"code": code, "type": str(kind), "retryable": bool(retryable)})
+    return known(str(message), hint=hint if isinstance(hint, str) else None, **data)
+
+
+def _error_classes(base: type[errors.ZstorError]) -> list[type[errors.ZstorError]]:
+    found = [known for known in base.__subclasses__() if "type" in vars(known)]
+    return found + [deeper for known in base.__subclasses__() for deeper in _error_classes(known)]

@@ -1,0 +1,65 @@
+"""`zstor get`: an object becomes a file, or goes through a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+import click
+
+from zstor_local.cli import text
+from zstor_local.cli.client import Json
+from zstor_local.cli.handover import Handover, destination, standard_output
+from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import Sent
+
+
+@click.command()
+@click.argument("key")
+@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False)
+@click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--offset", type=click.IntRange(min=0), metavar="BYTES", help="Leave out the first BYTES.")
+@click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="At most so many bytes.")
+@no_progress
+@as_json
+@namespace
+@connection
+@pass_options
+def get(options: Options, key: str, file: str | None, force: bool, offset: int | None, length: int | None) -> None:
+    """Write the object KEY to FILE.
+
+    Without FILE: to standard output where that is a file or a pipe, on a terminal to a file of the key's last name. A file that is
+    there already stays, unless -f is given, and the new one appears only when it is whole.
+    """
+    path = _path(key, file)
+    if path is None and options.json:
+        raise click.UsageError("--json needs a FILE: standard output has the object's bytes")
+    wanted: dict[str, Json] = {"offset": offset, "length": length, "namespace": options.namespace}
+    params: dict[str, Json] = {"key": key, "fd": 0}
+    params.update((name, value) for name, value in wanted.items() if value is not None)
+    taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
+    with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
+        sent = cast(Sent, client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
+    if path is None:
+        return
+    if options.json:
+        click.echo(json.dumps(dict(sent) | {"path": str(path.absolute())}))
+    else:
+        click.echo(f"wrote {text.shown(str(path))}: {text.size(sent['bytes'])}")
+
+
+def _path(key: str, file: str | None) -> Path | None:
+    """Where the bytes go; None is standard output."""
+    if file == "-" or (file is None and not sys.stdout.isatty()):
+        return None
+    path = Path(file or ".")
+    if not path.is_dir():
+        return path
+    name = PurePosixPath(key).name
+    if name in ("", ".."):
+        raise click.UsageError(f"{key!r} has no last name: give a FILE")
+    return path / name

@@ -1,0 +1,58 @@
+"""`zstor key`: the master key, without which nothing can be read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from zstor_local.cli import report
+from zstor_local.cli.backup_words import WORDS, from_words, to_words
+from zstor_local.cli.handover import as_io_error
+from zstor_local.cli.options import Options, connection, pass_options
+from zstor_local.errors import IoError, KeyMissing
+from zstor_local.model.masterkey import BadKeyFile, MasterKey
+
+_PER_LINE = 4
+
+
+@click.group()
+def key() -> None:
+    """Keep the master key safe: whoever loses it loses everything."""
+
+
+@key.command()
+@click.option("--yes", is_flag=True, help="Print the words although standard output is no terminal.")
+@connection
+@pass_options
+def backup(options: Options, yes: bool) -> None:
+    """Print the master key as words, to write on paper. The words open everything: keep them as the key itself.
+
+    They hold a check, so that a slip of the pen is found when they are read back. No daemon is needed.
+    """
+    if not sys.stdout.isatty() and not yes:
+        raise click.UsageError("the words are secret and standard output is no terminal: --yes prints them all the same")
+    path = Path(options.load().master_key_file)
+    master_key = _read(path)
+    words = to_words(master_key)
+    if from_words(" ".join(words)) != master_key:
+        raise IoError("the words do not read back; nothing is printed")
+    click.echo(f"Master key of the store {master_key.store_id.hex()}, {WORDS} words:\n")
+    for start in range(0, WORDS, _PER_LINE):
+        click.echo("   ".join(f"{number + 1:2} {words[number]}" for number in range(start, min(start + _PER_LINE, WORDS))))
+    click.echo("\nKeep them where the disks of this store are not.")
+
+
+def _read(path: Path) -> MasterKey:
+    try:
+        if path.stat().st_mode & 0o077:
+            report.warning(f"others may read {path}:  chmod 600 {path}")
+        return MasterKey.from_text(path.read_text())
+    except FileNotFoundError:
+        raise KeyMissing(f"there is no master key at {path}", hint="zstor init makes one, with a new store") from None
+    except OSError as error:
+        raise as_io_error(error, str(path)) from None
+    except (BadKeyFile, UnicodeDecodeError) as error:
+        why = error if isinstance(error, BadKeyFile) else "it is not text"
+        raise KeyMissing(f"{path} is no master key: {why}") from None

@@ -1,0 +1,14 @@
+"""`zstor bench`: how fast is it here?"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> int:
+    """Measure this version on this machine, beside straight-line programs that do the same work."""
+    from zstor_local.bench import main
+
+    return main(arguments)

@@ -1,0 +1,112 @@
+"""`zstor rm`, `ls` and `stat`: what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.client import Client, Json
+from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.shapes import Item, Metadata, Page, Written
+from zstor_local.errors import Cancelled, ZstorError
+
+
+@click.command()
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@as_json
+@namespace
+@connection
+@pass_options
+def rm(options: Options, keys: tuple[str, ...]) -> int:
+    """Delete the objects. A deleted object stays deleted, also after a rebuild from the shards."""
+    failed = False
+    with options.connect() as client:
+        for key in keys:
+            try:
+                client.call("object.delete", _named(options, key))
+            except Cancelled:
+                raise
+            except ZstorError as error:
+                failed = True
+                report.error(error, json=options.json)
+            else:
+                click.echo(json.dumps({"key": key, "deleted": True}) if options.json else f"deleted {text.shown(key)}")
+    return 1 if failed else 0
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option("-l", "long", is_flag=True, help="With size, time of the last change, and health.")
+@as_json
+@namespace
+@connection
+@pass_options
+def ls(options: Options, prefix: str, long: bool) -> None:
+    """List the keys that begin with PREFIX, in order. With --json one line an object."""
+    with options.connect() as client:
+        for item in _items(client, options, prefix):
+            metadata = item["metadata"]
+            if options.json:
+                click.echo(json.dumps(item))
+            elif long:
+                size, changed = text.size(metadata["size"]), text.when(metadata["modified_epoch"])
+                click.echo(f"{size:>10}  {changed}  {metadata['health']:7}  {text.shown(item['key'])}")
+            else:
+                click.echo(text.shown(item["key"]))
+
+
+def _items(client: Client, options: Options, prefix: str) -> Iterator[Item]:
+    """Every object, page by page."""
+    params: dict[str, Json] = {"prefix": prefix} if prefix else {}
+    if options.namespace:
+        params["namespace"] = options.namespace
+    while True:
+        page = cast(Page, client.call("object.list", params))
+        yield from page["items"]
+        if page["cursor"] is None:
+            return
+        params["cursor"] = page["cursor"]
+
+
+@click.command()
+@click.argument("key")
+@as_json
+@namespace
+@connection
+@pass_options
+def stat(options: Options, key: str) -> None:
+    """Show what is known about an object: size, version, times, and on which shards its shares lie."""
+    with options.connect() as client:
+        metadata = cast(Written, client.call("object.stat", _named(options, key)))["metadata"]
+    if options.json:
+        click.echo(json.dumps({"metadata": metadata}))
+        return
+    for name, value in _lines(metadata):
+        click.echo(f"{name:<11}{value}")
+
+
+def _lines(metadata: Metadata) -> Iterator[tuple[str, str]]:
+    policy, size, stored = metadata["policy"], metadata["size"], metadata["stored_size"]
+    yield "key", text.shown(metadata["key"])
+    yield "namespace", metadata["namespace"]
+    yield "size", text.size(size) + (f" ({size:,} bytes)" if size >= 1024 else "")
+    yield "stored", text.size(stored) + (f" ({stored / size:.2f} × its size)" if size else "")
+    yield "version", metadata["version"]
+    yield "digest", metadata["digest"]
+    yield "created", text.when(metadata["created_epoch"])
+    yield "modified", text.when(metadata["modified_epoch"])
+    yield "policy", f"any {policy['k']} of {policy['m']} shares, chunks of {text.size(policy['chunk_size'])}, {policy['compression']}"
+    yield "health", metadata["health"] + (f", {text.count(metadata['owed'], 'share')} owed" if metadata["owed"] else "")
+    yield "shards", "  ".join(f"{share['index']}:{share['shard']}" for share in metadata["shards"])
+    for reference in metadata["references"]:
+        yield "reference", text.shown(reference)
+    for name, value in metadata["user"].items():
+        yield "user", text.shown(f"{name}={value}")
+
+
+def _named(options: Options, key: str) -> dict[str, Json]:
+    return {"key": key, "namespace": options.namespace} if options.namespace else {"key": key}

@@ -1,0 +1,83 @@
+"""Options that several commands share, and what they lead to: the configuration and a connection."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import click
+
+from zstor_local.cli.client import Client
+from zstor_local.config import Config, ConfigError, config_file, load_config
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class Decorator(Protocol):
+    """What gives a command function one more option."""
+
+    def __call__(self, function: Function, /) -> Function: ...
+
+
+@dataclass(slots=True)
+class Options:
+    """What the shared options said, wherever on the command line they stood."""
+
+    config: str | None = None
+    socket: str | None = None
+    namespace: str | None = None
+    json: bool = False
+    no_progress: bool = False
+
+    def load(self) -> Config:
+        """The configuration; ConfigError says what is wrong with it."""
+        environment = {"HOME": str(Path("~").expanduser()), **os.environ}
+        file, named = config_file(environment, self.config)
+        try:
+            text = Path(file).read_text()
+        except FileNotFoundError:
+            if named:
+                raise ConfigError("there is no such configuration file", file=file) from None
+            text = None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the configuration file cannot be read: {_reason(error)}", file=file) from None
+        return load_config(text=text, file=file, environment=environment, socket=self.socket, namespace=self.namespace)
+
+    def connect(self) -> Client:
+        """A connection to the daemon; NoDaemon says how to start it."""
+        flags = [part for name, value in (("--config", self.config), ("--socket", self.socket)) if value for part in (name, value)]
+        return Client.connect(self.load().socket, start=shlex.join(["zstor", *flags, "daemon"]))
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:
+    if value and param.name:
+        setattr(ctx.find_root().ensure_object(Options), param.name, value)
+
+
+def _keep_path(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    _keep(ctx, param, value and str(Path(value).absolute()))
+
+
+def _shared(*names: str, path: bool = False, metavar: str | None = None, flag: bool = False, text: str) -> Decorator:
+    callback = _keep_path if path else _keep
+    return click.option(*names, callback=callback, expose_value=False, metavar=metavar, is_flag=flag, help=text)
+
+
+def connection(function: Function) -> Function:
+    """--config and --socket, which the group and each command understand."""
+    function = _shared("--socket", path=True, metavar="PATH", text="The daemon's socket.")(function)
+    return _shared("--config", path=True, metavar="FILE", text="The configuration file.")(function)
+
+
+namespace = _shared("-n", "--namespace", metavar="NAME", text="The namespace (the configured default, at first “default”).")
+as_json = _shared("--json", flag=True, text="JSON for programs, errors too.")
+no_progress = _shared("--no-progress", flag=True, text="No progress bar.")
+pass_options = click.make_pass_decorator(Options, ensure=True)

@@ -1,0 +1,85 @@
+"""`zstor put`: a file or a pipe becomes an object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.client import Json
+from zstor_local.cli.handover import source
+from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import Metadata, Written
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, separator, _ in pairs:
+        if not separator or not name:
+            raise click.BadParameter(f"{name!r} is not NAME=TEXT")
+    return {name: value for name, _, value in pairs}
+
+
+@click.command(epilog="From a pipe:  tar c photos | zstor put - photos.tar")
+@click.argument("file", metavar="FILE|-")
+@click.argument("key", required=False)
+@click.option("--if-version", metavar="VERSION", help="Only if this is the version that is there.")
+@click.option("--exclusive", is_flag=True, help="Only if no object has the key.")
+@click.option("--user", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Text to keep beside it; may be repeated.")
+@click.option("--reference", metavar="TEXT", multiple=True, help="A reference to keep beside it; may be repeated.")
+@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="Refuse any other size; a broken pipe looks like its end.")
+@click.option("--digest", metavar="blake3:HEX", help="Refuse any other content.")
+@no_progress
+@as_json
+@namespace
+@connection
+@pass_options
+def put(
+    options: Options,
+    file: str,
+    key: str | None,
+    if_version: str | None,
+    exclusive: bool,
+    user: dict[str, str],
+    reference: tuple[str, ...],
+    size: int | None,
+    digest: str | None,
+) -> None:
+    """Store FILE, or what comes through a pipe, under KEY (the file's name if not given).
+
+    Done means durable: it survives a power cut and the loss of some shards. An object that is there already gets a new version.
+    """
+    key = key or ("" if file == "-" else Path(file).name)
+    if not key:
+        raise click.UsageError(f"{file} has no name of its own: give a KEY")
+    wanted: dict[str, Json] = {
+        "if_version": if_version,
+        "exclusive": exclusive or None,
+        "user": user or None,
+        "references": list(reference) or None,
+        "expected_size": size,
+        "expected_digest": digest,
+        "namespace": options.namespace,
+    }
+    params: dict[str, Json] = {"key": key, "fd": 0}
+    params.update((name, value) for name, value in wanted.items() if value is not None)
+    with source(file) as given, options.connect() as client:
+        with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
+            answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)
+        _tell(cast(Written, answer)["metadata"], json_wanted=options.json)
+
+
+def _tell(metadata: Metadata, *, json_wanted: bool) -> None:
+    if json_wanted:
+        click.echo(json.dumps({"metadata": metadata}))
+        return
+    policy = metadata["policy"]
+    shares = text.count(policy["m"], "share")
+    name = text.shown(metadata["key"])
+    click.echo(f"stored {name}: {text.size(metadata['size'])} in {shares}, any {policy['k']} give it back")
+    if metadata["owed"]:
+        report.warning(f"{text.count(metadata['owed'], 'share')} of {policy['m']} are owed to shards that did not take part")

@@ -1,0 +1,53 @@
+"""What goes to stderr: errors as two lines for people, or as one JSON object for programs; warnings."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+
+import click
+
+from zstor_local.cli.text import safe
+from zstor_local.errors import ZstorError
+
+
+def error(error: ZstorError, *, json: bool) -> None:
+    """A typed error, the daemon's or our own."""
+    if json:
+        data = {"type": error.type, "retryable": error.retryable} | ({"hint": error.hint} if error.hint else {}) | error.data
+        _print_json({"code": error.code, "message": error.message, "data": data})
+    else:
+        _print_text(error.message, error.hint)
+
+
+def failure(kind: str, message: str, *, hint: str | None = None, json: bool) -> None:
+    """What went wrong before or without an answer."""
+    if json:
+        _print_json({"message": message, "data": {"type": kind, "retryable": False} | ({"hint": hint} if hint else {})})
+    else:
+        _print_text(message, hint)
+
+
+def usage(error: click.UsageError, *, json: bool) -> None:
+    """A wrong command line, and how to see a right one."""
+    command = error.ctx.command_path if error.ctx else "zstor"
+    message = error.format_message().rstrip(".")
+    failure("usage", message[:1].lower() + message[1:], hint=f"{command} --help", json=json)
+
+
+def warning(message: str) -> None:
+    _line("zstor: warning: ", "yellow", message)
+
+
+def _print_text(message: str, hint: str | None) -> None:
+    _line("zstor: error: ", "red", message)
+    if hint:
+        _line("  hint: ", "cyan", hint)
+
+
+def _line(label: str, color: str, text: str) -> None:
+    click.echo(click.style(label, fg=color, bold=True) + safe(text, sys.stderr), err=True)
+
+
+def _print_json(error: dict[str, object]) -> None:
+    click.echo(jsonlib.dumps({"error": error}), err=True)

@@ -1,0 +1,109 @@
+"""The group of commands, what runs before and after each, and the exit codes.
+
+Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage, 130 interrupted; `zstor daemon` adds 75 and 78.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from zstor_local import __version__
+from zstor_local.cli import report
+from zstor_local.cli.client import NoDaemon
+from zstor_local.cli.options import Options, connection
+from zstor_local.config import ConfigError
+from zstor_local.errors import Cancelled, ZstorError
+
+DONE: Final = 0
+REFUSED: Final = 1
+NO_DAEMON: Final = 2
+USAGE: Final = 3
+INTERRUPTED: Final = 130
+
+# Each command's module, imported when the command is used: `zstor get` need not know how to draw a status.
+COMMANDS: Final = {
+    "daemon": "service",
+    "init": "service",
+    "put": "put",
+    "get": "get",
+    "rm": "objects",
+    "ls": "objects",
+    "stat": "objects",
+    "status": "status",
+    "call": "call",
+    "key": "key",
+    "bench": "measure",
+    "demo": "demo",
+    "complete": "complete",
+}
+
+
+class Commands(click.Group):
+    """Finds a command by name in its module, and suggests the nearest name for one that does not exist."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"zstor_local.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog="Start here:  zstor daemon &  zstor put FILE"
+)
+@click.version_option(__version__, prog_name="zstor", message="%(prog)s %(version)s")
+@connection
+@click.pass_context
+def zstor(ctx: click.Context) -> None:
+    """Keep data safe over several disks, through one daemon on this machine."""
+    ctx.ensure_object(Options)
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code. Nothing it reports goes to stdout but the answer."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
+    try:
+        code = zstor.main(given, prog_name="zstor", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        report.usage(error, json=json)
+        return USAGE
+    except ConfigError as error:
+        report.failure("configuration", str(error), json=json)
+        return USAGE
+    except NoDaemon as error:
+        report.failure("no_daemon", error.message, hint=error.hint, json=json)
+        return NO_DAEMON
+    except Cancelled:
+        report.failure("cancelled", "interrupted; nothing was changed", json=json)
+        return INTERRUPTED
+    except ZstorError as error:
+        report.error(error, json=json)
+        return REFUSED
+    except (KeyboardInterrupt, click.Abort):
+        report.failure("interrupted", "interrupted", json=json)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return code if isinstance(code, int) else DONE

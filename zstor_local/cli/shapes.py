@@ -1,0 +1,87 @@
+"""The shapes of the daemon's answers, as far as the command reads them (docs/api.md has them whole)."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class Policy(TypedDict):
+    k: int
+    m: int
+    chunk_size: int
+    compression: str
+    padding: str
+
+
+class Placement(TypedDict):
+    shard: str
+    index: int
+
+
+class Metadata(TypedDict):
+    """A version of an object; sizes in bytes, epochs in microseconds since 1970."""
+
+    namespace: str
+    key: str
+    version: str
+    size: int
+    stored_size: int
+    digest: str
+    created_epoch: int
+    modified_epoch: int
+    policy: Policy
+    shards: list[Placement]
+    previous_key: str | None
+    next_key: str | None
+    references: list[str]
+    user: dict[str, str]
+    health: Literal["optimal", "valid"]
+    owed: int
+    seal: str
+
+
+class Written(TypedDict):
+    metadata: Metadata
+
+
+class Sent(TypedDict):
+    metadata: Metadata
+    bytes: int
+
+
+class Item(TypedDict):
+    key: str
+    metadata: Metadata
+
+
+class Page(TypedDict):
+    items: list[Item]
+    cursor: str | None
+
+
+class Shard(TypedDict):
+    id: str
+    url: str
+    group: str | None
+    state: str
+    used: int | None
+    free: int | None
+    latency_ms: float | None
+    last_error: str | None
+
+
+class Metastore(TypedDict):
+    kind: str
+    writable: bool
+
+
+class Status(TypedDict):
+    """daemon.status. What is not known (the room on a missing shard) is null."""
+
+    state: Literal["ok", "degraded", "readonly", "failed"]
+    shards: list[Shard]
+    metastore: Metastore
+    objects: int
+    bytes: int
+    queues: NotRequired[dict[str, int]]
+    warnings: list[str]
