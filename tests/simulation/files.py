@@ -1,62 +1,27 @@
-"""`SimulatedFiles`: the runtime's Files over simulated disks, with crash points, faults and call sites.
-
-Every call that changes something, or makes a change durable, is a *crash point*: it is counted, and logged with its *site*, the
-function that made it: `zstor_local.shards.log.Log.append:pwritev`. Functions of `runtime.py` stand for their callers; an fsync of a
-directory is called `fsync_directory`. The number lets a sweep cut the power before each call, the site lets it take a single call
-out of the program (`skip`) to see whether the sweep notices.
-"""
+"""`SimulatedFiles`: the runtime's Files over simulated disks. Its crash points and faults are in `points.py`."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import posixpath
 import stat
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
-from typing import Final, NamedTuple, NoReturn
+from typing import Final
 
 from tests.simulation.content import PAGE
 from tests.simulation.disk import DirectoryNode, Disk, FileNode, Node, failure
-from tests.simulation.outcomes import Change, Outcome
+from tests.simulation.disks import Disks
+from tests.simulation.outcomes import Outcome
 from tests.simulation.pipe import PIPE_DEVICE, Pipe
+from tests.simulation.points import CrashPoints
 from zstor_local.runtime import Buffer, FileStatus, FileSystem
 
-SKIPPABLE: Final = ("fsync", "fsync_directory", "fdatasync", "syncfs", "rename")
-_WRITES: Final = ("pwritev", "writev")
 _ACCESS_AND_STATUS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_SYNC
-_OUTSIDE: Final = ("zstor_local.runtime", "tests.simulation.files", "tests.simulation.world")
 _FIRST_DESCRIPTOR: Final = 1_000  # far from real ones, and never used twice
 _UID: Final = 1_000
-
-Where = Callable[[str], bool]
-
-
-class PowerLoss(BaseException):  # not an error that a program may handle
-    """The power went. The world it went in is dead: every later call raises this too."""
-
-
-class Site(NamedTuple):
-    """One crash point that was reached: its number (from 1), who called what, on which path."""
-
-    number: int
-    name: str
-    path: str
-
-
-@dataclass(slots=True)
-class Fault:
-    """Something that goes wrong with an operation, `times` times or (None) for ever."""
-
-    operation: str
-    where: Where
-    code: int | None = None
-    at_most: int | None = None
-    times: int | None = None
 
 
 @dataclass(slots=True)
@@ -78,85 +43,22 @@ class PipeEnd:
     flags: int
 
 
-class SimulatedFiles:
+class SimulatedFiles(Disks, CrashPoints):
     """Files of a simulated world; the laws are those of `zstor_local.runtime.Files`.
 
     `now` gives the time in nanoseconds for inodes. Descriptors and locks die with `copy`; pending changes do not.
     """
 
     def __init__(self, now: Callable[[], int]) -> None:
-        self.sites: list[Site] = []
-        self._now = now
-        self._disks: dict[str, Disk] = {}
-        self._mounts: list[str] = []  # longest first
+        CrashPoints.__init__(self)
+        Disks.__init__(self, now)
         self._open: dict[int, Description | PipeEnd] = {}
         self._next_descriptor = _FIRST_DESCRIPTOR
         self._locks: dict[tuple[int, int], int] = {}
-        self._dead = False
-        self._crash_at = 0
-        self._torn = False
-        self._fail_from: tuple[int, int, bool] | None = None
-        self._faults: list[Fault] = []
-        self._skipped: set[str] = set()
-        self._history = hashlib.blake2b(digest_size=16)
-        self.mount("/")
 
-    # --- The world's side: disks ---
-
-    def mount(self, path: str, *, kind: str = "ext4", capacity: int | None = None) -> None:
-        """A new empty file system at a path; the directories above it are made, durably."""
-        if path != "/":
-            self._make_durable_directories(path)
-        self._disks[path] = Disk(2_049 + len(self._disks), path, kind, capacity, self._now)
-        self._mounts = sorted(self._disks, key=len, reverse=True)
-
-    def take_out(self, path: str) -> None:
-        """The disk at this mount point is gone: paths answer ENOENT, open descriptors EIO."""
-        self._disks[path].missing = True
-
-    def put_back(self, path: str) -> None:
-        self._disks[path].missing = False
-
-    def set_read_only(self, path: str, read_only: bool = True) -> None:
-        self._disks[path].read_only = read_only
-
-    def set_capacity(self, path: str, capacity: int | None) -> None:
-        """How many bytes the disk at this mount point holds; less than are there means that it is full."""
-        self._disks[path].capacity = capacity
-
-    def place(self, path: str, data: bytes) -> None:
-        """Make a durable file, not a crash point. The directories above it are made if they are missing."""
-        self._make_durable_directories(posixpath.dirname(path))
-        disk, parent, name = self._parent(path)
-        node = disk.create(parent, name, 0o600)
-        if isinstance(node, FileNode) and data:
-            disk.write(node, 0, data)
-            disk.sync_file(node)
-        disk.sync_directory(parent)
-
-    def contents(self, path: str) -> bytes:
-        """All bytes of a file as a program would read them now, even after the power went."""
-        node = self._file(path)
-        return node.content.read(0, node.content.size)
-
-    def damage(self, path: str, offset: int, data: bytes) -> None:
-        """Bytes on the disk change by themselves, durably and silently. The file's other changes become durable with it."""
-        disk, _ = self._locate(path)
-        node = self._file(path)
-        disk.write(node, offset, data)
-        disk.sync_file(node)
-
-    def unpinned(self) -> list[Change]:
-        """The changes that a power loss now may undo: what an `Outcome` decides on."""
-        return [change for disk in self._disks.values() for change in disk.unpinned()]
-
-    def digest(self) -> str:
-        """A hash of all names and contents on all disks, to leave out states that were seen before."""
-        return b"".join(disk.digest() for disk in self._disks.values()).hex()
-
-    def history(self) -> str:
-        """A hash of all calls so far, their arguments included: equal for equal runs."""
-        return self._history.hexdigest()
+    def open_descriptors(self) -> Sequence[int]:
+        """Descriptors that were not closed: a finished program should leave none."""
+        return sorted(self._open)
 
     def copy(self, now: Callable[[], int]) -> SimulatedFiles:
         """The same disks after every process was killed: the page cache survives; descriptors, locks and faults do not."""
@@ -172,48 +74,6 @@ class SimulatedFiles:
         for disk in other._disks.values():
             disk.lose(left)
         return other
-
-    # --- The world's side: crash points, faults, mutants ---
-
-    @property
-    def points(self) -> int:
-        """How many crash points have been passed."""
-        return len(self.sites)
-
-    def crash_at(self, number: int, *, torn: bool = False) -> None:
-        """Cut the power before crash point `number` (from 1) does its work; torn: a write does the first half of it first."""
-        self._crash_at, self._torn = number, torn
-
-    def fail_at(self, number: int, code: int, *, and_after: bool = False) -> None:
-        """Crash point `number`, and with `and_after` all later ones, fail with this errno instead of doing their work."""
-        self._fail_from = (number, code, and_after)
-
-    def fail(self, operation: str, where: Where, code: int, times: int | None = 1) -> None:
-        """The operation (a method's name, `fsync_directory`, or `*` for all) fails with this errno on paths where `where` holds."""
-        self._faults.append(Fault(operation, where, code=code, times=times))
-
-    def shorten(self, operation: str, where: Where, at_most: int, times: int | None = None) -> None:
-        """Reads or writes (`pwritev`, `preadv`, ... or `*`) move at most so many bytes."""
-        self._faults.append(Fault(operation, where, at_most=at_most, times=times))
-
-    def heal(self) -> None:
-        """No more crash, no more faults; skipped sites stay skipped."""
-        self._crash_at, self._torn, self._fail_from = 0, False, None
-        self._faults.clear()
-
-    def skip(self, site: str) -> None:
-        """The call at this site (see `skippable`) does nothing and says that it worked. Stays in force over crash and copy."""
-        if site.rpartition(":")[2] not in SKIPPABLE:
-            raise ValueError(f"{site} is not a sync or a rename")
-        self._skipped.add(site)
-
-    def skippable(self) -> list[str]:
-        """The sites of syncs and renames reached so far, each once, sorted: the mutants to make."""
-        return sorted({site.name for site in self.sites if site.name.rpartition(":")[2] in SKIPPABLE})
-
-    def point(self, name: str) -> None:
-        """A crash point of somebody else, as a simulated metastore's commit."""
-        self._point(name.rpartition(":")[2], name, site=name)
 
     def pipe(self) -> tuple[int, int]:
         """Both ends of a new pipe, reading end first, without waiting: an empty or full one answers EAGAIN."""
@@ -426,56 +286,7 @@ class SimulatedFiles:
         self._cut_open(end.disk, end.node, flags, end.path)
         return self._add(Description(end.path, end.disk, end.node, flags))
 
-    # --- Inside: paths and descriptors ---
-
-    def _locate(self, path: str) -> tuple[Disk, Sequence[str]]:
-        """The disk that holds the path, and the names from its top."""
-        if not path.startswith("/"):
-            raise failure(errno.ENOENT, path)
-        path = posixpath.normpath(path)
-        for mount in self._mounts:
-            if path == mount or mount == "/" or path.startswith(mount + "/"):
-                disk = self._disks[mount]
-                if disk.missing:
-                    raise failure(errno.ENOENT, path)
-                return disk, [name for name in path[len(mount) :].split("/") if name]
-        raise failure(errno.ENOENT, path)
-
-    def _look_up(self, disk: Disk, parts: Sequence[str], path: str) -> Node:
-        try:
-            return disk.look_up(parts)
-        except OSError as error:
-            raise failure(error.errno or errno.EIO, path) from None
-
-    def _parent(self, path: str) -> tuple[Disk, DirectoryNode, str]:
-        disk, parts = self._locate(path)
-        if not parts:
-            raise failure(errno.EBUSY, path)
-        parent = self._look_up(disk, parts[:-1], path)
-        if isinstance(parent, FileNode):
-            raise failure(errno.ENOTDIR, path)
-        return disk, parent, parts[-1]
-
-    def _entry(self, parent: DirectoryNode, name: str, path: str) -> int:
-        if name not in parent.entries:
-            raise failure(errno.ENOENT, path)
-        return parent.entries[name]
-
-    def _file(self, path: str) -> FileNode:
-        node = self._look_up(*self._locate(path), path)
-        if isinstance(node, DirectoryNode):
-            raise failure(errno.EISDIR, path)
-        return node
-
-    def _make_durable_directories(self, path: str) -> None:
-        disk, parts = self._locate(path)
-        directory = disk.look_up([])
-        for name in parts:
-            assert isinstance(directory, DirectoryNode), path
-            if name not in directory.entries:
-                disk.create(directory, name, 0o700, directory=True)
-                disk.sync_directory(directory)
-            directory = disk.nodes[directory.entries[name]]
+    # --- Inside: descriptors ---
 
     def _any_end(self, fd: int) -> Description | PipeEnd:
         self._alive()
@@ -552,7 +363,7 @@ class SimulatedFiles:
         if end.flags & os.O_APPEND:
             offset = node.content.size
         self._point(operation, end.path, offset, len(data), zlib.crc32(data))
-        if self._crash_at == self.points:  # the torn half
+        if self._tears:
             if len(data) > 1:
                 end.disk.write(node, offset, data[: len(data) // 2])
             self._die()
@@ -568,67 +379,12 @@ class SimulatedFiles:
         if not skipped:
             work()
 
-    # --- Inside: points and faults ---
-
-    def _alive(self) -> None:
-        if self._dead:
-            raise PowerLoss
-
-    def _die(self) -> NoReturn:
-        self._dead = True
-        raise PowerLoss
-
-    def _begin(self, operation: str, path: str, *details: object) -> None:
-        """Every call that changes nothing passes here."""
-        self._alive()
-        self._history.update(repr((operation, path, details)).encode())
-        self._break(operation, path)
-
-    def _point(self, operation: str, path: str, *details: object, other: str = "", site: str = "") -> bool:
-        """Every crash point passes here. True if the call is to be skipped."""
-        self._alive()
-        site = site or f"{_caller()}:{operation}"
-        self.sites.append(Site(len(self.sites) + 1, site, path))
-        self._history.update(repr((operation, path, other, details)).encode())
-        if self._crash_at == len(self.sites) and not (self._torn and operation in _WRITES):
-            self._die()
-        if self._fail_from is not None:
-            number, code, and_after = self._fail_from
-            if len(self.sites) == number or (and_after and len(self.sites) > number):
-                raise failure(code, path)
-        self._break(operation, path, other)
-        return site in self._skipped
-
-    def _break(self, operation: str, *paths: str) -> None:
-        for fault in self._faults:
-            if fault.code is not None and self._strikes(fault, operation, paths):
-                raise failure(fault.code, paths[0])
-
-    def _shortened(self, operation: str, path: str, length: int) -> int:
-        for fault in self._faults:
-            if fault.at_most is not None and self._strikes(fault, operation, (path,)):
-                return min(length, fault.at_most)
-        return length
-
-    def _strikes(self, fault: Fault, operation: str, paths: Sequence[str]) -> bool:
-        if fault.operation not in ("*", operation) or fault.times == 0 or not any(fault.where(path) for path in paths if path):
-            return False
-        if fault.times is not None:
-            fault.times -= 1
-        return True
-
     def _copied(self, now: Callable[[], int]) -> SimulatedFiles:
         other = SimulatedFiles(now)
         other._disks = {path: disk.copy(now) for path, disk in self._disks.items()}
         other._mounts = self._mounts.copy()
-        other._skipped = self._skipped.copy()
-        other._history = self._history.copy()
+        other.follow(self)
         return other
-
-
-def under(prefix: str) -> Where:
-    """A predicate for `fail` and `shorten`: the path itself or anything below it."""
-    return lambda path: path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
 def _scatter(data: bytes, buffers: Sequence[bytearray | memoryview]) -> int:
@@ -640,14 +396,3 @@ def _scatter(data: bytes, buffers: Sequence[bytearray | memoryview]) -> int:
         if done == len(data):
             break
     return done
-
-
-def _caller() -> str:
-    """The innermost function outside of the seam and the simulation."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module not in _OUTSIDE:
-            return f"{module}.{frame.f_code.co_qualname}"
-        frame = frame.f_back
-    return "?"

@@ -129,17 +129,21 @@ class Subset:
         ]
 
 
-def outcomes(changes: Sequence[Change], *, subsets: int = 30, seed: int = 0) -> Iterator[Outcome]:
-    """The outcomes worth trying: nothing, all, sizes without data, all but each, only each, each write torn, random subsets."""
+def outcomes(changes: Sequence[Change], *, subsets: int = 30, singles: int = 100, seed: int = 0) -> Iterator[Outcome]:
+    """The outcomes worth trying: nothing, all, sizes without data, all but each, only each, each write torn, random subsets.
+
+    Of more than `singles` changes, only so many (drawn from the seed) are taken out, left alone or torn.
+    """
     yield NOTHING
     if not changes:
         return
     yield ALL
     yield Every(Fate.ZEROS)
-    for position, change in enumerate(changes):
+    positions = range(len(changes))
+    for position in positions if len(changes) <= singles else sorted(random.Random(seed).sample(positions, singles)):
         yield Only(position)
         yield AllBut(position)
-        if isinstance(change, Write):
+        if isinstance(changes[position], Write):
             yield Torn(position)
     for number in range(subsets):
         yield Subset(seed * subsets + number)

@@ -24,8 +24,9 @@ import blake3
 import trio
 import trio.testing
 
-from tests.simulation.files import PowerLoss, SimulatedFiles
+from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import Outcome
+from tests.simulation.points import PowerLoss
 from zstor_local.runtime import Runtime
 
 T = TypeVar("T")

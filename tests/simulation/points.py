@@ -1,0 +1,178 @@
+"""Crash points, faults and call sites: everything about a simulated call but its work.
+
+Every call that changes something, or makes a change durable, is a *crash point*: it is counted, and logged with its *site*, the
+function that made it: `zstor_local.shards.log.Log.append:pwritev`. Functions of `runtime.py` stand for their callers; an fsync of a
+directory is called `fsync_directory`. The number lets a sweep cut the power before each call, the site lets it take a single call
+out of the program (`skip`) to see whether the sweep notices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final, NamedTuple, NoReturn
+
+from tests.simulation.disk import failure
+
+SKIPPABLE: Final = ("fsync", "fsync_directory", "fdatasync", "syncfs", "rename")
+_WRITES: Final = ("pwritev", "writev")
+_OUTSIDE: Final = ("zstor_local.runtime", "tests.simulation.points", "tests.simulation.files", "tests.simulation.world")
+
+Where = Callable[[str], bool]
+
+
+class PowerLoss(BaseException):  # not an error that a program may handle
+    """The power went. The world it went in is dead: every later call raises this too."""
+
+
+class Site(NamedTuple):
+    """One crash point that was reached: its number (from 1), who called what, on which path."""
+
+    number: int
+    name: str
+    path: str
+
+
+@dataclass(slots=True)
+class Fault:
+    """Something that goes wrong with an operation, `times` times or (None) for ever."""
+
+    operation: str
+    where: Where
+    code: int | None = None
+    at_most: int | None = None
+    times: int | None = None
+
+
+class CrashPoints:
+    """The half of `SimulatedFiles` that tests talk to."""
+
+    def __init__(self) -> None:
+        self.sites: list[Site] = []
+        self._dead = False
+        self._crash_at = 0
+        self._torn = False
+        self._fail_from: tuple[int, int, bool] | None = None
+        self._faults: list[Fault] = []
+        self._skipped: set[str] = set()
+        self._history = hashlib.blake2b(digest_size=16)
+
+    def follow(self, other: CrashPoints) -> None:
+        """Take over what stays in force over a crash: the skipped sites and the history."""
+        self._skipped = other._skipped.copy()
+        self._history = other._history.copy()
+
+    def history(self) -> str:
+        """A hash of all calls so far, their arguments included: equal for equal runs."""
+        return self._history.hexdigest()
+
+    @property
+    def points(self) -> int:
+        """How many crash points have been passed."""
+        return len(self.sites)
+
+    def crash_at(self, number: int, *, torn: bool = False) -> None:
+        """Cut the power before crash point `number` (from 1) does its work; torn: a write does the first half of it first."""
+        self._crash_at, self._torn = number, torn
+
+    def fail_at(self, number: int, code: int, *, and_after: bool = False) -> None:
+        """Crash point `number`, and with `and_after` all later ones, fail with this errno instead of doing their work."""
+        self._fail_from = (number, code, and_after)
+
+    def fail(self, operation: str, where: Where, code: int, times: int | None = 1) -> None:
+        """The operation (a method's name, `fsync_directory`, or `*` for all) fails with this errno on paths where `where` holds."""
+        self._faults.append(Fault(operation, where, code=code, times=times))
+
+    def shorten(self, operation: str, where: Where, at_most: int, times: int | None = None) -> None:
+        """Reads or writes (`pwritev`, `preadv`, ... or `*`) move at most so many bytes."""
+        self._faults.append(Fault(operation, where, at_most=at_most, times=times))
+
+    def heal(self) -> None:
+        """No more crash, no more faults; skipped sites stay skipped."""
+        self._crash_at, self._torn, self._fail_from = 0, False, None
+        self._faults.clear()
+
+    def skip(self, site: str) -> None:
+        """The call at this site (see `skippable`) does nothing and says that it worked. Stays in force over crash and copy."""
+        if site.rpartition(":")[2] not in SKIPPABLE:
+            raise ValueError(f"{site} is not a sync or a rename")
+        self._skipped.add(site)
+
+    def skippable(self) -> list[str]:
+        """The sites of syncs and renames reached so far, each once, sorted: the mutants to make."""
+        return sorted({site.name for site in self.sites if site.name.rpartition(":")[2] in SKIPPABLE})
+
+    def point(self, name: str) -> None:
+        """A crash point of somebody else, as a simulated metastore's commit."""
+        self._point(name.rpartition(":")[2], name, site=name)
+
+    @property
+    def _tears(self) -> bool:
+        """Whether the write at the present crash point is to be torn."""
+        return self._crash_at == len(self.sites)
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise PowerLoss
+
+    def _die(self) -> NoReturn:
+        self._dead = True
+        raise PowerLoss
+
+    def _begin(self, operation: str, path: str, *details: object) -> None:
+        """Every call that changes nothing passes here."""
+        self._alive()
+        self._history.update(repr((operation, path, details)).encode())
+        self._break(operation, path)
+
+    def _point(self, operation: str, path: str, *details: object, other: str = "", site: str = "") -> bool:
+        """Every crash point passes here. True if the call is to be skipped."""
+        self._alive()
+        site = site or f"{_caller()}:{operation}"
+        self.sites.append(Site(len(self.sites) + 1, site, path))
+        self._history.update(repr((operation, path, other, details)).encode())
+        if self._crash_at == len(self.sites) and not (self._torn and operation in _WRITES):
+            self._die()
+        if self._fail_from is not None:
+            number, code, and_after = self._fail_from
+            if len(self.sites) == number or (and_after and len(self.sites) > number):
+                raise failure(code, path)
+        self._break(operation, path, other)
+        return site in self._skipped
+
+    def _break(self, operation: str, *paths: str) -> None:
+        for fault in self._faults:
+            if fault.code is not None and self._strikes(fault, operation, paths):
+                raise failure(fault.code, paths[0])
+
+    def _shortened(self, operation: str, path: str, length: int) -> int:
+        for fault in self._faults:
+            if fault.at_most is not None and self._strikes(fault, operation, (path,)):
+                return min(length, fault.at_most)
+        return length
+
+    def _strikes(self, fault: Fault, operation: str, paths: Sequence[str]) -> bool:
+        if fault.operation not in ("*", operation) or fault.times == 0 or not any(fault.where(path) for path in paths if path):
+            return False
+        if fault.times is not None:
+            fault.times -= 1
+        return True
+
+
+def under(prefix: str) -> Where:
+    """A predicate for `fail` and `shorten`: the path itself or anything below it."""
+    return lambda path: path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def _caller() -> str:
+    """The innermost function outside of the seam and the simulation."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module not in _OUTSIDE:
+            return f"{module}.{frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return "?"
