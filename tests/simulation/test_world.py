@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 
 import pytest
 import trio
 
 from tests.simulation.outcomes import ALL, NOTHING, outcomes
 from tests.simulation.points import PowerLoss
-from tests.simulation.world import START, Mount, Survivor, World, run, run_until_power_loss
+from tests.simulation.world import START, Mount, World, run, run_until_power_loss
 from zstor_local.runtime import Runtime, sync_directory, write_all
 
 
@@ -171,35 +172,33 @@ def test_threads_end_their_work_though_cancelled() -> None:
     assert done == [1]
 
 
+@dataclass
 class Committed:
     """The plainest survivor: a number."""
 
-    def __init__(self, world: World, value: int) -> None:
-        self.world = world
-        self.value = value
+    value: int
 
-    def commit(self, value: int) -> None:
-        self.world.point("committed.commit:commit")
-        self.value = value
+    def copy(self) -> Committed:
+        return Committed(self.value)
 
-    def survive(self, world: World) -> Survivor:
-        return Committed(world, self.value)
+
+def commit(world: World, value: int) -> None:
+    committed = world.survivors["metastore"]
+    assert isinstance(committed, Committed)
+    world.point("metastore:commit")
+    committed.value = value
 
 
 def test_survivors_are_carried_along() -> None:
     world = World()
-    first = Committed(world, 1)
-    world.survivors["metastore"] = first
-    copied = world.copy().survivors["metastore"]
-    assert isinstance(copied, Committed)
-    copied.commit(5)
+    world.survivors["metastore"] = Committed(1)
+    copied = world.copy()
+    commit(copied, 5)
     world.files.crash_at(1)
     with pytest.raises(PowerLoss):
-        first.commit(2)
-    after = world.crash(ALL).survivors["metastore"]
-    assert isinstance(after, Committed)
-    assert (copied.value, first.value, after.value) == (5, 1, 1)
-    after.commit(3)
+        commit(world, 2)
+    after = world.crash(ALL)
+    assert [each.survivors["metastore"] for each in (copied, world, after)] == [Committed(5), Committed(1), Committed(1)]
 
 
 def test_a_world_is_copied_fast_enough_to_try_thousands() -> None:

@@ -104,11 +104,9 @@ class SimulatedReadiness:
 
 
 class Survivor(Protocol):
-    """Something durable beside the disks, as a simulated metastore: what was committed outlives a crash."""
+    """Something durable beside the disks, as the cell of a metastore in memory: what it holds outlives a crash."""
 
-    def survive(self, world: World) -> Survivor:
-        """The same thing in another world, as it is found there after the process ended. Must not change this one."""
-        ...
+    def copy(self) -> Survivor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ class Mount:
 
 
 class World:
-    """A runtime with a seed. There is always a disk at "/"; `survivors` are carried along by name."""
+    """A runtime with a seed. There is always a disk at "/"; `survivors` are copied along by name."""
 
     def __init__(self, seed: int = 0, mounts: Iterable[Mount] = ()) -> None:
         self.seed = seed
@@ -151,10 +149,8 @@ class World:
         other.clock = SimulatedClock(self.clock.time)
         other.randomness = self.randomness.copy()
         other.files = files(other.clock.nanoseconds)
-        other.survivors = {}
+        other.survivors = {name: survivor.copy() for name, survivor in self.survivors.items()}
         other._assemble()
-        for name, survivor in self.survivors.items():
-            other.survivors[name] = survivor.survive(other)
         return other
 
     def _assemble(self) -> None:
