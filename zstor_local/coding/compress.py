@@ -34,9 +34,6 @@ class Compressor:
         try:
             if zstandard.frame_content_size(data) != plain_length:
                 raise BadBlock(f"a frame does not declare the {plain_length} bytes that its chunk has")
-            plain = self._restore.decompress(data, max_output_size=plain_length, allow_extra_data=False)
+            return self._restore.decompress(data, max_output_size=plain_length, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise BadBlock("a chunk is not one whole zstd frame") from error
-        if len(plain) != plain_length:
-            raise BadBlock(f"a frame of {plain_length} bytes gave {len(plain)}")
-        return plain
