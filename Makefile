@@ -1,0 +1,54 @@
+# make demo    see it work: a store, a file, two lost disks, the file again
+# make test    everything that must hold: style, types, floors, tests
+# make bench   how fast it is here, beside straight-line programs
+# make clean   forget what make built
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test bench clean needs needs-test
+
+demo: $(VENV)/.installed
+	@$(BIN)/zstor demo
+
+bench: $(VENV)/.installed
+	@$(BIN)/zstor bench
+
+test: needs-test $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo "installing zstor-local into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
+	@echo "installing zstor-local and what its tests need into $(VENV)"
+	@$(PIP) --editable '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(BIN)/pip: | needs
+	@$(PYTHON) -m venv $(VENV)
+
+# What the bare system must have. One line names all that is missing; zfec is compiled where no built one fits.
+needs-test: tools = socat
+needs needs-test:
+	@$(recent) || { echo "Python 3.11 or newer is needed as python3, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(missing) test -z "$$missing" || { echo "this needs:  sudo apt-get install -y$$missing" >&2; exit 1; }
+
+recent = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+built = $(PYTHON) -c 'import platform, sys; sys.exit(platform.machine() != "x86_64" or sys.version_info >= (3, 14))'
+header = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+missing = missing=""; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(built) || { command -v cc && test -e "$(header)"; } >/dev/null || missing="$$missing gcc python3-dev"; \
+	for tool in $(tools); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done;
