@@ -8,11 +8,13 @@ out of the program (`skip`) to see whether the sweep notices.
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from functools import cache
+from types import CodeType, FrameType
 from typing import Final, NamedTuple, NoReturn
 
 from tests.simulation.disk import failure
@@ -97,17 +99,17 @@ class CrashPoints:
 
     def skip(self, site: str) -> None:
         """The call at this site (see `skippable`) does nothing and says that it worked. Stays in force over crash and copy."""
-        if site.rpartition(":")[2] not in SKIPPABLE:
+        if _operation(site) not in SKIPPABLE:
             raise ValueError(f"{site} is not a sync or a rename")
         self._skipped.add(site)
 
     def skippable(self) -> list[str]:
         """The sites of syncs and renames reached so far, each once, sorted: the mutants to make."""
-        return sorted({site.name for site in self.sites if site.name.rpartition(":")[2] in SKIPPABLE})
+        return sorted({site.name for site in self.sites if _operation(site.name) in SKIPPABLE})
 
     def point(self, name: str) -> None:
         """A crash point of somebody else, as a simulated metastore's commit."""
-        self._point(name.rpartition(":")[2], name, site=name)
+        self._point(_operation(name), name, site=name)
 
     @property
     def _tears(self) -> bool:
@@ -131,7 +133,7 @@ class CrashPoints:
     def _point(self, operation: str, path: str, *details: object, other: str = "", site: str = "") -> bool:
         """Every crash point passes here. True if the call is to be skipped."""
         self._alive()
-        site = site or f"{_caller()}:{operation}"
+        site = site or _site(operation)
         self.sites.append(Site(len(self.sites) + 1, site, path))
         self._history.update(repr((operation, path, other, details)).encode())
         if self._crash_at == len(self.sites) and not (self._torn and operation in _WRITES):
@@ -167,12 +169,31 @@ def under(prefix: str) -> Where:
     return lambda path: path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
 
-def _caller() -> str:
-    """The innermost function outside of the seam and the simulation."""
+def _operation(site: str) -> str:
+    return site.rpartition(":")[2].partition("#")[0]
+
+
+def _site(operation: str) -> str:
+    """The innermost function outside of the seam and the simulation, and what it calls.
+
+    Where one function has several calls of the same name, they are numbered from the top: `sweep:rename#2`.
+    """
     frame: FrameType | None = sys._getframe(1)
+    called = ""
     while frame is not None:
+        code = frame.f_code
         module = frame.f_globals.get("__name__", "")
         if module not in _OUTSIDE:
-            return f"{module}.{frame.f_code.co_qualname}"
+            lines = _lines_naming(code, called)
+            number = f"#{max(1, sum(line <= frame.f_lineno for line in lines))}" if len(lines) > 1 else ""
+            return f"{module}.{code.co_qualname}:{operation}{number}"
+        called = code.co_name
         frame = frame.f_back
-    return "?"
+    return f"?:{operation}"
+
+
+@cache
+def _lines_naming(code: CodeType, name: str) -> Sequence[int]:
+    """The lines of a function on which a name or attribute is looked up."""
+    found = {each.positions.lineno for each in dis.get_instructions(code) if each.positions and each.argval == name}
+    return sorted(line for line in found if line is not None)

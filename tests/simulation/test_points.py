@@ -67,7 +67,7 @@ def test_all_other_mutating_calls_are_points_too(files: SimulatedFiles) -> None:
     files.mkdir("/d/sub")
     files.place("/d/b", b"1")
     files.open("/d/b", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-    operations = [site.name.rpartition(":")[2] for site in files.sites]
+    operations = [site.name.rpartition(":")[2].partition("#")[0] for site in files.sites]
     assert operations == ["open", "writev", "truncate", "allocate", "fdatasync", "syncfs", "unlink", "mkdir", "truncate"]
 
 
@@ -94,6 +94,30 @@ def test_sites_tell_methods_of_a_class_apart(files: SimulatedFiles) -> None:
         f"{__name__}.save:fsync_directory",
         f"{__name__}.save:rename",
     ]
+
+
+def save_twice(files: SimulatedFiles) -> None:
+    """Two calls of the same name in one function, one of them over several lines."""
+    for _ in range(2):
+        files.mkdir(f"/d/{files.points}")
+    sync_directory(files, "/d")
+    sync_directory(
+        files,
+        "/e",
+    )
+
+
+def test_calls_of_one_name_in_one_function_are_numbered(files: SimulatedFiles) -> None:
+    save_twice(files)
+    here = f"{__name__}.save_twice"
+    assert [site.name for site in files.sites] == [
+        f"{here}:mkdir",
+        f"{here}:mkdir",
+        f"{here}:fsync_directory#1",
+        f"{here}:fsync_directory#2",
+    ]
+    files.skip(f"{here}:fsync_directory#2")
+    assert files.skippable() == [f"{here}:fsync_directory#1", f"{here}:fsync_directory#2"]
 
 
 def test_the_power_goes_before_the_call_does_its_work(world: World) -> None:
