@@ -1,0 +1,64 @@
+"""The reply to one message: a line, or for a batch an array of them, with the terminator that its client waits for.
+
+It owns the message's descriptors: what no call took is closed when the last call has ended.
+"""
+
+from __future__ import annotations
+
+from zstor_local import limits
+from zstor_local.rpc.descriptors import Descriptors
+from zstor_local.rpc.dispatch import Id, Missing, error_reply, reply_too_large
+
+
+class Ending:
+    """What ends the replies to one message: a newline, and an empty line too if the message itself had no newline.
+
+    `line` is None until the byte after the message, or its absence, has told.
+    """
+
+    __slots__ = ("line", "owed")
+
+    def __init__(self, line: bool | None) -> None:
+        self.line = line
+        self.owed = False  # the reply is out, its empty line waits for the decision
+
+    def finish(self, reply: bytes) -> bytes:
+        """The reply with its terminator, as far as that is known."""
+        if self.line is None:
+            self.owed = True
+        return reply + (b"\n\n" if self.line is False else b"\n")
+
+    def settle(self, line: bool) -> bytes:
+        """The decision; answers what is still to be sent for a reply that is out already."""
+        self.line = line
+        return b"\n" if self.owed and not line else b""
+
+
+class Answer:
+    """Collects the replies of one message's calls."""
+
+    __slots__ = ("_batch", "_descriptors", "_ending", "_left", "_lines", "_size", "calls")
+
+    def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, batch: bool) -> None:
+        self._ending = ending
+        self._descriptors = descriptors
+        self.calls = calls
+        self._left = calls
+        self._batch = batch
+        self._lines: list[bytes] = []
+        self._size = 2
+
+    def add(self, identity: Id, reply: bytes | None) -> bytes | None:
+        """Take a call's reply (None for a notification). With the last one comes the whole, if there is anything to send."""
+        self._left -= 1
+        if reply is not None and identity is not Missing.ID:
+            if self._size + len(reply) > limits.MESSAGE_BYTES and self._lines:
+                reply = error_reply(identity, reply_too_large())
+            self._size += len(reply) + 1
+            self._lines.append(reply)
+        if self._left:
+            return None
+        self._descriptors.close()
+        if not self._lines:
+            return None
+        return self._ending.finish(b"[" + b",".join(self._lines) + b"]" if self._batch else self._lines[0])

@@ -1,0 +1,196 @@
+"""What a method sees of its call: descriptors, progress, the moment of commit, the client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol, TypeVar
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import Busy, InvalidParams, ShuttingDown, TimedOut, ZstorError
+from zstor_local.rpc.descriptors import Descriptors
+from zstor_local.rpc.strict_json import JsonObject
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who made the connection, as the kernel saw it then."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Connection(Protocol):
+    """The part of a connection that methods use."""
+
+    @property
+    def peer(self) -> Peer: ...
+
+    def state(self, kind: type[T]) -> T:
+        """This connection's own `kind`, made without arguments when first asked for."""
+        ...
+
+    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run a task that ends, at the latest, with the connection."""
+        ...
+
+    async def notify(self, method: str, params: object) -> None:
+        """Send a notification, waiting for room as a reply does."""
+        ...
+
+    def offer(self, method: str, params: object) -> None:
+        """Send a notification if there is room at once; else drop it."""
+        ...
+
+    def client_gone(self) -> bool:
+        """The client has closed the connection (a half-close does not count)."""
+        ...
+
+
+@dataclass(slots=True)
+class LongPolls:
+    """How many of a connection's calls only wait for news."""
+
+    running: int = 0
+
+
+class Call:
+    """One request while it is known. Methods get it as their first argument."""
+
+    __slots__ = (
+        "_committed",
+        "_deadline",
+        "_done",
+        "_progress_due",
+        "_progress_token",
+        "_reason",
+        "_scope",
+        "bound",
+        "connection",
+        "descriptors",
+        "method",
+        "refused",
+    )
+
+    def __init__(self, method: str, connection: Connection, descriptors: Descriptors) -> None:
+        self.method = method
+        self.connection = connection
+        self.descriptors = descriptors
+        self.bound: Callable[[], Awaitable[object]] | None = None  # the method and its arguments, once they are checked
+        self.refused: InvalidParams | None = None
+        self._progress_token: str | int | None = None
+        self._progress_due = -inf
+        self._done = -inf
+        self._deadline = inf
+        self._committed = False
+        self._reason: ZstorError | None = None
+        self._scope: trio.CancelScope | None = None
+
+    # --- For methods ---
+
+    @property
+    def peer(self) -> Peer:
+        """Who asks."""
+        return self.connection.peer
+
+    def take_fd(self, index: int) -> int:
+        """The descriptor at an index of those sent with the message. The method owns it from now on and closes it."""
+        return self.descriptors.take(index)
+
+    def client_gone(self) -> bool:
+        """The client is dead. Ask before committing what came from a pipe: its end may be the client's."""
+        return self.connection.client_gone()
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Tell the client how far the call is, if it asked to be told. Never waits; too frequent and falling values are dropped."""
+        if self._progress_token is None or done <= self._done:
+            return
+        now = trio.current_time()
+        if now < self._progress_due:
+            return
+        self._progress_due = now + 1 / limits.PROGRESS_PER_SECOND
+        self._done = done
+        params: JsonObject = {"progressToken": self._progress_token, "progress": done}
+        if total is not None:
+            params["total"] = total
+        if message is not None:
+            params["message"] = message
+        self.connection.offer("notifications/progress", params)
+
+    @property
+    def commit_started(self) -> bool:
+        """Cancel, disconnect and deadline no longer apply."""
+        return self._committed
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """From here on the call's true result is answered: a later cancel, deadline or disconnect does nothing.
+
+        Raises the reason instead if one of them came first.
+        """
+        if trio.current_effective_deadline() == -inf:
+            raise self.why_stopped()
+        self._committed = True
+        if self._scope is not None:
+            self._scope.deadline = inf
+        with trio.CancelScope(shield=True):
+            yield
+
+    @contextmanager
+    def long_poll(self) -> Iterator[None]:
+        """Around waiting for news; Busy if too many calls of this connection do so."""
+        polls = self.connection.state(LongPolls)
+        if polls.running >= limits.LONG_POLLS_PER_CONNECTION:
+            raise Busy(f"{polls.running} calls of this connection wait for news already", limit=limits.LONG_POLLS_PER_CONNECTION)
+        polls.running += 1
+        try:
+            yield
+        finally:
+            polls.running -= 1
+
+    # --- For the connection ---
+
+    def configure(self, *, progress_token: str | int | None, timeout: float | None) -> None:
+        """What `_meta` asked for."""
+        self._progress_token = progress_token
+        if timeout is not None:
+            self._deadline = trio.current_time() + timeout
+
+    def cancel(self, reason: ZstorError) -> bool:
+        """Stop the call, which then answers the reason; False if it has begun to commit."""
+        if self._committed:
+            return False
+        self._reason = self._reason or reason
+        if self._scope is not None:
+            self._scope.cancel()
+        return True
+
+    @property
+    def stopped(self) -> bool:
+        """Cancelled before it ran."""
+        return self._reason is not None
+
+    def why_stopped(self) -> ZstorError:
+        """The reason why the call ended early."""
+        if self._reason is not None:
+            return self._reason
+        if self._deadline <= trio.current_time():
+            return TimedOut("the deadline passed before a commit began")
+        return stopping()  # the connection ended: nobody will read this
+
+    def scope(self) -> trio.CancelScope:
+        """The scope in which the method runs."""
+        self._scope = trio.CancelScope(deadline=self._deadline)
+        return self._scope
+
+
+def stopping() -> ShuttingDown:
+    """What a call gets that the daemon's stop has overtaken."""
+    return ShuttingDown("the daemon is stopping", hint="try again when it is back")

@@ -1,0 +1,404 @@
+"""One client: read, run, reply, cancel.
+
+One nursery holds everything that lives as long as the connection: the reader (this task), the writer, a watch on idleness, a task per
+running request. Replies go out as they are ready. The end of the input means that no more requests follow: what runs is finished and
+answered, then the connection is closed. A client that is gone (a failed write, POLLHUP) takes its calls with it, except those that
+have begun to commit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import select
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar, cast
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, NotSupported, TooLarge, ZstorError
+from zstor_local.rpc.answer import Answer, Ending
+from zstor_local.rpc.budget import InputBudget
+from zstor_local.rpc.call import Call, Peer, stopping
+from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
+from zstor_local.rpc.dispatch import Dispatcher, Id, Missing, Request, bind, error_reply, parse_request
+from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator, Transport, transport_of
+from zstor_local.rpc.outbox import Outbox
+from zstor_local.rpc.strict_json import Json, encode
+
+T = TypeVar("T")
+logger: Final = logging.getLogger("zstor.rpc")
+
+_READ_BYTES: Final = 64 * limits.KIB
+_READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
+_HANGUP_CHECK_SECONDS: Final = 1.0
+_CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestId"}  # LSP, MCP
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A request that runs or waits for its turn."""
+
+    call: Call
+    id: Id
+    answer: Answer
+    urgent: bool
+    cost: int  # bytes of the input budget that it holds while it waits
+    waiting: bool = False
+    answered: bool = False
+
+
+class Connection:
+    """Serve one socket with `serve`; `stop` and `abort` end it early."""
+
+    def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, budget: InputBudget) -> None:
+        self._socket = socket
+        self._peer = peer
+        self._dispatcher = dispatcher
+        self._budget = budget
+        self._framer = Framer()
+        self._outbox = Outbox(socket)
+        self._nursery: trio.Nursery | None = None
+        self._reading = trio.CancelScope()
+        self._read_size = _READ_BYTES
+        self._first = True
+        self._fds: list[int] = []  # they came with a message that is not complete yet
+        self._held = 0  # bytes of the budget that the incomplete message holds
+        self._undecided: Ending | None = None
+        self._bad_in_a_row = 0
+        self._closing = False
+        self._stopping = False
+        self._running = {False: 0, True: 0}  # by urgency
+        self._waiting: deque[_Task] = deque()
+        self._tasks: set[_Task] = set()
+        self._by_id: dict[Id, _Task] = {}
+        self._idle = trio.Event()
+        self._active = trio.current_time()
+        self._poll = select.poll()
+        self._poll.register(socket.fileno(), 0)  # POLLHUP and POLLERR are always told
+        self._states: dict[type, object] = {}
+
+    # --- For methods ---
+
+    @property
+    def peer(self) -> Peer:
+        return self._peer
+
+    def state(self, kind: type[T]) -> T:
+        if kind not in self._states:
+            self._states[kind] = kind()
+        return cast(T, self._states[kind])
+
+    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the connection is not being served")
+        self._nursery.start_soon(work)
+
+    async def notify(self, method: str, params: object) -> None:
+        await self._outbox.put(_notification(method, params))
+
+    def offer(self, method: str, params: object) -> None:
+        if self._outbox.empty:
+            self._outbox.push(_notification(method, params))
+
+    def client_gone(self) -> bool:
+        return self._socket.fileno() < 0 or any(events & (select.POLLHUP | select.POLLERR) for _, events in self._poll.poll(0))
+
+    # --- For the server ---
+
+    async def serve(self) -> None:
+        """Until the client ends its input and has its replies, or is gone, or the connection is stopped."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._outbox.run)
+                self._nursery.start_soon(self._watch_idle)
+                with self._reading:
+                    await self._read()
+                await self._finish()
+                self._nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
+            logger.debug("client %s: %s", self._peer, gone.exceptions[0])
+        finally:
+            close_all(self._fds)
+            self._budget.give(self._held + sum(task.cost for task in self._waiting))
+            for task in self._tasks:
+                task.call.descriptors.close()
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Take no more requests; close when those that run have been answered."""
+        self._stopping = True
+        self._stop_if_idle()
+
+    def abort(self) -> None:
+        """Stop the running calls too; they answer `shutting_down`."""
+        self.stop()
+        for task in [*self._tasks]:
+            self._cancel(task, stopping())
+
+    # --- Reading ---
+
+    async def _read(self) -> None:
+        while not self._closing:
+            try:
+                received = await self._receive()
+            except Truncated:
+                error = IoError("some descriptors could not be received", hint="send fewer, or close some", errno="EMFILE")
+                await self._outbox.put(error_reply(None, error) + b"\n")
+                return
+            if received is None:
+                continue
+            data, fds = received
+            self._active = trio.current_time()
+            if len(data) == self._read_size:
+                self._read_size = _READ_BYTES_MAX
+            if self._first and data and transport_of(data[0]) is not Transport.JSON:
+                close_all(fds)
+                await self._refuse(NotSupported("this socket speaks newline-delimited JSON-RPC 2.0", hint="send one line of JSON"))
+                return
+            self._first = False
+            await self._take(data, fds)
+            if not data:
+                return
+
+    async def _receive(self) -> tuple[bytes, list[int]] | None:
+        """Read once. None where the time is up that the last message's terminator had."""
+        if self._undecided is None:
+            return await receive(self._socket, self._read_size)
+        with trio.move_on_after(limits.TERMINATOR_GRACE_SECONDS):
+            return await receive(self._socket, self._read_size)
+        self._framer.settle()
+        self._settle(line=False)
+        return None
+
+    async def _take(self, data: bytes, fds: list[int]) -> None:
+        """Handle what one read brought; empty data is the end of the input."""
+        if data:
+            self._framer.receive(data)
+        else:
+            self._framer.end()
+        events: list[Event] = []
+        while (event := self._framer.next_event()) is not None:
+            events.append(event)
+        owners = self._owners(events, fds)
+        for event in events:
+            descriptors = next(owners, NO_DESCRIPTORS) if not isinstance(event, Terminator) else NO_DESCRIPTORS
+            if self._closing:
+                descriptors.close()
+            elif isinstance(event, Terminator):
+                self._settle(event.line)
+            elif isinstance(event, Fault):
+                descriptors.close()
+                await self._bad(event.error, self._ending(event.line))
+            else:
+                await self._message(event, descriptors)
+        await self._hold(self._framer.pending)
+
+    def _owners(self, events: list[Event], fds: list[int]) -> Iterator[Descriptors]:
+        """The descriptors of each message: those of one read belong to the message that holds its last byte."""
+        if not fds and not self._fds:
+            return iter(())
+        count = sum(not isinstance(event, Terminator) for event in events)
+        owned: list[list[int]] = [[] for _ in range(count)]
+        if count:
+            owned[0] += self._fds
+            self._fds = []
+        if self._framer.pending:
+            self._fds += fds
+        elif count:
+            owned[-1] += fds
+        else:
+            close_all(fds)
+        return iter([Descriptors(numbers) for numbers in owned])
+
+    async def _hold(self, size: int) -> None:
+        """Have the input budget hold just the bytes of the incomplete message."""
+        if len(self._fds) > KERNEL_MAX:
+            close_all(self._fds)
+            await self._refuse(InvalidParams(f"a call takes at most {limits.FDS_PER_CALL} descriptors"))
+        if size == self._held:
+            return
+        self._budget.give(self._held)
+        self._held = size if self._budget.take(size) else 0
+        if self._held != size:
+            self._framer.discard()
+            close_all(self._fds)
+            error = Busy("the daemon holds too much unread input", limit=limits.INPUT_BUDGET_BYTES)
+            await self._outbox.put(error_reply(None, error) + b"\n")
+
+    # --- Messages ---
+
+    async def _message(self, message: Message, descriptors: Descriptors) -> None:
+        ending = self._ending(message.line)
+        batch = isinstance(message.value, list)
+        members: list[Json] = message.value if isinstance(message.value, list) else [message.value]
+        try:
+            if not members:
+                raise InvalidRequest("an empty batch")
+            if len(members) > limits.BATCH_ITEMS:
+                raise TooLarge(f"a batch of {len(members)} requests", limit=limits.BATCH_ITEMS)
+        except ZstorError as error:
+            descriptors.close()
+            await self._bad(error, ending)
+            return
+        answer = Answer(ending, descriptors, calls=len(members), batch=batch)
+        good = 0
+        for member in members:
+            try:
+                request = parse_request(member)
+            except InvalidRequest as error:
+                if batch:
+                    await self._reply(answer, None, error_reply(None, error))
+                else:
+                    descriptors.close()
+                    await self._bad(error, ending)
+                    return
+            else:
+                good += 1
+                await self._request(request, answer, descriptors, message.length // len(members))
+        self._bad_in_a_row = 0 if good else self._bad_in_a_row + 1
+
+    async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
+        call = Call(request.method, self, descriptors)
+        try:
+            if request.method in _CANCELS:
+                self._cancel_by_id(request)
+                await self._reply(answer, request.id, self._dispatcher.reply(request.id, None))
+                return
+            if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
+                raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")
+            bind(self._dispatcher.registry, request, call)
+            urgent = self._dispatcher.registry[request.method].urgent
+            task = _Task(call, request.id, answer, urgent, 0)
+            self._admit(task, size)
+        except ZstorError as error:
+            if not request.wants_reply:
+                logger.info("notification %s: %s", request.method[:64], error.message)
+            await self._reply(answer, request.id, error_reply(request.id, error))
+
+    def _admit(self, task: _Task, size: int) -> None:
+        """Run the request now or when its turn comes."""
+        if self._stopping:
+            raise stopping()
+        if self._running[task.urgent] < limits.CALLS_PER_CONNECTION:
+            self._start(task)
+        elif not task.urgent and self._budget.take(size):
+            task.cost = size
+            task.waiting = True
+            self._waiting.append(task)
+        else:
+            raise Busy(f"{limits.CALLS_PER_CONNECTION} calls run and the queue is full", limit=limits.CALLS_PER_CONNECTION)
+        self._tasks.add(task)
+        if task.id is not None and task.id is not Missing.ID:
+            self._by_id.setdefault(task.id, task)
+
+    def _start(self, task: _Task) -> None:
+        self._running[task.urgent] += 1
+        self.start_soon(functools.partial(self._run, task))
+
+    async def _run(self, task: _Task) -> None:
+        outcome = await self._dispatcher.run(task.call)
+        if task.id is Missing.ID and isinstance(outcome, ZstorError):
+            logger.info("notification %s: %s", task.call.method, outcome.message)
+        await self._conclude(task, outcome)
+        self._running[task.urgent] -= 1
+        while self._waiting and self._running[False] < limits.CALLS_PER_CONNECTION:
+            following = self._waiting.popleft()
+            following.waiting = False
+            self._budget.give(following.cost)
+            if not following.answered:
+                self._start(following)
+
+    async def _conclude(self, task: _Task, outcome: object) -> None:
+        """Answer a request, once."""
+        task.answered = True
+        reply = self._dispatcher.reply(task.id, outcome) if task.id is not Missing.ID else None
+        try:
+            await self._reply(task.answer, task.id, reply)
+        finally:
+            self._tasks.discard(task)
+            if self._by_id.get(task.id) is task:
+                del self._by_id[task.id]
+            self._active = trio.current_time()
+            if not self._tasks:
+                self._idle.set()
+                self._stop_if_idle()
+
+    async def _reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
+        whole = answer.add(identity, reply)
+        if whole is not None:
+            await self._outbox.put(whole)
+
+    # --- Cancelling ---
+
+    def _cancel_by_id(self, request: Request) -> None:
+        """Of several calls with one id, which a client should not have, the oldest."""
+        name = _CANCELS[request.method]
+        identity = request.params.get(name) if isinstance(request.params, dict) else None
+        if isinstance(identity, (bool, dict, list)) or identity is None:
+            raise InvalidParams(f"{request.method} needs {name}")
+        task = self._by_id.get(identity)
+        if task is not None:
+            self._cancel(task, Cancelled("the caller cancelled the request"))
+
+    def _cancel(self, task: _Task, reason: ZstorError) -> None:
+        if task.call.cancel(reason) and task.waiting and not task.answered:
+            task.answered = True
+            self.start_soon(functools.partial(self._conclude, task, reason))
+
+    # --- Bad input and the end ---
+
+    def _ending(self, line: bool | None) -> Ending:
+        ending = Ending(line)
+        if line is None:
+            self._undecided = ending
+        return ending
+
+    def _settle(self, line: bool) -> None:
+        if self._undecided is not None:
+            rest = self._undecided.settle(line)
+            self._undecided = None
+            if rest:
+                self._outbox.push(rest)
+
+    async def _bad(self, error: ZstorError, ending: Ending) -> None:
+        """Answer what was no request; after too many of them in a row the client is not speaking our language."""
+        self._bad_in_a_row += 1
+        await self._outbox.put(ending.finish(error_reply(None, error)))
+        if self._bad_in_a_row >= limits.BAD_MESSAGES_IN_A_ROW:
+            self._closing = True
+
+    async def _refuse(self, error: ZstorError) -> None:
+        await self._outbox.put(error_reply(None, error) + b"\n")
+        self._closing = True
+
+    async def _finish(self) -> None:
+        """After the last request: let the calls end, look whether the client is still there."""
+        while self._tasks:
+            if self.client_gone():
+                raise trio.BrokenResourceError("the client is gone")
+            self._idle = trio.Event()
+            with trio.move_on_after(_HANGUP_CHECK_SECONDS):
+                await self._idle.wait()
+        await self._outbox.drained()
+
+    def _stop_if_idle(self) -> None:
+        if self._stopping and not self._tasks:
+            self._reading.cancel()
+
+    async def _watch_idle(self) -> None:
+        while True:
+            await trio.sleep_until(self._active + limits.IDLE_CONNECTION_SECONDS)
+            if self._tasks:
+                self._active = trio.current_time()
+            elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
+                logger.debug("client %s: idle", self._peer)
+                self._reading.cancel()
+                return
+
+
+def _notification(method: str, params: object) -> bytes:
+    return encode({"jsonrpc": "2.0", "method": method, "params": params}) + b"\n"

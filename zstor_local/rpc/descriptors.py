@@ -1,0 +1,77 @@
+"""The file descriptors that came with one message: each is taken by a call or closed, never left open."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import InvalidParams
+
+KERNEL_MAX: Final = 253  # SCM_MAX_FD: room for fewer makes the kernel close the rest, or hand over one more through padding
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(KERNEL_MAX * array.array("i").itemsize)
+
+
+class Truncated(Exception):
+    """The kernel could not hand over all descriptors of a message; those that came are closed."""
+
+
+async def receive(peer: trio.socket.SocketType, size: int) -> tuple[bytes, list[int]]:
+    """Up to `size` bytes and all descriptors that came with them, close-on-exec. Empty bytes are the end of the input."""
+    data, ancillary, flags, _address = await peer.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    if not ancillary and not flags & socket.MSG_CTRUNC:
+        return data, []
+    fds: list[int] = []
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            fds += numbers
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        raise Truncated
+    return data, fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors that nobody wants, and forget them."""
+    while fds:
+        os.close(fds.pop())
+
+
+class Descriptors:
+    """Descriptors in the order they were sent. What is not taken is closed by `close`."""
+
+    __slots__ = ("_fds",)
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds: list[int | None] = [*fds]
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def take(self, index: int) -> int:
+        """The descriptor at an index; it is the caller's to close from now on. InvalidParams if there is none (any more)."""
+        if not 0 <= index < len(self._fds):
+            raise InvalidParams(
+                f"fd: {index} is not the index of a descriptor sent with this message, which brought {len(self._fds)}",
+                hint=f"send at most {limits.FDS_PER_CALL} descriptors (SCM_RIGHTS) with the first byte of the message",
+            )
+        fd = self._fds[index]
+        if fd is None:
+            raise InvalidParams(f"fd: descriptor {index} is in use already")
+        self._fds[index] = None
+        return fd
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        left = [fd for fd in self._fds if fd is not None]
+        self._fds = [None] * len(self._fds)
+        close_all(left)
+
+
+NO_DESCRIPTORS: Final = Descriptors([])

@@ -1,0 +1,203 @@
+"""JSON-RPC 2.0: from a parsed value to requests, from a request to a bound method, from its outcome to a reply line.
+
+jsonrpcserver looks the method up and binds the parameters. Three things it cannot do are done around it (docs/wire.md):
+
+- It judges a batch as a whole and answers `[1]` with one object; so batches are split here, and each member's envelope is checked
+  here, by the rules of the library's own schema. One member is added to them: `_meta`, for calls whose parameters are positional.
+- Its asynchronous half is asyncio's; so the registered methods only leave a bound function on the call, which `run` awaits.
+- Its errors hold the texts of exceptions; so they are translated here, once.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias, TypeVar, cast
+
+from jsonrpcserver.dispatcher import Deserialized
+from jsonrpcserver.main import dispatch_to_response
+from jsonrpcserver.result import Result
+from oslash.either import Left
+
+from zstor_local import errors, limits
+from zstor_local.errors import Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.registry import Registry, explain
+from zstor_local.rpc.strict_json import Json, JsonObject, encode
+from zstor_local.runtime import Randomness
+
+T = TypeVar("T")
+logger: Final = logging.getLogger("zstor.rpc")
+
+_MEMBERS: Final = frozenset({"jsonrpc", "method", "params", "id", "_meta"})
+_MESSAGES: Final = {
+    errors.ParseError.code: "Parse error",
+    errors.InvalidRequest.code: "Invalid Request",
+    errors.MethodNotFound.code: "Method not found",
+    errors.InvalidParams.code: "Invalid params",
+    errors.Internal.code: "Internal error",
+    errors.Cancelled.code: "Request cancelled",
+}
+
+
+class Missing(enum.Enum):
+    """The id of a notification."""
+
+    ID = enum.auto()
+
+
+Id: TypeAlias = "str | int | float | Missing | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose envelope is sound."""
+
+    method: str
+    params: list[Json] | JsonObject
+    id: Id
+    meta: Json
+
+    @property
+    def wants_reply(self) -> bool:
+        return self.id is not Missing.ID
+
+
+def parse_request(value: Json) -> Request:
+    """The request that a JSON value is, or InvalidRequest."""
+    if not isinstance(value, dict):
+        raise InvalidRequest("a request is an object")
+    if value.get("jsonrpc") != "2.0":
+        raise InvalidRequest('"jsonrpc" must be "2.0"')
+    method = value.get("method")
+    if not isinstance(method, str):
+        raise InvalidRequest('"method" must be a string')
+    params = value.get("params", _NONE_GIVEN)
+    if not isinstance(params, (dict, list)):
+        raise InvalidRequest('"params" must be an array or an object')
+    identity = value.get("id", Missing.ID)
+    if isinstance(identity, (bool, dict, list)):
+        raise InvalidRequest('"id" must be a string, a number or null')
+    if not value.keys() <= _MEMBERS:
+        raise InvalidRequest("a request has the members jsonrpc, method, params, id and _meta, no others")
+    meta = value.get("_meta", _NONE_GIVEN)
+    if isinstance(params, dict) and "_meta" in params:
+        params = dict(params)
+        meta = params.pop("_meta")
+    return Request(method, params, identity, meta)
+
+
+_NONE_GIVEN: Final[JsonObject] = {}
+
+
+def bind(registry: Registry, request: Request, call: Call) -> None:
+    """Find the method, check its arguments, leave it on the call ready to run. Raises the error that the caller gets."""
+    response = dispatch_to_response(
+        cast(str, {"jsonrpc": "2.0", "method": request.method, "params": request.params, "id": None}),
+        methods=cast("dict[str, Callable[..., Result]]", registry.bindings),
+        context=call,
+        deserializer=cast("Callable[[str], Deserialized]", _as_is),
+        validator=_as_is,
+    )
+    if isinstance(response, Left):
+        code = response._error.code
+        if code == MethodNotFound.code:
+            raise registry.unknown(request.method)
+        if code == InvalidParams.code:
+            raise explain(registry[request.method], request.params)
+        raise RuntimeError(f"jsonrpcserver answered {code}")
+    if call.refused is not None:
+        raise call.refused
+    if request.meta != {}:
+        _read_meta(request.meta, call)
+
+
+class Dispatcher:
+    """Runs bound calls and words their outcome."""
+
+    def __init__(self, registry: Registry, randomness: Randomness) -> None:
+        self.registry: Final = registry
+        self._randomness = randomness
+
+    async def run(self, call: Call) -> object:
+        """The method's result, or the ZstorError that is the call's outcome."""
+        if call.bound is None or call.stopped:
+            return call.why_stopped()
+        try:
+            with call.scope():
+                return await call.bound()
+        except ZstorError as error:
+            return error
+        except Exception as error:
+            return self._unexpected(error, call.method)
+        return call.why_stopped()
+
+    def reply(self, identity: Id, outcome: object) -> bytes:
+        """The reply to a request, a line without its newline."""
+        if isinstance(outcome, ZstorError):
+            return error_reply(identity, outcome)
+        try:
+            line = encode({"jsonrpc": "2.0", "result": outcome, "id": identity})
+        except (TypeError, ValueError, RecursionError) as error:
+            return error_reply(identity, self.incident(error, "a result is not JSON"))
+        if len(line) > limits.MESSAGE_BYTES:
+            return error_reply(identity, reply_too_large())
+        return line
+
+    def incident(self, error: BaseException, where: str) -> Internal:
+        """Log a fault of ours with its traceback; the caller gets an id to find it by, and nothing else."""
+        incident = self._randomness.bytes(4).hex()
+        logger.error("incident %s: %s", incident, where, exc_info=error)
+        return Internal("a fault of the daemon", hint=f"its log has the details under {incident}", incident=incident)
+
+    def _unexpected(self, error: Exception, method: str) -> ZstorError:
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # a nursery's wrapping
+            error = error.exceptions[0]
+        return error if isinstance(error, ZstorError) else self.incident(error, method)
+
+
+def error_reply(identity: Id, error: ZstorError) -> bytes:
+    """The reply that tells an error. Notifications have none; what could not be read is answered with id null."""
+    return encode({"jsonrpc": "2.0", "error": error_object(error), "id": None if identity is Missing.ID else identity})
+
+
+def error_object(error: ZstorError) -> Mapping[str, object]:
+    """The `error` member: the specification's own message for its codes, ours for ours."""
+    data: dict[str, object] = {"type": error.type, "retryable": error.retryable}
+    message = _MESSAGES.get(error.code)
+    if message is None:
+        message = error.message
+    else:
+        data["detail"] = error.message
+    if error.hint is not None:
+        data["hint"] = error.hint
+    return {"code": error.code, "message": message, "data": {**data, **error.data}}
+
+
+def reply_too_large() -> TooLarge:
+    """For a reply over the limit of a message."""
+    return TooLarge(
+        f"the reply has more than {limits.MESSAGE_BYTES} bytes", hint="ask for less, or use a descriptor", limit=limits.MESSAGE_BYTES
+    )
+
+
+def _as_is(value: T) -> T:
+    """jsonrpcserver is handed objects that are parsed and checked: it need do neither."""
+    return value
+
+
+def _read_meta(meta: Json, call: Call) -> None:
+    """Take what `_meta` asks for; members that we do not know are somebody else's."""
+    if not isinstance(meta, dict):
+        raise InvalidParams("_meta must be an object", parameter="_meta")
+    token = meta.get("progressToken")
+    if isinstance(token, bool) or not isinstance(token, (str, int, type(None))):
+        raise InvalidParams("_meta.progressToken must be a string or an integer", parameter="_meta")
+    timeout = meta.get("timeoutSeconds")
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, type(None))) or (timeout is not None and timeout <= 0):
+        raise InvalidParams("_meta.timeoutSeconds must be a number above 0", parameter="_meta")
+    if meta.get("detach", False) is not False:
+        raise NotSupported("_meta.detach: this method has no jobs", hint="call it without detach and ask for progress")
+    call.configure(progress_token=token, timeout=cast("float | None", timeout))

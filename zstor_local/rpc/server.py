@@ -1,0 +1,111 @@
+"""Connections from listening sockets: who may connect, how many at once, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import Busy, PermissionDenied, ZstorError
+from zstor_local.rpc.budget import InputBudget
+from zstor_local.rpc.call import Peer
+from zstor_local.rpc.connection import Connection
+from zstor_local.rpc.dispatch import Dispatcher, error_reply
+from zstor_local.rpc.registry import Registry
+from zstor_local.runtime import Randomness
+
+logger: Final = logging.getLogger("zstor.rpc")
+
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_UNMAPPED_UID: Final = 65534  # how a user outside our user namespace shows
+_LAST_REPLIES_SECONDS: Final = 1.0  # to send `shutting_down`; clients must not be able to delay the stop
+
+
+class Server:
+    """All connections of the daemon. Listeners come bound and listening; making the socket file is the daemon's work."""
+
+    def __init__(self, registry: Registry, randomness: Randomness, *, uid: int | None = None) -> None:
+        self._dispatcher = Dispatcher(registry, randomness)
+        self._uid = os.geteuid() if uid is None else uid
+        self._budget = InputBudget()
+        self._connections: set[Connection] = set()
+        self._accepting = trio.CancelScope()
+        self._stopped = trio.Event()
+        self._closed = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """How many clients there are."""
+        return len(self._connections)
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until `stop` is called and the last connection has ended. Cancelling it ends all at once (commits are finished)."""
+        async with trio.open_nursery() as nursery:
+            with self._accepting:
+                task_status.started()
+                # It waits and tries again where the process is out of descriptors.
+                await trio.serve_listeners(self._serve_client, [*listeners], handler_nursery=nursery)
+            await self._stopped.wait()
+            await self._wind_down()
+            nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Accept no more connections, take no more requests, let running calls end within the limit."""
+        self._stopped.set()
+        self._accepting.cancel()
+
+    async def _wind_down(self) -> None:
+        for connection in [*self._connections]:
+            connection.stop()
+        with trio.move_on_after(limits.STOP_SECONDS):
+            await self._all_closed()
+        for connection in [*self._connections]:
+            connection.abort()
+        with trio.move_on_after(_LAST_REPLIES_SECONDS):
+            await self._all_closed()
+
+    async def _all_closed(self) -> None:
+        while self._connections:
+            self._closed = trio.Event()
+            await self._closed.wait()
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
+        refusal: ZstorError | None = None
+        peer = peer_of(stream.socket)
+        if peer.uid != self._uid or peer.uid == _UNMAPPED_UID:
+            refusal = PermissionDenied("this socket is for its owner alone", hint="run your own daemon, or be the same user")
+        elif len(self._connections) >= limits.CONNECTIONS:
+            refusal = Busy(f"{limits.CONNECTIONS} clients are connected", limit=limits.CONNECTIONS)
+        if refusal is not None:
+            logger.warning("refused %s: %s", peer, refusal.message)
+            with trio.move_on_after(_LAST_REPLIES_SECONDS):
+                await stream.send_all(error_reply(None, refusal) + b"\n")
+            return
+        connection = Connection(stream.socket, peer, self._dispatcher, self._budget)
+        self._connections.add(connection)
+        if self._stopped.is_set():
+            connection.stop()
+        try:
+            await connection.serve()
+        except Exception as error:
+            # One client's fault, or ours in serving it, never ends the others.
+            self._dispatcher.incident(error, f"connection of {peer}")
+        finally:
+            self._connections.discard(connection)
+            self._closed.set()
+
+
+def peer_of(client: trio.socket.SocketType) -> Peer:
+    """Who connected. Those are the credentials of connect(2): a descriptor handed on keeps its maker's."""
+    return Peer(*_CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
