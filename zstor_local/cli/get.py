@@ -30,7 +30,7 @@ from zstor_local.cli.shapes import Sent
 @connection
 @pass_options
 def get(options: Options, key: str, file: str | None, force: bool, offset: int | None, length: int | None) -> None:
-    """Write the object KEY to FILE.
+    """Write an object to FILE, or to a pipe.
 
     Without FILE: to standard output where that is a file or a pipe, on a terminal to a file of the key's last name. A file that is
     there already stays, unless -f is given, and the new one appears only when it is whole.

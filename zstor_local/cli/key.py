@@ -19,7 +19,10 @@ _PER_LINE = 4
 
 @click.group()
 def key() -> None:
-    """Keep the master key safe: whoever loses it loses everything."""
+    """Keep the master key safe.
+
+    Whoever loses it loses everything.
+    """
 
 
 @key.command()

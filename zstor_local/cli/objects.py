@@ -22,7 +22,10 @@ from zstor_local.errors import Cancelled, ZstorError
 @connection
 @pass_options
 def rm(options: Options, keys: tuple[str, ...]) -> int:
-    """Delete the objects. A deleted object stays deleted, also after a rebuild from the shards."""
+    """Delete objects.
+
+    A deleted object stays deleted, also after a rebuild from the shards.
+    """
     failed = False
     with options.connect() as client:
         for key in keys:
@@ -46,7 +49,10 @@ def rm(options: Options, keys: tuple[str, ...]) -> int:
 @connection
 @pass_options
 def ls(options: Options, prefix: str, long: bool) -> None:
-    """List the keys that begin with PREFIX, in order. With --json one line an object."""
+    """List the keys that begin with PREFIX.
+
+    In the order of their bytes; with --json one line an object.
+    """
     with options.connect() as client:
         for item in _items(client, options, prefix):
             metadata = item["metadata"]
@@ -79,7 +85,10 @@ def _items(client: Client, options: Options, prefix: str) -> Iterator[Item]:
 @connection
 @pass_options
 def stat(options: Options, key: str) -> None:
-    """Show what is known about an object: size, version, times, and on which shards its shares lie."""
+    """Show all about an object.
+
+    Its size, version, times, policy, and on which shards its shares lie.
+    """
     with options.connect() as client:
         metadata = cast(Written, client.call("object.stat", _named(options, key)))["metadata"]
     if options.json:

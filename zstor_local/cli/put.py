@@ -49,9 +49,10 @@ def put(
     size: int | None,
     digest: str | None,
 ) -> None:
-    """Store FILE, or what comes through a pipe, under KEY (the file's name if not given).
+    """Store FILE, or a pipe (-), as an object.
 
-    Done means durable: it survives a power cut and the loss of some shards. An object that is there already gets a new version.
+    KEY is its name, the file's own if not given. Done means durable: it survives a power cut and the loss of some shards. An object
+    that is there already gets a new version.
     """
     key = key or ("" if file == "-" else Path(file).name)
     if not key:

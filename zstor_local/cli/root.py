@@ -66,7 +66,9 @@ class Commands(click.Group):
 
 
 @click.group(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog="Start here:  zstor daemon &  zstor put FILE"
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `zstor daemon` in one terminal and `zstor put FILE` in another.",
 )
 @click.version_option(__version__, prog_name="zstor", message="%(prog)s %(version)s")
 @connection
@@ -84,7 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
     try:
         code = zstor.main(given, prog_name="zstor", standalone_mode=False)
-        sys.stdout.flush()
     except click.UsageError as error:
         report.usage(error, json=json)
         return USAGE
@@ -103,7 +104,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         report.failure("interrupted", "interrupted", json=json)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     return code if isinstance(code, int) else DONE

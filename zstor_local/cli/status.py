@@ -26,7 +26,7 @@ _PIPE_WIDTH: Final = 160  # columns where there is no terminal
 @connection
 @pass_options
 def status(options: Options, check: bool) -> int:
-    """Show the state of the store and of each shard."""
+    """Show whether store and shards are well."""
     with options.connect() as client:
         answer = cast(Status, client.call("daemon.status", {}))
     if options.json:

@@ -1,0 +1,408 @@
+"""Each command by itself, against a daemon that answers as told: what is sent, what is shown, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.fake_daemon import FakeDaemon, Message, Peer
+from zstor_local.cli import main
+from zstor_local.cli.backup_words import from_words
+from zstor_local.cli.client import Json
+from zstor_local.cli.root import COMMANDS
+from zstor_local.model.ids import StoreId
+from zstor_local.model.masterkey import MasterKey
+
+METADATA: dict[str, Json] = {
+    "namespace": "default",
+    "key": "notes.txt",
+    "version": "0f" * 16,
+    "size": 5_000,
+    "stored_size": 3_000,
+    "digest": "blake3:00",
+    "created_epoch": 1_700_000_000_000_000,
+    "modified_epoch": 1_700_000_000_000_000,
+    "chunk_size": 1_048_576,
+    "chunks": 1,
+    "policy": {"k": 4, "m": 6, "chunk_size": 1_048_576, "compression": "zstd", "padding": "none"},
+    "shards": [{"shard": str(index), "index": index} for index in range(6)],
+    "previous_key": None,
+    "next_key": None,
+    "references": [],
+    "user": {"author": "ann"},
+    "health": "optimal",
+    "owed": 0,
+    "seal": "AA==",
+}
+
+Serve = Callable[[Callable[[Message], Json]], FakeDaemon]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, and no setting of the one who runs the tests."""
+    for name in [name for name in os.environ if name.startswith(("XDG_", "ZSTOR_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ZSTOR_SOCKET", str(tmp_path / "s"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def serve(home: Path) -> Iterator[Serve]:
+    """Start a daemon that gives each request to a function; what it raises or returns is the answer."""
+    running: list[FakeDaemon] = []
+
+    def start(answer: Callable[[Message], Json]) -> FakeDaemon:
+        def run(peer: Peer) -> None:
+            while request := peer.receive():
+                try:
+                    peer.answer(request, answer(request))
+                except Refusal as refusal:
+                    peer.send({"id": request["id"], "error": refusal.error})
+
+        running.append(FakeDaemon(home / "s", run).__enter__())
+        return running[-1]
+
+    yield start
+    for daemon in running:
+        daemon.__exit__()
+
+
+class Refusal(Exception):
+    """An error answer."""
+
+    def __init__(self, code: int, kind: str, message: str, hint: str | None = None) -> None:
+        data: dict[str, Json] = {"type": kind, "retryable": False}
+        self.error: dict[str, Json] = {"code": code, "message": message, "data": data | ({"hint": hint} if hint else {})}
+
+
+def refuse(request: Message) -> Json:
+    raise Refusal(100, "not_found", "there is no object “notes.txt”", "zstor ls")
+
+
+def requests(daemon: FakeDaemon) -> list[tuple[Json, Json]]:
+    return [(request["method"], request["params"]) for peer in daemon.peers for request in peer.received]
+
+
+def output(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+# --- How commands end ---
+
+
+def test_no_daemon_is_exit_code_2_with_the_line_that_starts_it(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert main(["status"]) == 2
+    assert output(capsys) == (
+        "",
+        f"zstor: error: no daemon is running at {home}/s\n  hint: start it in another terminal:  zstor daemon\n",
+    )
+
+
+def test_the_line_that_starts_it_has_the_flags_that_were_given(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert main(["ls", "--socket", "my sock"]) == 2
+    assert f"hint: start it in another terminal:  zstor --socket '{home}/my sock' daemon\n" in output(capsys)[1]
+
+
+def test_an_error_answer_is_exit_code_1_with_its_hint(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(refuse)
+    assert main(["stat", "notes.txt"]) == 1
+    assert output(capsys) == ("", "zstor: error: there is no object “notes.txt”\n  hint: zstor ls\n")
+
+
+def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(refuse)
+    assert main(["stat", "notes.txt", "--json"]) == 1
+    out, err = output(capsys)
+    assert out == ""
+    data = {"type": "not_found", "retryable": False, "hint": "zstor ls"}
+    assert json.loads(err) == {"error": {"code": 100, "message": "there is no object “notes.txt”", "data": data}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pit", "f"], "no command 'pit'; did you mean 'put'?"),
+        (["xyzzy"], "no command 'xyzzy'"),
+        (["put"], "missing argument"),
+        (["put", "f", "--exlusive"], "--exclusive"),
+        (["put", "-"], "- has no name of its own: give a KEY"),
+        (["put", "f", "--user", "author"], "'author' is not NAME=TEXT"),
+        (["get", "a/..", "."], "'a/..' has no last name: give a FILE"),
+        (["get", "a", "--json"], "--json needs a FILE"),
+        (["call", "rpc.ping", "a"], "'a' is not NAME=TEXT"),
+        (["call", "rpc.ping", "a:=tru"], "for text write a=tru"),
+        (["call", "rpc.ping", "a=1", "a=2"], "a is given twice"),
+        (["ls", "--namespace", "No.Dots"], "--namespace: that is not a namespace name"),
+        (["ls", "--config", "missing.toml"], "missing.toml: there is no such configuration file"),
+        (["key", "backup"], "--yes"),
+    ],
+)
+def test_usage_is_exit_code_3(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 3
+    out, err = output(capsys)
+    assert out == ""
+    assert message in err
+
+
+def test_a_wrong_configuration_is_named_with_file_and_line(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "c.toml").write_text("\nstroe = 1\n")
+    assert main(["--config", "c.toml", "ls"]) == 3
+    assert output(capsys)[1] == f"zstor: error: {home}/c.toml:2: unknown key stroe; did you mean store?\n"
+    assert main(["--config", "c.toml", "daemon"]) == 78
+
+
+def test_interrupted_is_exit_code_130(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    def cancelled(request: Message) -> Json:
+        raise Refusal(-32800, "cancelled", "cancelled")
+
+    serve(cancelled)
+    assert main(["rm", "a", "b"]) == 130
+    assert "interrupted" in output(capsys)[1]
+
+
+def test_a_reader_that_has_enough_gets_no_error_text(serve: Serve) -> None:
+    serve(lambda request: {"items": [{"key": "k", "metadata": METADATA}] * 9, "cursor": None})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as closed:
+        command = [sys.executable, "-m", "zstor_local", "ls"]
+        assert subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False).stderr == b""
+
+
+# --- What they send and show ---
+
+
+def test_put_opens_the_file_itself_and_hands_it_over(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "notes.txt").write_bytes(b"hello")
+    daemon = serve(lambda request: {"metadata": METADATA})
+    assert main(["put", "notes.txt"]) == 0
+    assert requests(daemon) == [("object.write_file", {"key": "notes.txt", "fd": 0})]
+    fd = daemon.peers[0].fds[0]
+    assert os.pread(fd, 9, 0) == b"hello"
+    os.close(fd)
+    assert output(capsys) == ("stored notes.txt: 4.9 KiB in 6 shares, any 4 give it back\n", "")
+
+
+def test_put_sends_every_option(serve: Serve, home: Path) -> None:
+    (home / "f").touch()
+    daemon = serve(lambda request: {"metadata": METADATA})
+    options = ["--exclusive", "--user", "a=b=c", "--reference", "r", "--reference", "q", "--size", "0", "--digest", "blake3:00"]
+    assert main(["put", "f", "k", "-n", "photos", "--if-version", "v", *options]) == 0
+    assert requests(daemon)[0][1] == {
+        "key": "k",
+        "fd": 0,
+        "namespace": "photos",
+        "if_version": "v",
+        "exclusive": True,
+        "user": {"a": "b=c"},
+        "references": ["r", "q"],
+        "expected_size": 0,
+        "expected_digest": "blake3:00",
+    }
+    os.close(daemon.peers[0].fds[0])
+
+
+def test_put_warns_when_shares_are_owed(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "f").touch()
+    daemon = serve(lambda request: {"metadata": METADATA | {"owed": 1, "health": "valid"}})
+    assert main(["put", "f"]) == 0
+    assert output(capsys)[1] == "zstor: warning: 1 share of 6 are owed to shards that did not take part\n"
+    os.close(daemon.peers[0].fds[0])
+
+
+def test_a_missing_file_is_said_before_anything_is_sent(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon = serve(refuse)
+    assert main(["put", "missing"]) == 1
+    assert output(capsys)[1] == "zstor: error: there is no missing\n"
+    assert daemon.peers == []
+
+
+def test_get_fills_a_file_through_a_descriptor(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    daemon = serve(lambda request: {"metadata": METADATA, "bytes": 5_000})
+    assert main(["get", "a/notes.txt", ".", "--offset", "1", "--length", "2"]) == 0
+    assert requests(daemon) == [("object.read_file", {"key": "a/notes.txt", "fd": 0, "offset": 1, "length": 2})]
+    assert os.readlink(f"/proc/self/fd/{daemon.peers[0].fds[0]}").startswith(f"{home}/.notes.txt.")
+    os.close(daemon.peers[0].fds[0])
+    assert (home / "notes.txt").is_file()
+    assert output(capsys)[0] == "wrote notes.txt: 4.9 KiB\n"
+    assert main(["get", "a/notes.txt", "."]) == 1
+    assert "notes.txt is there already\n  hint: -f replaces it" in output(capsys)[1]
+
+
+def test_rm_goes_on_after_a_missing_key(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon = serve(lambda request: refuse(request) if request["params"] == {"key": "a"} else {"deleted": True})
+    assert main(["rm", "a", "b"]) == 1
+    assert [params for _, params in requests(daemon)] == [{"key": "a"}, {"key": "b"}]
+    out, err = output(capsys)
+    assert out == "deleted b\n"
+    assert "there is no object" in err
+
+
+def test_ls_asks_for_page_after_page(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(request: Message) -> Json:
+        params = request["params"]
+        assert isinstance(params, dict)
+        second = "cursor" in params
+        return {"items": [{"key": "b" if second else "a", "metadata": METADATA}], "cursor": None if second else "next"}
+
+    daemon = serve(answer)
+    assert main(["ls", "p", "-n", "photos"]) == 0
+    assert [params for _, params in requests(daemon)] == [
+        {"prefix": "p", "namespace": "photos"},
+        {"prefix": "p", "namespace": "photos", "cursor": "next"},
+    ]
+    assert output(capsys)[0] == "a\nb\n"
+    assert main(["ls", "--json"]) == 0
+    assert [json.loads(line)["key"] for line in output(capsys)[0].splitlines()] == ["a", "b"]
+
+
+def test_ls_long_shows_size_time_and_health(serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.cli.text.time.localtime", __import__("time").gmtime)
+    serve(lambda request: {"items": [{"key": "notes.txt", "metadata": METADATA}], "cursor": None})
+    assert main(["ls", "-l"]) == 0
+    assert output(capsys)[0] == "   4.9 KiB  2023-11-14 22:13:20  optimal  notes.txt\n"
+
+
+def test_control_characters_of_a_key_never_reach_a_terminal(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    serve(lambda request: {"items": [{"key": "a\x1b]0;x\x07\nb ü", "metadata": METADATA}], "cursor": None})
+    assert main(["ls"]) == 0
+    assert terminal.getvalue() == "a\\x1b]0;x\\x07\\nb ü\n"
+
+
+def test_stat_shows_the_object(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(lambda request: {"metadata": METADATA})
+    assert main(["stat", "notes.txt"]) == 0
+    lines = dict(line.split(None, 1) for line in output(capsys)[0].splitlines())
+    assert lines["size"] == "4.9 KiB (5,000 bytes)"
+    assert lines["policy"] == "any 4 of 6 shares, chunks of 1.0 MiB, zstd"
+    assert lines["shards"] == "0:0  1:1  2:2  3:3  4:4  5:5"
+    assert lines["user"] == "author=ann"
+    assert main(["stat", "notes.txt", "--json"]) == 0
+    assert json.loads(output(capsys)[0]) == {"metadata": METADATA}
+
+
+STATUS: dict[str, Json] = {
+    "state": "degraded",
+    "shards": [
+        {
+            "id": "0",
+            "url": "/srv/0",
+            "group": "ab",
+            "state": "ok",
+            "used": 10,
+            "free": 2_048,
+            "latency_ms": 1.0,
+            "last_error": None,
+        },
+        {
+            "id": "1",
+            "url": "/srv/1",
+            "group": "ab",
+            "state": "missing",
+            "used": None,
+            "free": None,
+            "latency_ms": None,
+            "last_error": "no marker",
+        },
+    ],
+    "metastore": {"kind": "sqlite", "writable": True},
+    "objects": 3,
+    "bytes": 5_000,
+    "queues": {"repair": 2, "owed": 0, "collect": 0},
+    "scrub": {"state": "idle"},
+    "warnings": ["shard 1 is missing"],
+}
+
+
+def test_status_draws_shards_and_warnings(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(lambda request: STATUS)
+    assert main(["status"]) == 0
+    out, err = output(capsys)
+    lines = [line.split() for line in out.splitlines()]
+    assert ["state", "degraded"] in lines
+    assert ["repair", "2", "waiting"] in lines
+    assert ["0", "ok", "10", "B", "2.0", "KiB", "/srv/0"] in lines
+    assert ["1", "missing", "–", "–", "/srv/1", "(no", "marker)"] in lines
+    assert err == "zstor: warning: shard 1 is missing\n"
+
+
+def test_status_check_tells_by_its_exit_code(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    state = "ok"
+    serve(lambda request: STATUS | {"state": state})
+    assert main(["status", "--check"]) == 0
+    state = "degraded"
+    assert main(["status", "--check", "--json"]) == 1
+    assert json.loads(output(capsys)[0].splitlines()[-1])["state"] == "degraded"
+
+
+def test_call_takes_text_json_and_files(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "f").write_bytes(b"x")
+    daemon = serve(lambda request: {"ok": True})
+    assert main(["call", "object.write_file", "key=true", "exclusive:=true", 'user:={"a": "b"}', "fd:@f", "n=a=b"]) == 0
+    params = {"key": "true", "exclusive": True, "user": {"a": "b"}, "fd": 0, "n": "a=b"}
+    assert requests(daemon) == [("object.write_file", params)]
+    assert json.loads(output(capsys)[0]) == {"ok": True}
+    os.close(daemon.peers[0].fds[0])
+
+
+# --- What needs no daemon ---
+
+
+def test_key_backup_prints_words_that_read_back(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    key = MasterKey(StoreId(bytes(16)), bytes(range(32)))
+    path = home / ".config" / "zstor" / "master.key"
+    path.parent.mkdir(parents=True)
+    path.write_text(key.to_text())
+    path.chmod(0o600)
+    assert main(["key", "backup", "--yes"]) == 0
+    out, err = output(capsys)
+    assert from_words("".join(line for line in out.splitlines(True) if line[:2].strip().isdigit())) == key
+    assert err == ""
+    path.chmod(0o644)
+    assert main(["key", "backup", "--yes"]) == 0
+    assert "others may read" in output(capsys)[1]
+
+
+def test_key_backup_says_what_is_wrong_with_the_key_file(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert main(["key", "backup", "--yes"]) == 1
+    assert "there is no master key at" in output(capsys)[1]
+    path = home / ".config" / "zstor" / "master.key"
+    path.parent.mkdir(parents=True)
+    path.write_text("zstor master key 1\nstore 00\nkey   c2VjcmV0\n")
+    path.chmod(0o600)
+    assert main(["key", "backup", "--yes"]) == 1
+    err = output(capsys)[1]
+    assert "is no master key" in err
+    assert "c2VjcmV0" not in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_complete_prints_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["complete", shell]) == 0
+    assert "_ZSTOR_COMPLETE" in output(capsys)[0]
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    commands = [
+        line.split()[0] for line in output(capsys)[0].partition("Commands:")[2].splitlines() if line.startswith("  ") and line.strip()
+    ]
+    for command in commands[:-1]:
+        assert main([command, "--help"]) == 0, command

@@ -1,0 +1,228 @@
+"""`zstor demo`, which `make demo` runs: a store of its own, a file in, two disks lost, the file out again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zstor_local.cli import text
+from zstor_local.cli.client import Client
+from zstor_local.cli.demo_daemon import DemoDaemon
+from zstor_local.limits import KIB, MIB
+
+_SHARDS: Final = range(6)
+_LOST: Final = (0, 5)
+_DAMAGED: Final = 5  # one of the lost: two is what any four of six can bear
+_ARCHIVE_BYTES: Final = 24 * MIB  # of sources; it shrinks to some megabytes
+_SMALL_FILES: Final = 60
+_SMALL_BYTES: Final = 32 * KIB
+_SECRET: Final = b"The key to the garden shed is under the third flower pot."
+
+
+class _DemoFailed(Exception):
+    """What should have come out did not."""
+
+
+@click.command(hidden=True)
+def demo() -> int:
+    """Show in a minute what this is, in a directory that is removed afterwards."""
+    began = time.monotonic()
+    home = Path(tempfile.mkdtemp(prefix="zstor-demo-"))
+    try:
+        with DemoDaemon(home) as daemon:
+            _Story(home, daemon).tell()
+    except _DemoFailed as failure:
+        click.secho(f"\nThis went wrong: {failure}", fg="red", err=True)
+        click.echo(f"Everything is still in {home}, the daemon's log in {daemon.log}.", err=True)
+        return 1
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home)
+    _say_what_next(time.monotonic() - began)
+    return 0
+
+
+class _Story:
+    """The steps, in order; each shows a command or what it did."""
+
+    def __init__(self, home: Path, daemon: DemoDaemon) -> None:
+        self._home = home
+        self._daemon = daemon
+        self._places = [home / "data" / "zstor" / "shards" / str(number) for number in _SHARDS]
+
+    def tell(self) -> None:
+        _title("A daemon keeps data safe over several disks", f"Here they are six directories in {self._home}; any four are enough.")
+        self._command("zstor", "daemon", "&")
+        self._daemon.start()
+        archive, tree = self._make_files()
+        shares = self._put(archive, tree)
+        self._show(archive, shares)
+        self._search(archive, tree)
+        self._flip_a_byte(archive, shares[_DAMAGED])
+        self._lose_two()
+        self._read_back(archive, tree)
+        self._daemon.stop()
+
+    def _make_files(self) -> tuple[Path, Mapping[str, Path]]:
+        """A real file of some megabytes, and small ones: the sources of this Python, packed and as they are."""
+        sources = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+        archive, room = self._home / "library.tar.gz", _ARCHIVE_BYTES
+        with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
+            for source in sources:
+                size = source.stat().st_size
+                if size < room:
+                    packed.add(source)
+                    room -= size
+        tree = self._home / "tree"
+        for source in [source for source in sources if 0 < source.stat().st_size < _SMALL_BYTES][: _SMALL_FILES - 1]:
+            copy = tree / source.relative_to(sysconfig.get_path("stdlib"))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+        (tree / "secret.txt").write_bytes(_SECRET)
+        return archive, {f"tree/{path.relative_to(tree)}": path for path in tree.rglob("*") if path.is_file()}
+
+    def _put(self, archive: Path, tree: Mapping[str, Path]) -> list[Path]:
+        """Store everything. Returns the file that each shard keeps of the archive."""
+        _title("A real file goes in, and a tree of small ones")
+        before = set(self._files())
+        began = time.monotonic()
+        self._zstor("put", archive.name)
+        _note(f"{time.monotonic() - began:.2f} s, and durable: it would survive a power cut now")
+        new = set(self._files()) - before
+        shares = [max((path for path in new if path.is_relative_to(place)), key=_size) for place in self._places]
+        with self._connect() as client:
+            began = time.monotonic()
+            for key, path in tree.items():
+                with path.open("rb") as file:
+                    client.call("object.write_file", {"key": key, "fd": 0}, fds=[file.fileno()])
+            took = time.monotonic() - began
+        _note(f"{len(tree)} small files, {text.size(sum(map(_size, tree.values())))}: {took:.2f} s, each of them durable by itself")
+        return shares
+
+    def _show(self, archive: Path, shares: list[Path]) -> None:
+        whole = _size(archive)
+        _title("Where the shares lie", f"{archive.name} has {whole:,} bytes. Each directory keeps a quarter, four make the whole.")
+        for place, share in zip(self._places, shares, strict=True):
+            part = _size(share) / whole
+            bar = "█" * round(40 * part) + "░" * (40 - round(40 * part))
+            click.echo(f"  shards/{place.name}  {click.style(bar, fg='blue')}  {_size(share):>10,} bytes  {part:6.1%}")
+            if not 0.25 <= part < 0.26:
+                raise _DemoFailed(f"{share} is no quarter of the file")
+
+    def _search(self, archive: Path, tree: Mapping[str, Path]) -> None:
+        _title("Whoever finds a disk can read nothing", "Everything is sealed before it leaves the daemon.")
+        with archive.open("rb") as file:
+            file.seek(_size(archive) // 2)
+            known = [_SECRET, file.read(64), tree["tree/secret.txt"].name.encode()]
+        searched, files = 0, 0
+        for path in self._files(self._home / "data"):
+            content = path.read_bytes()
+            searched, files = searched + len(content), files + 1
+            if any(piece in content for piece in known):
+                raise _DemoFailed(f"plain text lies in {path}")
+        _note(
+            f"searched {text.size(searched)} in {files} files for that line, its key, and a piece of {archive.name}: nothing", good=True
+        )
+
+    def _flip_a_byte(self, archive: Path, share: Path) -> None:
+        _title("A disk lies: one byte is flipped")
+        position = _size(share) // 2
+        with share.open("r+b") as file:
+            file.seek(position)
+            byte = file.read(1)[0]
+            file.seek(position)
+            file.write(bytes([byte ^ 1]))
+        _note(f"byte {position:,} of the share in shards/{_DAMAGED}: {byte:#04x} is now {byte ^ 1:#04x}")
+        self._get(archive)
+        _note("identical: the bad block was found before it was used, and a parity block took its place", good=True)
+
+    def _lose_two(self) -> None:
+        _title("Two of six disks die, and the daemon with them")
+        self._daemon.kill()
+        lost = [str(self._places[number].relative_to(self._home)) for number in _LOST]
+        self._command("rm", "-r", *lost)
+        for number in _LOST:
+            shutil.rmtree(self._places[number])
+        self._command("zstor", "daemon", "&")
+        self._daemon.start()
+        self._zstor("status")
+
+    def _read_back(self, archive: Path, tree: Mapping[str, Path]) -> None:
+        _title("Everything comes back")
+        self._get(archive)
+        with self._connect() as client:
+            for key, path in tree.items():
+                with tempfile.TemporaryFile() as copy:
+                    client.call("object.read_file", {"key": key, "fd": 0}, fds=[copy.fileno()])
+                    copy.seek(0)
+                    if copy.read() != path.read_bytes():
+                        raise _DemoFailed(f"{key} is not what was stored")
+        _note(f"{archive.name} and {len(tree)} of {len(tree)} small files: every byte as it was", good=True)
+
+    def _get(self, archive: Path) -> None:
+        """Read the archive with the command and compare."""
+        copy = self._home / "copy.tar.gz"
+        began = time.monotonic()
+        self._zstor("get", "-f", archive.name, copy.name)
+        took = time.monotonic() - began
+        with archive.open("rb") as was, copy.open("rb") as now:
+            digests = [hashlib.file_digest(file, "sha256").hexdigest() for file in (was, now)]
+        if digests[0] != digests[1]:
+            raise _DemoFailed(f"{copy} is not {archive}")
+        _note(f"{took:.2f} s, sha256 {digests[1][:16]}… as before")
+
+    def _connect(self) -> Client:
+        return Client.connect(str(self._daemon.socket))
+
+    def _files(self, top: Path | None = None) -> Iterator[Path]:
+        tops = [top] if top else self._places
+        return (path for place in tops for path in place.rglob("*") if path.is_file())
+
+    def _zstor(self, *arguments: str) -> None:
+        """Run the command as a user would, and show both."""
+        self._command("zstor", *arguments)
+        sys.stdout.flush()
+        if code := self._daemon.run(*arguments):
+            raise _DemoFailed(f"zstor {shlex.join(arguments)} ended with exit code {code}")
+
+    def _command(self, *words: str) -> None:
+        shown = " ".join(word if word == "&" else shlex.quote(word) for word in words)
+        click.echo(f"  {click.style('$', dim=True)} {click.style(shown, bold=True)}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _title(title: str, line: str = "") -> None:
+    click.echo(f"\n{click.style(title, fg='cyan', bold=True)}")
+    if line:
+        click.echo(f"  {line}")
+
+
+def _note(line: str, *, good: bool = False) -> None:
+    click.echo(f"  {click.style('✓', fg='green', bold=True) if good else '·'} {line}")
+
+
+def _say_what_next(seconds: float) -> None:
+    program = Path(sys.argv[0])
+    name = "zstor" if shutil.which("zstor") == str(program) else os.path.relpath(program)
+    _title("Your turn", f"That took {seconds:.0f} seconds; the demo's store is removed. To keep something:")
+    click.echo(f"    {name} daemon &              the first start makes your store and your key")
+    click.echo(f"    {name} put README.md         store a file")
+    click.echo(f"    {name} get README.md copy    read it again")
+    click.echo(f"    {name} status                are all shards well?")
+    click.echo(f"    {name} key backup            the key as words, for paper: without it nothing can be read")

@@ -1,0 +1,79 @@
+"""The demo's own daemon: a real process with a home of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+_READY: Final = "listening on "
+
+
+class DemoDaemon:
+    """A daemon, and the command, in an environment where HOME and the XDG directories lie in one directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.socket = home / "run" / "zstor" / "zstor.sock"
+        self.log = home / "daemon.log"
+        self._home = home
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ZSTOR_"))}
+        directories = {"CONFIG_HOME": "config", "DATA_HOME": "data", "STATE_HOME": "state", "RUNTIME_DIR": "run"}
+        self._environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(home / place) for name, place in directories.items()}
+        (home / "run").mkdir(mode=0o700)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start the daemon and return when it listens."""
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "zstor_local", "daemon"],
+            cwd=self._home,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        ready = threading.Event()
+        threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
+        ready.wait()
+        if process.poll() is not None:
+            raise RuntimeError(f"the daemon ended with exit code {process.returncode}:\n{self.log.read_text()}")
+
+    def _follow(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
+        """Keep what the daemon says in the log; it is ready when it says so, or when it says no more."""
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        with process.stdout, self.log.open("a") as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if _READY in line:
+                    ready.set()
+        process.wait()
+        ready.set()
+
+    def stop(self) -> None:
+        """Ask it to end, as a service manager does."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def run(self, *arguments: str) -> int:
+        """The exit code of `zstor` with these arguments, run in the same home; its output goes where ours goes."""
+        command = [sys.executable, "-m", "zstor_local", *arguments]
+        return subprocess.run(command, cwd=self._home, env=self._environment, check=False).returncode  # noqa: S603 - our own program
