@@ -19,7 +19,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Client
-from zstor_local.cli.demo_daemon import DemoDaemon
+from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
 from zstor_local.limits import KIB, MIB
 
 _SHARDS: Final = range(6)
@@ -41,9 +41,9 @@ def demo() -> int:
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="zstor-demo-"))
     try:
-        with DemoDaemon(home) as daemon:
+        with PrivateDaemon(home) as daemon:
             _Story(home, daemon).tell()
-    except _DemoFailed as failure:
+    except (_DemoFailed, DaemonEnded) as failure:
         click.secho(f"\nThis went wrong: {failure}", fg="red", err=True)
         click.echo(f"Everything is still in {home}, the daemon's log in {daemon.log}.", err=True)
         return 1
@@ -58,7 +58,7 @@ def demo() -> int:
 class _Story:
     """The steps, in order; each shows a command or what it did."""
 
-    def __init__(self, home: Path, daemon: DemoDaemon) -> None:
+    def __init__(self, home: Path, daemon: PrivateDaemon) -> None:
         self._home = home
         self._daemon = daemon
         self._places = [home / "data" / "zstor" / "shards" / str(number) for number in _SHARDS]

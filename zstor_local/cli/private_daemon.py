@@ -1,4 +1,4 @@
-"""The demo's own daemon: a real process with a home of its own."""
+"""A daemon with a home of its own: a real process, as the demo and the tests need it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,28 @@ from typing import Final, Self
 _READY: Final = "listening on "
 
 
-class DemoDaemon:
-    """A daemon, and the command, in an environment where HOME and the XDG directories lie in one directory."""
+class DaemonEnded(Exception):
+    """The daemon ended instead of listening: its exit code, and all it said."""
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(f"the daemon ended with exit code {code}:\n{said}")
+        self.code = code
+        self.said = said
+
+
+class PrivateDaemon:
+    """A daemon, and the command, in an environment where HOME and the XDG directories lie in one directory.
+
+    As a context manager it ends the daemon, if it runs, at the end of the block.
+    """
 
     def __init__(self, home: Path) -> None:
         self.socket = home / "run" / "zstor" / "zstor.sock"
         self.log = home / "daemon.log"
-        self._home = home
+        self.home = home
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ZSTOR_"))}
         directories = {"CONFIG_HOME": "config", "DATA_HOME": "data", "STATE_HOME": "state", "RUNTIME_DIR": "run"}
-        self._environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(home / place) for name, place in directories.items()}
+        self.environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(home / place) for name, place in directories.items()}
         (home / "run").mkdir(mode=0o700)
         self._process: subprocess.Popen[str] | None = None
 
@@ -36,8 +48,8 @@ class DemoDaemon:
         """Start the daemon and return when it listens."""
         self._process = process = subprocess.Popen(
             [sys.executable, "-m", "zstor_local", "daemon"],
-            cwd=self._home,
-            env=self._environment,
+            cwd=self.home,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -47,7 +59,7 @@ class DemoDaemon:
         threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
         ready.wait()
         if process.poll() is not None:
-            raise RuntimeError(f"the daemon ended with exit code {process.returncode}:\n{self.log.read_text()}")
+            raise DaemonEnded(process.returncode, self.log.read_text())
 
     def _follow(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
         """Keep what the daemon says in the log; it is ready when it says so, or when it says no more."""
@@ -61,11 +73,12 @@ class DemoDaemon:
         process.wait()
         ready.set()
 
-    def stop(self) -> None:
-        """Ask it to end, as a service manager does."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+    def stop(self) -> int:
+        """Ask it to end, as a service manager does. Returns its exit code."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        return self._process.wait()
 
     def kill(self) -> None:
         """End it as a power cut does."""
@@ -76,4 +89,4 @@ class DemoDaemon:
     def run(self, *arguments: str) -> int:
         """The exit code of `zstor` with these arguments, run in the same home; its output goes where ours goes."""
         command = [sys.executable, "-m", "zstor_local", *arguments]
-        return subprocess.run(command, cwd=self._home, env=self._environment, check=False).returncode  # noqa: S603 - our own program
+        return subprocess.run(command, cwd=self.home, env=self.environment, check=False).returncode  # noqa: S603 - our own program

@@ -1,0 +1,214 @@
+"""The command and the daemon together, as processes: files, pipes, terminals, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
+
+ZSTOR = [sys.executable, "-m", "zstor_local"]
+MEBIBYTE = 1024 * 1024
+
+
+def zstor(
+    daemon: PrivateDaemon, *arguments: str, stdin: bytes = b"", stdout: int | IO[bytes] = subprocess.PIPE
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command beside the daemon and wait for it."""
+    return subprocess.run(
+        [*ZSTOR, *arguments],
+        input=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=daemon.home,
+        env=daemon.environment,
+        check=False,
+    )
+
+
+def done(finished: subprocess.CompletedProcess[bytes]) -> bytes:
+    """The output of a command that must have succeeded without a word on stderr."""
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    return finished.stdout or b""
+
+
+def shell(daemon: PrivateDaemon, script: str) -> bytes:
+    """Run a script in which `zstor` is the command."""
+    program = " ".join(ZSTOR)
+    return done(
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f'zstor() {{ {program} "$@"; }}\n{script}'],
+            cwd=daemon.home,
+            env=daemon.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    )
+
+
+def test_a_file_goes_in_and_comes_out(daemon: PrivateDaemon) -> None:
+    content = random.Random(1).randbytes(3 * MEBIBYTE + 17)
+    (daemon.home / "photo.raw").write_bytes(content)
+    assert done(zstor(daemon, "put", "photo.raw")) == b"stored photo.raw: 3.0 MiB in 6 shares, any 4 give it back\n"
+    assert done(zstor(daemon, "get", "photo.raw", "copy")) == b"wrote copy: 3.0 MiB\n"
+    assert (daemon.home / "copy").read_bytes() == content
+    assert done(zstor(daemon, "get", "photo.raw")) == content
+    assert done(zstor(daemon, "get", "photo.raw", "-", "--offset", "1048570", "--length", "20")) == content[1_048_570:1_048_590]
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, MEBIBYTE, 5 * MEBIBYTE + 1])
+def test_a_pipe_goes_in_and_comes_out(daemon: PrivateDaemon, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    done(zstor(daemon, "put", "-", "key", "--size", str(size), stdin=content))
+    assert done(zstor(daemon, "get", "key", "-")) == content
+
+
+def test_an_archive_through_pipes(daemon: PrivateDaemon) -> None:
+    tree = daemon.home / "tree"
+    shutil.copytree(Path(__file__).parent, tree, ignore=shutil.ignore_patterns("__pycache__"))
+    shell(daemon, "tar c tree | zstor put - backup.tar; zstor get backup.tar | tar d")
+
+
+def test_redirected_files_are_used_from_where_they_stand(daemon: PrivateDaemon) -> None:
+    (daemon.home / "f").write_bytes(b"first line\nsecond line\n")
+    shell(daemon, "{ read -r; zstor put - rest; } < f")
+    shell(daemon, "{ echo before; zstor get rest; zstor get rest; echo after; } > out")
+    assert (daemon.home / "out").read_bytes() == b"before\nsecond line\nsecond line\nafter\n"
+    shell(daemon, "zstor get rest >> out")
+    assert (daemon.home / "out").read_bytes().endswith(b"after\nsecond line\n")
+
+
+def test_devices_are_bridged(daemon: PrivateDaemon) -> None:
+    shell(daemon, "zstor put - empty < /dev/null; head -c 200000 /dev/zero | zstor put - zeros; zstor get zeros > /dev/null")
+    assert json.loads(done(zstor(daemon, "stat", "empty", "--json")))["metadata"]["size"] == 0
+
+
+def test_get_never_overwrites_without_force(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "f", stdin=b"new"))
+    (daemon.home / "f").write_bytes(b"old")
+    refused = zstor(daemon, "get", "f", "f")
+    assert refused.returncode == 1
+    assert refused.stderr == b"zstor: error: f is there already\n  hint: -f replaces it\n"
+    assert (daemon.home / "f").read_bytes() == b"old"
+    done(zstor(daemon, "get", "-f", "f", "f"))
+    assert (daemon.home / "f").read_bytes() == b"new"
+
+
+def test_on_a_terminal_get_writes_to_the_last_name(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "photos/a.raw", stdin=b"bytes"))
+    controller, terminal = pty.openpty()
+    with open(terminal, "wb", buffering=0) as screen:
+        assert zstor(daemon, "get", "photos/a.raw", stdout=screen).returncode == 0
+    assert os.read(controller, 1024) == b"wrote a.raw: 5 B\r\n"
+    os.close(controller)
+    assert (daemon.home / "a.raw").read_bytes() == b"bytes"
+
+
+def test_a_missing_key_leaves_no_file(daemon: PrivateDaemon) -> None:
+    finished = zstor(daemon, "get", "missing", "f")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(b"zstor: error: ")
+    assert not [path for path in daemon.home.iterdir() if path.name.startswith((".f", "f"))]
+
+
+def test_rm_ls_and_stat(daemon: PrivateDaemon) -> None:
+    for key in ("b", "a/2", "a/1"):
+        done(zstor(daemon, "put", "-", key, stdin=key.encode()))
+    assert done(zstor(daemon, "ls")) == b"a/1\na/2\nb\n"
+    assert done(zstor(daemon, "ls", "a/")) == b"a/1\na/2\n"
+    assert done(zstor(daemon, "rm", "a/1", "b")) == b"deleted a/1\ndeleted b\n"
+    assert [json.loads(line)["key"] for line in done(zstor(daemon, "ls", "--json")).splitlines()] == ["a/2"]
+    assert b"size       3 B\n" in done(zstor(daemon, "stat", "a/2"))
+    gone = zstor(daemon, "rm", "b", "--json")
+    assert gone.returncode == 1
+    assert json.loads(gone.stderr)["error"]["data"]["type"] == "not_found"
+
+
+def test_conditions_of_a_write(daemon: PrivateDaemon) -> None:
+    first = json.loads(done(zstor(daemon, "put", "-", "k", "--json", stdin=b"1")))["metadata"]["version"]
+    assert b"already_exists" in zstor(daemon, "put", "-", "k", "--exclusive", "--json", stdin=b"2").stderr
+    done(zstor(daemon, "put", "-", "k", "--if-version", first, stdin=b"2"))
+    assert b"conflict" in zstor(daemon, "put", "-", "k", "--if-version", first, "--json", stdin=b"3").stderr
+    assert b"incomplete" in zstor(daemon, "put", "-", "k", "--size", "2", "--json", stdin=b"3").stderr
+    assert done(zstor(daemon, "get", "k")) == b"2"
+
+
+def test_namespaces_keep_keys_apart(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "k", "-n", "photos", stdin=b"photo"))
+    assert zstor(daemon, "get", "k").returncode == 1
+    assert done(zstor(daemon, "get", "k", "--namespace", "photos")) == b"photo"
+
+
+def test_ctrl_c_stores_nothing(daemon: PrivateDaemon) -> None:
+    command = [*ZSTOR, "put", "-", "endless"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=daemon.home, env=daemon.environment) as put:
+        assert put.stdin is not None
+        assert put.stderr is not None
+        put.stdin.write(bytes(4 * MEBIBYTE))  # more than a pipe holds: when it is written, the daemon reads
+        put.stdin.flush()
+        put.send_signal(signal.SIGINT)
+        assert put.wait() == 130
+        assert put.stderr.read() == b"zstor: error: interrupted; nothing was changed\n"
+        put.stdin.close()
+    assert zstor(daemon, "stat", "endless").returncode == 1
+
+
+def test_two_lost_shards_are_borne_and_told(daemon: PrivateDaemon) -> None:
+    content = random.Random(2).randbytes(2 * MEBIBYTE)
+    done(zstor(daemon, "put", "-", "k", stdin=content))
+    done(zstor(daemon, "status", "--check"))
+    daemon.kill()
+    for number in (1, 4):
+        shutil.rmtree(daemon.home / "data" / "zstor" / "shards" / str(number))
+    daemon.start()
+    assert done(zstor(daemon, "get", "k")) == content
+    assert zstor(daemon, "status", "--check").returncode == 1
+    status = json.loads(zstor(daemon, "status", "--json").stdout)
+    assert status["state"] == "degraded"
+    assert [shard["state"] for shard in status["shards"]].count("missing") == 2
+    refused = zstor(daemon, "put", "-", "k", "--json", stdin=b"x")
+    assert json.loads(refused.stderr)["error"]["data"]["type"] == "not_enough_shards"
+
+
+def test_a_second_daemon_refuses_with_75(daemon: PrivateDaemon) -> None:
+    second = zstor(daemon, "daemon")
+    assert second.returncode == 75
+    assert done(zstor(daemon, "call", "rpc.ping"))
+
+
+def test_a_daemon_stops_with_0_and_starts_again(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "k", stdin=b"kept"))
+    assert daemon.stop() == 0
+    assert zstor(daemon, "get", "k").returncode == 2
+    daemon.start()
+    assert done(zstor(daemon, "get", "k")) == b"kept"
+
+
+def test_a_store_without_its_key_is_refused_with_78(daemon: PrivateDaemon) -> None:
+    daemon.kill()
+    (daemon.home / "config" / "zstor" / "master.key").rename(daemon.home / "away")
+    with pytest.raises(DaemonEnded) as caught:
+        daemon.start()
+    assert caught.value.code == 78
+
+
+def test_init_makes_what_the_daemon_then_uses(private_daemon: PrivateDaemon) -> None:
+    made = done(zstor(private_daemon, "init")).decode()
+    key = private_daemon.home / "config" / "zstor" / "master.key"
+    assert str(key) in made
+    assert "zstor key backup" in made
+    before = key.read_bytes()
+    assert zstor(private_daemon, "init").returncode != 0
+    private_daemon.start()
+    assert key.read_bytes() == before

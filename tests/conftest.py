@@ -1,0 +1,26 @@
+"""Fixtures that several directories share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zstor_local.cli.private_daemon import PrivateDaemon
+
+
+@pytest.fixture
+def private_daemon(tmp_path: Path) -> Iterator[PrivateDaemon]:
+    """A daemon process with an empty home, not yet started."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with PrivateDaemon(home) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(private_daemon: PrivateDaemon) -> PrivateDaemon:
+    """A daemon process that listens, on a new store."""
+    private_daemon.start()
+    return private_daemon
