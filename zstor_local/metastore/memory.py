@@ -79,8 +79,8 @@ class MemoryMetastore:
     def intents(self) -> Sequence[Intent]:
         return list(self.cell.intents.values())
 
-    def garbage(self, limit: int) -> Sequence[Garbage]:
-        return list(self.cell.garbage.values())[:limit]
+    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
+        return [garbage for garbage in self.cell.garbage.values() if garbage.shard == shard][:limit]
 
     def garbage_count(self) -> int:
         return len(self.cell.garbage)

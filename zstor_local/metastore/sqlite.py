@@ -108,8 +108,8 @@ class SqliteMetastore:
     def intents(self) -> Sequence[Intent]:
         return [Intent(Version(version), _unpack(shards)) for version, shards in self._all("select version, shards from intent", ())]
 
-    def garbage(self, limit: int) -> Sequence[Garbage]:
-        rows = self._all("select shard, version, share, small from garbage limit ?", (limit,))
+    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
+        rows = self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit))
         return [Garbage(shard, ShareId(Version(version), share), bool(small)) for shard, version, share, small in rows]
 
     def garbage_count(self) -> int:
@@ -196,6 +196,10 @@ class SqliteMetastore:
         except sqlite3.Error as error:
             self._open = False
             raise CommitUnknown(f"the metastore failed in a checkpoint: {error.sqlite_errorname}") from error
+
+    def fold(self) -> None:
+        """All of the WAL into the file, so that the file alone is the metastore (before it is renamed or copied)."""
+        self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
 
     def close(self) -> None:
         self._open = False

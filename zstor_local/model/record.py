@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import cbor2
 
+from zstor_local import limits
 from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.policy import COMPRESSIONS, PADDINGS, Policy
@@ -22,7 +23,7 @@ from zstor_local.model.policy import COMPRESSIONS, PADDINGS, Policy
 STORE_WIDE: Final = NamespaceId(bytes(ID_BYTES))  # the namespace id of records that belong to no namespace
 NO_VERSION: Final = Version(bytes(ID_BYTES))
 NO_KEY: Final = KeyHash(bytes(ID_BYTES))
-DATA_KEY_WRAPPED_BYTES: Final = 40
+BLOCK_OVERHEAD_BYTES: Final = 32  # header and tag of a block in a share
 
 T = TypeVar("T")
 Plain = Mapping[int, object]
@@ -73,6 +74,14 @@ def associated_data(store_id: StoreId, kind: Kind, namespace: NamespaceId, key_h
     return _ASSOCIATED.pack(b"zstor record", kind, store_id, namespace, key_hash, version, sequence)
 
 
+def is_small(size: int, policy: Policy) -> bool:
+    """Whether an object's shares are log entries: so if none would be over the limit without compression. The size alone decides, so
+    that a reader knows where to look.
+    """
+    chunks = -(-size // policy.chunk_size)
+    return -(-size // policy.k) + chunks * BLOCK_OVERHEAD_BYTES <= limits.SMALL_SHARE_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
     """One version of an object, schema 1.
@@ -97,6 +106,11 @@ class ObjectRecord:
     user: Mapping[str, object] = field(default_factory=dict)
     previous_key: str | None = None
     next_key: str | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether its shares lie in the logs."""
+        return is_small(self.size, self.policy)
 
     def encode(self) -> bytes:
         plain: dict[int, object] = {

@@ -141,9 +141,14 @@ class DirectoryShard:
         return self._entry.group
 
     def start(self, writer: int, randomness: Randomness) -> None:
-        """Make it writable for this daemon, whose writer number is higher than all before."""
-        with self._failing():
-            self.log.start(writer, randomness)
+        """Make it writable for this daemon, whose writer number is higher than all before. If it cannot be, `check` tells why."""
+        try:
+            with self._failing():
+                self._must_be_there()
+                self.log.start(writer, randomness)
+        except ShardError as error:
+            if error.state != "full":
+                self._broken = error.state
 
     def newest_writer(self) -> int:
         with self._failing():

@@ -47,6 +47,7 @@ class Log:
         self._writer: _SegmentWriter | None = None
         self._unsynced: list[_SegmentWriter] = []  # full segments that the next flush has to include
         self._closed = False
+        self._start: tuple[int, Randomness] | None = None
         self._catch_up()
 
     def path(self, number: int) -> str:
@@ -62,9 +63,9 @@ class Log:
         return max((header.writer for _, header in self._headers()[-1:]), default=0)
 
     def start(self, writer: int, randomness: Randomness) -> None:
-        """Begin a segment of this process's own; before it nothing can be appended."""
+        """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
         self._start = writer, randomness
-        self._roll()
+        self._current()
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
@@ -148,8 +149,10 @@ class Log:
         self._unsynced, self._writer, self._closed = [], None, True
 
     def _current(self) -> _SegmentWriter:
-        if self._closed or self._writer is None:
+        if self._closed or self._start is None:
             raise LogClosed("a flush of this log failed, or it was never started; nothing can be appended")
+        if self._writer is None:
+            self._writer = self._new_segment(*self._start)
         return self._writer
 
     def _put_out(self, segment: _SegmentWriter) -> None:
@@ -172,9 +175,17 @@ class Log:
         return segment, segment.end
 
     def _roll(self) -> None:
-        if self._closed:
-            raise LogClosed("a flush of this log failed")
-        writer, randomness = self._start
+        """Go on in a new segment; the full one is flushed with the next flush."""
+        full = self._current()
+        if self._start is None:
+            raise LogClosed("the log was never started")
+        fresh = self._new_segment(*self._start)
+        self._unsynced.append(full)
+        self._writer = fresh
+        self._put_out(full)
+
+    def _new_segment(self, writer: int, randomness: Randomness) -> _SegmentWriter:
+        """A segment with its header, durable before its first entry."""
         number = max(self.segments(), default=0) + 1
         header = SegmentHeader(randomness.bytes(ID_BYTES), self._store_id, writer)
         path = self.path(number)
@@ -188,10 +199,7 @@ class Log:
             self._files.close(fd)
             self._files.unlink(path)
             raise
-        if self._writer is not None:
-            self._unsynced.append(self._writer)
-            self._put_out(self._writer)
-        self._writer = _SegmentWriter(self._files, fd, number, header)
+        return _SegmentWriter(self._files, fd, number, header)
 
     def _headers(self) -> list[tuple[int, SegmentHeader]]:
         """The readable segments. A damaged header hides a segment whose entries cannot be told from stale bytes."""

@@ -64,6 +64,13 @@ class ShardPool:
         shard = self._shards.get(number)
         return shard.check() if shard is not None else self.absent[number].state if number in self.absent else "missing"
 
+    def reason(self, number: int) -> str:
+        """Why a shard is not usable, for people."""
+        shard = self._shards.get(number)
+        if shard is not None:
+            return shard.last_error() or shard.check()
+        return self.absent[number].reason if number in self.absent else "no shard of this store has that number"
+
     def place(self, version: Version, m: int) -> tuple[int, ...]:
         """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks."""
         usable = self.usable()

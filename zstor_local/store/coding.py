@@ -1,0 +1,338 @@
+"""An object's bytes to its shares: small ones in memory, large ones chunk by chunk through the workers into files on the shards."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import blake3
+import trio
+
+from zstor_local import limits
+from zstor_local.coding.chunk import ChunkCoder, Scratch
+from zstor_local.coding.seal import BlockBinding, BlockSealer
+from zstor_local.coding.share import ChunkTable, block_size, pack_block_header, pack_chunk_table, pack_share_end
+from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.policy import Policy
+from zstor_local.runtime import Buffer, Runtime
+from zstor_local.shards.base import ShardError, ShareWriter
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.committer import not_enough_shards
+from zstor_local.store.namespaces import Namespace
+from zstor_local.store.sources import FileSource, StreamSource
+
+INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding
+BATCH_BYTES: Final = (
+    8 * limits.MIB
+)  # plain bytes one thread call takes at most: long enough to make the hop cheap, short enough to be fair
+STREAM_BUFFERS: Final = 3  # chunks of a stream in memory: one filling, two in the workers
+
+
+class ScratchPool:
+    """What worker threads need from chunk to chunk, handed out and taken back."""
+
+    def __init__(self) -> None:
+        self._free: list[Scratch] = []
+
+    @contextmanager
+    def borrow(self) -> Iterator[Scratch]:
+        try:
+            scratch = self._free.pop()
+        except IndexError:
+            scratch = Scratch()
+        try:
+            yield scratch
+        finally:
+            self._free.append(scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """An object as its shares hold it. `chunk_table` packed; `wrapped_key` opens its blocks."""
+
+    version: Version
+    size: int
+    digest: bytes
+    chunk_table: bytes
+    share_bytes: int
+    wrapped_key: bytes
+    placement: tuple[int, ...]
+    shares: Sequence[bytes] = ()  # of a small object, by index
+    failed: Mapping[int, ShardError] = field(default_factory=dict)  # of a large one: shards (by share index) that did not take theirs
+
+    @property
+    def table_in_shares(self) -> bool:
+        return len(self.chunk_table) > limits.CHUNK_TABLE_INLINE_BYTES
+
+
+def new_version(runtime: Runtime) -> Version:
+    return Version(runtime.randomness.bytes(16))
+
+
+def block_sealer(store_id: StoreId, namespace: Namespace, policy: Policy, version: Version, data_key: bytes) -> BlockSealer:
+    return BlockSealer(data_key, BlockBinding(store_id, namespace.id, version, policy.k, policy.m))
+
+
+def code_small(
+    store_id: StoreId,
+    namespace: Namespace,
+    version: Version,
+    data_key: bytes,
+    placement: tuple[int, ...],
+    data: Buffer,
+    scratch: Scratch,
+) -> Coded:
+    """All of a small object's shares, in memory."""
+    policy = namespace.policy
+    coder = ChunkCoder(policy, block_sealer(store_id, namespace, policy, version, data_key))
+    view = memoryview(data)
+    parts: list[list[Buffer]] = [[] for _ in range(policy.m)]
+    shapes = []
+    for number, start in enumerate(range(0, len(view), policy.chunk_size)):
+        chunk = coder.encode(scratch, number, view[start : start + policy.chunk_size])
+        shapes.append(chunk.shape)
+        header = pack_block_header(number, chunk.shape, policy.padding)
+        for index, block in enumerate(chunk.blocks):
+            parts[index] += (header, block)
+    shares = [b"".join(blocks) for blocks in parts]
+    return Coded(
+        version=version,
+        size=len(view),
+        digest=blake3.blake3(view).digest(),
+        chunk_table=pack_chunk_table(shapes),
+        share_bytes=len(shares[0]),
+        wrapped_key=namespace.keys.wrap(data_key),
+        placement=placement,
+        shares=shares,
+    )
+
+
+class _Abandoned(Exception):
+    """Another chunk of the same object failed; its error is the one that counts."""
+
+
+class _Turns:
+    """An ordered section: the threads that code chunks pass it in the order of the chunks."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._turn = 0
+        self._broken = False
+
+    @contextmanager
+    def take(self, number: int) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._turn == number or self._broken)
+            if self._broken:
+                raise _Abandoned
+        yield
+        with self._condition:
+            self._turn += 1
+            self._condition.notify_all()
+
+    def break_off(self) -> None:
+        with self._condition:
+            self._broken = True
+            self._condition.notify_all()
+
+
+class LargeWrite:
+    """The shares of one large object on their way. `begin`, one of the two `code_…`, then `finish`; `abort` if any of them failed.
+
+    Shards that fail on the way are dropped and named in `Coded.failed`, as long as `quorum` of them remain.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        pool: ShardPool,
+        scratches: ScratchPool,
+        store_id: StoreId,
+        namespace: Namespace,
+        version: Version,
+        placement: tuple[int, ...],
+        quorum: int,
+    ) -> None:
+        self._runtime = runtime
+        self._pool = pool
+        self._scratches = scratches
+        self._namespace = namespace
+        self._policy = namespace.policy
+        self._version = version
+        self._placement = placement
+        self._quorum = quorum
+        self._data_key = runtime.randomness.bytes(32)
+        self._sealer = block_sealer(store_id, namespace, self._policy, version, self._data_key)
+        self._coder = ChunkCoder(self._policy, self._sealer)
+        self._writers: dict[int, ShareWriter] = {}
+        self._retired: list[ShareWriter] = []  # failed ones: open until no thread can be writing to them
+        self._failed: dict[int, ShardError] = {}
+        self._lock = threading.Lock()
+        self._turns = _Turns()
+        self._digest = blake3.blake3()
+        self._words = array("I")
+        self._offset = 0
+        self._size = 0
+
+    def begin(self) -> None:
+        """Open the shares' files. NotEnoughShards if fewer than the quorum can be opened. Blocks."""
+        for index, number in enumerate(self._placement):
+            shard = self._pool.get(number)
+            try:
+                if shard is None:
+                    raise ShardError(self._pool.state(number), self._pool.reason(number))
+                self._writers[index] = shard.begin(ShareId(self._version, index), self._namespace.id, self._policy)
+            except ShardError as error:
+                self._drop(index, error)
+        self._check_quorum()
+
+    async def code_file(self, source: FileSource, progress: Callable[[int], None]) -> None:
+        """Every chunk of a file, in parallel."""
+        chunk_size = self._policy.chunk_size
+        chunks = -(-source.size // chunk_size)
+        numbers = iter(range(chunks))
+
+        def batch() -> bool:
+            with self._scratches.borrow() as scratch:
+                for _ in range(max(1, BATCH_BYTES // chunk_size)):
+                    with self._lock:
+                        number = next(numbers, None)
+                    if number is None:
+                        return False
+                    start = number * chunk_size
+                    buffer = scratch.plain(min(chunk_size, source.size - start))
+                    self._code(scratch, number, buffer, partial(source.read_at, buffer, start))
+            return True
+
+        async def worker() -> None:
+            while await self._in_thread(batch):
+                progress(self._size)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._runtime.threads.workers):
+                nursery.start_soon(worker)
+        await self._runtime.threads.run(source.verify)
+
+    async def code_stream(self, beginning: Buffer, source: StreamSource, progress: Callable[[int], None]) -> None:
+        """Every chunk of a stream whose first bytes were read already."""
+        slots = trio.Semaphore(STREAM_BUFFERS)
+        queue: deque[tuple[int, memoryview]] = deque()
+        number = 0
+
+        def code_next() -> None:
+            with self._lock:
+                chunk, plain = queue.popleft()
+            with self._scratches.borrow() as scratch:
+                self._code(scratch, chunk, plain)
+
+        async def work() -> None:
+            await self._in_thread(code_next)
+            progress(self._size)
+            slots.release()
+
+        async with trio.open_nursery() as nursery:
+            rest = memoryview(beginning)
+            while True:
+                await slots.acquire()
+                buffer = memoryview(bytearray(self._policy.chunk_size))
+                filled = min(len(rest), len(buffer))
+                buffer[:filled], rest = rest[:filled], rest[filled:]
+                ended = False
+                while filled < len(buffer) and not ended:
+                    count = await source.read_into(buffer[filled:])
+                    filled += count
+                    ended = count == 0
+                if filled:
+                    queue.append((number, buffer[:filled]))
+                    number += 1
+                    nursery.start_soon(work)
+                if ended:
+                    return
+
+    async def _in_thread(self, work: Callable[[], bool | None]) -> bool:
+        try:
+            return bool(await self._runtime.threads.run(work))
+        except _Abandoned:
+            return False
+
+    def _code(self, scratch: Scratch, number: int, plain: memoryview, fill: Callable[[], None] | None = None) -> None:
+        """One chunk, which `fill` reads if need be, through every stage, in one thread."""
+        try:
+            if fill is not None:
+                fill()
+            packed = self._coder.pack(scratch, plain)
+            size = block_size(packed.shape, self._policy.k, self._policy.padding)
+            with self._turns.take(number):
+                self._digest.update(plain)
+                self._words.append(packed.shape.stored_length | packed.shape.codec << 31)
+                self._size += len(plain)
+                offset, self._offset = self._offset, self._offset + size
+            blocks = self._coder.seal(scratch, number, packed)
+            header = pack_block_header(number, packed.shape, self._policy.padding)
+            for index, writer in list(self._writers.items()):
+                try:
+                    writer.write(offset, [header, blocks[index]])
+                except ShardError as error:
+                    self._drop(index, error)
+                    self._check_quorum()
+        except BaseException:
+            self._turns.break_off()
+            raise
+
+    async def finish(self) -> Coded:
+        """Make every share durable. NotEnoughShards if fewer than the quorum could."""
+        table = ChunkTable(self._words, self._size, self._policy.chunk_size, k=self._policy.k, padding=self._policy.padding)
+        packed = table.pack()
+        sealed = self._sealer.seal_table(packed) if len(packed) > limits.CHUNK_TABLE_INLINE_BYTES else b""
+        end = pack_share_end(table, len(sealed))
+
+        async def finish(index: int, writer: ShareWriter) -> None:
+            try:
+                await self._runtime.threads.run(writer.finish, end, self._offset, sealed)
+            except ShardError as error:
+                self._drop(index, error)
+
+        async with trio.open_nursery() as nursery:
+            for index, writer in list(self._writers.items()):
+                nursery.start_soon(finish, index, writer)
+        self._check_quorum()
+        with self._lock:
+            retired, self._retired = self._retired, []
+        for writer in retired:
+            await self._runtime.threads.run(writer.abort)
+        return Coded(
+            version=self._version,
+            size=self._size,
+            digest=self._digest.digest(),
+            chunk_table=packed,
+            share_bytes=self._offset,
+            wrapped_key=self._namespace.keys.wrap(self._data_key),
+            placement=self._placement,
+            failed=dict(self._failed),
+        )
+
+    def abort(self) -> None:
+        """Leave nothing where that is possible; the intent in the metastore sees to the rest. Blocks."""
+        self._turns.break_off()
+        with self._lock:
+            writers, self._writers, self._retired = [*self._writers.values(), *self._retired], {}, []
+        for writer in writers:
+            writer.abort()
+
+    def _drop(self, index: int, error: ShardError) -> None:
+        with self._lock:
+            self._failed[index] = error
+            writer = self._writers.pop(index, None)
+            if writer is not None:
+                self._retired.append(writer)
+
+    def _check_quorum(self) -> None:
+        if len(self._writers) < self._quorum:
+            failed = {self._pool.name(self._placement[index]): error for index, error in self._failed.items()}
+            raise not_enough_shards(len(self._writers), self._quorum, failed)

@@ -1,0 +1,424 @@
+"""The committer: the one task that makes all waiting changes durable together (group commit).
+
+A group goes: decide each change against what is committed → seal the records → append shares and record copies to the logs → flush →
+one metastore transaction → wake the writers. A reply means durable. What reached a log but not the metastore is voided there by an
+entry that is flushed before the error is answered; where that is impossible the answer is `outcome_unknown`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import Conflict, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.metastore.base import (
+    CommitRefused,
+    CommitUnknown,
+    Debt,
+    Garbage,
+    Intent,
+    Metastore,
+    MetastoreClosed,
+    Owed,
+    Row,
+    StoreState,
+    Transaction,
+)
+from zstor_local.model.ids import KeyHash, NamespaceId, Version
+from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Entry, ShardError
+from zstor_local.shards.index import FLUSH_AT, LogIndex
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.sealing import RecordSealer
+
+RESERVE: Final = 1 << 16  # sequence numbers reserved at once
+RESERVE_LOW: Final = 4 * limits.GROUP_CHANGES  # reserve more while at least this many are left: a group and its voids always fit
+CHECKPOINT_EVERY: Final = 1_000  # commits between two checkpoints of the metastore: some 16 MiB of WAL
+
+log = logging.getLogger("zstor.store")
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A record to seal and publish: to the metastore and, as a copy, to the logs of `copies`."""
+
+    kind: Kind
+    key_hash: KeyHash
+    version: Version
+    plain: bytes
+    copies: Sequence[int]  # shard numbers
+    shares: Mapping[int, tuple[int, bytes]] = field(default_factory=dict)  # shard number → (share index, small share)
+    quorum: int = 0  # of `shares` (or, without them, of `copies`) that must be durable
+    k: int = 1  # shares that make the version readable: decides whether a void reached far enough
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a change comes to, given the row's committed envelope."""
+
+    record: NewRecord | None = None
+    intents: Sequence[Intent] = ()
+    intents_done: Sequence[Version] = ()
+    garbage: Sequence[Garbage] = ()
+    garbage_freed: Sequence[Garbage] = ()
+    debts: Sequence[Debt] = ()
+    debts_paid: Sequence[Debt] = ()
+    objects: int = 0  # what it adds to the store's count of objects
+    bytes: int = 0  # and to their plain bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The outcome of a change: the row's envelope now (None for bookkeeping) and the shards that still have to be told or filled."""
+
+    envelope: Envelope | None
+    owed: tuple[int, ...] = ()
+    shares_owed: tuple[int, ...] = ()
+
+
+Decide = Callable[[Envelope | None], Decision]
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    space: NamespaceId
+    name: str
+    decide: Decide
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: Committed | ZstorError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A decided change on its way through its group."""
+
+    change: _Change
+    decision: Decision
+    envelope: Envelope | None
+    error: ZstorError | None = None
+
+    @property
+    def row(self) -> tuple[NamespaceId, str]:
+        return self.change.space, self.change.name
+
+
+class Committer:
+    """One for a store. `run` is its task; `commit` is called by everybody else."""
+
+    def __init__(self, runtime: Runtime, metastore: Metastore, pool: ShardPool, index: LogIndex, sealer: RecordSealer) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._index = index
+        self._sealer = sealer
+        self._state = metastore.state()
+        self._next = self._state.reserved + 1
+        self._waiting: list[_Change] = []
+        self._wake = trio.Event()
+        self._stopping = False
+        self._since_checkpoint = 0
+        self.failure: str | None = None
+        self.ended = trio.Event()
+        self.ended.set()
+
+    @property
+    def state(self) -> StoreState:
+        """The counters of the last committed group."""
+        return self._state
+
+    async def begin(self) -> None:
+        """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void."""
+        first, last = self._state.sequence + 1, self._state.reserved
+        state = replace(self._state, writer=self._state.writer + 1, reserved=self._state.reserved + RESERVE)
+        await self._runtime.threads.run_commit(self._metastore.commit, Transaction(state))
+        self._state = state
+        for shard in self._pool.opened():
+            shard.start(state.writer, self._runtime.randomness)
+        if first <= last:
+            await self._runtime.threads.run_commit(self._void_and_commit, first, last)
+
+    async def run(self) -> None:
+        """Commit until `stop`; ends when nothing waits any more, and sets `ended`."""
+        self.ended = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                while await self._wait_for_work():
+                    group, self._waiting = self._waiting[: limits.GROUP_CHANGES], self._waiting[limits.GROUP_CHANGES :]
+                    await self._commit_group(group)
+        finally:
+            self.ended.set()
+
+    async def _wait_for_work(self) -> bool:
+        while not self._waiting and not self._stopping:
+            self._wake = trio.Event()
+            await self._wake.wait()
+        return bool(self._waiting)
+
+    async def _commit_group(self, group: list[_Change]) -> None:
+        try:
+            outcomes = await self._runtime.threads.run_commit(self._commit, group)
+        except Exception as error:
+            # A fault of ours, in the middle of a group: nobody knows how far it came, so nothing more is committed in this life.
+            log.exception("a group commit failed")
+            self.failure = f"a commit broke off ({type(error).__name__}); see the log"
+            outcomes = [self._unknown(None) for _ in group]
+        for change, outcome in zip(group, outcomes, strict=True):
+            change.outcome = outcome
+            change.done.set()
+        await self._keep_house()
+
+    async def commit(self, space: NamespaceId, name: str, decide: Decide) -> Committed:
+        """Have a change committed. `decide` runs in the committer's thread, with the row as the changes before it left it.
+
+        It may raise a ZstorError to refuse. From here on the change takes its course: cancelling has no effect, the true result is
+        returned or raised.
+        """
+        if self.failure is not None or not self._metastore.writable:
+            raise Unavailable(
+                f"the metastore does not take writes: {self.failure or 'it failed'}",
+                hint="restart the daemon; reads go on",
+                retryable=False,
+            )
+        if self._stopping:
+            raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
+        change = _Change(space, name, decide)
+        self._waiting.append(change)
+        self._wake.set()
+        with trio.CancelScope(shield=True):
+            await change.done.wait()
+        if isinstance(change.outcome, ZstorError):
+            raise change.outcome
+        if change.outcome is None:
+            raise OutcomeUnknown("the commit was not answered", hint="read the key to see")
+        return change.outcome
+
+    def stop(self) -> None:
+        """Take no more changes; `run` ends after those that wait."""
+        self._stopping = True
+        self._wake.set()
+
+    # --- In the committer's thread ---
+
+    def _commit(self, group: Sequence[_Change]) -> list[Committed | ZstorError]:
+        items, refused = self._decide(group)
+        if not items:
+            return [refused[change] for change in group]
+        failed = self._publish(items)
+        outcomes: dict[_Change, Committed | ZstorError] = dict(refused)
+        for item in items:
+            outcomes[item.change] = item.error or self._committed(item, failed)
+        return [outcomes[change] for change in group]
+
+    def _decide(self, group: Sequence[_Change]) -> tuple[list[_Item], dict[_Change, ZstorError]]:
+        items: list[_Item] = []
+        refused: dict[_Change, ZstorError] = {}
+        newest: dict[tuple[NamespaceId, str], Envelope | None] = {}
+        for change in group:
+            row = (change.space, change.name)
+            current = newest[row] if row in newest else self._metastore.get(*row)
+            if current is not None and current.kind is Kind.TOMBSTONE:
+                current = None
+            try:
+                decision = change.decide(current)
+            except ZstorError as error:
+                refused[change] = error
+                continue
+            envelope = None if decision.record is None else self._seal(change.space, decision.record)
+            if envelope is not None:
+                newest[row] = envelope
+            items.append(_Item(change, decision, envelope))
+        return items, refused
+
+    def _seal(self, space: NamespaceId, record: NewRecord) -> Envelope:
+        sequence = self._next
+        self._next += 1
+        return self._sealer.seal(record.kind, space, record.key_hash, record.version, sequence, record.plain)
+
+    def _publish(self, items: list[_Item]) -> dict[int, ShardError]:
+        """Make a group durable and visible. Sets the error of each item that did not come through; returns the shards that failed."""
+        failed = self._to_logs(items)
+        self._apply_quorum(items, failed)
+        good = [item for item in items if item.error is None]
+        lost = [item for item in items if item.error is not None]
+        if lost:
+            self._void(lost, failed)
+        if good:
+            self._to_metastore(good, failed)
+        return failed
+
+    def _to_logs(self, items: Sequence[_Item]) -> dict[int, ShardError]:
+        """Append what the group has for each log and flush. Returns the shards that failed."""
+        entries: dict[int, list[Entry]] = {}
+        for item in items:
+            record = item.decision.record
+            if record is None or item.envelope is None:
+                continue
+            for number in {*record.copies, *record.shares}:
+                index, share = record.shares.get(number, (None, b""))
+                entries.setdefault(number, []).append(Entry(item.envelope, index, share))
+        failed = self._pool.append(entries, self._state.sequence)
+        reached = [number for number in entries if number not in failed]
+        failed.update(self._pool.flush(reached))
+        return failed
+
+    def _apply_quorum(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
+        """Items whose shares are not durable on enough shards fail, and whatever was decided on top of them."""
+        broken: set[tuple[NamespaceId, str]] = set()
+        for item in items:
+            record = item.decision.record
+            if record is None:
+                continue
+            if item.row in broken:
+                item.error = Conflict("the change before this one on the same key failed", hint="try again", retryable=True)
+                continue
+            needed = record.shares or record.copies
+            durable = sum(number not in failed for number in needed)
+            if durable < record.quorum:
+                item.error = self._too_few(durable, record.quorum, failed)
+                broken.add(item.row)
+
+    def _too_few(self, durable: int, quorum: int, failed: Mapping[int, ShardError]) -> ZstorError:
+        return not_enough_shards(durable, quorum, {self._pool.name(number): error for number, error in failed.items()})
+
+    def _void(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
+        """Void what reached logs in vain. An item stays in doubt if its entries may lie on k shards where the void did not arrive."""
+        sequences = [item.envelope.sequence for item in items if item.envelope is not None]
+        if not sequences:
+            return
+        unreached = set(failed) | self._append_void(min(sequences), max(sequences), sequences)
+        for item in items:
+            record = item.decision.record
+            if record is None:
+                continue
+            in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
+            if in_doubt >= record.k:
+                item.error = self._unknown(record.version)
+
+    def _append_void(self, first: int, last: int, sequences: Sequence[int]) -> set[int]:
+        """Flush a void to every usable shard. Returns the opened shards that it did not reach."""
+        ranges = [(first, last)] if len(sequences) == last - first + 1 else [(each, each) for each in sequences]
+        entries = [Entry(self._sealed_void(*each)) for each in ranges]
+        opened = [shard.number for shard in self._pool.opened()]
+        failed = self._pool.append(dict.fromkeys(opened, entries), self._state.sequence)
+        failed.update(self._pool.flush([number for number in opened if number not in failed]))
+        return set(failed)
+
+    def _sealed_void(self, first: int, last: int) -> Envelope:
+        sequence = self._next
+        self._next += 1
+        return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
+
+    def _void_and_commit(self, first: int, last: int) -> None:
+        """At a start: void the sequences of an earlier life, and remember that this was done."""
+        self._append_void(first, last, range(first, last + 1))
+        state = replace(self._state, sequence=self._next - 1)
+        self._metastore.commit(Transaction(state))
+        self._state = state
+
+    def _to_metastore(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
+        transaction = self._transaction(items, failed)
+        try:
+            self._metastore.commit(transaction)
+        except CommitRefused as error:
+            self._void(items, failed)
+            for item in items:
+                if not isinstance(item.error, OutcomeUnknown):
+                    item.error = _refused(error)
+        except (CommitUnknown, MetastoreClosed) as error:
+            log.error("the metastore failed: %s", error)
+            self.failure = str(error)
+            for item in items:
+                item.error = self._unknown(item.envelope.version if item.envelope else None)
+        else:
+            self._state = transaction.state
+            self._since_checkpoint += 1
+
+    def _transaction(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> Transaction:
+        decisions = [item.decision for item in items]
+        reserved = self._state.reserved
+        if reserved - self._next < RESERVE_LOW:
+            reserved += RESERVE
+        state = replace(
+            self._state,
+            sequence=self._next - 1,
+            reserved=reserved,
+            objects=self._state.objects + sum(decision.objects for decision in decisions),
+            bytes=self._state.bytes + sum(decision.bytes for decision in decisions),
+        )
+        transaction = Transaction(state)
+        for item in items:
+            decision = item.decision
+            if item.envelope is not None:
+                transaction.rows.append(Row(item.change.space, item.change.name, item.envelope))
+            transaction.intents.extend(decision.intents)
+            transaction.intents_done.extend(decision.intents_done)
+            transaction.garbage.extend(decision.garbage)
+            transaction.garbage_freed.extend(decision.garbage_freed)
+            transaction.debts_paid.extend(decision.debts_paid)
+            transaction.debts.extend([*decision.debts, *_debts(item, failed)])
+        return transaction
+
+    def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:
+        debts = [*item.decision.debts, *_debts(item, failed)]
+        owed = tuple(sorted({debt.shard for debt in debts}))
+        return Committed(item.envelope, owed, tuple(sorted({debt.shard for debt in debts if debt.kind is Owed.SHARE})))
+
+    def _unknown(self, version: Version | None) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            "the daemon cannot tell whether the change was committed",
+            hint="restart the daemon, then compare the key's version with data.version",
+            version=None if version is None else version.hex(),
+        )
+
+    async def _keep_house(self) -> None:
+        """Now and then: the metastore's checkpoint, the index of the logs."""
+        if self._since_checkpoint >= CHECKPOINT_EVERY:
+            self._since_checkpoint = 0
+            try:
+                await self._runtime.threads.run_commit(self._metastore.checkpoint)
+            except CommitUnknown as error:
+                log.error("the metastore failed: %s", error)
+                self.failure = str(error)
+        if self._index.waiting >= FLUSH_AT:
+            await self._runtime.threads.run_commit(self._index.flush)
+
+
+def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError]) -> ZstorError:
+    """The error for a write that too few shards can take: `no_space` if room is what they lack."""
+    shards = {name: {"state": error.state, "detail": str(error)} for name, error in sorted(failed.items())}
+    full = sorted(name for name, error in failed.items() if error.state == "full")
+    if full and len(full) == len(failed):
+        return NoSpace(
+            f"{', '.join(full)} full: {durable} of the {quorum} shards a write needs could take it",
+            hint="free some room on the disk, or add a shard",
+            shard=full[0],
+            shards=shards,
+        )
+    return NotEnoughShards(
+        f"{durable} of the {quorum} shards a write needs could take it; nothing visible changed",
+        hint="bring the missing shards back (`zstor status` names them), or give the store new ones with `zstor shard replace`",
+        shards=shards,
+    )
+
+
+def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:
+    """What the failed shards will have to be given of this item."""
+    record = item.decision.record
+    if record is None:
+        return []
+    row = item.row
+    debts = [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in failed]
+    debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in failed]
+    return debts
+
+
+def _refused(error: CommitRefused) -> ZstorError:
+    if error.no_space:
+        return NoSpace("the disk of the metastore is full; nothing changed", hint="free some room on the disk of the store")
+    return IoError(f"{error}; nothing changed", hint="try again", retryable=True)

@@ -1,0 +1,156 @@
+"""A new store: key, shards, first records. Nothing counts before the key has its final name; an interrupted init is taken up again.
+
+1  master.key.new, fsynced with its directory     ← from here on a start goes on with this init
+2  each shard's directories and marker
+3  the first records in every shard's log, flushed
+4  the metastore with the same records, renamed into place
+5  master.key.new → master.key                    ← the store exists
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from zstor_local.coding.keys import KeyHasher, KeyRing, expand
+from zstor_local.config import Config
+from zstor_local.metastore.base import Row, StoreState, Transaction
+from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
+from zstor_local.model.masterkey import KEY_BYTES, MasterKey
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, ShardEntry, ShardsRecord, StoreRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Entry
+from zstor_local.shards.directory import DirectoryShard, create_directory_shard, marker_store
+from zstor_local.shards.index import LogIndex
+from zstor_local.shards.marker import BadMarker, Marker
+from zstor_local.store.engines import Engines
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, read_key, write_unfinished_key
+from zstor_local.store.sealing import RecordSealer
+
+STORE_ROW: Final = "store"
+SHARDS_ROW: Final = "shards"
+
+Found = Literal["nothing", "unfinished", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """A shard as the configuration names it; `root` is its directory."""
+
+    id: str
+    root: str
+    group: str
+
+
+def shard_places(config: Config) -> list[ShardPlace]:
+    """The configured shards, or the default store's directories, as many as the policy has shares."""
+    if not config.shards:
+        return [ShardPlace(str(i), f"{config.store}/shards/{i}", "") for i in range(config.policy.m)]
+    if len(config.shards) < config.policy.m:
+        raise StoreFault(
+            f"the policy has m = {config.policy.m} shares and the configuration {len(config.shards)} shards",
+            "name more shards, or lower m in [policy]",
+        )
+    return [ShardPlace(shard.id, _directory(shard.url), shard.group or "") for shard in config.shards]
+
+
+def _directory(url: str) -> str:
+    path = url.removeprefix("file://")
+    if not path.startswith("/"):
+        raise StoreFault(f"shard {url}: this version keeps shards in directories", "give an absolute path")
+    return path.rstrip("/")
+
+
+def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
+    """What is there. StoreFault if a part of a store is there without the others: a disk may not be mounted."""
+    files = runtime.files
+    key = key_exists(files, config.master_key_file)
+    metastore = engines.metastore_exists(config.store)
+    if key and metastore:
+        return "store"
+    if key:
+        raise StoreFault(
+            f"there is a master key ({config.master_key_file}) but no store at {config.store}",
+            "mount the disk that holds it, or set `store` in the configuration",
+        )
+    if key_exists(files, config.master_key_file + UNFINISHED):
+        return "unfinished"
+    if metastore:
+        raise StoreFault(
+            f"there is a store at {config.store} but no master key at {config.master_key_file}",
+            "bring the key file back, or restore it with `zstor key restore` from the words of `zstor key backup`",
+        )
+    for place in shard_places(config):
+        if (store := marker_store(files, place.root)) is not None:
+            raise StoreFault(
+                f"{place.root} is a shard of store {store.hex()}, but there is neither its key nor its metastore",
+                "bring both back, or start with other directories",
+            )
+    return "nothing"
+
+
+def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
+    """Make the store, or finish an init that was interrupted. Call `look` first. Returns its id."""
+    files = runtime.files
+    places = shard_places(config)
+    path = config.master_key_file
+    make_directories(files, os.path.dirname(path))
+    make_directories(files, config.store)
+    if not config.shards:
+        make_directories(files, f"{config.store}/shards")
+    if key_exists(files, path + UNFINISHED):
+        master = read_key(files, path + UNFINISHED)
+    else:
+        master = MasterKey(StoreId(runtime.randomness.bytes(ID_BYTES)), runtime.randomness.bytes(KEY_BYTES))
+        write_unfinished_key(files, path, master)
+    if not engines.metastore_exists(config.store):
+        _fill(runtime, engines, config, master, places)
+    finish_key(files, path)
+    return master.store_id
+
+
+def _fill(runtime: Runtime, engines: Engines, config: Config, master: MasterKey, places: list[ShardPlace]) -> None:
+    """Steps 2 to 4. Everything but salts and times follows from the master key, so that doing it again gives the same store."""
+    store_id = master.store_id
+    sealer = RecordSealer(KeyRing(master.key, store_id), store_id, runtime.randomness)
+    entries = [_entry(master, number, place) for number, place in enumerate(places)]
+    rows = first_rows(sealer, master, entries, runtime.clock.now())
+    for entry, place in zip(entries, places, strict=True):
+        identity = Marker(store_id, ShardUid(entry.uid), entry.number, runtime.clock.now())
+        try:
+            create_directory_shard(runtime, place.root, identity, sealer.keys(STORE_WIDE))
+        except BadMarker as error:
+            raise StoreFault(f"{place.root}: {error}", "start with other directories") from None
+        shard = DirectoryShard(runtime, entry, place.root, store_id=store_id, keys=sealer.keys(STORE_WIDE), index=LogIndex(":memory:"))
+        try:
+            shard.start(1, runtime.randomness)
+            shard.append([Entry(row.envelope) for row in rows], 0)
+            shard.flush()
+        finally:
+            shard.close()
+    last = rows[-1].envelope.sequence
+    engines.create_metastore(config.store, store_id, Transaction(StoreState(sequence=last, reserved=last, writer=1), rows=rows))
+
+
+def _entry(master: MasterKey, number: int, place: ShardPlace) -> ShardEntry:
+    uid = expand(master.key, b"zstor/1 shard uid" + number.to_bytes(2, "little"), ID_BYTES)
+    return ShardEntry(number, uid, place.id, place.root, place.group)
+
+
+def first_rows(sealer: RecordSealer, master: MasterKey, entries: list[ShardEntry], now: int) -> list[Row]:
+    """The store's own record and the list of its shards, sequences 1 and 2."""
+    hash_key = expand(master.key, b"zstor/1 hash key of init")
+    records: list[tuple[str, Kind, Record]] = [
+        (STORE_ROW, Kind.STORE, StoreRecord(hash_key, now)),
+        (SHARDS_ROW, Kind.SHARDS, ShardsRecord(tuple(entries))),
+    ]
+    return [
+        Row(STORE_WIDE, name, _seal(sealer, KeyHasher(hash_key), kind, name, sequence, record))
+        for sequence, (name, kind, record) in enumerate(records, 1)
+    ]
+
+
+def _seal(sealer: RecordSealer, hasher: KeyHasher, kind: Kind, name: str, sequence: int, record: Record) -> Envelope:
+    return sealer.seal(kind, STORE_WIDE, hasher.key_hash(STORE_WIDE, name), NO_VERSION, sequence, record.encode())

@@ -1,0 +1,59 @@
+"""Which engines hold the metastore and the index of the logs: SQLite files, or what a simulated world brings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from zstor_local.metastore.base import Metastore, Transaction
+from zstor_local.metastore.sqlite import SqliteMetastore
+from zstor_local.model.ids import StoreId
+from zstor_local.runtime import Files, sync_directory
+from zstor_local.shards.index import LogIndex
+
+METASTORE: str = "metastore.sqlite"
+INDEX: str = "index.sqlite"
+
+
+class Engines(Protocol):
+    """Makes and opens what does not go through Runtime.files."""
+
+    def metastore_exists(self, store: str) -> bool: ...
+    def create_metastore(self, store: str, store_id: StoreId, first: Transaction) -> None:
+        """A metastore with a first transaction in it; all of it is durable when this returns, nothing is there before."""
+        ...
+
+    def open_metastore(self, store: str) -> Metastore: ...
+    def open_index(self, store: str) -> LogIndex: ...
+
+
+class SqliteEngines:
+    """SQLite files in the store's directory."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def metastore_exists(self, store: str) -> bool:
+        try:
+            self._files.path_status(f"{store}/{METASTORE}")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def create_metastore(self, store: str, store_id: StoreId, first: Transaction) -> None:
+        temporary = f"{store}/{METASTORE}.new"
+        for name in self._files.list(store):  # what an interrupted try left
+            if name.startswith(f"{METASTORE}.new"):
+                self._files.unlink(f"{store}/{name}")
+        SqliteMetastore.create(temporary, store_id)
+        metastore = SqliteMetastore(temporary)
+        metastore.commit(first)
+        metastore.fold()
+        metastore.close()
+        self._files.rename(temporary, f"{store}/{METASTORE}")
+        sync_directory(self._files, store)
+
+    def open_metastore(self, store: str) -> Metastore:
+        return SqliteMetastore(f"{store}/{METASTORE}")
+
+    def open_index(self, store: str) -> LogIndex:
+        return LogIndex(f"{store}/{INDEX}")

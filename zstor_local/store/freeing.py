@@ -1,0 +1,77 @@
+"""Freeing shares that no record names any more: what overwrites, deletes and broken-off writes left, by the rows that say so.
+
+A row goes only when its share is unlinked (or its entry is in the log) and that is durable. Rows of shards that are away wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from zstor_local.errors import ZstorError
+from zstor_local.metastore.base import Garbage, Metastore
+from zstor_local.model.ids import Version
+from zstor_local.model.record import STORE_WIDE
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import ShardError
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.committer import Committer, Decision
+
+BATCH: Final = 500  # rows freed between two commits
+
+
+class Freeing:
+    """One task for a store; `wake` it when there may be something to free."""
+
+    def __init__(
+        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, leased: Callable[[Version], bool]
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._leased = leased
+        self._woken = trio.Event()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            while await self.free_some():
+                pass
+
+    async def free_some(self) -> int:
+        """Free one batch on every shard that is there. Returns how many shares were freed."""
+        freed: list[Garbage] = []
+        for shard in self._pool.opened():
+            rows = [row for row in self._metastore.garbage(shard.number, BATCH) if not self._leased(row.share.version)]
+            for small in (True, False):
+                freed += await self._free(shard, [row for row in rows if row.small is small], small=small)
+        if freed:
+            try:
+                await self._committer.commit(STORE_WIDE, "", lambda _: Decision(garbage_freed=freed))
+            except ZstorError:
+                return 0  # the rows stay; what they name is freed again, which is fine
+        return len(freed)
+
+    async def _free(self, shard: DirectoryShard, rows: Sequence[Garbage], *, small: bool) -> Sequence[Garbage]:
+        """The rows whose shares are durably gone. Small ones are the committer's thread's to free: it owns the log's end."""
+        if not rows:
+            return []
+
+        def free() -> None:
+            shard.free([row.share for row in rows], small=small)
+            shard.settle(small=small)
+
+        run = self._runtime.threads.run_commit if small else self._runtime.threads.run
+        try:
+            await run(free)
+        except ShardError:
+            return []
+        return rows

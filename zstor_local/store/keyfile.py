@@ -1,0 +1,81 @@
+"""The master key on the disk: read with its guards, written so that a power loss leaves the whole file or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Final
+
+from zstor_local.model.masterkey import MAX_FILE_BYTES, BadKeyFile, MasterKey
+from zstor_local.runtime import Files, read_exactly, sync_directory, write_all
+from zstor_local.store.faults import StoreFault
+
+UNFINISHED: Final = ".new"  # behind the key file's name while init is under way
+
+
+def key_exists(files: Files, path: str) -> bool:
+    try:
+        files.path_status(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def read_key(files: Files, path: str) -> MasterKey:
+    """The key; StoreFault if it cannot be read, others may read it, or it is no key file."""
+    try:
+        fd = files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise StoreFault(
+            f"the master key {path} cannot be read: {errno.errorcode.get(error.errno or 0, 'unknown error')}",
+            "bring the file back, or restore it with `zstor key restore` from the words of `zstor key backup`",
+        ) from None
+    try:
+        status = files.status(fd)
+        if not status.is_regular:
+            raise StoreFault(f"the master key {path} is not a regular file", "put the key file in its place")
+        if status.mode & 0o077:
+            raise StoreFault(
+                f"the master key {path} can be read by others (mode {status.mode & 0o777:o})",
+                f"if nobody else has seen it: chmod 600 {path}",
+            )
+        return MasterKey.from_text(bytes(read_exactly(files, fd, MAX_FILE_BYTES, 0)).decode("utf-8", "replace"))
+    except BadKeyFile as error:
+        raise StoreFault(f"{path} is not a master key: {error}", "restore it with `zstor key restore`") from None
+    finally:
+        files.close(fd)
+
+
+def write_unfinished_key(files: Files, path: str, key: MasterKey) -> None:
+    """The key under its unfinished name, durable when this returns."""
+    temporary = path + UNFINISHED
+    fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_all(files, fd, [key.to_text().encode()], 0)
+        files.fsync(fd)
+    finally:
+        files.close(fd)
+    sync_directory(files, os.path.dirname(path))
+
+
+def finish_key(files: Files, path: str) -> None:
+    """The key gets its name: the store exists from this moment."""
+    files.rename(path + UNFINISHED, path)
+    sync_directory(files, os.path.dirname(path))
+
+
+def make_directories(files: Files, path: str) -> None:
+    """A directory and its missing parents, all 0700 and durable."""
+    missing = []
+    while True:
+        try:
+            files.path_status(path)
+            break
+        except FileNotFoundError:
+            missing.append(path)
+            path = os.path.dirname(path)
+    for directory in reversed(missing):
+        with suppress(FileExistsError):
+            files.mkdir(directory)
+        sync_directory(files, os.path.dirname(directory))

@@ -1,0 +1,75 @@
+"""Where a read's bytes go."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from zstor_local.errors import IoError, NoSpace, ZstorError
+from zstor_local.runtime import Buffer, Files, Runtime, write_all
+
+
+class MemorySink:
+    """A value for a reply."""
+
+    def __init__(self) -> None:
+        self._parts: list[Buffer] = []
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        self._parts.extend(parts)
+
+    def value(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class FileSink:
+    """A regular file from `offset` on, written by position, in any order, by any thread."""
+
+    def __init__(self, files: Files, fd: int, offset: int = 0) -> None:
+        self._files = files
+        self._fd = fd
+        self._offset = offset
+
+    def write_at(self, parts: Sequence[Buffer], position: int) -> None:
+        try:
+            write_all(self._files, self._fd, parts, self._offset + position)
+        except OSError as error:
+            raise write_error(error) from error
+
+
+class PipeSink:
+    """A pipe or socket, in order, as fast as its reader takes it."""
+
+    def __init__(self, runtime: Runtime, fd: int) -> None:
+        """`fd` must not block: a description of our own (Files.reopen), or a socket."""
+        self._runtime = runtime
+        self._fd = fd
+        self.written = 0
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        todo = [memoryview(part) for part in parts if len(part)]
+        while todo:
+            await self._runtime.readiness.writable(self._fd)
+            try:
+                count = self._runtime.files.writev(self._fd, todo)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise write_error(error) from error
+            self.written += count
+            while todo and count >= len(todo[0]):
+                count -= len(todo.pop(0))
+            if count:
+                todo[0] = todo[0][count:]
+
+
+OrderedSink = MemorySink | PipeSink
+
+
+def write_error(error: OSError) -> ZstorError:
+    """The system's error while writing where the caller wanted it."""
+    name = errno.errorcode.get(error.errno or 0, "unknown")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace("the destination's disk is full", hint="free some room there")
+    return IoError(f"writing to the destination failed: {name} ({os.strerror(error.errno or 0)})", errno=name)

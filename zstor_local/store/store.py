@@ -1,0 +1,250 @@
+"""A store, open: what the wire and the command ask. `open_store` recovers what a crash left, then runs the store's tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import trio
+
+from zstor_local.coding.keys import KeyHasher, KeyRing
+from zstor_local.config import Config
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Garbage, Metastore, MetastoreDamaged
+from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import ShardError, ShardState
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.index import LogIndex
+from zstor_local.shards.pool import Absent, ShardPool
+from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look, shard_places
+from zstor_local.store.engines import Engines
+from zstor_local.store.faults import StoreFault, StoreInUse
+from zstor_local.store.freeing import Freeing
+from zstor_local.store.keyfile import read_key
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.objects import Objects
+from zstor_local.store.sealing import RecordSealer
+
+LOCK: Final = "lock"
+
+StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
+
+log = logging.getLogger("zstor.store")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """A shard as `daemon.status` shows it. Bytes; None where it cannot be told."""
+
+    id: str
+    url: str
+    group: str
+    state: ShardState
+    used: int | None
+    free: int | None
+    last_error: str | None
+
+
+class Store:
+    """The parts of an open store, wired up."""
+
+    def __init__(
+        self, runtime: Runtime, config: Config, metastore: Metastore, pool: ShardPool, index: LogIndex, sealer: RecordSealer,
+        hasher: KeyHasher, read_only: str | None,
+    ) -> None:  # fmt: skip
+        self.runtime = runtime
+        self.config = config
+        self.metastore = metastore
+        self.pool = pool
+        self.index = index
+        self.sealer = sealer
+        self.read_only = read_only
+        self.committer = Committer(runtime, metastore, pool, index, sealer)
+        if read_only is not None:
+            self.committer.failure = read_only
+        self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, config.policy)
+        self.suspects: Counter[Version] = Counter()  # versions with shares that reads found bad: for repair
+        self.objects = Objects(
+            runtime,
+            metastore,
+            pool,
+            self.committer,
+            self.namespaces,
+            sealer,
+            write_quorum=config.write_quorum,
+            on_garbage=lambda: self.freeing.wake(),
+            on_bad_shares=self._note_bad_shares,
+        )
+        self.freeing = Freeing(runtime, metastore, pool, self.committer, self.objects.leased)
+
+    def _note_bad_shares(self, version: Version, states: Mapping[int, str]) -> None:
+        if version not in self.suspects:
+            log.warning("version %s has bad shares: %s", version.hex()[:8], dict(sorted(states.items())))
+        self.suspects[version] += 1
+
+    async def recover(self) -> None:
+        """Begin this life of the store: nothing of an earlier one stays half done."""
+        await self.committer.begin()
+
+    async def recover_intents(self) -> None:
+        """Large writes that a crash broke off: their shares are garbage."""
+        intents = self.metastore.intents()
+        if not intents:
+            return
+        garbage = [
+            Garbage(number, ShareId(intent.version, index), small=False)
+            for intent in intents
+            for index, number in enumerate(intent.shards)
+        ]
+        await self.committer.commit(
+            STORE_WIDE, "", lambda _: Decision(intents_done=[intent.version for intent in intents], garbage=garbage)
+        )
+
+    @property
+    def health(self) -> StoreHealth:
+        """The store in one word."""
+        if self.read_only is not None:
+            return "readonly"
+        if self.committer.failure is not None or not self.metastore.writable:
+            return "failed"
+        return "degraded" if any(state != "ok" for state in self.pool.states().values()) else "ok"
+
+    def shard_statuses(self) -> list[ShardStatus]:
+        statuses = []
+        for number in self.pool.numbers:
+            shard = self.pool.get(number)
+            if shard is None:
+                slot = self.pool.absent[number]
+                statuses.append(ShardStatus(slot.entry.id, slot.entry.url, slot.entry.group, slot.state, None, None, slot.reason))
+                continue
+            state = shard.check()
+            used = free = None
+            with suppress(ShardError):
+                room = shard.room()
+                used, free = room.total - room.free, room.free
+            statuses.append(ShardStatus(shard.id, shard.url, shard.group, state, used, free, shard.last_error()))
+        return statuses
+
+
+@asynccontextmanager
+async def open_store(runtime: Runtime, engines: Engines, config: Config) -> AsyncIterator[Store]:
+    """The store, recovered and running. Left with everything committed that was accepted. StoreFault or StoreInUse if it does not open.
+
+    The very first start creates it.
+    """
+    if look(runtime, engines, config) != "store":
+        create_store(runtime, engines, config)
+    lock_fd = _lock(runtime, config.store)
+    try:
+        store = _open(runtime, engines, config)
+        try:
+            async with trio.open_nursery() as nursery:
+                try:
+                    if store.read_only is None:
+                        await store.recover()
+                        nursery.start_soon(store.committer.run)
+                        await store.recover_intents()
+                        nursery.start_soon(store.freeing.run)
+                        store.freeing.wake()
+                    yield store
+                finally:
+                    store.committer.stop()
+                    with trio.CancelScope(shield=True):
+                        await store.committer.ended.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            store.pool.close()
+            store.index.close()
+            store.metastore.close()
+    finally:
+        runtime.files.close(lock_fd)
+
+
+def _lock(runtime: Runtime, store: str) -> int:
+    fd = runtime.files.open(f"{store}/{LOCK}", os.O_RDWR | os.O_CREAT)
+    if not runtime.files.lock(fd):
+        runtime.files.close(fd)
+        raise StoreInUse(f"another daemon uses the store {store}")
+    return fd
+
+
+def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
+    master = read_key(runtime.files, config.master_key_file)
+    try:
+        metastore = engines.open_metastore(config.store)
+    except MetastoreDamaged as error:
+        raise StoreFault(f"{config.store}: {error}", "copy the store aside, then `zstor rebuild` makes a new metastore") from None
+    try:
+        sealer, hasher, entries = _unlock(runtime, config, metastore, master)
+        index = engines.open_index(config.store)
+    except BaseException:
+        metastore.close()
+        raise
+    pool = _open_shards(runtime, config, entries, sealer, master.store_id, index)
+    return Store(runtime, config, metastore, pool, index, sealer, hasher, _rolled_back(metastore, pool, index))
+
+
+def _unlock(
+    runtime: Runtime, config: Config, metastore: Metastore, master: MasterKey
+) -> tuple[RecordSealer, KeyHasher, tuple[ShardEntry, ...]]:
+    """The store's own records, opened with the master key."""
+    if metastore.store_id != master.store_id:
+        raise StoreFault(
+            f"the master key {config.master_key_file} belongs to store {master.store_id.hex()}, "
+            f"the store at {config.store} is {metastore.store_id.hex()}",
+            "give the key of this store, or the store of this key",
+        )
+    sealer = RecordSealer(KeyRing(master.key, master.store_id), master.store_id, runtime.randomness)
+    try:
+        envelopes = [metastore.get(STORE_WIDE, row) for row in (STORE_ROW, SHARDS_ROW)]
+        opened = [sealer.open(envelope) for envelope in envelopes if envelope is not None]
+        own, shards = StoreRecord.decode(opened[0]), ShardsRecord.decode(opened[1])
+    except (CorruptRecord, IndexError, MetastoreDamaged):
+        raise StoreFault(
+            f"the store at {config.store} does not open with the master key {config.master_key_file}",
+            "it is another store's key, or the metastore is damaged: give the right key, or `zstor rebuild`",
+        ) from None
+    return sealer, KeyHasher(own.hash_key), shards.shards
+
+
+def _open_shards(
+    runtime: Runtime, config: Config, entries: tuple[ShardEntry, ...], sealer: RecordSealer, store_id: StoreId, index: LogIndex
+) -> ShardPool:
+    """Every shard of the store; where the configuration gives one of them another place, that counts."""
+    moved = {place.id: place.root for place in shard_places(config)} if config.shards else {}
+    unknown = sorted(moved.keys() - {entry.id for entry in entries})
+    if unknown:
+        raise StoreFault(
+            f"the configuration names shard {unknown[0]}, which this store does not have",
+            f"its shards are {', '.join(entry.id for entry in entries)}",
+        )
+    shards: list[DirectoryShard] = []
+    absent: list[Absent] = []
+    for entry in entries:
+        root = moved.get(entry.id, entry.url)
+        try:
+            shards.append(DirectoryShard(runtime, entry, root, store_id=store_id, keys=sealer.keys(STORE_WIDE), index=index))
+        except ShardError as error:
+            log.warning("shard %s: %s", entry.id, error)
+            absent.append(Absent(entry, error.state, str(error)))
+    return ShardPool(shards, absent)
+
+
+def _rolled_back(metastore: Metastore, pool: ShardPool, index: LogIndex) -> str | None:
+    """Why this metastore must not be written: it is older than what the logs have seen."""
+    state = metastore.state()
+    for shard in pool.opened():
+        if index.progress(shard.number).committed > state.sequence:
+            return f"the metastore is older than shard {shard.id}: it was rolled back; `zstor rebuild` makes a new one"
+        if shard.newest_writer() > state.writer:
+            return f"shard {shard.id} was written by a later daemon than this metastore knows; `zstor rebuild` makes a new one"
+    return None
