@@ -164,6 +164,26 @@ def test_ctrl_c_stores_nothing(daemon: PrivateDaemon) -> None:
     assert zstor(daemon, "stat", "endless").returncode == 1
 
 
+def test_a_terminal_gets_a_progress_bar_and_a_pipe_none(daemon: PrivateDaemon) -> None:
+    controller, terminal = pty.openpty()
+    command = [*ZSTOR, "put", "-", "films/one", "--size", str(9 * MEBIBYTE)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=terminal, cwd=daemon.home, env=daemon.environment
+    ) as put:
+        os.close(terminal)
+        assert put.stdin is not None
+        assert put.stdout is not None
+        put.stdin.write(bytes(8 * MEBIBYTE))
+        put.stdin.flush()
+        shown = b""
+        while b"films/one" not in shown or (b"/9.4 MB" not in shown and b"/9.0 MiB" not in shown):
+            shown += os.read(controller, 4096)
+        put.stdin.write(bytes(MEBIBYTE))
+        put.stdin.close()
+        assert put.stdout.read() == b"stored films/one: 9.0 MiB in 6 shares, any 4 give it back\n"
+    os.close(controller)
+
+
 def test_two_lost_shards_are_borne_and_told(daemon: PrivateDaemon) -> None:
     content = random.Random(2).randbytes(2 * MEBIBYTE)
     done(zstor(daemon, "put", "-", "k", stdin=content))

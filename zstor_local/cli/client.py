@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self, TypeAlias
@@ -99,35 +100,42 @@ class Client:
 
     def _send(self, message: Object, fds: Sequence[int] = ()) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # what the daemon said before it closed is still to be read
             if fds:  # with the first byte, and nothing else in that send
                 self._socket.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
                 line = line[1:]
             self._socket.sendall(line)
-        except (BrokenPipeError, ConnectionResetError):
-            if not self._buffer and not select.select([self._socket], [], [], 0)[0]:
-                raise _broken() from None  # otherwise the daemon said why before it closed
 
     def _receive(self, interrupts: _Interrupts) -> Object:
-        """The next message; a Ctrl-C meanwhile cancels the running call and goes on waiting for its answer."""
+        """The next message. A Ctrl-C meanwhile cancels the running call and goes on waiting for its answer."""
         searched = 0
-        while (end := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
-            if searched > limits.MESSAGE_BYTES:
-                raise NoDaemon("the answer is longer than any of a zstor daemon")
-            if interrupts.wait(self._socket):
-                self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": self._last_id}})
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end < 0:
+                searched = len(self._buffer)
+                self._read_more(interrupts)
                 continue
-            try:
-                received = self._socket.recv(_READ_BYTES)
-            except ConnectionResetError:
-                received = b""
-            if not received:
-                raise _broken()
-            self._buffer += received
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return _parse(line) if line.strip() else self._receive(interrupts)
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 1]
+            searched = 0
+            if line.strip():
+                return _parse(line)
+
+    def _read_more(self, interrupts: _Interrupts) -> None:
+        if len(self._buffer) > limits.MESSAGE_BYTES:
+            raise NoDaemon("what answers at the socket is no zstor daemon: its line has no end")
+        while interrupts.wait(self._socket):
+            self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": self._last_id}})
+        try:
+            received = self._socket.recv(_READ_BYTES)
+        except ConnectionResetError:
+            received = b""
+        if not received:
+            raise NoDaemon(
+                "the daemon closed the connection before it answered",
+                hint="its log says why; whether a write happened is shown by `zstor stat KEY`",
+            )
+        self._buffer += received
 
 
 class _Interrupts:
@@ -177,13 +185,6 @@ def _connect(unconnected: socket.socket, path: str) -> None:
 def _server_uid(connected: socket.socket) -> int:
     _, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return int(uid)
-
-
-def _broken() -> NoDaemon:
-    return NoDaemon(
-        "the daemon closed the connection before it answered",
-        hint="its log says why; whether a write happened is shown by `zstor stat KEY`",
-    )
 
 
 def _parse(line: bytes) -> Object:
