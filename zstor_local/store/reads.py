@@ -1,0 +1,134 @@
+"""Reading objects: find a version, open it, hand its bytes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.runtime import Runtime
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Caller
+from zstor_local.store.coding import ScratchPool
+from zstor_local.store.errorgroups import alone
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.reading import INLINE_READ_BYTES, ObjectReader, Range, stretch
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
+from zstor_local.store.stored import Stored, no_key, open_object, with_debts
+from zstor_local.store.streams import StreamBudget
+
+LIST_TURN: Final = 50  # records opened between two turns of other tasks
+
+
+class ObjectFinder:
+    """The use cases that only look. What a read found bad goes to `on_bad_shares`; `on_garbage` is called when a read has ended."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        scratches: ScratchPool,
+        streams: StreamBudget,
+        *,
+        on_garbage: Callable[[], None],
+        on_bad_shares: Callable[[Version, Mapping[int, str]], None],
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._scratches = scratches
+        self._streams = streams
+        self._on_garbage = on_garbage
+        self._on_bad_shares = on_bad_shares
+        self._leases: Counter[Version] = Counter()
+
+    def find(self, name: ObjectName) -> Stored:
+        """The key's newest version, or NotFound."""
+        namespace = self._namespaces.find(name.namespace)
+        envelope = None if namespace is None else self._metastore.get(namespace.id, name.key)
+        if envelope is None:
+            raise no_key(name)
+        stored = Stored(name.namespace, open_object(self._sealer, envelope), envelope)
+        if stored.record.key != name.key:
+            raise CorruptRecord("the record under this key is another key's", hint="run `zstor rebuild`")
+        return with_debts(self._metastore, stored)
+
+    def from_seal(self, seal: bytes) -> Stored:
+        """The version that a seal, as a write returned it, names; CorruptRecord if it is not authentic."""
+        envelope = Envelope.parse(seal)
+        namespace = self._namespaces.by_id(envelope.namespace)
+        if namespace is None or envelope.kind is not Kind.OBJECT:
+            raise CorruptRecord("the seal is not one of this store's objects", hint="give the metadata as a write returned it")
+        return with_debts(self._metastore, Stored(namespace.name, open_object(self._sealer, envelope), envelope))
+
+    @asynccontextmanager
+    async def _reader(self, stored: Stored) -> AsyncIterator[ObjectReader]:
+        """The version, open; its shares are not freed meanwhile. What was found bad goes on the repair list."""
+        namespace = self._namespaces.find(stored.namespace)
+        if namespace is None:
+            raise AssertionError("an object that was found has a namespace")
+        version = stored.version
+        self._leases[version] += 1
+        try:
+            reader = ObjectReader(self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, stored.record)
+            try:
+                yield reader
+            finally:
+                reader.close()
+                if reader.bad_shares:
+                    self._on_bad_shares(version, reader.bad_shares)
+        finally:
+            self._leases[version] -= 1
+            if not self._leases[version]:
+                del self._leases[version]
+                self._on_garbage()
+
+    def leased(self, version: Version) -> bool:
+        """Whether somebody reads this version now."""
+        return version in self._leases
+
+    async def read(self, stored: Stored, offset: int | None = None, length: int | None = None) -> bytes:
+        """The bytes in memory; the caller has checked that they are few."""
+        part = stretch(stored.record, offset, length)
+        async with self._reader(stored) as reader:
+            if part.length <= INLINE_READ_BYTES:
+                value = reader.small_value(part)
+                if value is not None:
+                    return value
+            sink = MemorySink()
+            await alone(reader.to_stream(sink, part, lambda done: None))
+            return sink.value()
+
+    async def read_to_file(self, stored: Stored, sink: FileSink, part: Range, caller: Caller) -> None:
+        """The bytes to their places in a regular file."""
+        async with self._reader(stored) as reader:
+            await alone(reader.to_file(sink, part, lambda done: caller.progress(done, part.length)))
+
+    async def read_to_stream(self, stored: Stored, sink: OrderedSink, part: Range, caller: Caller) -> None:
+        """The bytes in order to a pipe or socket."""
+        with self._streams.take(stored.record.policy):
+            async with self._reader(stored) as reader:
+                await alone(reader.to_stream(sink, part, lambda done: caller.progress(done, part.length)))
+
+    async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncIterator[Stored]:
+        """Newest versions in the order of their keys' bytes, at most `limit`. A record that does not open ends it with its error."""
+        namespace = self._namespaces.find(namespace_name)
+        if namespace is None:
+            return
+        for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
+            if position % LIST_TURN == LIST_TURN - 1:
+                await trio.lowlevel.checkpoint()
+            yield with_debts(self._metastore, Stored(namespace_name, open_object(self._sealer, row.envelope), row.envelope))

@@ -1,0 +1,44 @@
+"""A version as the use cases hand it out, and how its record opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zstor_local.errors import NotFound
+from zstor_local.metastore.base import Metastore, Owed
+from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.record import Envelope, ObjectRecord
+from zstor_local.store.sealing import RecordSealer
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A version as the metastore knows it. `owed` counts shards still to be told or filled, `shares_owed` those without their share."""
+
+    namespace: str
+    record: ObjectRecord
+    envelope: Envelope
+    owed: int = 0
+    shares_owed: int = 0
+
+    @property
+    def version(self) -> Version:
+        return self.envelope.version
+
+
+def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
+    """The record in an envelope, or CorruptRecord."""
+    return ObjectRecord.decode(sealer.open(envelope))
+
+
+def with_debts(metastore: Metastore, stored: Stored) -> Stored:
+    """The same version, with what its shards still have to be given."""
+    debts = metastore.debts_of(stored.version)
+    if not debts:
+        return stored
+    shares = {debt.shard for debt in debts if debt.kind is Owed.SHARE}
+    return replace(stored, owed=len({debt.shard for debt in debts}), shares_owed=len(shares))
+
+
+def no_key(name: ObjectName) -> NotFound:
+    return NotFound(f"there is no key {name.key!r} in namespace {name.namespace}", hint="`zstor ls` lists the keys")

@@ -1,0 +1,323 @@
+"""Writing and deleting objects: bytes to shares, shares to a committed version, the old one to the garbage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
+from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
+from zstor_local.model.ids import ObjectName, ShareId, Version
+from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone, is_small
+from zstor_local.runtime import Buffer, Runtime
+from zstor_local.shards.base import ShardError
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Caller
+from zstor_local.store.coding import INLINE_CODING_BYTES, Coded, LargeWrite, ScratchPool, code_small, new_version
+from zstor_local.store.committer import Committer, Decision, NewRecord, not_enough_shards
+from zstor_local.store.errorgroups import single
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.sources import BytesSource, FileSource, StreamSource
+from zstor_local.store.stored import Stored, no_key, open_object
+from zstor_local.store.streams import StreamBudget
+
+DIGEST_PREFIX: Final = "blake3:"
+
+Source = BytesSource | FileSource | StreamSource
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """What a write asks for beside its bytes. `if_version` is compared when the change commits."""
+
+    references: Sequence[str] = ()
+    keep_references: bool = False
+    user: Mapping[str, object] = field(default_factory=dict)
+    if_version: Version | None = None
+    exclusive: bool = False
+    expected_size: int | None = None
+    expected_digest: str | None = None
+
+
+class ObjectWriter:
+    """The use cases that change objects. `on_garbage` is called when there is something to free."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        scratches: ScratchPool,
+        streams: StreamBudget,
+        *,
+        write_quorum: int | None,
+        on_garbage: Callable[[], None],
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._scratches = scratches
+        self._streams = streams
+        self._write_quorum = write_quorum
+        self._on_garbage = on_garbage
+
+    async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
+        """Store the bytes as the key's new version; durable when this returns. On any error the old version stays as it was."""
+        namespace = await self._namespaces.find_or_create(name.namespace)
+        self._check_conditions(self._metastore.get(namespace.id, name.key), options)
+        data, rest = await self._beginning(namespace, source)
+        if rest is None:
+            return await self._write_small(namespace, name, data, options, caller)
+        with nullcontext() if isinstance(rest, FileSource) else self._streams.take(namespace.policy):
+            return await self._write_large(namespace, name, data, rest, options, caller)
+
+    async def _beginning(self, namespace: Namespace, source: Source) -> tuple[Buffer, FileSource | StreamSource | None]:
+        """The bytes of a small object and None, or what was read of a large one's stream, and where the rest comes from."""
+        policy = namespace.policy
+        if isinstance(source, BytesSource):
+            if is_small(len(source.data), policy):
+                return source.data, None
+            return source.data, _Ended()
+        if isinstance(source, FileSource):
+            if not is_small(source.size, policy):
+                return b"", source
+            buffer = bytearray(source.size)
+
+            def read() -> None:
+                source.read_at(memoryview(buffer), 0)
+                source.verify()
+
+            await self._runtime.threads.run(read)
+            return buffer, None
+        buffer = bytearray()
+        window = memoryview(bytearray(64 * limits.KIB))
+        while is_small(len(buffer), policy):
+            count = await source.read_into(window)
+            if count == 0:
+                return buffer, None
+            buffer += window[:count]
+        return buffer, source
+
+    async def _write_small(self, namespace: Namespace, name: ObjectName, data: Buffer, options: WriteOptions, caller: Caller) -> Stored:
+        version = new_version(self._runtime)
+        placement = self._place(namespace, version)
+        key = self._runtime.randomness.bytes(32)
+
+        def code() -> Coded:
+            with self._scratches.borrow() as scratch:
+                return code_small(self._sealer.store_id, namespace, version, key, placement, data, scratch)
+
+        coded = code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code)
+        _check_expected(coded, options)
+        return await self._publish(namespace, name, coded, options, caller)
+
+    async def _write_large(
+        self,
+        namespace: Namespace,
+        name: ObjectName,
+        data: Buffer,
+        source: FileSource | StreamSource,
+        options: WriteOptions,
+        caller: Caller,
+    ) -> Stored:
+        version = new_version(self._runtime)
+        placement = self._place(namespace, version)
+        await self._committer.commit(namespace.id, name.key, lambda _: Decision(intents=[Intent(version, placement)]))
+        write = LargeWrite(
+            self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, placement, self._quorum(namespace)
+        )
+        total = source.size if isinstance(source, FileSource) else options.expected_size
+        try:
+            with self._pool.large_write():
+                await self._runtime.threads.run(write.begin)
+                if isinstance(source, FileSource):
+                    await write.code_file(source, lambda done: caller.progress(done, total))
+                else:
+                    await write.code_stream(data, source, lambda done: caller.progress(done, total))
+                coded = await write.finish()
+            _check_expected(coded, options)
+            return await self._publish(namespace, name, coded, options, caller)
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                await self._undo(namespace, name, write, version, placement)
+            raise single(error) from None
+
+    async def _undo(
+        self, namespace: Namespace, name: ObjectName, write: LargeWrite, version: Version, placement: tuple[int, ...]
+    ) -> None:
+        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it.
+
+        A version whose commit is in doubt is left alone: its record may be there.
+        """
+        current = self._metastore.get(namespace.id, name.key)
+        if current is not None and current.version == version:
+            return
+        await self._runtime.threads.run(write.abort)
+        garbage = [Garbage(number, ShareId(version, index), small=False) for index, number in enumerate(placement)]
+        try:
+            await self._committer.commit(namespace.id, name.key, lambda _: Decision(intents_done=[version], garbage=garbage))
+        except ZstorError:
+            return
+        self._on_garbage()
+
+    async def _publish(self, namespace: Namespace, name: ObjectName, coded: Coded, options: WriteOptions, caller: Caller) -> Stored:
+        """Commit a coded object as the key's new version: the moment the write happens."""
+        now = self._runtime.clock.now()
+        published: ObjectRecord | None = None
+        replaced = False
+
+        def decide(current: Envelope | None) -> Decision:
+            nonlocal published, replaced
+            self._check_conditions(current, options)
+            old = None if current is None else open_object(self._sealer, current)
+            replaced = old is not None
+            references = tuple(old.references if options.keep_references and old is not None else options.references)
+            published = ObjectRecord(
+                key=name.key,
+                size=coded.size,
+                digest=coded.digest,
+                created=now if old is None else old.created,
+                modified=now,
+                policy=namespace.policy,
+                wrapped_key=coded.wrapped_key,
+                placement=coded.placement,
+                share_bytes=coded.share_bytes,
+                chunk_table=b"" if coded.table_in_shares else coded.chunk_table,
+                table_blob=coded.table_in_shares,
+                references=references,
+                user=options.user,
+            )
+            change = self._put(namespace, name, published, coded)
+            return change if old is None or current is None else self._replacing(change, current, old)
+
+        with caller.committing():
+            committed = await self._committer.commit(namespace.id, name.key, decide)
+        if replaced:
+            self._on_garbage()
+        if published is None or committed.envelope is None:
+            raise AssertionError("a committed write has a record")
+        shares_owed = {*committed.shares_owed, *(coded.placement[index] for index in coded.failed)}
+        owed = {*committed.owed, *shares_owed}
+        return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
+
+    def _put(self, namespace: Namespace, name: ObjectName, record: ObjectRecord, coded: Coded) -> Decision:
+        shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement)} if coded.shares else {}
+        new = NewRecord(
+            kind=Kind.OBJECT,
+            key_hash=namespace.key_hash(name.key),
+            version=coded.version,
+            plain=record.encode(),
+            copies=coded.placement,
+            shares=shares,
+            quorum=self._quorum(namespace),
+            k=record.policy.k,
+        )
+        debts = [
+            Debt(coded.placement[index], Owed.SHARE, namespace.id, name.key, coded.version, index) for index in sorted(coded.failed)
+        ]
+        done = [] if record.small else [coded.version]
+        return Decision(new, intents_done=done, debts=debts, objects=1, bytes=record.size)
+
+    def _replacing(self, change: Decision, current: Envelope, old: ObjectRecord) -> Decision:
+        """The same change, with the old version's shares to be freed and its shards told."""
+        if change.record is None:
+            raise AssertionError("only a record replaces a record")
+        copies = sorted({*change.record.copies, *old.placement})
+        return replace(
+            change,
+            record=replace(change.record, copies=copies),
+            garbage=[Garbage(n, ShareId(current.version, index), old.small) for index, n in enumerate(old.placement)],
+            debts_paid=self._metastore.debts_of(current.version),
+            objects=change.objects - 1,
+            bytes=change.bytes - old.size,
+        )
+
+    async def delete(self, name: ObjectName, if_version: Version | None, caller: Caller) -> int:
+        """Bury the key; durable when this returns. Returns how many shards still have to be told. NotFound if it is not there."""
+        namespace = self._namespaces.find(name.namespace)
+        if namespace is None:
+            raise no_key(name)
+
+        def decide(current: Envelope | None) -> Decision:
+            if current is None:
+                raise no_key(name)
+            _check_version(current, if_version)
+            old = open_object(self._sealer, current)
+            tombstone = NewRecord(
+                kind=Kind.TOMBSTONE,
+                key_hash=namespace.key_hash(name.key),
+                version=current.version,
+                plain=Tombstone(name.key, self._runtime.clock.now()).encode(),
+                copies=old.placement,
+                k=old.policy.k,
+            )
+            return self._replacing(Decision(tombstone), current, old)
+
+        with caller.committing():
+            committed = await self._committer.commit(namespace.id, name.key, decide)
+        self._on_garbage()
+        return len(committed.owed)
+
+    def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
+        """Shards for a version's shares; NotEnoughShards at once if too few are there."""
+        placement = self._pool.place(version, namespace.policy.m)
+        states = {number: self._pool.state(number) for number in placement}
+        usable = sum(state == "ok" for state in states.values())
+        quorum = self._quorum(namespace)
+        if usable < quorum:
+            bad = {self._pool.name(n): ShardError(state, self._pool.reason(n)) for n, state in states.items() if state != "ok"}
+            raise not_enough_shards(usable, quorum, bad)
+        return placement
+
+    def _quorum(self, namespace: Namespace) -> int:
+        least = namespace.policy.write_quorum
+        return least if self._write_quorum is None else min(max(least, self._write_quorum), namespace.policy.m)
+
+    def _check_conditions(self, current: Envelope | None, options: WriteOptions) -> None:
+        if options.exclusive and current is not None:
+            raise AlreadyExists("the key exists already", hint="leave `exclusive` out to replace it", current=current.version.hex())
+        if options.if_version is not None:
+            _check_version(current, options.if_version)
+
+
+class _Ended:
+    """The rest of a value that came whole: nothing."""
+
+    async def read_into(self, buffer: memoryview) -> int:
+        return 0
+
+
+def _check_version(current: Envelope | None, wanted: Version | None) -> None:
+    if wanted is None:
+        return
+    found = None if current is None else current.version.hex()
+    if found != wanted.hex():
+        raise Conflict(
+            f"the key is at version {found}, not {wanted.hex()}" if found else "the key does not exist",
+            hint="read it again and decide anew",
+            current=found,
+        )
+
+
+def _check_expected(coded: Coded, options: WriteOptions) -> None:
+    if options.expected_size is not None and coded.size != options.expected_size:
+        raise Incomplete(
+            f"{coded.size} bytes arrived, {options.expected_size} were announced; the old value stays",
+            hint="send it again",
+            size=coded.size,
+        )
+    digest = DIGEST_PREFIX + coded.digest.hex()
+    if options.expected_digest is not None and digest != options.expected_digest:
+        raise Incomplete("other bytes arrived than were announced; the old value stays", hint="send it again", digest=digest)
