@@ -113,8 +113,9 @@ class World:
     def __init__(self, path: Path) -> None:
         self.path = str(path / "s")
         self.registry = Registry()
-        self.server: Server | None = None
         self.uid: int | None = None
+        self.ended = trio.Event()
+        self.own_uid = os.geteuid()
         rpc.register(self.registry, version="1.2.3")
 
     @asynccontextmanager
@@ -124,10 +125,14 @@ class World:
         listener.listen(256)
         server = Server(self.registry, CountingRandomness(), uid=self.uid)
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, [trio.SocketListener(listener)])
+            await nursery.start(self._serve, server, trio.SocketListener(listener))
             yield server
             nursery.cancel_scope.cancel()
         os.unlink(self.path)
+
+    async def _serve(self, server: Server, listener: trio.SocketListener, *, task_status: trio.TaskStatus[None]) -> None:
+        await server.serve([listener], task_status=task_status)
+        self.ended.set()
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:

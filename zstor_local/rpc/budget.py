@@ -8,18 +8,18 @@ from zstor_local import limits
 class InputBudget:
     """A count of bytes with a limit. What was taken must be given back."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self, size: int = limits.INPUT_BUDGET_BYTES) -> None:
-        self._left = size
+        self.left = size
 
     def take(self, count: int) -> bool:
         """Reserve bytes; False, and nothing taken, if there are too few left."""
-        if count > self._left:
+        if count > self.left:
             return False
-        self._left -= count
+        self.left -= count
         return True
 
     def give(self, count: int) -> None:
         """Give bytes back."""
-        self._left += count
+        self.left += count

@@ -8,12 +8,9 @@ have begun to commit.
 
 from __future__ import annotations
 
-import functools
 import logging
 import select
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 import trio
@@ -23,8 +20,9 @@ from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, I
 from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Call, Peer, stopping
+from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
-from zstor_local.rpc.dispatch import Dispatcher, Id, Missing, Request, bind, error_reply, parse_request
+from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
 from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator, Transport, transport_of
 from zstor_local.rpc.outbox import Outbox
 from zstor_local.rpc.strict_json import Json, encode
@@ -36,19 +34,6 @@ _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
 _HANGUP_CHECK_SECONDS: Final = 1.0
 _CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestId"}  # LSP, MCP
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    """A request that runs or waits for its turn."""
-
-    call: Call
-    id: Id
-    answer: Answer
-    urgent: bool
-    cost: int  # bytes of the input budget that it holds while it waits
-    waiting: bool = False
-    answered: bool = False
 
 
 class Connection:
@@ -66,15 +51,13 @@ class Connection:
         self._read_size = _READ_BYTES
         self._first = True
         self._fds: list[int] = []  # they came with a message that is not complete yet
+        self._live: list[Descriptors] = []  # of messages that are not answered yet
         self._held = 0  # bytes of the budget that the incomplete message holds
         self._undecided: Ending | None = None
         self._bad_in_a_row = 0
         self._closing = False
         self._stopping = False
-        self._running = {False: 0, True: 0}  # by urgency
-        self._waiting: deque[_Task] = deque()
-        self._tasks: set[_Task] = set()
-        self._by_id: dict[Id, _Task] = {}
+        self._calls = Calls(dispatcher, budget, start_soon=self.start_soon, send=self._outbox.put, on_idle=self._on_idle)
         self._idle = trio.Event()
         self._active = trio.current_time()
         self._poll = select.poll()
@@ -123,21 +106,22 @@ class Connection:
             logger.debug("client %s: %s", self._peer, gone.exceptions[0])
         finally:
             close_all(self._fds)
-            self._budget.give(self._held + sum(task.cost for task in self._waiting))
-            for task in self._tasks:
-                task.call.descriptors.close()
+            for descriptors in self._live:
+                descriptors.close()
+            self._budget.give(self._held)
+            self._calls.close()
             self._socket.close()
 
     def stop(self) -> None:
         """Take no more requests; close when those that run have been answered."""
         self._stopping = True
-        self._stop_if_idle()
+        if self._calls.idle:
+            self._reading.cancel()
 
     def abort(self) -> None:
         """Stop the running calls too; they answer `shutting_down`."""
         self.stop()
-        for task in [*self._tasks]:
-            self._cancel(task, stopping())
+        self._calls.cancel_all(stopping)
 
     # --- Reading ---
 
@@ -212,7 +196,9 @@ class Connection:
             owned[-1] += fds
         else:
             close_all(fds)
-        return iter([Descriptors(numbers) for numbers in owned])
+        owners = [Descriptors(numbers) for numbers in owned]
+        self._live = [descriptors for descriptors in (*self._live, *owners) if descriptors.open]
+        return iter(owners)
 
     async def _hold(self, size: int) -> None:
         """Have the input budget hold just the bytes of the incomplete message."""
@@ -251,7 +237,7 @@ class Connection:
                 request = parse_request(member)
             except InvalidRequest as error:
                 if batch:
-                    await self._reply(answer, None, error_reply(None, error))
+                    await self._calls.reply(answer, None, error_reply(None, error))
                 else:
                     descriptors.close()
                     await self._bad(error, ending)
@@ -259,95 +245,35 @@ class Connection:
             else:
                 good += 1
                 await self._request(request, answer, descriptors, message.length // len(members))
-        self._bad_in_a_row = 0 if good else self._bad_in_a_row + 1
+        self._judge(good=good > 0)
 
     async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
         call = Call(request.method, self, descriptors)
         try:
             if request.method in _CANCELS:
                 self._cancel_by_id(request)
-                await self._reply(answer, request.id, self._dispatcher.reply(request.id, None))
+                await self._calls.reply(answer, request.id, self._dispatcher.reply(request.id, None))
                 return
             if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
                 raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")
+            if self._stopping:
+                raise stopping()
             bind(self._dispatcher.registry, request, call)
             urgent = self._dispatcher.registry[request.method].urgent
-            task = _Task(call, request.id, answer, urgent, 0)
-            self._admit(task, size)
+            self._calls.admit(call, request.id, answer, urgent=urgent, size=size)
         except ZstorError as error:
             if not request.wants_reply:
                 logger.info("notification %s: %s", request.method[:64], error.message)
-            await self._reply(answer, request.id, error_reply(request.id, error))
-
-    def _admit(self, task: _Task, size: int) -> None:
-        """Run the request now or when its turn comes."""
-        if self._stopping:
-            raise stopping()
-        if self._running[task.urgent] < limits.CALLS_PER_CONNECTION:
-            self._start(task)
-        elif not task.urgent and self._budget.take(size):
-            task.cost = size
-            task.waiting = True
-            self._waiting.append(task)
-        else:
-            raise Busy(f"{limits.CALLS_PER_CONNECTION} calls run and the queue is full", limit=limits.CALLS_PER_CONNECTION)
-        self._tasks.add(task)
-        if task.id is not None and task.id is not Missing.ID:
-            self._by_id.setdefault(task.id, task)
-
-    def _start(self, task: _Task) -> None:
-        self._running[task.urgent] += 1
-        self.start_soon(functools.partial(self._run, task))
-
-    async def _run(self, task: _Task) -> None:
-        outcome = await self._dispatcher.run(task.call)
-        if task.id is Missing.ID and isinstance(outcome, ZstorError):
-            logger.info("notification %s: %s", task.call.method, outcome.message)
-        await self._conclude(task, outcome)
-        self._running[task.urgent] -= 1
-        while self._waiting and self._running[False] < limits.CALLS_PER_CONNECTION:
-            following = self._waiting.popleft()
-            following.waiting = False
-            self._budget.give(following.cost)
-            if not following.answered:
-                self._start(following)
-
-    async def _conclude(self, task: _Task, outcome: object) -> None:
-        """Answer a request, once."""
-        task.answered = True
-        reply = self._dispatcher.reply(task.id, outcome) if task.id is not Missing.ID else None
-        try:
-            await self._reply(task.answer, task.id, reply)
-        finally:
-            self._tasks.discard(task)
-            if self._by_id.get(task.id) is task:
-                del self._by_id[task.id]
-            self._active = trio.current_time()
-            if not self._tasks:
-                self._idle.set()
-                self._stop_if_idle()
-
-    async def _reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
-        whole = answer.add(identity, reply)
-        if whole is not None:
-            await self._outbox.put(whole)
+            await self._calls.reply(answer, request.id, error_reply(request.id, error))
 
     # --- Cancelling ---
 
     def _cancel_by_id(self, request: Request) -> None:
-        """Of several calls with one id, which a client should not have, the oldest."""
         name = _CANCELS[request.method]
         identity = request.params.get(name) if isinstance(request.params, dict) else None
         if isinstance(identity, (bool, dict, list)) or identity is None:
             raise InvalidParams(f"{request.method} needs {name}")
-        task = self._by_id.get(identity)
-        if task is not None:
-            self._cancel(task, Cancelled("the caller cancelled the request"))
-
-    def _cancel(self, task: _Task, reason: ZstorError) -> None:
-        if task.call.cancel(reason) and task.waiting and not task.answered:
-            task.answered = True
-            self.start_soon(functools.partial(self._conclude, task, reason))
+        self._calls.cancel(identity, Cancelled("the caller cancelled the request"))
 
     # --- Bad input and the end ---
 
@@ -365,9 +291,12 @@ class Connection:
                 self._outbox.push(rest)
 
     async def _bad(self, error: ZstorError, ending: Ending) -> None:
-        """Answer what was no request; after too many of them in a row the client is not speaking our language."""
-        self._bad_in_a_row += 1
+        """Answer what was no request. After too many of them in a row the client is not speaking our language."""
         await self._outbox.put(ending.finish(error_reply(None, error)))
+        self._judge(good=False)
+
+    def _judge(self, *, good: bool) -> None:
+        self._bad_in_a_row = 0 if good else self._bad_in_a_row + 1
         if self._bad_in_a_row >= limits.BAD_MESSAGES_IN_A_ROW:
             self._closing = True
 
@@ -377,7 +306,7 @@ class Connection:
 
     async def _finish(self) -> None:
         """After the last request: let the calls end, look whether the client is still there."""
-        while self._tasks:
+        while not self._calls.idle:
             if self.client_gone():
                 raise trio.BrokenResourceError("the client is gone")
             self._idle = trio.Event()
@@ -385,14 +314,16 @@ class Connection:
                 await self._idle.wait()
         await self._outbox.drained()
 
-    def _stop_if_idle(self) -> None:
-        if self._stopping and not self._tasks:
+    def _on_idle(self) -> None:
+        self._active = trio.current_time()
+        self._idle.set()
+        if self._stopping:
             self._reading.cancel()
 
     async def _watch_idle(self) -> None:
         while True:
             await trio.sleep_until(self._active + limits.IDLE_CONNECTION_SECONDS)
-            if self._tasks:
+            if not self._calls.idle:
                 self._active = trio.current_time()
             elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
                 logger.debug("client %s: idle", self._peer)

@@ -54,6 +54,11 @@ class Descriptors:
     def __len__(self) -> int:
         return len(self._fds)
 
+    @property
+    def open(self) -> bool:
+        """Some are neither taken nor closed."""
+        return any(fd is not None for fd in self._fds)
+
     def take(self, index: int) -> int:
         """The descriptor at an index; it is the caller's to close from now on. InvalidParams if there is none (any more)."""
         if not 0 <= index < len(self._fds):

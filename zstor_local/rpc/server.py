@@ -33,7 +33,7 @@ class Server:
     def __init__(self, registry: Registry, randomness: Randomness, *, uid: int | None = None) -> None:
         self._dispatcher = Dispatcher(registry, randomness)
         self._uid = os.geteuid() if uid is None else uid
-        self._budget = InputBudget()
+        self.budget: Final = InputBudget()
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
         self._stopped = trio.Event()
@@ -92,7 +92,7 @@ class Server:
             with trio.move_on_after(_LAST_REPLIES_SECONDS):
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return
-        connection = Connection(stream.socket, peer, self._dispatcher, self._budget)
+        connection = Connection(stream.socket, peer, self._dispatcher, self.budget)
         self._connections.add(connection)
         if self._stopped.is_set():
             connection.stop()

@@ -1,0 +1,138 @@
+"""Who may connect, how many, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from tests.rpc.conftest import World, error_type
+from tests.rpc.test_connection import Gate
+from zstor_local import limits
+from zstor_local.rpc.server import peer_of
+
+
+async def test_another_user_is_refused(world: World) -> None:
+    world.uid = os.geteuid() + 1
+    async with world.serving(), world.client() as client:
+        assert error_type(json.loads(await client.rest())) == "permission_denied"
+
+
+async def test_a_user_from_outside_our_user_namespace_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unmapped users all show as 65534, so that id proves nothing, not even to a daemon that has it."""
+    monkeypatch.setattr("zstor_local.rpc.server.peer_of", lambda _: peer_of_nobody())
+    world.uid = 65534
+    async with world.serving(), world.client() as client:
+        assert error_type(json.loads(await client.rest())) == "permission_denied"
+
+
+def peer_of_nobody() -> object:
+    from zstor_local.rpc.call import Peer
+
+    return Peer(0, 65534, 65534)
+
+
+def test_the_peers_credentials_are_the_kernels() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        peer = peer_of(trio.socket.from_stdlib_socket(ours))
+        assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
+        ours.close()
+
+
+async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS", 2)
+    async with world.serving() as server, world.client() as first:
+        async with world.client() as second, world.client() as third:
+            assert await first.result("rpc.ping") == "pong"
+            assert await second.result("rpc.ping") == "pong"
+            assert error_type(json.loads(await third.rest())) == "busy"
+        while server.connections > 1:
+            await trio.testing.wait_all_tasks_blocked()
+        async with world.client() as fourth:
+            assert await fourth.result("rpc.ping") == "pong"
+
+
+async def test_it_survives_running_out_of_descriptors(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    accept = trio.SocketListener.accept
+    failures = [errno.EMFILE, errno.ENFILE]
+
+    async def failing(self: trio.SocketListener) -> trio.SocketStream:
+        if failures:
+            raise OSError(failures.pop(), "too many")
+        return await accept(self)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", failing)
+    async with world.serving(), world.client() as client:
+        assert await client.result("rpc.ping") == "pong"
+    assert failures == []
+
+
+async def test_a_fault_of_one_connection_does_not_end_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.serving(), world.client() as client:
+        assert await client.result("rpc.ping") == "pong"
+        with monkeypatch.context() as patch:
+            patch.setattr("zstor_local.rpc.connection.parse_request", lambda _: 1 / 0)
+            async with world.client() as unlucky:
+                await unlucky.request("rpc.ping")
+                assert await unlucky.rest() == b""
+        assert await client.result("rpc.ping") == "pong"
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_stop_lets_running_calls_end_and_takes_no_more(world: World) -> None:
+    gate = Gate(world)
+    async with world.serving() as server, world.client() as busy, world.client() as idle:
+        await idle.result("rpc.ping")
+        await busy.request("hold", ["x"])
+        await gate.until_started(1)
+        server.stop()
+        assert await idle.rest() == b""
+        assert error_type(await busy.error("rpc.ping")) == "shutting_down"
+        with pytest.raises(OSError, match="refused"):
+            await trio.open_unix_socket(world.path)
+        gate.open("x")
+        assert json.loads(await busy.rest())["result"] == "x"
+        await world.ended.wait()
+
+
+async def test_after_the_grace_running_calls_answer_shutting_down(world: World, mock_clock: trio.testing.MockClock) -> None:
+    gate = Gate(world)
+    async with world.serving() as server, world.client() as client:
+        await client.request("hold", ["x"])
+        await client.request("commit", ["y"], id="committed")
+        await gate.until_started(2)
+        server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(limits.STOP_SECONDS)
+        assert error_type(await client.reply()) == "shutting_down"
+        assert not world.ended.is_set()
+        gate.open("y")
+        assert await client.reply() == {"jsonrpc": "2.0", "result": "y", "id": "committed"}
+        await world.ended.wait()
+
+
+async def test_a_client_that_does_not_read_cannot_delay_the_stop(world: World, mock_clock: trio.testing.MockClock) -> None:
+    @world.registry.method("big")
+    async def big(call: object, /) -> str:
+        """Many bytes."""
+        return "x" * 1_000_000
+
+    async with world.serving() as server, world.client() as client:
+        await client.request("big")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        server.stop()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(limits.STOP_SECONDS)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(1)
+        await world.ended.wait()

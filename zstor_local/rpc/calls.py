@@ -1,0 +1,135 @@
+"""The calls of one connection: so many at once, the others in order; each is answered once, whatever becomes of it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local import limits
+from zstor_local.errors import Busy, ZstorError
+from zstor_local.rpc.answer import Answer
+from zstor_local.rpc.budget import InputBudget
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.dispatch import Dispatcher, Id, Missing
+
+logger: Final = logging.getLogger("zstor.rpc")
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A request that runs or waits for its turn."""
+
+    call: Call
+    id: Id
+    answer: Answer
+    urgent: bool
+    cost: int = 0  # bytes of the input budget that it holds while it waits
+    waiting: bool = False
+    answered: bool = False
+
+
+class Calls:
+    """What runs and what waits. `start_soon` runs a task of the connection, `send` takes a reply and waits for room."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        budget: InputBudget,
+        *,
+        start_soon: Callable[[Callable[[], Awaitable[object]]], None],
+        send: Callable[[bytes], Awaitable[None]],
+        on_idle: Callable[[], None],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._budget = budget
+        self._start_soon = start_soon
+        self._send = send
+        self._on_idle = on_idle
+        self._running = {False: 0, True: 0}  # by urgency
+        self._queue: deque[_Task] = deque()
+        self._tasks: set[_Task] = set()
+        self._by_id: dict[Id, _Task] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Every call has been answered."""
+        return not self._tasks
+
+    def admit(self, call: Call, identity: Id, answer: Answer, *, urgent: bool, size: int) -> None:
+        """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
+        task = _Task(call, identity, answer, urgent)
+        if self._running[urgent] < limits.CALLS_PER_CONNECTION:
+            self._start(task)
+        elif not urgent and self._budget.take(size):
+            task.cost = size
+            task.waiting = True
+            self._queue.append(task)
+        else:
+            raise Busy(f"{limits.CALLS_PER_CONNECTION} calls run and the queue is full", limit=limits.CALLS_PER_CONNECTION)
+        self._tasks.add(task)
+        if identity is not None and identity is not Missing.ID:
+            # Two calls with one id are the client's mistake; a cancel is for the older one.
+            self._by_id.setdefault(identity, task)
+
+    def cancel(self, identity: Id, reason: ZstorError) -> None:
+        """Stop the call with this id, if there is one and it has not begun to commit."""
+        task = self._by_id.get(identity)
+        if task is not None:
+            self._stop(task, reason)
+
+    def cancel_all(self, reason: Callable[[], ZstorError]) -> None:
+        """Stop all calls that have not begun to commit."""
+        for task in [*self._tasks]:
+            self._stop(task, reason())
+
+    def close(self) -> None:
+        """Give back what the waiting calls hold of the input budget, for the connection has ended."""
+        self._budget.give(sum(task.cost for task in self._queue))
+        self._queue.clear()
+
+    async def reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
+        """Add a call's reply to its message's answer; with the last one it is sent."""
+        whole = answer.add(identity, reply)
+        if whole is not None:
+            await self._send(whole)
+
+    def _start(self, task: _Task) -> None:
+        self._running[task.urgent] += 1
+        self._start_soon(functools.partial(self._run, task))
+
+    async def _run(self, task: _Task) -> None:
+        outcome = await self._dispatcher.run(task.call)
+        if not task.answered:
+            await self._conclude(task, outcome)
+        self._running[task.urgent] -= 1
+        while self._queue and self._running[False] < limits.CALLS_PER_CONNECTION:
+            following = self._queue.popleft()
+            following.waiting = False
+            self._budget.give(following.cost)
+            if not following.answered:
+                self._start(following)
+
+    async def _conclude(self, task: _Task, outcome: object) -> None:
+        task.answered = True
+        try:
+            if task.id is not Missing.ID:
+                await self.reply(task.answer, task.id, self._dispatcher.reply(task.id, outcome))
+            else:
+                if isinstance(outcome, ZstorError):
+                    logger.info("notification %s: %s", task.call.method, outcome.message)
+                await self.reply(task.answer, task.id, None)
+        finally:
+            self._tasks.discard(task)
+            if self._by_id.get(task.id) is task:
+                del self._by_id[task.id]
+            if not self._tasks:
+                self._on_idle()
+
+    def _stop(self, task: _Task, reason: ZstorError) -> None:
+        if task.call.cancel(reason) and task.waiting and not task.answered:
+            task.answered = True
+            self._start_soon(functools.partial(self._conclude, task, reason))

@@ -1,0 +1,126 @@
+"""`daemon.*`: who serves, and how the store is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from zstor_local import limits
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.openrpc import public_limits
+from zstor_local.rpc.registry import Registry
+from zstor_local.store.store import Store
+
+API = 1  # grows by one when something is added; nothing is ever taken away under the same name
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This life of the daemon."""
+
+    version: str
+    pid: int
+    start_id: str
+    socket: str
+
+
+class Info(TypedDict):
+    """The daemon itself. `start_id` is new at every start."""
+
+    version: str
+    api: int
+    pid: int
+    start_id: str
+    socket: str
+    limits: dict[str, object]
+    capabilities: list[str]
+
+
+class ShardView(TypedDict):
+    """One shard; bytes and milliseconds, null where they cannot be told."""
+
+    id: str
+    url: str
+    group: str
+    state: Literal["ok", "missing", "readonly", "full", "failed"]
+    used: int | None
+    free: int | None
+    latency_ms: float | None
+    last_error: str | None
+
+
+class MetastoreView(TypedDict):
+    """Where the records are."""
+
+    kind: str
+    writable: bool
+
+
+class Queues(TypedDict):
+    """What waits: versions to repair, things shards that were away are owed, shares to free."""
+
+    repair: int
+    owed: int
+    collect: int
+
+
+class Status(TypedDict):
+    """The store's health at a glance."""
+
+    state: Literal["ok", "degraded", "readonly", "failed"]
+    shards: list[ShardView]
+    metastore: MetastoreView
+    objects: int
+    bytes: int
+    queues: Queues
+    warnings: list[str]
+
+
+def register(registry: Registry, store: Store, identity: Identity) -> None:
+    """Add the methods."""
+
+    @registry.method("daemon.info")
+    async def info(call: Call, /) -> Info:
+        """Tell the daemon's version, limits and abilities."""
+        return {
+            "version": identity.version,
+            "api": API,
+            "pid": identity.pid,
+            "start_id": identity.start_id,
+            "socket": identity.socket,
+            "limits": public_limits(),
+            "capabilities": ["batch", "cancel", "deadline", "fd", "progress"],
+        }
+
+    @registry.method("daemon.status")
+    async def status(call: Call, /) -> Status:
+        """Tell how the store is: its state, its shards, what waits to be done."""
+        state = store.committer.state
+        return {
+            "state": store.health,
+            "shards": [
+                {
+                    "id": shard.id,
+                    "url": shard.url,
+                    "group": shard.group,
+                    "state": shard.state,
+                    "used": shard.used,
+                    "free": shard.free,
+                    "latency_ms": None,
+                    "last_error": shard.last_error,
+                }
+                for shard in store.shard_statuses()
+            ],
+            "metastore": {"kind": store.metastore.kind, "writable": store.health not in ("readonly", "failed")},
+            "objects": state.objects,
+            "bytes": state.bytes,
+            "queues": {
+                "repair": len(store.suspects),
+                "owed": store.metastore.debts_count(),
+                "collect": store.metastore.garbage_count(),
+            },
+            "warnings": store.warnings(),
+        }
+
+
+__all__ = ["API", "Identity", "limits", "register"]

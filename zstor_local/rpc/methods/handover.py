@@ -1,0 +1,93 @@
+"""Bytes by path or descriptor: what a client names or hands over becomes a source or a sink, and is closed in the end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from zstor_local.rpc.call import Call
+from zstor_local.runtime import Buffer, Runtime
+from zstor_local.store.objects import Objects
+from zstor_local.store.paths import Mode, Paths
+from zstor_local.store.reading import Range
+from zstor_local.store.sinks import AppendSink, FileSink, PipeSink
+from zstor_local.store.sources import FileSource, PipeSource, SocketSource
+from zstor_local.store.stored import Stored
+
+
+class Handover:
+    """Sources and sinks for the calls of one daemon."""
+
+    def __init__(self, runtime: Runtime, paths: Paths) -> None:
+        self._runtime = runtime
+        self._files = runtime.files
+        self._paths = paths
+
+    @contextmanager
+    def file(self, call: Call, path: str) -> Iterator[FileSource]:
+        """A regular file by its path."""
+        fd = self._paths.open_input(path, call.peer.pid)
+        with self._closing(fd):
+            yield FileSource(self._files, fd)
+
+    @contextmanager
+    def source(self, call: Call, index: int, *, stream: bool) -> Iterator[FileSource | PipeSource | SocketSource]:
+        """A handed-over descriptor to read from. A regular file is read from its offset on, which is set to its end once."""
+        fd = call.take_fd(index)
+        with self._closing(fd):
+            status = self._paths.check_input(fd, stream=stream)
+            if status.is_regular:
+                source = FileSource(self._files, fd, self._files.seek(fd, 0, os.SEEK_CUR))
+                yield source
+                self._files.seek(fd, source.size, os.SEEK_CUR)
+            elif stat.S_ISSOCK(status.mode):
+                yield SocketSource(self._runtime, self._paths.client_files, fd)
+            else:
+                with self._closing(self._files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK)) as own:
+                    yield PipeSource(self._runtime, own)
+
+    async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
+        """The bytes into the file of that name, whole or not at all."""
+        with self._paths.destination(path, call.peer.pid, mode, sync=sync) as fd:
+            await objects.read_to_file(stored, FileSink(self._files, fd), part, call)
+
+    async def to_file(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
+        """The bytes into a handed-over regular file, from its offset on; with O_APPEND in order to its end."""
+        fd = call.take_fd(index)
+        with self._closing(fd):
+            self._paths.check_output(fd, stream=False)
+            if self._files.open_flags(fd) & os.O_APPEND:
+                await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
+            else:
+                offset = self._files.seek(fd, 0, os.SEEK_CUR)
+                await objects.read_to_file(stored, FileSink(self._files, fd, offset), part, call)
+                self._files.seek(fd, offset + part.length, os.SEEK_SET)
+            if sync:
+                await self._runtime.threads.run(self._files.fsync, fd)
+
+    async def to_stream(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int) -> None:
+        """The bytes into a handed-over pipe or socket (or regular file), in order."""
+        fd = call.take_fd(index)
+        with self._closing(fd):
+            status = self._paths.check_output(fd, stream=True)
+            if status.is_regular:
+                await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
+            elif stat.S_ISSOCK(status.mode):
+                await self._pump(call, objects, stored, part, fd, self._paths.client_files.send)
+            else:
+                with self._closing(self._files.reopen(fd, os.O_WRONLY | os.O_NONBLOCK)) as own:
+                    await self._pump(call, objects, stored, part, own, self._files.writev)
+
+    async def _pump(
+        self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, send: Callable[[int, Sequence[Buffer]], int]
+    ) -> None:
+        await objects.read_to_stream(stored, PipeSink(self._runtime, fd, send), part, call)
+
+    @contextmanager
+    def _closing(self, fd: int) -> Iterator[int]:
+        try:
+            yield fd
+        finally:
+            self._files.close(fd)

@@ -1,0 +1,521 @@
+"""`object.*`: write, read, delete, stat, list. Thin: arguments to a use case, its result to JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
+
+from zstor_local import limits
+from zstor_local.errors import (
+    AlreadyExists,
+    BadEncoding,
+    Busy,
+    Cancelled,
+    Conflict,
+    CorruptRecord,
+    Incomplete,
+    InvalidParams,
+    IoError,
+    NoSpace,
+    NotEnoughShards,
+    NotFound,
+    OutcomeUnknown,
+    PathRefused,
+    TooLarge,
+    Unavailable,
+    Unreadable,
+    ZstorError,
+)
+from zstor_local.model.ids import ObjectName, Version, check_key, check_namespace
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.handover import Handover
+from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.schema import Length, Pattern, Range
+from zstor_local.rpc.strict_json import Base64, Json
+from zstor_local.store.metadata import Metadata, check_metadata, describe, seal_of
+from zstor_local.store.objects import Source, WriteOptions
+from zstor_local.store.paths import Mode, Paths
+from zstor_local.store.reading import stretch
+from zstor_local.store.sources import BytesSource
+from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+
+Key = Annotated[str, "the object's key, 1 to 1,024 bytes of UTF-8"]
+Namespace = Annotated[str, "the namespace; left out, the configured default"]
+MetadataIn = Annotated[dict[str, Json], "instead of `key`: metadata as a write returned it; names that version"]
+Fd = Annotated[int, "index of a descriptor sent with this message", Range(0, limits.FDS_PER_CALL - 1)]
+Path = Annotated[str, "an absolute path, opened by the daemon"]
+References = Annotated[list[Annotated[str, Length(1, limits.REFERENCE_BYTES)]], "texts to keep with the object, in order"]
+VersionText = Annotated[str, "a version, 32 hex digits", Pattern("[0-9a-f]{32}")]
+User = Annotated[dict[str, Json], "members of your own, kept with the object"]
+Offset = Annotated[int, "first byte wanted", Range(0)]
+Count = Annotated[int, "bytes wanted at most", Range(0)]
+Size = Annotated[int, "refuse the write unless just so many bytes arrive", Range(0)]
+Digest = Annotated[str, "refuse the write unless the bytes have this digest", Pattern("blake3:[0-9a-f]{64}")]
+
+WRITE_ERRORS: Final[list[type[ZstorError]]] = [
+    AlreadyExists,
+    Conflict,
+    NotEnoughShards,
+    OutcomeUnknown,
+    NoSpace,
+    TooLarge,
+    Incomplete,
+    Unavailable,
+    IoError,
+    PathRefused,
+    Busy,
+]
+READ_ERRORS: Final[list[type[ZstorError]]] = [NotFound, Unreadable, CorruptRecord]
+FILE_ERRORS: Final[list[type[ZstorError]]] = [PathRefused, IoError, NoSpace, Busy]
+
+_METADATA_MEMBERS_BYTES: Final = 1_500  # what metadata takes in a reply beside references, user and shards
+
+
+class Written(TypedDict):
+    """What a write stored."""
+
+    metadata: Metadata
+
+
+class Value(TypedDict):
+    """An object's bytes: `value` if an encoding was asked for, else `value_b64`."""
+
+    value_b64: NotRequired[Base64]
+    value: NotRequired[str]
+    references: list[str]
+    metadata: Metadata
+
+
+class Sent(TypedDict):
+    """What was written to the file."""
+
+    metadata: Metadata
+    bytes: int
+
+
+class Streamed(TypedDict):
+    """What was written to the pipe or socket."""
+
+    metadata: Metadata
+    references: list[str]
+    bytes: int
+
+
+class Deleted(TypedDict):
+    """`owed`: shards that were away and still have to be told."""
+
+    deleted: bool
+    owed: int
+
+
+class Item(TypedDict):
+    """One object of a list."""
+
+    key: str
+    metadata: Metadata
+
+
+class Page(TypedDict):
+    """A part of a list; `cursor` continues it, null at its end."""
+
+    items: list[Item]
+    cursor: str | None
+
+
+def register(registry: Registry, store: Store, paths: Paths) -> None:
+    """Add the methods."""
+    names = _Names(store)
+    handover = Handover(store.runtime, paths)
+    objects = store.objects
+
+    async def store_it(call: Call, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
+        name, version = target
+        if version is not None and options.if_version is None:
+            options = _with_version(options, version)
+        stored = await objects.write(name, source, options, _Producer(call))
+        return {"metadata": describe(stored, store.pool)}
+
+    @registry.method("object.write", errors=WRITE_ERRORS)
+    async def write(
+        call: Call,
+        /,
+        key: Key | None = None,
+        value: Annotated[str | None, "the object as text, stored as UTF-8"] = None,
+        value_b64: Annotated[bytes | None, "the object in standard base64"] = None,
+        fd: Fd | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+        references: References | None = None,
+        keep_references: Annotated[bool, "keep those of the version before"] = False,
+        user: User | None = None,
+        if_version: VersionText | None = None,
+        exclusive: Annotated[bool, "refuse to replace an object"] = False,
+        expected_size: Size | None = None,
+        expected_digest: Digest | None = None,
+    ) -> Written:
+        """Store a small object: its bytes come in the call.
+
+        Give exactly one of value, value_b64 and fd. The reply means that it is durable. Values over 8 MiB go by object.write_file or
+        object.write_stream.
+        """
+        target = names.target(key, namespace, metadata)
+        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        _exactly_one(value=value, value_b64=value_b64, fd=fd)
+        if fd is not None:
+            with handover.source(call, fd, stream=True) as source:
+                return await store_it(call, target, source, options)
+        data = value.encode() if value is not None else value_b64 or b""
+        if len(data) > limits.INLINE_VALUE_BYTES:
+            raise TooLarge(
+                f"the value has {len(data)} bytes",
+                hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor",
+                limit=limits.INLINE_VALUE_BYTES,
+            )
+        return await store_it(call, target, BytesSource(data), options)
+
+    @registry.method("object.write_file", errors=WRITE_ERRORS)
+    async def write_file(
+        call: Call,
+        /,
+        key: Key | None = None,
+        path: Path | None = None,
+        fd: Fd | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+        references: References | None = None,
+        keep_references: Annotated[bool, "keep those of the version before"] = False,
+        user: User | None = None,
+        if_version: VersionText | None = None,
+        exclusive: Annotated[bool, "refuse to replace an object"] = False,
+        expected_size: Size | None = None,
+        expected_digest: Digest | None = None,
+    ) -> Written:
+        """Store a regular file, named by its path or handed over as a descriptor (read from its offset on).
+
+        A file that changes while it is read is refused, and the old version stays.
+        """
+        target = names.target(key, namespace, metadata)
+        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        _exactly_one(path=path, fd=fd)
+        opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
+        with opened as source:
+            return await store_it(call, target, source, options)
+
+    @registry.method("object.write_stream", errors=WRITE_ERRORS)
+    async def write_stream(
+        call: Call,
+        /,
+        fd: Fd,
+        key: Key | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+        references: References | None = None,
+        keep_references: Annotated[bool, "keep those of the version before"] = False,
+        user: User | None = None,
+        if_version: VersionText | None = None,
+        exclusive: Annotated[bool, "refuse to replace an object"] = False,
+        expected_size: Size | None = None,
+        expected_digest: Digest | None = None,
+    ) -> Written:
+        """Store what comes out of a pipe or socket, to its end, in constant memory.
+
+        The daemon cannot see a producer that fails: give expected_size or expected_digest where that matters.
+        """
+        target = names.target(key, namespace, metadata)
+        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        with handover.source(call, fd, stream=True) as source:
+            return await store_it(call, target, source, options)
+
+    @registry.method("object.read", errors=[*READ_ERRORS, TooLarge, BadEncoding])
+    async def read(
+        call: Call,
+        /,
+        key: Key | None = None,
+        offset: Offset | None = None,
+        length: Count | None = None,
+        encoding: Annotated[Literal["utf-8"] | None, "give the bytes as text"] = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+    ) -> Value:
+        """Give a small object's bytes, or a stretch of a large one's, in the reply."""
+        stored = names.find(key, namespace, metadata)
+        part = stretch(stored.record, offset, length)
+        if part.length > limits.INLINE_VALUE_BYTES:
+            raise TooLarge(
+                f"the value has {part.length} bytes",
+                hint="use object.read_file or object.read_stream, or read it in stretches (offset, length)",
+                limit=limits.INLINE_VALUE_BYTES,
+            )
+        with names.still_there(stored, by_metadata=metadata is not None):
+            data = await objects.read(stored, offset, length)
+        answer: Value = {"references": list(stored.record.references), "metadata": describe(stored, store.pool)}
+        if encoding is None:
+            answer["value_b64"] = Base64(data)
+        else:
+            answer["value"] = _text(data)
+        return answer
+
+    @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists])
+    async def read_file(
+        call: Call,
+        /,
+        key: Key | None = None,
+        path: Path | None = None,
+        fd: Fd | None = None,
+        mode: Annotated[Mode, "what to do with a file that is there"] = "truncate",
+        sync: Annotated[bool, "make it durable before the reply"] = True,
+        offset: Offset | None = None,
+        length: Count | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+    ) -> Sent:
+        """Write an object to a regular file, by path or descriptor (from its offset on).
+
+        A file named by its path is replaced by a whole new one, or not touched at all.
+        """
+        _exactly_one(path=path, fd=fd)
+        stored = names.find(key, namespace, metadata)
+        part = stretch(stored.record, offset, length)
+        with names.still_there(stored, by_metadata=metadata is not None):
+            if fd is None:
+                await handover.to_path(call, objects, stored, part, path or "", mode, sync=sync)
+            else:
+                await handover.to_file(call, objects, stored, part, fd, sync=sync)
+        return {"metadata": describe(stored, store.pool), "bytes": part.length}
+
+    @registry.method("object.read_stream", errors=[*READ_ERRORS, *FILE_ERRORS])
+    async def read_stream(
+        call: Call,
+        /,
+        fd: Fd,
+        key: Key | None = None,
+        offset: Offset | None = None,
+        length: Count | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+    ) -> Streamed:
+        """Write an object into a pipe or socket, in order, in constant memory. After an error the pipe may have got a part."""
+        stored = names.find(key, namespace, metadata)
+        part = stretch(stored.record, offset, length)
+        with names.still_there(stored, by_metadata=metadata is not None):
+            await handover.to_stream(call, objects, stored, part, fd)
+        return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
+
+    @registry.method("object.delete", errors=[NotFound, Conflict, OutcomeUnknown, Unavailable])
+    async def delete(
+        call: Call,
+        /,
+        key: Key | None = None,
+        if_version: VersionText | None = None,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+    ) -> Deleted:
+        """Delete an object, durably. With metadata only that version: `conflict` if the key has moved on."""
+        name, version = names.target(key, namespace, metadata)
+        wanted = Version(bytes.fromhex(if_version)) if if_version is not None else version
+        owed = await objects.delete(name, wanted, call)
+        return {"deleted": True, "owed": owed}
+
+    @registry.method("object.stat", errors=[NotFound, CorruptRecord])
+    async def stat(
+        call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None
+    ) -> Written:
+        """Tell what is known of an object, without reading it."""
+        return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
+
+    @registry.method("object.list", errors=[CorruptRecord])
+    async def list_(
+        call: Call,
+        /,
+        prefix: Annotated[str, "only keys that begin so"] = "",
+        limit: Annotated[int, "items in a page at most", Range(1, limits.LIST_ITEMS)] = limits.LIST_ITEMS,
+        cursor: Annotated[str | None, "where the page before ended"] = None,
+        namespace: Namespace | None = None,
+    ) -> Page:
+        """List objects in the order of their keys' bytes."""
+        after = None if cursor is None else _key_of(cursor)
+        items: list[Item] = []
+        room = limits.LIST_BYTES
+        async for stored in objects.list(names.namespace(namespace), prefix, after, limit + 1):
+            room -= _reply_bytes(stored)
+            if len(items) == limit or (room < 0 and items):
+                return {"items": items, "cursor": _cursor(items[-1]["key"])}
+            items.append({"key": stored.record.key, "metadata": describe(stored, store.pool)})
+        return {"items": items, "cursor": None}
+
+
+class _Names:
+    """Which object a call means."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def namespace(self, name: str | None) -> str:
+        return check_namespace(name) if name is not None else self._store.config.default_namespace
+
+    def target(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> tuple[ObjectName, Version | None]:
+        """The key to change; with metadata also the version that must be its newest."""
+        if metadata is None:
+            return self._name(key, namespace), None
+        stored = self._sealed(key, namespace, metadata)
+        return ObjectName(stored.namespace, stored.record.key), stored.version
+
+    def find(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> Stored:
+        """The version to read."""
+        if metadata is None:
+            return self._store.objects.find(self._name(key, namespace))
+        return self._sealed(key, namespace, metadata)
+
+    @contextmanager
+    def still_there(self, stored: Stored, *, by_metadata: bool) -> Iterator[None]:
+        """A version read by its metadata, which the key has left behind and whose shares are gone, is not found."""
+        try:
+            yield
+        except Unreadable:
+            if not by_metadata:
+                raise
+            name = ObjectName(stored.namespace, stored.record.key)
+            try:
+                newest: Version | None = self._store.objects.find(name).version
+            except NotFound:
+                newest = None
+            if newest == stored.version:
+                raise
+            raise NotFound("that version is gone: the key was written again or deleted", hint="read it by its key") from None
+
+    def _name(self, key: str | None, namespace: str | None) -> ObjectName:
+        if key is None:
+            raise InvalidParams("key is missing", hint="give key, or metadata as a write returned it", parameter="key")
+        return ObjectName(self.namespace(namespace), check_key(key))
+
+    def _sealed(self, key: str | None, namespace: str | None, metadata: dict[str, Json]) -> Stored:
+        if key is not None:
+            raise InvalidParams("key and metadata stand for each other", hint="give one of them", parameter="metadata")
+        members: dict[str, object] = {**metadata}
+        stored = self._store.objects.from_seal(seal_of(members))
+        check_metadata(members, describe(stored, self._store.pool))
+        if namespace is not None and namespace != stored.namespace:
+            raise InvalidParams(f"the metadata is of namespace {stored.namespace}", parameter="namespace")
+        return stored
+
+
+class _Producer:
+    """The caller of a write: when its bytes have ended, it must still be there."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def progress(self, done: int, total: int | None) -> None:
+        self._call.progress(done, total)
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        if self._call.client_gone():
+            raise Cancelled("the client went away")
+        with self._call.committing():
+            yield
+
+
+def _options(
+    references: list[str] | None,
+    keep_references: bool,
+    user: dict[str, Json] | None,
+    if_version: str | None,
+    exclusive: bool,
+    expected_size: int | None,
+    expected_digest: str | None,
+) -> WriteOptions:
+    if references and keep_references:
+        raise InvalidParams("references and keep_references exclude each other", parameter="references")
+    unique = tuple(dict.fromkeys(references or ()))
+    if len(unique) > limits.REFERENCES:
+        raise TooLarge(f"{len(unique)} references", limit=limits.REFERENCES, hint="keep the list in an object of its own")
+    for reference in unique:
+        if len(reference.encode()) > limits.REFERENCE_BYTES:
+            raise TooLarge("a reference is too long", limit=limits.REFERENCE_BYTES, hint="at most 255 bytes of UTF-8 each")
+    return WriteOptions(
+        references=unique,
+        keep_references=keep_references,
+        user=_checked_user(user or {}),
+        if_version=None if if_version is None else Version(bytes.fromhex(if_version)),
+        exclusive=exclusive,
+        expected_size=expected_size,
+        expected_digest=expected_digest,
+    )
+
+
+def _checked_user(user: dict[str, Json]) -> dict[str, object]:
+    """The members of the caller's own, small enough and with integers that every reader holds exactly."""
+    weight = _weigh(user)
+    if weight > limits.USER_METADATA_BYTES:
+        raise TooLarge(f"user has about {weight} bytes", limit=limits.USER_METADATA_BYTES, hint="keep more in an object of its own")
+    return {**user}
+
+
+def _weigh(value: Json, depth: int = 0) -> int:
+    """About the bytes that a value takes as CBOR."""
+    if depth > 8:
+        raise InvalidParams("user is nested too deeply", hint="at most 8 levels", parameter="user")
+    if isinstance(value, str):
+        return 3 + len(value.encode())
+    if isinstance(value, dict):
+        return 3 + sum(_weigh(name) + _weigh(member, depth + 1) for name, member in value.items())
+    if isinstance(value, list):
+        return 3 + sum(_weigh(member, depth + 1) for member in value)
+    if isinstance(value, int) and abs(value) > limits.SAFE_INTEGER:
+        raise InvalidParams("an integer in user is beyond ±(2^53 − 1)", hint="write it as text", parameter="user")
+    return 9
+
+
+def _with_version(options: WriteOptions, version: Version) -> WriteOptions:
+    return replace(options, if_version=version)
+
+
+def _exactly_one(**given: object) -> None:
+    names = ", ".join(given)
+    if sum(value is not None for value in given.values()) != 1:
+        raise InvalidParams(f"give exactly one of {names}", parameter=next(iter(given)))
+
+
+_CONTROLS: Final = re.compile(r"[\x00-\x1f]")
+
+
+def _text(data: bytes) -> str:
+    """The bytes as text whose JSON form fits into a reply."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise BadEncoding("the bytes are not UTF-8", hint="read them without `encoding`: value_b64") from None
+    escaped = len(text) if text.isascii() else 6 * len(text)
+    if escaped + 5 * len(_CONTROLS.findall(text)) > limits.MESSAGE_BYTES - limits.MIB:
+        raise BadEncoding("the text is too large once escaped as JSON", hint="read it without `encoding`, or in stretches")
+    return text
+
+
+def _reply_bytes(stored: Stored) -> int:
+    """About what an item of a list takes in the reply."""
+    record = stored.record
+    texts = [record.key, record.key, *record.references]
+    return (
+        _METADATA_MEMBERS_BYTES
+        + 6 * sum(len(text) + 1 for text in texts)
+        + 2 * len(stored.envelope.sealed)
+        + 40 * len(record.placement)
+    )
+
+
+def _cursor(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+def _key_of(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidParams("that cursor is not one of a list", hint="give it as the page before had it", parameter="cursor") from None
