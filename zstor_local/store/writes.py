@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
+from zstor_local.errors import AlreadyExists, Conflict, Incomplete, OutcomeUnknown, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone, is_small
@@ -149,6 +149,8 @@ class ObjectWriter:
                 coded = await write.finish()
             _check_expected(coded, options)
             return await self._publish(namespace, name, coded, options, caller)
+        except OutcomeUnknown:
+            raise  # its record may be there after the next start, so its shares stay; the intent tells whose they are
         except BaseException as error:
             with trio.CancelScope(shield=True):
                 await self._undo(namespace, name, write, version, placement)
@@ -157,13 +159,7 @@ class ObjectWriter:
     async def _undo(
         self, namespace: Namespace, name: ObjectName, write: LargeWrite, version: Version, placement: tuple[int, ...]
     ) -> None:
-        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it.
-
-        A version whose commit is in doubt is left alone: its record may be there.
-        """
-        current = self._metastore.get(namespace.id, name.key)
-        if current is not None and current.version == version:
-            return
+        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it."""
         await self._runtime.threads.run(write.abort)
         garbage = [Garbage(number, ShareId(version, index), small=False) for index, number in enumerate(placement)]
         try:
