@@ -23,7 +23,7 @@ from zstor_local.model.record import ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
-from zstor_local.shards.index import LogIndex, Place
+from zstor_local.shards.index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.marker import BadMarker, Marker
 
@@ -214,7 +214,10 @@ class DirectoryShard:
 
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         if small:
-            place = self._index.find(self.number, share)
+            try:
+                place = self._index.find(self.number, share)
+            except IndexDamaged as error:
+                raise ShardError("failed", str(error)) from error
             if place is None:
                 raise ShareMissing
             return _LogShareReader(self, place)

@@ -6,11 +6,13 @@ one transaction (WAL, synchronous=NORMAL), so after a power loss it is older, ne
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +22,21 @@ FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most 
 FORMAT: Final = 1
 
 _PLACE: Final = struct.Struct("<HBIII")
+_SCHEMA: Final = f"""
+begin;
+create table entry(version blob primary key, places blob not null) without rowid;
+create table progress(shard integer primary key, segment integer not null, segment_id blob not null,
+    offset integer not null, sequence integer not null, committed integer not null);
+pragma user_version={FORMAT};
+commit;
+"""
+_DAMAGE: Final = (sqlite3.DatabaseError, struct.error, TypeError)
+
+log = logging.getLogger("zstor.shards")
+
+
+class IndexDamaged(Exception):
+    """A part of the index cannot be read. It is started anew at the next start, and made from the logs again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +67,15 @@ class LogIndex:
     """One for a store. Any thread may call it."""
 
     def __init__(self, path: str) -> None:
-        """`path` may be ":memory:". A file that is not an index of this format is started anew; so is a damaged one."""
+        """`path` may be ":memory:". A file that is damaged or no index of this format is begun anew; if that fails, memory is used."""
         self._lock = threading.Lock()
         self._waiting: dict[Version, _Places] = {}
-        self._progress: dict[int, Progress] = {}
-        try:
-            self._db = _open(path)
-        except sqlite3.DatabaseError:
-            self._db = _open(path, anew=True)
         self._unflushed: set[int] = set()
-        for shard, *fields in self._db.execute("select shard, segment, segment_id, offset, sequence, committed from progress"):
-            self._progress[shard] = Progress(*fields)
+        try:
+            self._db, self._progress = _load(path)
+        except _DAMAGE:
+            _remove(path)
+            self._db, self._progress = _load_or_do_without(path)
 
     def progress(self, shard: int) -> Progress:
         return self._progress.get(shard, Progress())
@@ -80,6 +95,7 @@ class LogIndex:
             self._unflushed.add(shard)
 
     def find(self, shard: int, share: ShareId) -> Place | None:
+        """The place of a share, None if the shard does not hold it; IndexDamaged."""
         with self._lock:
             key = (shard, share.index)
             waiting = self._waiting.get(share.version)
@@ -97,7 +113,7 @@ class LogIndex:
     def shares(self, shard: int) -> Iterator[ShareId]:
         """Every small share the shard holds, in no order; for comparing both ways. Flushes first."""
         self.flush()
-        with self._lock:
+        with self._lock, self._noticing_damage():
             versions = [row[0] for row in self._db.execute("select version from entry")]
         for version in versions:
             for (number, index), place in self.find_all(Version(version)).items():
@@ -111,14 +127,15 @@ class LogIndex:
     def flush(self) -> None:
         """Write what waits. An error leaves it waiting: the log holds the same, so nothing is lost."""
         with self._lock:
-            self._db.execute("begin")
             try:
+                self._db.execute("begin")
                 self._store()
                 self._db.execute("commit")
-            except BaseException:
+            except (sqlite3.Error, IndexDamaged) as error:
+                log.warning("the index of the logs was not written: %s", error)
                 with suppress(sqlite3.Error):
                     self._db.execute("rollback")
-                raise
+                return
             self._waiting.clear()
             self._unflushed.clear()
 
@@ -145,14 +162,23 @@ class LogIndex:
         return [(shard, self._progress[shard]) for shard in sorted(self._unflushed)]
 
     def _stored(self, version: Version) -> _Places:
-        row = self._db.execute("select places from entry where version=?", (version,)).fetchone()
-        if row is None:
-            return {}
-        return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in _PLACE.iter_unpack(row[0])}
+        with self._noticing_damage():
+            row = self._db.execute("select places from entry where version=?", (version,)).fetchone()
+            places = () if row is None else _PLACE.iter_unpack(row[0])
+            return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in places}
+
+    @contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        """Errors as IndexDamaged, and the file marked so that the next start begins it anew."""
+        try:
+            yield
+        except _DAMAGE as error:
+            with suppress(sqlite3.Error):
+                self._db.execute("pragma user_version=0")
+            raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self.flush()
+        self.flush()
         self._db.close()
 
 
@@ -164,16 +190,39 @@ def _pack(places: _Places) -> bytes:
     )
 
 
-def _open(path: str, *, anew: bool = False) -> sqlite3.Connection:
+def _load(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.execute("pragma journal_mode=wal")
-    db.execute("pragma synchronous=normal")
-    if db.execute("pragma user_version").fetchone()[0] != FORMAT or anew:
-        db.executescript(
-            f"""begin; drop table if exists entry; drop table if exists progress;
-            create table entry(version blob primary key, places blob not null) without rowid;
-            create table progress(shard integer primary key, segment integer not null, segment_id blob not null,
-                offset integer not null, sequence integer not null, committed integer not null);
-            pragma user_version={FORMAT}; commit;"""
-        )
-    return db
+    try:
+        db.execute("pragma journal_mode=wal")
+        db.execute("pragma synchronous=normal")
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version == 0 and not db.execute("select count(*) from sqlite_schema").fetchone()[0]:
+            db.executescript(_SCHEMA)
+        elif version != FORMAT:
+            raise sqlite3.DatabaseError("an index of another format, or one that was given up")
+        rows = db.execute("select shard, segment, segment_id, offset, sequence, committed from progress").fetchall()
+        return db, {shard: _progress(*fields) for shard, *fields in rows}
+    except BaseException:
+        db.close()
+        raise
+
+
+def _progress(segment: int, segment_id: bytes, offset: int, sequence: int, committed: int) -> Progress:
+    if not isinstance(segment_id, bytes) or not all(isinstance(each, int) for each in (segment, offset, sequence, committed)):
+        raise TypeError
+    return Progress(segment, segment_id, offset, sequence, committed)
+
+
+def _load_or_do_without(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
+    try:
+        return _load(path)
+    except sqlite3.Error as error:
+        log.warning("the index of the logs is kept in memory, as its file cannot be made: %s", error)
+        return _load(":memory:")
+
+
+def _remove(path: str) -> None:
+    """Take a damaged index away, with what SQLite keeps beside it."""
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        with suppress(OSError):
+            os.unlink(name)
