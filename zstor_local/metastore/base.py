@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope
 
@@ -101,8 +102,15 @@ class CommitUnknown(Exception):
     """The transaction may or may not have happened. The metastore is closed for writes from now on."""
 
 
-class MetastoreDamaged(Exception):
-    """What lies on the disk is not a metastore that this version can use."""
+class MetastoreInUse(Exception):
+    """Another process holds the metastore, so it could not be opened."""
+
+
+class MetastoreDamaged(CorruptRecord):
+    """What lies on the disk, or the part of it that was asked for, is not a metastore that this version can use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="copy the store aside, then `zstor rebuild` makes a new metastore from the shards")
 
 
 class Metastore(Protocol):
@@ -110,7 +118,8 @@ class Metastore(Protocol):
 
     - `commit` is atomic and durable when it returns. It raises CommitRefused (certainly nothing happened) or CommitUnknown, after
       which every further commit raises MetastoreClosed.
-    - Reads see whole transactions only, and everything that was committed before the read began.
+    - Reads see whole transactions only, and everything that was committed before the read began. One that meets damage raises
+      MetastoreDamaged, one that the disk refuses IoError; others go on.
     - `commit` and `checkpoint` are called by one thread at a time; reads may come from any thread at any time.
     - A tombstone takes its object's place: `get` and `scan` no longer show the row, `tombstone` does; a new object removes it.
     """

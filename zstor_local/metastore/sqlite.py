@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from zstor_local.errors import IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
@@ -16,6 +18,7 @@ from zstor_local.metastore.base import (
     Intent,
     MetastoreClosed,
     MetastoreDamaged,
+    MetastoreInUse,
     Owed,
     Row,
     StoreState,
@@ -25,7 +28,7 @@ from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, StoreId, Versio
 from zstor_local.model.record import Envelope, Kind
 
 FORMAT: Final = 1
-CHECKPOINT_PAGES: Final = 4_000  # 16 MiB of WAL: rare enough to be cheap, small enough to start from
+BUSY_SECONDS: Final = 5.0  # how long another process may hold the file before we give up
 
 _SCHEMA: Final = """
 create table store(
@@ -47,7 +50,9 @@ create table debt(
 create index debt_by_shard on debt(shard);
 """
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
-SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type
+SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
+
+T = TypeVar("T")
 
 
 class SqliteMetastore:
@@ -55,29 +60,37 @@ class SqliteMetastore:
 
     kind = "sqlite"
 
-    def __init__(self, path: str) -> None:
-        """Open an existing metastore; MetastoreDamaged if it is not one or its format is newer."""
-        try:
-            self._writer = _connect(path)
-            self._reader = _connect(path)
-            self._reader.execute("pragma query_only=on")
-            row = self._reader.execute("select format, store_id from store").fetchone()
-        except sqlite3.Error as error:
-            raise MetastoreDamaged(f"the metastore cannot be read: {error}") from None
-        if row is None or row[0] != FORMAT:
-            raise MetastoreDamaged(f"the metastore has format {row and row[0]}, this version reads {FORMAT}")
-        self._store_id = StoreId(row[1])
+    def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
+        """Open an existing metastore. MetastoreDamaged if it is not one or its format is newer, MetastoreInUse if it is locked."""
         self._reading = threading.Lock()
         self._open = True
+        opened: list[sqlite3.Connection] = []
+        try:
+            opened.append(_connect(path, busy_seconds))
+            opened.append(_connect(path, busy_seconds))
+            self._writer, self._reader = opened
+            self._reader.execute("pragma query_only=on")
+            row = self._reader.execute("select format, store_id from store").fetchone()
+            if row is None or row[0] != FORMAT:
+                raise MetastoreDamaged(f"the metastore has format {row and row[0]}, this version reads {FORMAT}")
+        except BaseException as error:
+            for db in opened:
+                db.close()
+            if isinstance(error, sqlite3.Error):
+                raise _not_opened(error) from error
+            raise
+        self._store_id = StoreId(row[1])
 
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:
         """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync)."""
-        db = _connect(path)
-        db.executescript(_SCHEMA)
-        db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
-        db.execute("pragma wal_checkpoint(truncate)")
-        db.close()
+        db = _connect(path, BUSY_SECONDS, mode="rwc")
+        try:
+            db.executescript(_SCHEMA)
+            db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
+            db.execute("pragma wal_checkpoint(truncate)")
+        finally:
+            db.close()
 
     @property
     def store_id(self) -> StoreId:
@@ -88,7 +101,8 @@ class SqliteMetastore:
         return self._open
 
     def state(self) -> StoreState:
-        return StoreState(*self._one("select sequence, reserved, writer, objects, bytes from store", ()))
+        (state,) = _parsed(StoreState, self._all("select sequence, reserved, writer, objects, bytes from store", ()))
+        return state
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None:
         return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
@@ -97,35 +111,33 @@ class SqliteMetastore:
         return self._envelope(f"select {_ROW} from tombstone where space=? and name=?", (space, name.encode()))  # noqa: S608
 
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
-        low = prefix.encode() if after is None else max(prefix.encode(), after.encode() + b"\0")
+        beginning = prefix.encode()
+        low = beginning if after is None else max(beginning, after.encode() + b"\0")
         rows = self._all(
             f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
             (space, low, limit),
         )
-        beginning = prefix.encode()
-        return [Row(space, row[0].decode(), _envelope(row[1:])) for row in rows if row[0].startswith(beginning)]
+        found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
+        return [row for wanted, row in found if wanted]
 
     def intents(self) -> Sequence[Intent]:
-        return [Intent(Version(version), _unpack(shards)) for version, shards in self._all("select version, shards from intent", ())]
+        return _parsed(_intent, self._all("select version, shards from intent", ()))
 
     def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
-        rows = self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit))
-        return [Garbage(shard, ShareId(Version(version), share), bool(small)) for shard, version, share, small in rows]
+        return _parsed(_garbage, self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit)))
 
     def garbage_count(self) -> int:
-        return int(self._one("select count(*) from garbage", ())[0])
+        return int(self._all("select count(*) from garbage", ())[0][0])
 
     def debts(self, shard: int | None = None) -> Sequence[Debt]:
         columns = "select shard, kind, space, name, version, share from debt"
-        rows = self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,))
-        return [_debt(row) for row in rows]
+        return _parsed(_debt, self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,)))
 
     def debts_count(self) -> int:
-        return int(self._one("select count(*) from debt", ())[0])
+        return int(self._all("select count(*) from debt", ())[0][0])
 
     def debts_of(self, version: Version) -> Sequence[Debt]:
-        rows = self._all("select shard, kind, space, name, version, share from debt where version=?", (version,))
-        return [_debt(row) for row in rows]
+        return _parsed(_debt, self._all("select shard, kind, space, name, version, share from debt where version=?", (version,)))
 
     def commit(self, transaction: Transaction) -> None:
         if not self._open:
@@ -173,7 +185,7 @@ class SqliteMetastore:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
-        full = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+        full = _primary(error) == sqlite3.SQLITE_FULL
         rolled_back = True
         try:
             if self._writer.in_transaction:
@@ -182,10 +194,10 @@ class SqliteMetastore:
             rolled_back = False
         if full and rolled_back:
             raise CommitRefused("the disk of the metastore is full", no_space=True) from error
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY and rolled_back:
+        if _primary(error) == sqlite3.SQLITE_BUSY and rolled_back:
             raise CommitRefused("another process holds the metastore", no_space=False) from error
         self._open = False
-        raise CommitUnknown(f"the metastore failed: {error.sqlite_errorname}") from error
+        raise CommitUnknown(f"the metastore failed: {_name(error)}") from error
 
     def checkpoint(self) -> None:
         """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast."""
@@ -195,7 +207,7 @@ class SqliteMetastore:
             self._writer.execute("pragma wal_checkpoint(passive)").fetchone()
         except sqlite3.Error as error:
             self._open = False
-            raise CommitUnknown(f"the metastore failed in a checkpoint: {error.sqlite_errorname}") from error
+            raise CommitUnknown(f"the metastore failed in a checkpoint: {_name(error)}") from error
 
     def fold(self) -> None:
         """All of the WAL into the file, so that the file alone is the metastore (before it is renamed or copied)."""
@@ -208,32 +220,75 @@ class SqliteMetastore:
             self._writer.close()
 
     def _all(self, query: str, values: tuple[object, ...]) -> list[SqlRow]:
-        with self._reading:
-            return self._reader.execute(query, values).fetchall()
-
-    def _one(self, query: str, values: tuple[object, ...]) -> SqlRow:
-        with self._reading:
-            row: SqlRow = self._reader.execute(query, values).fetchone()
-            return row
+        try:
+            with self._reading:
+                return self._reader.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _not_read(error) from error
 
     def _envelope(self, query: str, values: tuple[object, ...]) -> Envelope | None:
-        with self._reading:
-            row = self._reader.execute(query, values).fetchone()
-        return None if row is None else _envelope(row)
+        rows = self._all(query, values)
+        return _parsed(_envelope, rows)[0] if rows else None
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    db.execute("pragma journal_mode=wal")
-    db.execute("pragma synchronous=full")
-    db.execute("pragma wal_autocheckpoint=0")
-    db.execute("pragma trusted_schema=off")
+def _connect(path: str, busy_seconds: float, *, mode: str = "rw") -> sqlite3.Connection:
+    uri = f"file:{urllib.parse.quote(path)}?mode={mode}"
+    db = sqlite3.connect(uri, isolation_level=None, check_same_thread=False, timeout=busy_seconds, uri=True)
+    try:
+        db.execute("pragma journal_mode=wal")
+        db.execute("pragma synchronous=full")
+        db.execute("pragma wal_autocheckpoint=0")
+        db.execute("pragma trusted_schema=off")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
-def _envelope(row: SqlRow) -> Envelope:
-    kind, space, key_hash, version, sequence, sealed = row
+def _primary(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; SQLITE_MISUSE for errors that the Python module raises by itself."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)) & 0xFF
+
+
+def _name(error: sqlite3.Error) -> str:
+    return str(getattr(error, "sqlite_errorname", type(error).__name__))
+
+
+def _not_opened(error: sqlite3.Error) -> Exception:
+    if _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return MetastoreInUse("another process holds the metastore")
+    return MetastoreDamaged(f"the metastore cannot be read: {error}")
+
+
+def _not_read(error: sqlite3.Error) -> ZstorError:
+    if _primary(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return MetastoreDamaged(f"a part of the metastore cannot be read: {_name(error)}")
+    return IoError(f"the metastore cannot be read: {_name(error)}", hint="see whether its disk is there; `zstor status` tells more")
+
+
+def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
+    """Each row as a value; MetastoreDamaged if columns hold what this program never writes."""
+    try:
+        return [parse(*row) for row in rows]
+    except (ValueError, TypeError, AttributeError):
+        raise MetastoreDamaged("a row of the metastore holds what was never written") from None
+
+
+def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
+    if not isinstance(sequence, int) or sequence < 0:
+        raise ValueError
+    blobs = (space, key_hash, version, sealed)
+    if not all(isinstance(blob, bytes) for blob in blobs):
+        raise TypeError
     return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+
+
+def _intent(version: bytes, shards: bytes) -> Intent:
+    return Intent(Version(version), _unpack(shards))
+
+
+def _garbage(shard: int, version: bytes, share: int, small: int) -> Garbage:
+    return Garbage(shard, ShareId(Version(version), share), bool(small))
 
 
 def _garbage_row(garbage: Garbage) -> tuple[int, bytes, int, bool]:
@@ -244,8 +299,7 @@ def _debt_row(debt: Debt) -> tuple[bytes, int, int, int, bytes, bytes]:
     return debt.version, debt.shard, debt.kind, debt.index, debt.space, debt.name.encode()
 
 
-def _debt(row: SqlRow) -> Debt:
-    shard, kind, space, name, version, index = row
+def _debt(shard: int, kind: int, space: bytes, name: bytes, version: bytes, index: int) -> Debt:
     return Debt(shard, Owed(kind), NamespaceId(space), name.decode(), Version(version), index)
 
 

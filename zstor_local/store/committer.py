@@ -133,7 +133,17 @@ class Committer:
         return self._state
 
     async def begin(self) -> None:
-        """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void."""
+        """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void.
+
+        If the metastore does not take that, as on a full disk, this life only reads: `failure` tells why.
+        """
+        try:
+            await self._begin()
+        except (CommitRefused, CommitUnknown) as error:
+            log.error("the store is only read: %s", error)
+            self.failure = str(error)
+
+    async def _begin(self) -> None:
         first, last = self._state.sequence + 1, self._state.reserved
         state = replace(self._state, writer=self._state.writer + 1, reserved=self._state.reserved + RESERVE)
         await self._runtime.threads.run_commit(self._metastore.commit, Transaction(state))
@@ -221,10 +231,10 @@ class Committer:
         newest: dict[tuple[NamespaceId, str], Envelope | None] = {}
         for change in group:
             row = (change.space, change.name)
-            current = newest[row] if row in newest else self._metastore.get(*row)
-            if current is not None and current.kind is Kind.TOMBSTONE:
-                current = None
             try:
+                current = newest[row] if row in newest else self._metastore.get(*row)
+                if current is not None and current.kind is Kind.TOMBSTONE:
+                    current = None
                 decision = change.decide(current)
             except ZstorError as error:
                 refused[change] = error

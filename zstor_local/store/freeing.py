@@ -5,6 +5,7 @@ A row goes only when its share is unlinked (or its entry is in the log) and that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -21,6 +22,8 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.committer import Committer, Decision
 
 BATCH: Final = 500  # rows freed between two commits
+
+log = logging.getLogger("zstor.store")
 
 
 class Freeing:
@@ -50,7 +53,11 @@ class Freeing:
         """Free one batch on every shard that is there. Returns how many shares were freed."""
         freed: list[Garbage] = []
         for shard in self._pool.opened():
-            rows = [row for row in self._metastore.garbage(shard.number, BATCH) if not self._leased(row.share.version)]
+            try:
+                rows = [row for row in self._metastore.garbage(shard.number, BATCH) if not self._leased(row.share.version)]
+            except ZstorError as error:
+                log.error("nothing can be freed on shard %s: %s", shard.id, error)
+                continue
             for small in (True, False):
                 freed += await self._free(shard, [row for row in rows if row.small is small], small=small)
         if freed:

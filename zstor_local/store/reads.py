@@ -61,10 +61,13 @@ class ObjectFinder:
         envelope = None if namespace is None else self._metastore.get(namespace.id, name.key)
         if envelope is None:
             raise no_key(name)
-        stored = Stored(name.namespace, open_object(self._sealer, envelope), envelope)
-        if stored.record.key != name.key:
-            raise CorruptRecord("the record under this key is another key's", hint="run `zstor rebuild`")
-        return with_debts(self._metastore, stored)
+        return self._stored(name.namespace, name.key, envelope)
+
+    def _stored(self, namespace: str, key: str, envelope: Envelope) -> Stored:
+        record = open_object(self._sealer, envelope)
+        if record.key != key:
+            raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`")
+        return with_debts(self._metastore, Stored(namespace, record, envelope))
 
     def from_seal(self, seal: bytes) -> Stored:
         """The version that a seal, as a write returned it, names; CorruptRecord if it is not authentic."""
@@ -131,4 +134,4 @@ class ObjectFinder:
         for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
             if position % LIST_TURN == LIST_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            yield with_debts(self._metastore, Stored(namespace_name, open_object(self._sealer, row.envelope), row.envelope))
+            yield self._stored(namespace_name, row.name, row.envelope)
