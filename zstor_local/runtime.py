@@ -11,9 +11,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
@@ -107,6 +109,31 @@ class Files(Protocol):
         ...
 
 
+class ClientFiles(Protocol):
+    """What only the files and sockets of clients need. All calls may raise OSError."""
+
+    def open_beneath(self, root: int, path: str, flags: int, mode: int = 0o600) -> int:
+        """Open a relative path that neither leaves the directory `root` nor passes a symbolic link: ELOOP or EXDEV otherwise."""
+        ...
+
+    def real_path(self, fd: int) -> str:
+        """Where an open file lies, without links; what procfs says for things that lie nowhere."""
+        ...
+
+    def mount_namespace(self, pid: int | None) -> str | None:
+        """The id of a process's mount namespace (None: ours); None if it cannot be told."""
+        ...
+
+    def set_mode(self, fd: int, mode: int) -> None: ...
+    def receive(self, fd: int, buffer: memoryview) -> int:
+        """Bytes from a socket, without waiting: BlockingIOError where there are none."""
+        ...
+
+    def send(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        """Bytes to a socket, without waiting."""
+        ...
+
+
 class Clock(Protocol):
     """Calendar time. Only timestamps and token validity may depend on it."""
 
@@ -125,7 +152,7 @@ class Threads(Protocol):
     """Where blocking work runs. A simulated runtime runs it in place."""
 
     async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """Coding, sealing and file work for one call, at most `workers` at once. Not cancelled midway: it ends, then the cancel acts."""
+        """Coding, sealing and file work for one call, at most `workers` at once. It ends before a cancel acts."""
         ...
 
     async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
@@ -214,6 +241,8 @@ _FILE_SYSTEM_KINDS: Final = {
     0x9123683E: "btrfs",
     0x01021994: "tmpfs",
     0x2FC12FC1: "zfs",
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
 }  # statfs(2)
 _IOV_MAX: Final = 1024  # writev(2)
 
@@ -301,6 +330,61 @@ class RealFiles:
 
     def reopen(self, fd: int, flags: int) -> int:
         return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_OPENAT2: Final = 437  # the number of openat2 on every architecture (Linux 5.6)
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+_RESOLVE_BENEATH: Final = 0x08
+
+
+class RealClientFiles:
+    """The kernel's, through openat2(2) and procfs."""
+
+    def open_beneath(self, root: int, path: str, flags: int, mode: int = 0o600) -> int:
+        resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+        how = _OpenHow(flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
+        fd = int(_LIBC.syscall(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+        if fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return fd
+
+    def real_path(self, fd: int) -> str:
+        return os.readlink(f"/proc/self/fd/{fd}")
+
+    def mount_namespace(self, pid: int | None) -> str | None:
+        try:
+            return os.readlink(f"/proc/{'self' if pid is None else pid}/ns/mnt")
+        except OSError:
+            return None
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+
+    def receive(self, fd: int, buffer: memoryview) -> int:
+        with _borrowed_socket(fd) as peer:
+            return peer.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+
+    def send(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        with _borrowed_socket(fd) as peer:
+            return peer.sendmsg(buffers[:_IOV_MAX], [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+@contextmanager
+def _borrowed_socket(fd: int) -> Iterator[socket.socket]:
+    """A socket object around a descriptor that stays its owner's."""
+    peer = socket.socket(fileno=fd)
+    try:
+        yield peer
+    finally:
+        peer.detach()
 
 
 def _status(result: os.stat_result) -> FileStatus:

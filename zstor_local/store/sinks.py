@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zstor_local.errors import IoError, NoSpace, ZstorError
 from zstor_local.runtime import Buffer, Files, Runtime, write_all
@@ -38,13 +38,34 @@ class FileSink:
             raise write_error(error) from error
 
 
+class AppendSink:
+    """A regular file open with O_APPEND: every write goes to its end, so they come in order."""
+
+    def __init__(self, runtime: Runtime, fd: int) -> None:
+        self._runtime = runtime
+        self._fd = fd
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        try:
+            await self._runtime.threads.run(self._write, parts)
+        except OSError as error:
+            raise write_error(error) from error
+
+    def _write(self, parts: Sequence[Buffer]) -> None:
+        for part in parts:
+            todo = memoryview(part)
+            while todo:
+                todo = todo[self._runtime.files.writev(self._fd, [todo]) :]
+
+
 class PipeSink:
     """A pipe or socket, in order, as fast as its reader takes it."""
 
-    def __init__(self, runtime: Runtime, fd: int) -> None:
-        """`fd` must not block: a description of our own (Files.reopen), or a socket."""
+    def __init__(self, runtime: Runtime, fd: int, send: Callable[[int, Sequence[Buffer]], int]) -> None:
+        """`send` writes without waiting: Files.writev to a description of our own, or ClientFiles.send to a socket."""
         self._runtime = runtime
         self._fd = fd
+        self._send = send
         self.written = 0
 
     async def write(self, parts: Sequence[Buffer]) -> None:
@@ -52,7 +73,7 @@ class PipeSink:
         while todo:
             await self._runtime.readiness.writable(self._fd)
             try:
-                count = self._runtime.files.writev(self._fd, todo)
+                count = self._send(self._fd, todo)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -64,7 +85,7 @@ class PipeSink:
                 todo[0] = todo[0][count:]
 
 
-OrderedSink = MemorySink | PipeSink
+OrderedSink = MemorySink | AppendSink | PipeSink
 
 
 def write_error(error: OSError) -> ZstorError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zstor_local.errors import IoError, PathRefused, ZstorError
-from zstor_local.runtime import Files, FileStatus, Runtime, read_full
+from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
 class StreamSource(Protocol):
@@ -56,10 +56,10 @@ class FileSource:
 
 
 class PipeSource:
-    """A pipe or socket, to its end."""
+    """A pipe, to its end."""
 
     def __init__(self, runtime: Runtime, fd: int) -> None:
-        """`fd` must not block: a description of our own (Files.reopen), or a socket."""
+        """`fd` must not block: a description of our own (Files.reopen)."""
         self._runtime = runtime
         self._fd = fd
 
@@ -68,6 +68,25 @@ class PipeSource:
             await self._runtime.readiness.readable(self._fd)
             try:
                 return self._runtime.files.readv(self._fd, [buffer])
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise read_error(error) from error
+
+
+class SocketSource:
+    """A stream socket, to its end."""
+
+    def __init__(self, runtime: Runtime, client_files: ClientFiles, fd: int) -> None:
+        self._runtime = runtime
+        self._client_files = client_files
+        self._fd = fd
+
+    async def read_into(self, buffer: memoryview) -> int:
+        while True:
+            await self._runtime.readiness.readable(self._fd)
+            try:
+                return self._client_files.receive(self._fd, buffer)
             except BlockingIOError:
                 continue
             except OSError as error:

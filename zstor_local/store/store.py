@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,7 +15,7 @@ import trio
 from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import Garbage, Metastore, MetastoreDamaged
+from zstor_local.metastore.base import Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
@@ -118,6 +118,19 @@ class Store:
             return "failed"
         return "degraded" if any(state != "ok" for state in self.pool.states().values()) else "ok"
 
+    def warnings(self) -> list[str]:
+        """What a person should look at, with what to do."""
+        found = []
+        if self.health in ("readonly", "failed"):
+            found.append(f"writes are refused: {self.committer.failure or 'the metastore failed; restart the daemon'}")
+        for number, state in ((number, self.pool.state(number)) for number in self.pool.numbers):
+            if state != "ok":
+                found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
+        devices = {shard.file_system_key[0] for shard in self.pool.opened()}
+        if len(devices) == 1 and len(self.pool.opened()) > 1:
+            found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
+        return found
+
     def shard_statuses(self) -> list[ShardStatus]:
         statuses = []
         for number in self.pool.numbers:
@@ -151,6 +164,7 @@ async def open_store(runtime: Runtime, engines: Engines, config: Config) -> Asyn
                 try:
                     if store.read_only is None:
                         await store.recover()
+                    if store.committer.failure is None:
                         nursery.start_soon(store.committer.run)
                         await store.recover_intents()
                         nursery.start_soon(store.freeing.run)
@@ -179,18 +193,22 @@ def _lock(runtime: Runtime, store: str) -> int:
 
 def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
     master = read_key(runtime.files, config.master_key_file)
-    try:
-        metastore = engines.open_metastore(config.store)
-    except MetastoreDamaged as error:
-        raise StoreFault(f"{config.store}: {error}", "copy the store aside, then `zstor rebuild` makes a new metastore") from None
-    try:
-        sealer, hasher, entries = _unlock(runtime, config, metastore, master)
-        index = engines.open_index(config.store)
-    except BaseException:
-        metastore.close()
-        raise
-    pool = _open_shards(runtime, config, entries, sealer, master.store_id, index)
-    return Store(runtime, config, metastore, pool, index, sealer, hasher, _rolled_back(metastore, pool, index))
+    with ExitStack() as opened:
+        try:
+            metastore = engines.open_metastore(config.store)
+            opened.callback(metastore.close)
+            sealer, hasher, entries = _unlock(runtime, config, metastore, master)
+            index = engines.open_index(config.store)
+            opened.callback(index.close)
+            pool = _open_shards(runtime, config, entries, sealer, master.store_id, index)
+            opened.callback(pool.close)
+            store = Store(runtime, config, metastore, pool, index, sealer, hasher, _rolled_back(metastore, pool, index))
+        except MetastoreInUse as error:
+            raise StoreInUse(f"{config.store}: {error}") from None
+        except MetastoreDamaged as error:
+            raise StoreFault(f"{config.store}: {error.message}", error.hint or "") from None
+        opened.pop_all()
+        return store
 
 
 def _unlock(
@@ -208,7 +226,7 @@ def _unlock(
         envelopes = [metastore.get(STORE_WIDE, row) for row in (STORE_ROW, SHARDS_ROW)]
         opened = [sealer.open(envelope) for envelope in envelopes if envelope is not None]
         own, shards = StoreRecord.decode(opened[0]), ShardsRecord.decode(opened[1])
-    except (CorruptRecord, IndexError, MetastoreDamaged):
+    except (CorruptRecord, IndexError):
         raise StoreFault(
             f"the store at {config.store} does not open with the master key {config.master_key_file}",
             "it is another store's key, or the metastore is damaged: give the right key, or `zstor rebuild`",

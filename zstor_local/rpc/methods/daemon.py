@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from zstor_local import limits
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.openrpc import public_limits
+from zstor_local.rpc.openrpc import wire_limits
 from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.strict_json import Json
 from zstor_local.store.store import Store
 
 API = 1  # grows by one when something is added; nothing is ever taken away under the same name
@@ -32,7 +32,7 @@ class Info(TypedDict):
     pid: int
     start_id: str
     socket: str
-    limits: dict[str, object]
+    limits: dict[str, Json]
     capabilities: list[str]
 
 
@@ -88,7 +88,7 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
             "pid": identity.pid,
             "start_id": identity.start_id,
             "socket": identity.socket,
-            "limits": public_limits(),
+            "limits": wire_limits(),
             "capabilities": ["batch", "cancel", "deadline", "fd", "progress"],
         }
 
@@ -121,6 +121,3 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
             },
             "warnings": store.warnings(),
         }
-
-
-__all__ = ["API", "Identity", "limits", "register"]

@@ -1,0 +1,240 @@
+"""`zstor daemon`: the socket, the signals, one nursery for each lifetime.
+
+    main ─ lock of the socket ─ open_store (committer, freeing) ─ server (connections ─ calls)
+
+Stopping goes from the inside out: no new connections, running calls end, the committer commits what it accepted, everything closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import trio
+
+from zstor_local import __version__
+from zstor_local.config import Config
+from zstor_local.model.ids import StoreId
+from zstor_local.rpc.methods import daemon as daemon_methods
+from zstor_local.rpc.methods import objects as object_methods
+from zstor_local.rpc.methods import rpc as rpc_methods
+from zstor_local.rpc.methods.daemon import Identity
+from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.server import Server
+from zstor_local.runtime import RealClientFiles, Runtime, real_runtime
+from zstor_local.store.create import create_store, look, shard_places
+from zstor_local.store.engines import Engines, SqliteEngines
+from zstor_local.store.faults import StoreFault, StoreInUse
+from zstor_local.store.keyfile import UNFINISHED, make_directories
+from zstor_local.store.paths import Paths, Protected
+from zstor_local.store.store import Store, open_store
+
+EXIT_DONE: Final = 0
+EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
+EXIT_FAULT: Final = 78  # EX_CONFIG
+BACKLOG: Final = 128
+SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+
+_PR_SET_DUMPABLE: Final = 4  # prctl(2)
+_STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
+
+log = logging.getLogger("zstor.daemon")
+
+
+class AlreadyServed(Exception):
+    """Another daemon has this socket."""
+
+
+def main(config: Config) -> int:
+    """Serve until a signal; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
+    os.umask(0o077)
+    _keep_memory_private()
+    runtime = real_runtime()
+    engines = SqliteEngines(runtime.files)
+    try:
+        if look(runtime, engines, config) != "store":
+            _announce(config, create_store(runtime, engines, config))
+        trio.run(_serve, runtime, engines, config)
+    except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
+        cause = _first(error)
+        if isinstance(cause, (StoreInUse, AlreadyServed)):
+            return _refuse(cause, EXIT_IN_USE)
+        if isinstance(cause, (StoreFault, OSError)):
+            return _refuse(cause, EXIT_FAULT)
+        raise
+    return EXIT_DONE
+
+
+def init_store(config: Config) -> int:
+    """`zstor init`: make the store and say where it is; what is there stays. Returns the exit status."""
+    os.umask(0o077)
+    runtime = real_runtime()
+    engines = SqliteEngines(runtime.files)
+    try:
+        if look(runtime, engines, config) == "store":
+            _say(f"there is a store at {config.store} already; nothing was changed")
+            return EXIT_DONE
+        _announce(config, create_store(runtime, engines, config))
+    except StoreFault as fault:
+        return _refuse(fault, EXIT_FAULT)
+    except OSError as error:
+        return _refuse(error, EXIT_FAULT)
+    return EXIT_DONE
+
+
+async def _serve(runtime: Runtime, engines: Engines, config: Config) -> None:
+    async with trio.open_nursery() as nursery:
+        with _listening(config.socket) as listener:
+            async with open_store(runtime, engines, config) as store:
+                server = Server(_registry(store, config), runtime.randomness)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    nursery.start_soon(_stop_on_signal, signals, server, nursery.cancel_scope)
+                    _say(f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards")
+                    _say(f"listening on {config.socket}")
+                    await server.serve([listener])
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], server: Server, everything: trio.CancelScope) -> None:
+    """The first signal stops gently, the second at once."""
+    await anext(signals)
+    _say("stopping: running calls end first; another signal stops at once")
+    server.stop()
+    await anext(signals)
+    everything.cancel()
+
+
+def _registry(store: Store, config: Config) -> Registry:
+    """Every method of this daemon."""
+    identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
+    registry = Registry()
+    rpc_methods.register(registry, version=__version__)
+    daemon_methods.register(registry, store, identity)
+    object_methods.register(registry, store, _paths(store, config))
+    return registry
+
+
+def _paths(store: Store, config: Config) -> Paths:
+    """The rules for clients' files: the store, the key, the socket's directory and the configuration are ours alone."""
+    key = config.master_key_file
+    directories = [config.store, *(place.root for place in shard_places(config)), os.path.dirname(config.socket)]
+    protected = Protected(
+        directories=[os.path.realpath(directory) for directory in directories],
+        files=[key, key + UNFINISHED, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],
+    )
+    runtime = store.runtime
+    return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots)
+
+
+# --- The socket ---
+
+
+@contextmanager
+def _listening(path: str) -> Iterator[trio.SocketListener]:
+    """The socket, bound under its name while its lock is held, and gone at the end.
+
+    Its directory is 0700 and ours, itself 0600 from the first moment. A socket that a dead daemon left is replaced: the lock tells
+    that nobody serves it. Raises AlreadyServed, or StoreFault for a directory that others can enter.
+    """
+    directory, name = os.path.split(path)
+    make_directories(real_runtime().files, directory)
+    directory_fd = os.open(directory, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(directory_fd)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise StoreFault(f"the socket's directory {directory} is open to others", f"chmod 700 {directory}, or set another socket")
+        # Names relative to the directory's descriptor: any length of path works, and nobody can put another directory in its place.
+        beneath = f"/proc/self/fd/{directory_fd}"
+        lock_fd = _lock(f"{beneath}/{name}.lock", path)
+        try:
+            listener = _bind(beneath, name)
+            try:
+                yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{beneath}/{name}")
+                listener.close()
+        finally:
+            os.close(lock_fd)
+    finally:
+        os.close(directory_fd)
+
+
+def _lock(path: str, shown: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyServed(f"another daemon serves {shown}") from None
+    return fd
+
+
+def _bind(beneath: str, name: str) -> socket.socket:
+    """Bound under a temporary name with mode 0600, then renamed: nobody ever meets a socket that is not ready."""
+    temporary = f"{beneath}/{name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        previous = os.umask(0o177)
+        try:
+            listener.bind(temporary)
+        finally:
+            os.umask(previous)
+        listener.listen(BACKLOG)
+        os.rename(temporary, f"{beneath}/{name}")
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+# --- Words for people ---
+
+
+def _announce(config: Config, store_id: StoreId) -> None:
+    """What a first start says."""
+    _say(f"created the store {store_id.hex()} at {config.store}: {config.policy.k} of {config.policy.m} shares restore any object")
+    _say(f"created the master key {config.master_key_file}; without it everything is lost: keep a copy (zstor key backup)")
+    if not config.shards:
+        _say(_STORE_HINT)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _refuse(error: BaseException, status: int) -> int:
+    _say(f"zstor: error: {error}")
+    if hint := getattr(error, "hint", None):
+        _say(f"  hint: {hint}")
+    return status
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that a nursery's groups wrap."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _log_format() -> str:
+    """With the journal the level goes in front as `<N>`; a terminal shows it in words."""
+    return "%(name)s: %(message)s" if "JOURNAL_STREAM" in os.environ else "%(levelname)s %(name)s: %(message)s"
+
+
+def _keep_memory_private() -> None:
+    """No core dumps and no tracing: keys are in memory."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,0 +1,240 @@
+"""Files that clients name or hand over: opened without blocking, checked on the open descriptor, never the daemon's own.
+
+By default a path works as with cp(1): symbolic links are followed. With `allowed_roots`, or for a client in another mount namespace,
+only paths beneath a root count, opened without passing a link (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError
+from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
+
+Mode = Literal["truncate", "append", "exclusive"]
+
+_UNREADABLE_KINDS: Final = frozenset({"proc", "sysfs"})  # files that are no files: reading may have effects, sizes lie
+_DESCRIPTOR_HINT: Final = "open it yourself and hand the descriptor over (`fd`): that always works"
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """What no client may read or write through the daemon: directories with all in them, and single files."""
+
+    directories: Sequence[str]
+    files: Sequence[str]
+
+
+class Paths:
+    """Opens clients' paths and judges their descriptors."""
+
+    def __init__(
+        self, files: Files, client_files: ClientFiles, randomness: Randomness, protected: Protected, allowed_roots: Sequence[str]
+    ) -> None:
+        """OSError if a root cannot be opened."""
+        self.files = files
+        self.client_files = client_files
+        self._randomness = randomness
+        self._protected = protected
+        self._roots = {root: files.open(root, os.O_PATH | os.O_DIRECTORY) for root in allowed_roots}
+        self._own_namespace = client_files.mount_namespace(None)
+
+    def close(self) -> None:
+        for fd in self._roots.values():
+            self.files.close(fd)
+        self._roots.clear()
+
+    # --- Paths ---
+
+    def open_input(self, path: str, pid: int) -> int:
+        """A regular file, open for reading; the caller closes it. PathRefused or IoError."""
+        with self._found(path, pid, os.O_PATH) as fd, _system_errors(path):
+            self._must_be_plain_file(fd, path)
+            return self.files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+
+    @contextmanager
+    def destination(self, path: str, pid: int, mode: Mode, *, sync: bool) -> Iterator[int]:
+        """A descriptor to write an object to. Left without an error, the bytes are in the file `path`; else nothing happened to it.
+
+        `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
+        replacing a link; `append` writes a new file first and then appends its bytes.
+        """
+        name = posixpath.basename(path)
+        if name in ("", ".", ".."):
+            raise PathRefused(f"{path} names no file", hint="give the path of the file to write")
+        with self._found(posixpath.dirname(path), pid, os.O_PATH | os.O_DIRECTORY) as parent:
+            self._must_be_free(parent, path)
+            beneath = f"/proc/self/fd/{parent}"
+            target, part = f"{beneath}/{name}", f"{beneath}/.{self._randomness.bytes(8).hex()}.part"
+            with _system_errors(path):
+                existing = self._existing(target, path)
+                if existing is not None and mode == "exclusive":
+                    raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it")
+                fd = self.files.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOCTTY, 0o600)
+            try:
+                if existing is not None and existing.is_regular:
+                    self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
+                yield fd
+                with _system_errors(path):
+                    if mode == "append" and existing is not None:
+                        self._append(fd, target, path, sync=sync)
+                    else:
+                        if sync:
+                            self.files.fsync(fd)
+                        if mode == "exclusive":
+                            self._must_still_be_missing(target, path)
+                        self.files.rename(part, target)
+                        if sync:
+                            sync_directory(self.files, beneath)
+            finally:
+                self.files.close(fd)
+                with suppress(FileNotFoundError):
+                    self.files.unlink(part)
+
+    @contextmanager
+    def _found(self, path: str, pid: int, flags: int) -> Iterator[int]:
+        """An O_PATH descriptor: nothing is opened yet, so nothing blocks and no device notices."""
+        if not path.startswith("/"):
+            raise PathRefused(f"{path} is not absolute", hint="the daemon has a working directory of its own: give the whole path")
+        if "\0" in path:
+            raise PathRefused("a path holds no NUL", hint=_DESCRIPTOR_HINT)
+        with _system_errors(path):
+            fd = self._open_in_root(path, flags) if self._roots or self._is_foreign(pid) else self.files.open(path, flags)
+        try:
+            yield fd
+        finally:
+            self.files.close(fd)
+
+    def _open_in_root(self, path: str, flags: int) -> int:
+        path = posixpath.normpath(path) if ".." not in path.split("/") else path
+        for root, fd in self._roots.items():
+            relative = posixpath.relpath(path, root) if path == root or path.startswith(root.rstrip("/") + "/") else None
+            if relative is None:
+                continue
+            try:
+                return self.client_files.open_beneath(fd, relative, flags)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EXDEV):
+                    raise PathRefused(f"{path} leaves {root} or passes a symbolic link", hint=_DESCRIPTOR_HINT) from None
+                raise
+        raise PathRefused(f"{path} is not beneath one of the allowed roots", hint=f"{_DESCRIPTOR_HINT}; or add to `allowed_roots`")
+
+    def _is_foreign(self, pid: int) -> bool:
+        """Whether the client is known to see other files than we do under the same names."""
+        theirs = self.client_files.mount_namespace(pid) if pid > 0 else None
+        return None not in (theirs, self._own_namespace) and theirs != self._own_namespace
+
+    def _existing(self, target: str, path: str) -> FileStatus | None:
+        try:
+            existing = self.files.path_status(target, follow=False)
+        except FileNotFoundError:
+            return None
+        if not existing.is_regular and not stat.S_ISLNK(existing.mode):
+            raise PathRefused(f"{path} is there and not a regular file", hint="name another file, or hand a descriptor over")
+        if _identity(existing) in self._protected_identities():
+            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
+        return existing
+
+    def _must_still_be_missing(self, target: str, path: str) -> None:
+        """An empty file of our own takes the name first, so that the rename replaces nothing of anybody else's."""
+        try:
+            self.files.close(self.files.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it") from None
+
+    def _append(self, fd: int, target: str, path: str, *, sync: bool) -> None:
+        output = self.files.open(target, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if self.files.status(output).links > 1:
+                raise PathRefused(f"{path} has other names (hard links)", hint="append to a file of its own")
+            offset = 0
+            buffer = memoryview(bytearray(1 << 20))
+            while count := self.files.preadv(fd, [buffer], offset):
+                todo = buffer[:count]
+                while todo:
+                    todo = todo[self.files.writev(output, [todo]) :]
+                offset += count
+            if sync:
+                self.files.fsync(output)
+        finally:
+            self.files.close(output)
+
+    # --- Descriptors ---
+
+    def check_input(self, fd: int, *, stream: bool) -> FileStatus:
+        """A descriptor to read an object from: a regular file, or where a stream will do a pipe or stream socket."""
+        status = self._check(fd, stream=stream)
+        if self.files.open_flags(fd) & os.O_ACCMODE == os.O_WRONLY:
+            raise PathRefused("the descriptor is open for writing only", hint="open it for reading")
+        return status
+
+    def check_output(self, fd: int, *, stream: bool) -> FileStatus:
+        """A descriptor to write an object to."""
+        status = self._check(fd, stream=stream)
+        if self.files.open_flags(fd) & os.O_ACCMODE == os.O_RDONLY and not stat.S_ISSOCK(status.mode):
+            raise PathRefused("the descriptor is open for reading only", hint="open it for writing")
+        return status
+
+    def _check(self, fd: int, *, stream: bool) -> FileStatus:
+        with _system_errors("the descriptor"):
+            flags = self.files.open_flags(fd)
+            status = self.files.status(fd)
+        if flags & (os.O_PATH | os.O_DIRECT):
+            raise PathRefused("the descriptor is of a kind that cannot be read piecemeal (O_PATH or O_DIRECT)", hint="open it plainly")
+        if status.is_regular:
+            self._must_be_plain_file(fd, "the descriptor")
+        elif not (stat.S_ISFIFO(status.mode) or stat.S_ISSOCK(status.mode)):
+            raise PathRefused("the descriptor is no regular file, pipe or socket", hint="hand over one of those")
+        elif not stream:
+            raise PathRefused("the descriptor is a pipe or socket", hint="use the _stream method for it")
+        return status
+
+    # --- What both share ---
+
+    def _must_be_plain_file(self, fd: int, path: str) -> None:
+        status = self.files.status(fd)
+        if not status.is_regular:
+            raise PathRefused(f"{path} is not a regular file", hint="pipes and sockets go by descriptor to the _stream methods")
+        if self.files.file_system(fd).kind in _UNREADABLE_KINDS:
+            raise PathRefused(f"{path} lies in procfs or sysfs", hint="copy it to a regular file first")
+        self._must_be_free(fd, path)
+        if _identity(status) in self._protected_identities():
+            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
+
+    def _must_be_free(self, fd: int, path: str) -> None:
+        """Not in one of the daemon's own directories."""
+        real = self.client_files.real_path(fd)
+        if any(real == directory or real.startswith(directory + "/") for directory in self._protected.directories):
+            raise PathRefused(f"{path} lies in the daemon's own store", hint="read and write objects by their keys")
+
+    def _protected_identities(self) -> set[tuple[int, int]]:
+        """Device and inode of the daemon's own files, for those who come by another name."""
+        found = set()
+        for path in self._protected.files:
+            with suppress(OSError):
+                found.add(_identity(self.files.path_status(path)))
+        return found
+
+
+def _identity(status: FileStatus) -> tuple[int, int]:
+    return status.device, status.inode
+
+
+@contextmanager
+def _system_errors(path: str) -> Iterator[None]:
+    """The system's errors as ours, with errno's name."""
+    try:
+        yield
+    except ZstorError:
+        raise
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "unknown")
+        hint = "check the path" if error.errno in (errno.ENOENT, errno.ENOTDIR) else _DESCRIPTOR_HINT
+        raise IoError(f"{path}: {os.strerror(error.errno or 0)} ({name})", hint=hint, errno=name) from None
