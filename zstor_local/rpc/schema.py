@@ -197,6 +197,7 @@ _SCALARS: Final[dict[object, Type]] = {
     bytes: Type(_BASE64, _bytes),
     Base64: Type(_BASE64, _bytes),
     object: _ANYTHING,
+    Json: _ANYTHING,  # as written; resolved it is the union that `_is_json` knows
 }
 
 
