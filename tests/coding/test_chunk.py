@@ -16,7 +16,7 @@ from zstor_local.coding.block import BadBlock, Buffer, ChunkShape, block_width, 
 from zstor_local.coding.chunk import ChunkCoder, Packed, Scratch
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.seal import BlockSealer
-from zstor_local.limits import CHUNK_SIZE_MAX, KIB, MIB
+from zstor_local.limits import CHUNK_SIZE_MAX, CHUNKS_MAX, KIB, MIB
 from zstor_local.model.policy import Padding, Policy
 
 SCRATCH = Scratch()
@@ -29,12 +29,12 @@ def plain_of(size: int, seed: int, compressible: bool) -> bytes:
 
 
 @settings(deadline=None)
-@given(codes(), st.integers(1, 3000), st.booleans(), paddings, st.integers(0, 2**32))
+@given(codes(), st.integers(1, 3000), st.booleans(), paddings, st.integers(0, CHUNKS_MAX - 1))
 def test_any_k_blocks_give_the_chunk(code: tuple[int, int], size: int, compressible: bool, padding: Padding, seed: int) -> None:
     k, m = code
     chunks, random = coder(Policy(k, m, padding=padding)), Random(seed)
     plain = plain_of(size, seed, compressible)
-    encoded = chunks.encode(SCRATCH, seed, plain)
+    encoded = chunks.encode(SCRATCH, seed, plain)  # the seed is also the chunk's number
     assert len(encoded.blocks) == m
     assert {len(block) for block in encoded.blocks} == {block_width(encoded.shape.stored_length, k, padding) + 16}
     held = opened(chunks, seed, encoded, random.sample(range(m), k))

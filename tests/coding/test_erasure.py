@@ -78,6 +78,12 @@ def test_the_gate_lets_no_hazard_through(widths: dict[int, int], k: int, paritie
             watched(k, m).restore(blocks)
 
 
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 6), (0, 1, 2, -1), (0, 1, 2), (0, 1, 2, 3, 4), (6, 7, 8, 9), ()])
+def test_only_k_blocks_of_the_code_are_taken(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError):
+        watched(4, 6).restore(dict.fromkeys(numbers, b"block"))
+
+
 @pytest.mark.parametrize(
     "wanted",
     [(4, 4), (6,), (-1,), (0, 1, 0), tuple(range(4000))],

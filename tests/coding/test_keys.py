@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_a_wrapped_key_opens_only_whole_and_in_its_namespace() -> None:
         (RING.namespace(ONE), wrapped[:-1] + bytes([wrapped[-1] ^ 1])),
         (RING.namespace(ONE), wrapped[:-8]),
         (RING.namespace(ONE), wrapped + bytes(8)),
+        (RING.namespace(ONE), aes_key_wrap(expand(RING.record_key(ONE), b"zstor/1 wrap"), bytes(24))),
         (RING.namespace(ONE), b""),
     ]:
         with pytest.raises(CorruptRecord):

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coding.samples import NAMESPACE, VERSION
-from zstor_local.coding.block import BadBlock, ChunkShape
+from zstor_local.coding.block import TAG_BYTES, BadBlock, ChunkShape
 from zstor_local.coding.share import (
     BLOCK_HEADER_BYTES,
     FOOTER_BYTES,
+    SCAN_STEP_BYTES,
     SHARE_HEADER_BYTES,
     ChunkTable,
     FoundBlock,
@@ -169,8 +170,9 @@ def test_a_footer_of_a_file_of_another_length_is_refused(share: ShareFile) -> No
     for size in (len(share.data) - 1, len(share.data) + 1, 0):
         with pytest.raises(BadBlock):
             parse_share_footer(share.data[-FOOTER_BYTES:], size)
-    with pytest.raises(BadBlock):
-        parse_share_footer(share.data[-FOOTER_BYTES + 1 :], len(share.data))
+    for footer in (share.data[-FOOTER_BYTES:-1], share.data[-FOOTER_BYTES:] + b"\0", b""):
+        with pytest.raises(BadBlock):
+            parse_share_footer(footer, len(share.data))
 
 
 def test_a_scan_finds_every_block(share: ShareFile) -> None:
@@ -199,6 +201,24 @@ def test_a_cut_file_gives_the_blocks_that_are_whole(share: ShareFile, keep: int)
     del share.data[keep:]
     whole = [b for b in share.found if b.offset + block_size(b.shape, K, share.padding) <= len(share.data)]
     assert share.scan() == whole
+
+
+def test_a_length_that_leads_to_a_later_block_hides_none_between() -> None:
+    share = ShareFile()
+    first, _, third = share.found[:3]
+    width = third.offset - first.offset - BLOCK_HEADER_BYTES - TAG_BYTES
+    lie = ChunkShape(4 * KIB * KIB, width * K, 1)
+    share.data[first.offset : first.offset + BLOCK_HEADER_BYTES] = pack_block_header(0, lie)
+    assert share.scan() == [FoundBlock(0, first.offset, lie), *share.found[1:]]
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_header_across_two_reads_is_found(before: int) -> None:
+    """`before` bytes of it are at the end of the first read."""
+    offset = SHARE_HEADER_BYTES + SCAN_STEP_BYTES - before
+    data = bytes(offset) + pack_block_header(9, ChunkShape(8, 8, 0)) + bytes(2 + 16)
+    found = scan_blocks(lambda start, length: data[start : start + length], len(data), ShareFile().header)
+    assert list(found) == [FoundBlock(9, offset, ChunkShape(8, 8, 0))]
 
 
 @given(st.binary(max_size=300))

@@ -168,7 +168,7 @@ def pack_share_header(header: ShareHeader) -> bytes:
 def parse_share_header(data: Buffer) -> ShareHeader:
     """What `pack_share_header` was given, or BadBlock."""
     fields = bytes(data[: _HEADER.size])
-    if len(data) < SHARE_HEADER_BYTES or bytes(data[_HEADER.size : SHARE_HEADER_BYTES]) != blake3(fields).digest(_HEADER_CHECK_BYTES):
+    if bytes(data[_HEADER.size : SHARE_HEADER_BYTES]) != blake3(fields).digest(_HEADER_CHECK_BYTES):
         raise BadBlock("a share's header is damaged")
     magic, format_, index, k, m, padding, version, namespace = _HEADER.unpack(fields)
     if magic != _HEADER_MAGIC or format_ != FORMAT or padding >= len(PADDINGS):
@@ -200,7 +200,7 @@ def parse_share_footer(data: Buffer, file_size: int) -> ShareFooter:
 def parse_share_index(footer: ShareFooter, data: Buffer) -> Iterator[tuple[int, int]]:
     """(stored length, codec) of each block as its header has them; BadBlock, at once, if index and footer do not belong together."""
     fields = _FOOTER.pack(_FOOTER_MAGIC, footer.chunks, footer.table_length, footer.blocks_length)
-    if len(data) != footer.index_length or blake3(bytes(data) + fields).digest(_FOOTER_CHECK_BYTES) != footer.checksum:
+    if blake3(bytes(data) + fields).digest(_FOOTER_CHECK_BYTES) != footer.checksum:
         raise BadBlock("a share's index is damaged")
     return (split_word(word) for (word,) in struct.iter_unpack("<I", data))
 
@@ -210,38 +210,34 @@ def scan_blocks(read: Callable[[int, int], Buffer], file_size: int, header: Shar
 
     `read(offset, length)` gives those bytes of the file, fewer only at its end. A damaged header hides its own block and no other: a
     header is only trusted to tell where the next one is if the next chunk's header is there; otherwise every place behind it is
-    looked at. What is found is a claim until the block opens (one place in 2⁵⁰ of sealed bytes looks like a header).
+    looked at. What is found is a claim until the block opens, and two may claim one chunk; one place in 2⁵⁰ of sealed bytes looks
+    like a header.
     """
-    least = 0
-    found = _search(read, SHARE_HEADER_BYTES, least, file_size, header)
+    found = _search(read, SHARE_HEADER_BYTES, file_size, header)
     while found:
         yield found
-        end = found.offset + block_size(found.shape, header.k, header.padding)
-        following = _block_at(read, end, least, file_size, header)
-        if following and following.chunk == found.chunk + 1:
-            least = following.chunk
-            found = following
-        else:
-            found = _search(read, found.offset + 1, least, file_size, header)
+        following = _block_at(read, found.offset + block_size(found.shape, header.k, header.padding), file_size, header)
+        trusted = following is not None and following.chunk == found.chunk + 1
+        found = following if trusted else _search(read, found.offset + 1, file_size, header)
 
 
-def _block_at(read: Callable[[int, int], Buffer], offset: int, least: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
-    """The block whose header is at `offset`, if there is one of chunk `least` or later that the file can hold."""
+def _block_at(read: Callable[[int, int], Buffer], offset: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
+    """The block whose header is at `offset`, if there is one and the file can hold it."""
     try:
         chunk, shape = parse_block_header(read(offset, BLOCK_HEADER_BYTES))
     except BadBlock:
         return None
-    fits = chunk >= least and offset + block_size(shape, header.k, header.padding) <= file_size
-    return FoundBlock(chunk, offset, shape) if fits else None
+    whole = offset + block_size(shape, header.k, header.padding) <= file_size
+    return FoundBlock(chunk, offset, shape) if whole else None
 
 
-def _search(read: Callable[[int, int], Buffer], start: int, least: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
-    """The first such block at `start` or behind it, however far."""
+def _search(read: Callable[[int, int], Buffer], start: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
+    """The first block at `start` or behind it, however far."""
     for base in range(start, file_size, SCAN_STEP_BYTES):
         window = bytes(read(base, SCAN_STEP_BYTES + len(_BLOCK_START) - 1))
         at = window.find(_BLOCK_START)
         while at >= 0:
-            if found := _block_at(read, base + at, least, file_size, header):
+            if found := _block_at(read, base + at, file_size, header):
                 return found
             at = window.find(_BLOCK_START, at + 1)
     return None
