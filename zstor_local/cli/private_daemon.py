@@ -86,7 +86,15 @@ class PrivateDaemon:
             self._process.kill()
             self._process.wait()
 
-    def run(self, *arguments: str) -> int:
-        """The exit code of `zstor` with these arguments, run in the same home; its output goes where ours goes."""
-        command = [sys.executable, "-m", "zstor_local", *arguments]
-        return subprocess.run(command, cwd=self.home, env=self.environment, check=False).returncode  # noqa: S603 - our own program
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`zstor` with these arguments in the same home, run to its end; stdout and stderr come together in `stdout`."""
+        return subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-m", "zstor_local", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.home,
+            env=self.environment,
+            check=False,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
 
 class Policy(TypedDict):
@@ -83,5 +83,5 @@ class Status(TypedDict):
     metastore: Metastore
     objects: int
     bytes: int
-    queues: NotRequired[dict[str, int]]
+    queues: dict[str, int]
     warnings: list[str]

@@ -42,7 +42,7 @@ def _draw(answer: Status) -> None:
     click.echo(f"state    {state}")
     click.echo(f"objects  {answer['objects']:,}, {text.size(answer['bytes'])}")
     click.echo(f"records  {answer['metastore']['kind']}{writable}")
-    for name, waiting in answer.get("queues", {}).items():
+    for name, waiting in answer["queues"].items():
         if waiting:
             click.echo(f"{name:<8} {waiting:,} waiting")
     click.echo()
@@ -62,13 +62,12 @@ def _table(shards: list[Shard]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("PLACE", overflow="fold")
     for shard in shards:
-        place = shard["url"] + (f"  ({shard['last_error']})" if shard["last_error"] else "")
         table.add_row(
             shard["id"],
             Text(shard["state"], style=_COLORS.get(shard["state"], "red")),
             _room(shard["used"]),
             _room(shard["free"]),
-            Text(text.shown(place)),
+            Text(text.shown(shard["url"])),
         )
     return table
 
@@ -77,7 +76,11 @@ def _print(table: Table) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(width=width, no_color=bool(os.environ.get("NO_COLOR")), highlight=False).print(table)
+    console = Console(width=width, no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def _room(count: int | None) -> str:
