@@ -28,12 +28,10 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from zstor_local.coding.block import CODEC_PLAIN, FORMAT, TAG_BYTES, BadBlock, Buffer, ChunkShape, block_width
+from zstor_local.coding.block import CODEC_PLAIN, FORMAT, TAG_BYTES, BadBlock, Buffer, ChunkShape
 from zstor_local.coding.keys import KEY_BYTES, commitment
 from zstor_local.limits import CHUNKS_MAX, SHARES_MAX
 from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId, Version
-
-__all__ = ["BadBlock", "BlockBinding", "BlockSealer", "ChunkShape", "block_width"]
 
 _BLOCK_KIND: Final = b"ZSTBLOCK"
 _TABLE_KIND: Final = b"ZSTTABLE"
