@@ -68,14 +68,17 @@ class LogIndex:
 
     def __init__(self, path: str) -> None:
         """`path` may be ":memory:". A file that is damaged or no index of this format is begun anew; if that fails, memory is used."""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for moments: the event loop takes it too
+        self._flush_lock = threading.Lock()  # held for a whole flush
         self._waiting: dict[Version, _Places] = {}
+        self._flushing: dict[Version, _Places] = {}
         self._unflushed: set[int] = set()
         try:
             self._db, self._progress = _load(path)
         except _DAMAGE:
             _remove(path)
             self._db, self._progress = _load_or_do_without(path)
+        self._reader = _reader(self._db)
 
     def progress(self, shard: int) -> Progress:
         return self._progress.get(shard, Progress())
@@ -96,27 +99,21 @@ class LogIndex:
 
     def find(self, shard: int, share: ShareId) -> Place | None:
         """The place of a share, None if the shard does not hold it; IndexDamaged."""
+        key = (shard, share.index)
         with self._lock:
-            key = (shard, share.index)
-            waiting = self._waiting.get(share.version)
-            if waiting is not None and key in waiting:
-                return waiting[key]
-            return self._stored(share.version).get(key)
-
-    def find_all(self, version: Version) -> Mapping[_Key, Place | None]:
-        """Every place of a version: a read asks k shards for the same one."""
-        with self._lock:
-            places = self._stored(version)
-            places.update(self._waiting.get(version, {}))
-            return places
+            for fresh in (self._waiting, self._flushing):
+                places = fresh.get(share.version)
+                if places is not None and key in places:
+                    return places[key]
+            return self._stored(self._reader, share.version).get(key)
 
     def shares(self, shard: int) -> Iterator[ShareId]:
         """Every small share the shard holds, in no order; for comparing both ways. Flushes first."""
         self.flush()
         with self._lock, self._noticing_damage():
-            versions = [row[0] for row in self._db.execute("select version from entry")]
-        for version in versions:
-            for (number, index), place in self.find_all(Version(version)).items():
+            rows = self._reader.execute("select version, places from entry").fetchall()
+        for version, places in rows:
+            for (number, index), place in _unpack(places).items():
                 if number == shard and place is not None:
                     yield ShareId(Version(version), index)
 
@@ -125,47 +122,53 @@ class LogIndex:
         return len(self._waiting)
 
     def flush(self) -> None:
-        """Write what waits. An error leaves it waiting: the log holds the same, so nothing is lost."""
-        with self._lock:
+        """Write what waits. An error leaves it waiting: the log holds the same, so nothing is lost. Lookups go on meanwhile."""
+        with self._flush_lock:
+            with self._lock:
+                self._flushing, self._waiting = self._waiting, {}
+                progress = {shard: self._progress[shard] for shard in sorted(self._unflushed)}
+                self._unflushed.clear()
             try:
                 self._db.execute("begin")
-                self._store()
+                self._store(progress)
                 self._db.execute("commit")
             except (sqlite3.Error, IndexDamaged) as error:
                 log.warning("the index of the logs was not written: %s", error)
                 with suppress(sqlite3.Error):
                     self._db.execute("rollback")
-                return
-            self._waiting.clear()
-            self._unflushed.clear()
+                self._put_back(progress)
+            with self._lock:
+                self._flushing = {}
 
-    def _store(self) -> None:
+    def _put_back(self, progress: Mapping[int, Progress]) -> None:
+        with self._lock:
+            for version, places in self._flushing.items():
+                self._waiting[version] = {**places, **self._waiting.get(version, {})}
+            self._unflushed.update(progress)
+
+    def _store(self, progress: Mapping[int, Progress]) -> None:
         fresh: list[Version] = []
         changed: list[Version] = []
-        for version, places in self._waiting.items():
+        for version, places in self._flushing.items():
             (changed if None in places.values() else fresh).append(version)
         self._db.executemany(
             "insert into entry values(?, ?) on conflict(version) do update set places = places || excluded.places",
-            [(version, _pack(self._waiting[version])) for version in fresh],
+            [(version, _pack(self._flushing[version])) for version in fresh],
         )
         for version in changed:
-            merged = {**self._stored(version), **self._waiting[version]}
+            merged = {**self._stored(self._db, version), **self._flushing[version]}
             alive: _Places = {key: place for key, place in merged.items() if place is not None}
             if alive:
                 self._db.execute("insert or replace into entry values(?, ?)", (version, _pack(alive)))
             else:
                 self._db.execute("delete from entry where version=?", (version,))
-        rows = [(shard, p.segment, p.segment_id, p.offset, p.sequence, p.committed) for shard, p in self._known_progress()]
+        rows = [(shard, p.segment, p.segment_id, p.offset, p.sequence, p.committed) for shard, p in progress.items()]
         self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?)", rows)
 
-    def _known_progress(self) -> list[tuple[int, Progress]]:
-        return [(shard, self._progress[shard]) for shard in sorted(self._unflushed)]
-
-    def _stored(self, version: Version) -> _Places:
+    def _stored(self, db: sqlite3.Connection, version: Version) -> _Places:
         with self._noticing_damage():
-            row = self._db.execute("select places from entry where version=?", (version,)).fetchone()
-            places = () if row is None else _PLACE.iter_unpack(row[0])
-            return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in places}
+            row = db.execute("select places from entry where version=?", (version,)).fetchone()
+            return {} if row is None else _unpack(row[0])
 
     @contextmanager
     def _noticing_damage(self) -> Iterator[None]:
@@ -179,6 +182,8 @@ class LogIndex:
 
     def close(self) -> None:
         self.flush()
+        if self._reader is not self._db:
+            self._reader.close()
         self._db.close()
 
 
@@ -188,6 +193,17 @@ def _pack(places: _Places) -> bytes:
         for (shard, index), place in places.items()
         if place is not None
     )
+
+
+def _unpack(places: bytes) -> _Places:
+    """Behind a share's older place a newer one may stand: the last counts."""
+    return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in _PLACE.iter_unpack(places)}
+
+
+def _reader(db: sqlite3.Connection) -> sqlite3.Connection:
+    """A connection of its own for lookups, which then never wait for a flush; an index in memory has only the one."""
+    path = db.execute("select file from pragma_database_list where name='main'").fetchone()[0]
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False) if path else db
 
 
 def _load(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from zstor_local import limits
@@ -48,6 +48,7 @@ class Log:
         self._unsynced: list[_SegmentWriter] = []  # full segments that the next flush has to include
         self._closed = False
         self._start: tuple[int, Randomness] | None = None
+        self._ends: list[tuple[int, int]] = []  # segments that were caught up with, and where their last entry ends
         self._catch_up()
 
     def path(self, number: int) -> str:
@@ -65,7 +66,20 @@ class Log:
     def start(self, writer: int, randomness: Randomness) -> None:
         """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
         self._start = writer, randomness
+        while self._ends:
+            self._release_rest(*self._ends.pop())
         self._current()
+
+    def _release_rest(self, number: int, end: int) -> None:
+        """Give back the empty rest of a segment that a crash left: only where nothing but zeros lies, so that nothing is ever cut."""
+        fd = self._files.open(self.path(number), os.O_RDWR)
+        try:
+            size = self._files.status(fd).size
+            rest = read_exactly(self._files, fd, size - end, end)
+            if rest.count(0) == len(rest) > 0:
+                self._files.truncate(fd, end)
+        finally:
+            self._files.close(fd)
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
@@ -145,6 +159,8 @@ class Log:
     def close(self) -> None:
         self._readers.close()
         for segment in [*self._unsynced, *([self._writer] if self._writer else [])]:
+            with suppress(OSError):
+                self._files.truncate(segment.fd, segment.end)
             self._files.close(segment.fd)
         self._unsynced, self._writer, self._closed = [], None, True
 
@@ -249,6 +265,7 @@ class Log:
                 places.append((ShareId(entry.envelope.version, entry.share_index), place))
         known = Progress(number, header.id, end, sequence, committed)
         self._index.record(self._shard, places, known)
+        self._ends.append((number, end))
         return known
 
 

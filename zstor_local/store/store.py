@@ -29,7 +29,7 @@ from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look, 
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
-from zstor_local.store.keyfile import read_key
+from zstor_local.store.keyfile import make_directories, read_key
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.sealing import RecordSealer
@@ -155,9 +155,11 @@ async def open_store(runtime: Runtime, engines: Engines, config: Config) -> Asyn
     The very first start creates it.
     """
     if look(runtime, engines, config) != "store":
-        create_store(runtime, engines, config)
+        make_directories(runtime.files, config.store)
     lock_fd = _lock(runtime, config.store)
     try:
+        if look(runtime, engines, config) != "store":  # again: another daemon may have made it meanwhile
+            create_store(runtime, engines, config)
         store = _open(runtime, engines, config)
         try:
             async with trio.open_nursery() as nursery:
