@@ -22,6 +22,7 @@ VARIABLE = [
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
     (r"\b[0-9a-f]{16,}\b", "ID"),
     (r"\b[\d.,]+ [KMGTP]?i?B\b", "SIZE"),
+    (r"^repair +\d+ waiting\n", ""),  # versions that were read without one of the lost shares: where they lie is drawn by lot
     (r"[ \t]+", " "),
 ]
 
@@ -44,7 +45,7 @@ def alike(lines: list[str]) -> list[str]:
     """The lines with what varies replaced."""
     text = "\n".join(lines)
     for pattern, replacement in VARIABLE:
-        text = re.sub(pattern, replacement, text)
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
     return [line.strip() for line in text.splitlines()]
 
 
