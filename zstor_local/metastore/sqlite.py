@@ -101,8 +101,10 @@ class SqliteMetastore:
         return self._open
 
     def state(self) -> StoreState:
-        (state,) = _parsed(StoreState, self._all("select sequence, reserved, writer, objects, bytes from store", ()))
-        return state
+        rows = self._all("select sequence, reserved, writer, objects, bytes from store", ())
+        if not rows:
+            raise MetastoreDamaged("the metastore has lost its counters")
+        return _parsed(StoreState, rows)[0]
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None:
         return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
