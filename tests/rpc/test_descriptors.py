@@ -78,6 +78,8 @@ async def test_a_call_takes_what_was_sent_with_it_close_on_exec(taking: World, o
             assert (await client.reply())["result"] == ["1", "0"]
             await client.send_with(line("take", [[0]]), ends[:1])
             assert (await client.reply())["result"] == [""]
+            await client.send_with(line("take", [[0, 0]]), ends[:1])
+            assert error_type(await client.reply()) == "invalid_params"
         assert open_fds() == before
 
 
@@ -160,6 +162,17 @@ async def test_descriptors_of_unfinished_messages_and_calls_are_closed_with_the_
             while server.connections:
                 await trio.testing.wait_all_tasks_blocked()
         assert open_fds() == before
+
+
+async def test_descriptors_of_an_unfinished_message_are_closed_when_the_daemon_stops(taking: World, open_fds: OpenFds) -> None:
+    async with taking.serving() as server, taking.client() as client:
+        before = await settled(client, open_fds)
+        with pipes(2) as ends:
+            await client.send_with(b'{"unfinished":', ends)
+            await trio.testing.wait_all_tasks_blocked()
+        server.stop()
+        await taking.ended.wait()
+        assert open_fds() == before - 2  # the connection's own and the listener's
 
 
 async def test_descriptors_cannot_be_piled_up_behind_an_unfinished_message(taking: World, open_fds: OpenFds) -> None:

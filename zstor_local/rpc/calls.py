@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+import trio
+
 from zstor_local import limits
 from zstor_local.errors import Busy, ZstorError
 from zstor_local.rpc.answer import Answer
@@ -102,7 +104,11 @@ class Calls:
         self._start_soon(functools.partial(self._run, task))
 
     async def _run(self, task: _Task) -> None:
+        began = trio.current_time()
         outcome = await self._dispatcher.run(task.call)
+        if logger.isEnabledFor(logging.DEBUG):
+            word = outcome.type if isinstance(outcome, ZstorError) else "done"
+            logger.debug("%.64r %s: %s in %.1f ms", task.id, task.call.method, word, (trio.current_time() - began) * 1000)
         if not task.answered:
             await self._conclude(task, outcome)
         self._running[task.urgent] -= 1

@@ -99,5 +99,4 @@ class Outbox:
             return 0
         except OSError:
             self._broken = True
-            self._room.unpark_all()
             return 0
