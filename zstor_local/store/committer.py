@@ -362,6 +362,7 @@ class Committer:
             bytes=self._state.bytes + sum(decision.bytes for decision in decisions),
         )
         transaction = Transaction(state)
+        newest = {item.row: item for item in items if item.envelope is not None}
         for item in items:
             decision = item.decision
             if item.envelope is not None:
@@ -371,7 +372,8 @@ class Committer:
             transaction.garbage.extend(decision.garbage)
             transaction.garbage_freed.extend(decision.garbage_freed)
             transaction.debts_paid.extend(decision.debts_paid)
-            transaction.debts.extend([*decision.debts, *_debts(item, failed)])
+            if item.envelope is None or newest[item.row] is item:  # nobody is owed a version that the same group replaces
+                transaction.debts.extend([*decision.debts, *_debts(item, failed)])
         return transaction
 
     def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:

@@ -15,7 +15,7 @@ import trio
 from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import Garbage, Metastore, MetastoreDamaged, MetastoreInUse
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
@@ -92,8 +92,12 @@ class Store:
         self.suspects[version] += 1
 
     async def recover(self) -> None:
-        """Begin this life of the store: nothing of an earlier one stays half done."""
-        await self.committer.begin()
+        """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
+        try:
+            await self.committer.begin()
+        except (CommitRefused, CommitUnknown) as error:
+            log.error("the store is read-only: %s", error)
+            self.read_only = self.committer.failure = str(error)
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
