@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.config import load_config
 
 README = Path(__file__).parent.parent / "README.md"
 MOST_COMMANDS = 10
@@ -127,3 +128,9 @@ def test_the_python_example_works(daemon: PrivateDaemon) -> None:
     license_text = Path("/usr/share/common-licenses/GPL-3").read_bytes()
     assert printed == f"{len(license_text)} bytes came back\n"
     assert (daemon.home / "copy").read_bytes() == license_text
+
+
+def test_the_configuration_example_can_be_used() -> None:
+    config = load_config(text=block("configuration"), file="config.toml", environment={"HOME": "/home/ann"})
+    assert len(config.shards) == config.policy.m
+    assert config.policy.write_quorum == config.policy.m - 1

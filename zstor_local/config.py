@@ -1,6 +1,6 @@
 """The configuration: what the file, the environment and the flags say, checked, as one frozen value.
 
-Flag > environment > file > default (docs/configuration.md). Nothing here opens a file: the edge reads the text and hands it in.
+Flag > environment > file > default (README, “Disks of its own”). Nothing here opens a file: the edge reads the text and hands it in.
 The daemon and the command read the same file, so both find the same socket.
 """
 

@@ -217,7 +217,7 @@ def test_put_warns_when_shares_are_owed(serve: Serve, capsys: pytest.CaptureFixt
     (home / "f").touch()
     daemon = serve(lambda request: {"metadata": METADATA | {"owed": 1, "health": "valid"}})
     assert main(["put", "f"]) == 0
-    assert output(capsys)[1] == "zstor: warning: 1 share of 6 are owed to shards that did not take part\n"
+    assert output(capsys)[1] == "zstor: warning: it is done, but 1 shard was away; what was missed there follows when it is back\n"
     os.close(daemon.peers[0].fds[0])
 
 
@@ -241,12 +241,13 @@ def test_get_fills_a_file_through_a_descriptor(serve: Serve, capsys: pytest.Capt
 
 
 def test_rm_goes_on_after_a_missing_key(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    daemon = serve(lambda request: refuse(request) if request["params"] == {"key": "a"} else {"deleted": True})
+    daemon = serve(lambda request: refuse(request) if request["params"] == {"key": "a"} else {"deleted": True, "owed": 2})
     assert main(["rm", "a", "b"]) == 1
     assert [params for _, params in requests(daemon)] == [{"key": "a"}, {"key": "b"}]
     out, err = output(capsys)
     assert out == "deleted b\n"
     assert "there is no object" in err
+    assert "it is done, but 2 shards were away" in err
 
 
 def test_ls_asks_for_page_after_page(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +392,22 @@ def test_key_backup_says_what_is_wrong_with_the_key_file(capsys: pytest.CaptureF
     err = output(capsys)[1]
     assert "is no master key" in err
     assert "c2VjcmV0" not in err
+
+
+def test_methods_are_completed_from_the_daemon(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_ZSTOR_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "zstor call object.r")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit):
+        main([])
+    assert output(capsys) == ("\n", "")
+    names = ["object.read", "object.read_file", "object.stat"]
+    serve(lambda request: {"methods": [{"name": name} for name in names]})
+    with pytest.raises(SystemExit):
+        main([])
+    assert output(capsys)[0].split() == ["plain,object.read", "plain,object.read_file"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

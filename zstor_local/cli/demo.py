@@ -234,11 +234,21 @@ def _note(line: str, *, good: bool = False) -> None:
 
 
 def _say_what_next(seconds: float) -> None:
-    program = Path(sys.argv[0])
-    name = "zstor" if shutil.which("zstor") == str(program) else os.path.relpath(program)
     _title("Your turn", f"That took {seconds:.0f} seconds; the demo's store is removed. To keep something:")
-    click.echo(f"    {name} daemon &              the first start makes your store and your key")
-    click.echo(f"    {name} put README.md         store a file")
-    click.echo(f"    {name} get README.md copy    read it again")
-    click.echo(f"    {name} status                are all shards well?")
-    click.echo(f"    {name} key backup            the key as words, for paper: without it nothing can be read")
+    name = _own_name()
+    for arguments, purpose in (
+        ("daemon &", "the first start makes your store and your key"),
+        ("put README.md", "store a file"),
+        ("get README.md copy", "read it again"),
+        ("status", "are all shards well?"),
+        ("key backup", "the key as words, for paper: without it nothing can be read"),
+    ):
+        click.echo(f"    {name} {arguments:<20}{purpose}")
+
+
+def _own_name() -> str:
+    """What the user has to type for `zstor`."""
+    program = Path(sys.argv[0])
+    if program.name != "zstor":
+        return "python -m zstor_local"
+    return "zstor" if shutil.which("zstor") == str(program) else os.path.relpath(program)

@@ -11,7 +11,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
-from zstor_local.cli.shapes import Item, Metadata, Page, Written
+from zstor_local.cli.shapes import Deleted, Item, Metadata, Page, Written
 from zstor_local.errors import Cancelled, ZstorError
 
 
@@ -30,14 +30,16 @@ def rm(options: Options, keys: tuple[str, ...]) -> int:
     with options.connect() as client:
         for key in keys:
             try:
-                client.call("object.delete", _named(options, key))
+                deleted = cast(Deleted, client.call("object.delete", _named(options, key)))
             except Cancelled:
                 raise
             except ZstorError as error:
                 failed = True
                 report.error(error, json=options.json)
             else:
-                click.echo(json.dumps({"key": key, "deleted": True}) if options.json else f"deleted {text.shown(key)}")
+                click.echo(json.dumps({"key": key, **deleted}) if options.json else f"deleted {text.shown(key)}")
+                if deleted["owed"] and not options.json:
+                    report.owed(deleted["owed"])
     return 1 if failed else 0
 
 

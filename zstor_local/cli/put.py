@@ -83,4 +83,4 @@ def _tell(metadata: Metadata, *, json_wanted: bool) -> None:
     name = text.shown(metadata["key"])
     click.echo(f"stored {name}: {text.size(metadata['size'])} in {shares}, any {policy['k']} give it back")
     if metadata["owed"]:
-        report.warning(f"{text.count(metadata['owed'], 'share')} of {policy['m']} are owed to shards that did not take part")
+        report.owed(metadata["owed"])

@@ -39,6 +39,12 @@ def warning(message: str) -> None:
     _line("zstor: warning: ", "yellow", message)
 
 
+def owed(shards: int) -> None:
+    """A change that some shards have still to hear of."""
+    away = "1 shard was" if shards == 1 else f"{shards} shards were"
+    warning(f"it is done, but {away} away; what was missed there follows when it is back")
+
+
 def _print_text(message: str, hint: str | None) -> None:
     _line("zstor: error: ", "red", message)
     if hint:

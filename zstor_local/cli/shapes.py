@@ -49,6 +49,11 @@ class Sent(TypedDict):
     bytes: int
 
 
+class Deleted(TypedDict):
+    deleted: bool
+    owed: int
+
+
 class Item(TypedDict):
     key: str
     metadata: Metadata
