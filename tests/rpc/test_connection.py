@@ -142,7 +142,10 @@ async def test_unread_input_over_the_budget_is_busy_and_costs_its_line(world: Wo
         assert await client.result("rpc.ping") == "pong"
         await client.send('{"a":')
         await trio.testing.wait_all_tasks_blocked()
-    assert server.budget.left == 1000
+        assert server.budget.left == 1000 - len('{"a":')
+        server.stop()
+        await world.ended.wait()
+        assert server.budget.left == 1000
 
 
 @pytest.mark.parametrize(("method", "name"), [("$/cancelRequest", "id"), ("notifications/cancelled", "requestId")])

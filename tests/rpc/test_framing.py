@@ -159,7 +159,6 @@ def test_what_followed_a_message_is_told_when_it_is_known() -> None:
     framer = Framer()
     framer.receive(b"[]")
     assert framer.next_event() == Message([], 2, None)
-    assert framer.undecided
     framer.receive(b" ")
     assert framer.next_event() is None
     framer.receive(b"\n")
@@ -168,15 +167,6 @@ def test_what_followed_a_message_is_told_when_it_is_known() -> None:
     framer.next_event()
     framer.receive(b"[")
     assert framer.next_event() == Terminator(False)
-
-
-def test_a_decision_that_nobody_waits_for_is_not_told() -> None:
-    framer = Framer()
-    framer.receive(b"[]")
-    framer.next_event()
-    framer.settle()
-    framer.receive(b"\n")
-    assert framer.next_event() is None
 
 
 def test_a_message_that_was_given_up_ends_at_its_newline() -> None:

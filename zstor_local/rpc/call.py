@@ -187,8 +187,10 @@ class Call:
 
     def scope(self) -> trio.CancelScope:
         """The scope in which the method runs."""
-        self._scope = trio.CancelScope(deadline=self._deadline)
-        return self._scope
+        self._scope = scope = trio.CancelScope()
+        if self._deadline != inf:
+            scope.deadline = self._deadline
+        return scope
 
 
 def stopping() -> ShuttingDown:

@@ -116,8 +116,7 @@ class Calls:
             following = self._queue.popleft()
             following.waiting = False
             self._budget.give(following.cost)
-            if not following.answered:
-                self._start(following)
+            self._start(following)
 
     async def _conclude(self, task: _Task, outcome: object) -> None:
         task.answered = True

@@ -154,7 +154,6 @@ class Connection:
             return await receive(self._socket, self._read_size)
         with trio.move_on_after(limits.TERMINATOR_GRACE_SECONDS):
             return await receive(self._socket, self._read_size)
-        self._framer.settle()
         self._settle(line=False)
         return None
 

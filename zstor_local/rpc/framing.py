@@ -83,7 +83,7 @@ _NOT_BLANK: Final = re.compile(rb"[^ \t]")
 _BRACKET_OR_QUOTE: Final = re.compile(rb'[\[\]{}"]')
 # Possessive: a string of a million escapes must not keep a million ways back.
 _STRING_REST: Final = re.compile(rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+')
-_QUOTE, _NEWLINE, _OPEN_LIST, _OPEN_OBJECT, _CLOSE_LIST, _CLOSE_OBJECT = b'"\n[{]}'
+_SPACE, _QUOTE, _NEWLINE, _OPEN_LIST, _OPEN_OBJECT, _CLOSE_LIST, _CLOSE_OBJECT = b' "\n[{]}'
 _CLOSER: Final = {_OPEN_LIST: _CLOSE_LIST, _OPEN_OBJECT: _CLOSE_OBJECT}
 
 
@@ -121,11 +121,6 @@ class Framer:
         """Bytes held for a message that has begun."""
         return 0 if self._state in (_State.BETWEEN, _State.DISCARD) else len(self._buffer) - self._start
 
-    @property
-    def undecided(self) -> bool:
-        """The last message or fault waits for its `Terminator`."""
-        return self._undecided
-
     def receive(self, data: bytes) -> None:
         """Take what was read."""
         used = self._start if self._state in (_State.BRACKETS, _State.LINE) else self._position
@@ -139,10 +134,6 @@ class Framer:
     def end(self) -> None:
         """Nothing will follow."""
         self._ended = True
-
-    def settle(self) -> None:
-        """Nobody waits for the `Terminator` any more."""
-        self._undecided = False
 
     def discard(self) -> None:
         """Give up the message that has begun: go on behind the next newline."""
@@ -174,14 +165,18 @@ class Framer:
 
     def _begin(self) -> bool:
         """Skip white space; True at the first byte of a message."""
-        match = _NOT_SPACE.search(self._buffer, self._position)
-        found = match.start() if match else len(self._buffer)
-        if found > self._position:
-            self.scanned += found - self._position
-            self._fresh = self._fresh or self._buffer.find(b"\n", self._position, found) >= 0
-            self._position = found
-        if match is None:
+        position, size = self._position, len(self._buffer)
+        if position == size:
             return False
+        found = position
+        if self._buffer[found] <= _SPACE:  # it seldom is: a line begins with its message
+            match = _NOT_SPACE.search(self._buffer, position)
+            found = match.start() if match else size
+            self.scanned += found - position
+            self._fresh = self._fresh or self._buffer.find(b"\n", position, found) >= 0
+            self._position = found
+            if match is None:
+                return False
         self._start = found
         if self._buffer[found] in _CLOSER:
             self._state = _State.BRACKETS

@@ -60,8 +60,7 @@ def decode(text: bytes | bytearray, start: int = 0, end: int | None = None) -> J
     if crowded or brackets > limits.JSON_DEPTH:
         _check_structure(text, start, end)
     try:
-        with memoryview(text)[start:end] as view:
-            characters = str(view, "utf-8")
+        characters = text[start:end].decode("utf-8")
     except UnicodeDecodeError:
         marked = text.startswith(_BYTE_ORDER_MARKS, start, end)
         raise parse_error("byte_order_mark" if marked else "encoding") from None
