@@ -275,11 +275,14 @@ def test_ls_long_shows_size_time_and_health(serve: Serve, capsys: pytest.Capture
     assert output(capsys)[0] == "   4.9 KiB  2023-11-14 22:13:20  optimal  notes.txt\n"
 
 
-def test_control_characters_of_a_key_never_reach_a_terminal(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """Standard output as a terminal is."""
 
+    def isatty(self) -> bool:
+        return True
+
+
+def test_control_characters_of_a_key_never_reach_a_terminal(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     serve(lambda request: {"items": [{"key": "a\x1b]0;x\x07\nb ü", "metadata": METADATA}], "cursor": None})
@@ -361,6 +364,17 @@ def test_call_takes_text_json_and_files(serve: Serve, capsys: pytest.CaptureFixt
     assert requests(daemon) == [("object.write_file", params)]
     assert json.loads(output(capsys)[0]) == {"ok": True}
     os.close(daemon.peers[0].fds[0])
+
+
+def test_call_shows_text_as_text_on_a_terminal_only(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(lambda request: "one\ntwo")
+    assert main(["call", "help"]) == 0
+    assert output(capsys)[0] == '"one\\ntwo"\n'
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert main(["call", "help"]) == 0
+    assert terminal.getvalue() == "one\ntwo\n"
 
 
 # --- What needs no daemon ---

@@ -44,8 +44,9 @@ def _names(client: Client) -> Iterator[str]:
 @connection
 @pass_options
 def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
-    """Call METHOD and print its result as JSON. `zstor call help` lists the methods.
+    """Call METHOD and print its result as JSON.
 
+    `zstor call help` lists the methods, `zstor call help method=NAME` explains one; on a terminal a text is shown as it is.
     NAME=TEXT is always text, NAME:=JSON anything else, and fd:@FILE hands over a file (- is standard input) as a descriptor.
     """
     with ExitStack() as opened:
@@ -63,8 +64,10 @@ def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
         client = opened.enter_context(options.connect())
         with progress(method, wanted=not options.no_progress) as shown:
             result = client.call(method, params, fds=fds, progress=shown)
-    people = sys.stdout.isatty() and not options.json
-    click.echo(json.dumps(result, indent=2 if people else None))
+    if options.json or not sys.stdout.isatty():
+        click.echo(json.dumps(result))
+    else:
+        click.echo(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False))
 
 
 def _split(parameter: str) -> tuple[str, str, str]:
