@@ -231,7 +231,7 @@ async def test_a_client_that_dies_after_its_half_close_is_noticed(world: World, 
     assert gate.cancelled == ["x"]
 
 
-async def test_a_half_close_gets_all_replies_then_the_end(world: World, gate: Gate) -> None:
+async def test_a_half_close_gets_all_replies_then_at_once_the_end(world: World, gate: Gate, mock_clock: trio.testing.MockClock) -> None:
     async with world.serving(), world.client() as client:
         await client.request("hold", ["x"], id=1)
         await client.send(request("rpc.ping", id=2))  # unterminated
