@@ -150,6 +150,19 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
         left.set()
 
 
+def test_a_background_job_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        peer.answer(interrupted(peer.receive()), "done")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+            assert client.call("object.write_file", {}) == "done"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [request["method"] for request in daemon.peers[0].received] == ["object.write_file"]
+
+
 def test_errors_come_back_as_their_classes() -> None:
     conflict = typed_error({"code": 102, "message": "stale", "data": {"type": "conflict", "retryable": False, "current": "v2"}})
     assert isinstance(conflict, Conflict)

@@ -125,6 +125,15 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
+def test_under_nohup_a_hangup_changes_nothing(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fill(tmp_path / "f", then=lambda: signal.raise_signal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "f").read_bytes() == b"new"
+
+
 def test_a_device_is_written_to_and_stays_a_device() -> None:
     with destination(Path("/dev/null"), force=True) as handover:
         assert handover.kind == "stream"

@@ -144,14 +144,15 @@ class _Interrupts:
     def __enter__(self) -> Self:
         self._count = 0
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:  # the wake-up pipe closes the gap between looking and waiting
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._heard = in_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a shell's background job ignores it
+        if self._heard:  # the wake-up pipe closes the gap between looking and waiting
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
             self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._main:
+        if self._heard:
             signal.set_wakeup_fd(self._wakeup)
             signal.signal(signal.SIGINT, self._handler)
         os.close(self._reader)
