@@ -36,7 +36,8 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@$(PIP) --editable '.[test]'
 	@touch $(VENV)/.installed $@
 
-$(BIN)/pip: | needs
+$(BIN)/pip:
+	@$(MAKE) --no-print-directory needs
 	@$(PYTHON) -m venv $(VENV)
 
 # What the bare system must have. One line names all that is missing; zfec is compiled where no built one fits.
