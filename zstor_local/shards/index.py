@@ -152,7 +152,7 @@ class LogIndex:
         for version, places in self._flushing.items():
             (changed if None in places.values() else fresh).append(version)
         self._db.executemany(
-            "insert into entry values(?, ?) on conflict(version) do update set places = places || excluded.places",
+            "insert into entry values(?, ?) on conflict(version) do update set places = cast(places || excluded.places as blob)",
             [(version, _pack(self._flushing[version])) for version in fresh],
         )
         for version in changed:
