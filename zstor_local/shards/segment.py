@@ -198,7 +198,7 @@ def _parse(key: bytes, offset: int, data: bytes) -> Located | None:
     item: ScannedEntry | Freed
     if kind == _FREED:
         item = Freed(ShareId(Version(version), index))
-    elif kind in _KINDS:
+    elif kind in _KINDS and record_length:
         envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, bytes(record))
         item = ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, bytes(share)), committed)
     else:
