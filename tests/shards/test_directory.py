@@ -1,0 +1,253 @@
+"""Directory shards obey the laws, on real files and on simulated ones; what only a directory can suffer is here too."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shards.conformance import SHARE, ShardLaws
+from tests.shards.ground import NAMESPACE, POLICY, Ground, entry, read_share, version, write_share
+from tests.simulation.files import SimulatedFiles
+from tests.simulation.outcomes import outcomes
+from tests.simulation.world import Mount, World
+from zstor_local.coding.block import ChunkShape
+from zstor_local.coding.share import pack_chunk_table, pack_share_end, parse_chunk_table
+from zstor_local.model.ids import ShareId, StoreId
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.directory import marker_store
+from zstor_local.shards.marker import BadMarker
+
+
+class TestOnRealFiles(ShardLaws):
+    @pytest.fixture
+    def ground(self, real: Ground) -> Ground:
+        return real
+
+
+class TestOnSimulatedFiles(ShardLaws):
+    @pytest.fixture
+    def ground(self, simulated: Ground) -> Ground:
+        return simulated
+
+    def test_a_finished_share_and_a_flushed_entry_survive_a_power_loss(self) -> None:
+        world = World(2, [Mount("/disk")])
+        ground = Ground(world.runtime, "/disk", world.files)
+        shard = ground.new()
+        shard.append([entry(1, b"share", index=2)], 0)
+        shard.flush()
+        write_share(shard, ShareId(version(2), 0), [b"large"])
+        tried = 0
+        for outcome in outcomes(world.files.unpinned()):
+            after = world.crash(outcome)
+            shard = Ground(after.runtime, "/disk", after.files).open(writer=2)
+            assert read_share(shard, SHARE, small=True) == b"share"
+            assert read_share(shard, ShareId(version(2), 0), small=False, length=5) == b"large"
+            tried += 1
+        assert tried > 1
+
+
+def test_making_a_shard_again_completes_what_was_interrupted(real: Ground) -> None:
+    root = Path(real.root())
+    (root / "log").mkdir(parents=True)
+    (root / "tmp").mkdir()
+    (root / "tmp" / "marker").write_bytes(b"half a mark")
+    assert real.new().check() == "ok"
+
+
+def test_making_a_shard_twice_keeps_its_marker(real: Ground) -> None:
+    real.create()
+    before = real.content(f"{real.root()}/marker")
+    real.create()
+    assert real.content(f"{real.root()}/marker") == before
+
+
+def test_a_directory_that_is_another_shard_is_not_made_this_one(real: Ground) -> None:
+    real.create(1)
+    shutil.copytree(real.root(1), real.root(0))
+    with pytest.raises(BadMarker, match="already another shard"):
+        real.create(0)
+
+
+def test_a_directory_of_another_store_is_not_made_this_ones(real: Ground) -> None:
+    real.create(0, store=StoreId(b"another store 16"))
+    with pytest.raises(BadMarker, match="another store"):
+        real.create(0)
+    assert marker_store(real.runtime.files, real.root()) == b"another store 16"
+
+
+def test_a_shard_in_another_shards_place_is_missing(real: Ground) -> None:
+    real.create(1)
+    Path(real.root(1)).rename(real.root(0))
+    with pytest.raises(ShardError, match="is shard 1, not 0") as caught:
+        real.open(0)
+    assert caught.value.state == "missing"
+
+
+def test_an_empty_directory_is_missing_and_stays_empty(real: Ground) -> None:
+    Path(real.root()).mkdir()
+    with pytest.raises(ShardError, match="may not be mounted") as caught:
+        real.open()
+    assert caught.value.state == "missing"
+    assert real.names(real.root()) == []
+
+
+def test_a_directory_that_was_emptied_while_open_is_missing_and_never_filled(real: Ground) -> None:
+    shard = real.new()
+    for each in Path(real.root()).iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    assert shard.check() == "missing"
+    assert "unmounted or emptied" in (shard.last_error() or "")
+    with pytest.raises(ShardError):
+        shard.append([entry(1)], 0)
+    with pytest.raises(ShardError):
+        shard.begin(SHARE, NAMESPACE, POLICY)
+    assert real.names(real.root()) == []
+
+
+def test_another_disk_mounted_in_its_place_is_missing(real: Ground) -> None:
+    shard = real.new()
+    Path(real.root()).rename(f"{real.parent}/away")
+    shutil.copytree(f"{real.parent}/away", real.root())
+    assert shard.check() == "missing"
+    assert shard.last_error() == "another marker lies where this shard's was"
+    shutil.rmtree(real.root())
+    Path(f"{real.parent}/away").rename(real.root())
+    assert shard.check() == "ok"
+
+
+def test_one_shard_is_for_one_daemon(real: Ground) -> None:
+    real.new()
+    with pytest.raises(ShardError, match="in use by another process") as caught:
+        real.open(writer=None)
+    assert caught.value.state == "failed"
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_shard_that_another_process_holds_is_refused_until_it_lets_go(real: Ground) -> None:
+    real.create()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, f"{real.root()}/marker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ShardError, match="in use"):
+            real.open()
+        process.communicate()
+    assert real.open().check() == "ok"
+
+
+def test_a_read_only_disk_is_known_at_the_start_and_still_read(real: Ground) -> None:
+    shard = real.new()
+    shard.append([entry(1, b"share", index=2)], 0)
+    shard.flush()
+    real.faults.fail("*", lambda path: True, errno.EROFS, times=None)
+    shard = real.reopen()
+    assert shard.check() == "readonly"
+    assert read_share(shard, SHARE, small=True) == b"share"
+    with pytest.raises(ShardError) as caught:
+        shard.append([entry(2)], 0)
+    assert caught.value.state == "readonly"
+
+
+def test_a_disk_that_was_full_at_the_start_is_used_once_there_is_room(real: Ground) -> None:
+    real.create()
+    real.faults.fail("allocate", lambda path: True, errno.ENOSPC, times=2)
+    shard = real.open()
+    assert shard.check() == "ok"
+    with pytest.raises(ShardError) as caught:
+        shard.append([entry(1)], 0)
+    assert caught.value.state == "full"
+    assert real.names(f"{real.root()}/log") == []
+    shard.append([entry(2, b"share", index=2)], 0)
+    shard.flush()
+    assert read_share(real.reopen(), ShareId(version(2), 2), small=True) == b"share"
+
+
+def test_large_shares_are_freed_on_a_full_disk(real: Ground) -> None:
+    shard = real.new()
+    write_share(shard, SHARE, [b"large"])
+    real.faults.fail("pwritev", lambda path: True, errno.ENOSPC, times=None)
+    shard.free([SHARE], small=False)
+    shard.settle(small=False)
+    with pytest.raises(ShareMissing):
+        shard.open_share(SHARE, small=False)
+
+
+def test_freeing_a_large_share_takes_its_unfinished_file_too(real: Ground) -> None:
+    shard = real.new()
+    writer = shard.begin(SHARE, NAMESPACE, POLICY)
+    writer.write(0, [b"half"])
+    writer._close()  # as a kill does
+    real.reopen()
+    assert real.unfinished() != []
+    shard = real.opened[0]
+    shard.free([SHARE], small=False)
+    shard.settle(small=False)
+    assert real.unfinished() == []
+
+
+def test_a_share_is_synced_before_it_gets_its_name_and_the_directory_after(simulated: Ground) -> None:
+    shard = simulated.new()
+    write_share(shard, ShareId(SHARE.version, 0), [b"large"])  # makes the directory
+    assert isinstance(simulated.faults, SimulatedFiles)
+    before = simulated.faults.points
+    write_share(shard, SHARE, [b"large"])
+    calls = [site.name.rsplit(":", 1)[1].split("#")[0] for site in simulated.faults.sites[before:]]
+    assert calls == ["open", "pwritev", "pwritev", "pwritev", "fsync", "rename", "fsync_directory"]
+
+
+def test_a_sealed_table_is_found_by_the_footer(real: Ground) -> None:
+    shard = real.new()
+    writer = shard.begin(SHARE, NAMESPACE, POLICY)
+    table = parse_chunk_table(pack_chunk_table([ChunkShape(100, 100, 0)]), 100, 1 << 20, k=2, padding="none")
+    writer.write(0, [bytes(table.blocks_length)])
+    writer.finish(pack_share_end(table, 12), table.blocks_length, b"sealed table")
+    reader = shard.open_share(SHARE, small=False)
+    assert bytes(reader.read_table()) == b"sealed table"
+    reader.close()
+    size = len(real.content(share_path(real)))
+    real.overwrite(share_path(real), size - 40, b"X")
+    reader = shard.open_share(SHARE, small=False)
+    with pytest.raises(ShareMissing):
+        reader.read_table()
+    reader.close()
+
+
+def share_path(ground: Ground) -> str:
+    name = SHARE.version.hex()
+    return f"{ground.root()}/shares/{name[:2]}/{name}.{SHARE.index}"
+
+
+def test_a_small_shares_table_is_never_asked_of_the_log(real: Ground) -> None:
+    shard = real.new()
+    shard.append([entry(1, b"share", index=2)], 0)
+    with pytest.raises(ShareMissing):
+        shard.open_share(SHARE, small=True).read_table()
+
+
+def test_a_share_that_the_disk_does_not_give_is_an_error_and_not_missing(real: Ground) -> None:
+    shard = real.new()
+    shard.append([entry(1, b"share", index=2)], 0)
+    write_share(shard, SHARE, [b"large"])
+    for small in (True, False):
+        reader = shard.open_share(SHARE, small=small)
+        real.faults.fail("preadv", lambda path: True, errno.EIO)
+        with pytest.raises(ShardError) as caught:
+            reader.read(0, 5)
+        assert caught.value.state == "failed"
+        assert bytes(reader.read(0, 5)) in (b"share", b"large")
+        reader.close()
+
+
+def test_two_opened_shards_stay_apart(real: Ground) -> None:
+    zero, one = real.new(0), real.new(1)
+    zero.append([entry(1, b"share", index=2)], 0)
+    with pytest.raises(ShareMissing):
+        one.open_share(SHARE, small=True)

@@ -1,0 +1,303 @@
+"""The index of the logs: thrown away, damaged, behind or ahead, it leads to the same places again."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.descriptors import open_descriptors
+from tests.shards.ground import Ground, entry, read_share, version
+from zstor_local.model.ids import ShareId
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.index import IndexDamaged, LogIndex, Place, Progress
+
+
+def share(number: int, index: int = 0) -> ShareId:
+    return ShareId(version(number), index)
+
+
+def place(number: int) -> Place:
+    return Place(1 + number % 3, number * 100, 50 + number)
+
+
+PROGRESS = Progress(3, b"segment id 16 by", 4_000, 77, 70)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[LogIndex]:
+    with closing(LogIndex(path)) as index:
+        yield index
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[str]:
+    before = open_descriptors()
+    yield str(tmp_path / "index.sqlite")
+    assert open_descriptors() == before
+
+
+# --- By itself ---
+
+
+def test_what_was_recorded_is_found_at_once_and_by_the_next_process(path: str) -> None:
+    with opened(path) as index:
+        index.record(5, [(share(number, 3), place(number)) for number in range(100)], PROGRESS)
+        for _ in ("waiting", "flushed"):
+            assert index.find(5, share(7, 3)) == place(7)
+            assert index.find(5, share(7, 4)) is None
+            assert index.find(6, share(7, 3)) is None
+            index.flush()
+            assert index.waiting == 0
+    with opened(path) as index:
+        assert index.find(5, share(99, 3)) == place(99)
+        assert index.progress(5) == PROGRESS
+        assert index.progress(6) == Progress()
+
+
+def test_shards_of_one_version_do_not_overwrite_each_other(path: str) -> None:
+    with opened(path) as index:
+        for shard in range(4):
+            index.record(shard, [(share(1, shard), place(shard))], PROGRESS)
+            if shard == 1:
+                index.flush()
+    with opened(path) as index:
+        assert [index.find(shard, share(1, shard)) for shard in range(4)] == [place(shard) for shard in range(4)]
+
+
+def test_the_latest_place_counts(path: str) -> None:
+    with opened(path) as index:
+        for number in (1, 2, 3):
+            index.record(0, [(share(1), place(number))], PROGRESS)
+            if number == 2:
+                index.flush()
+        assert index.find(0, share(1)) == place(3)
+    with opened(path) as index:
+        assert index.find(0, share(1)) == place(3)
+
+
+def test_what_was_freed_is_gone_at_once_and_for_the_next_process(path: str) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(1), place(1)), (share(2), place(2))], PROGRESS)
+        index.record(1, [(share(1, 1), place(3))], PROGRESS)
+        index.flush()
+        index.record(0, [(share(1), None)], PROGRESS)
+        assert index.find(0, share(1)) is None
+    with opened(path) as index:
+        assert index.find(0, share(1)) is None
+        assert index.find(1, share(1, 1)) == place(3)
+        assert list(index.shares(0)) == [share(2)]
+        index.record(1, [(share(1, 1), None)], PROGRESS)
+        assert list(index.shares(1)) == []
+
+
+def test_every_share_of_a_shard_is_told(path: str) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(number), place(number)) for number in range(5)], PROGRESS)
+        index.record(1, [(share(number, 1), place(number)) for number in range(9)], PROGRESS)
+        assert set(index.shares(0)) == {share(number) for number in range(5)}
+        assert set(index.shares(1)) == {share(number, 1) for number in range(9)}
+
+
+def test_what_a_kill_left_unwritten_is_behind_and_not_wrong(path: str, tmp_path: Path) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.flush()
+        index.record(0, [(share(2), place(2))], Progress(4, b"another id 16 by", 5_000, 99, 90))
+        for suffix in ("", "-wal"):
+            shutil.copy(path + suffix, str(tmp_path / "copy.sqlite") + suffix)
+    with opened(str(tmp_path / "copy.sqlite")) as index:
+        assert index.progress(0) == PROGRESS
+        assert index.find(0, share(1)) == place(1)
+        assert index.find(0, share(2)) is None
+
+
+def test_a_flush_that_failed_leaves_everything_to_be_found_and_is_tried_again(path: str) -> None:
+    with opened(path) as index:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            index._db.execute("pragma busy_timeout=0")
+            other.execute("begin immediate")
+            index.record(0, [(share(1), place(1))], PROGRESS)
+            index.flush()
+            assert index.waiting == 1
+            assert index.find(0, share(1)) == place(1)
+            other.execute("rollback")
+        index.flush()
+        assert index.waiting == 0
+    with opened(path) as index:
+        assert index.find(0, share(1)) == place(1)
+        assert index.progress(0) == PROGRESS
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"garbage" * 2_000, bytes(9_000)])
+def test_a_file_that_is_no_index_is_begun_anew(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)
+    with opened(path) as index:
+        assert index.progress(0) == Progress()
+        index.record(0, [(share(1), place(1))], PROGRESS)
+    with opened(path) as index:
+        assert index.find(0, share(1)) == place(1)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "pragma user_version=99",
+        "drop table progress",
+        "update progress set segment_id='text'",
+        "update progress set offset='text'",
+    ],
+)
+def test_an_index_of_another_format_or_with_nonsense_is_begun_anew(path: str, statement: str) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(1), place(1))], PROGRESS)
+    tamper(path, statement)
+    with opened(path) as index:
+        assert index.progress(0) == Progress()
+        assert index.find(0, share(1)) is None
+
+
+def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(1), place(1))], PROGRESS)
+    tamper(path, "update entry set places=x'00'")
+    with opened(path) as index:
+        assert index.progress(0) == PROGRESS
+        with pytest.raises(IndexDamaged):
+            index.find(0, share(1))
+    with opened(path) as index:
+        assert index.progress(0) == Progress()
+
+
+def test_where_no_file_can_be_made_the_index_lives_in_memory(tmp_path: Path) -> None:
+    with opened(str(tmp_path / "no such directory" / "index.sqlite")) as index:
+        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.flush()
+        assert index.find(0, share(1)) == place(1)
+
+
+def tamper(path: str, statement: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(statement)
+
+
+# --- Over the logs ---
+
+NUMBERS = range(1, 60)
+FREED = (7, 30)
+
+
+@pytest.fixture
+def filled(real: Ground, path: str, short_segments: int) -> Ground:
+    """A shard whose log has many segments, some shares freed, closed; its index at `path`."""
+    shard = real.new(index=(index := LogIndex(path)))
+    for number in NUMBERS:
+        shard.append([entry(number, content(number))], 0)
+    shard.free([share(number) for number in FREED], small=True)
+    shard.flush()
+    real.close()
+    index.close()
+    return real
+
+
+def content(number: int) -> bytes:
+    return b"share %d " % number * 80
+
+
+def places(index: LogIndex) -> dict[int, Place | None]:
+    return {number: index.find(0, share(number)) for number in NUMBERS}
+
+
+def check_everything(shard: DirectoryShard) -> None:
+    for number in NUMBERS:
+        if number in FREED:
+            with pytest.raises(ShareMissing):
+                shard.open_share(share(number), small=True)
+        else:
+            assert read_share(shard, share(number), small=True) == content(number)
+
+
+def test_thrown_away_it_is_made_from_the_log_with_the_same_places(filled: Ground, path: str) -> None:
+    with opened(path) as index:
+        before, progress = places(index), index.progress(0)
+    Path(path).unlink()
+    with opened(path) as index:
+        check_everything(filled.open(index=index, writer=None))
+        assert places(index) == before
+        assert index.progress(0) == progress
+        filled.close()
+
+
+def test_up_to_date_it_reads_nothing_of_the_log_again(filled: Ground, path: str) -> None:
+    with opened(path) as index:
+        filled.open(index=index, writer=None)
+        assert index.waiting == 0
+        filled.close()
+
+
+def test_behind_the_log_it_reads_the_rest(filled: Ground, path: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.sqlite"
+    shutil.copy(path, kept)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        shard.append([entry(100, content(100))], 0)
+        shard.free([share(1)], small=True)
+        shard.flush()
+        filled.close()
+    with opened(str(kept)) as index:
+        shard = filled.open(index=index, writer=None)
+        assert read_share(shard, share(100), small=True) == content(100)
+        with pytest.raises(ShareMissing):
+            shard.open_share(share(1), small=True)
+        assert index.waiting == 2
+        filled.close()
+
+
+def test_ahead_of_an_older_log_that_was_put_back_it_is_made_again(filled: Ground, path: str, tmp_path: Path) -> None:
+    log, kept = Path(filled.root()) / "log", tmp_path / "kept"
+    shutil.copytree(log, kept)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        shard.append([entry(number, content(number)) for number in range(100, 120)], 0)
+        shard.flush()
+        filled.close()
+    shutil.rmtree(log)
+    shutil.copytree(kept, log)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=3)
+        check_everything(shard)
+        with pytest.raises(ShareMissing):
+            read_share(shard, share(119), small=True)
+        shard.append([entry(200, content(200))], 0)
+        shard.flush()
+        assert read_share(shard, share(200), small=True) == content(200)
+        filled.close()
+
+
+def test_a_damaged_index_is_a_failed_shard_for_that_share_and_no_crash(filled: Ground, path: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("update entry set places=x'00' where version=?", (version(5),))
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=None)
+        with pytest.raises(ShardError, match="restart"):
+            shard.open_share(share(5), small=True)
+        assert read_share(shard, share(6), small=True) == content(6)
+        filled.close()
+    with opened(path) as index:
+        check_everything(filled.open(index=index, writer=None))
+        filled.close()
+
+
+def test_a_log_of_another_time_makes_it_start_over(filled: Ground, path: str) -> None:
+    with opened(path) as index:
+        progress = index.progress(0)
+        index.record(0, [], Progress(progress.segment, b"not that segment", progress.offset))
+    with opened(path) as index:
+        check_everything(filled.open(index=index, writer=None))
+        assert index.progress(0).segment_id == progress.segment_id
+        filled.close()

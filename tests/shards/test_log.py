@@ -1,0 +1,209 @@
+"""The log: many segments, a bounded number of open files, damage that hides no more than it must."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.descriptors import open_descriptors
+from tests.shards.ground import Ground, entry, read_share, version
+from zstor_local import limits
+from zstor_local.model.ids import ShareId
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.log import OPEN_SEGMENTS
+
+
+def share(number: int) -> ShareId:
+    return ShareId(version(number), 0)
+
+
+def content(number: int) -> bytes:
+    return b"share %d " % number * 100
+
+
+def fill(shard: DirectoryShard, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        shard.append([entry(number, content(number))], number - 1)
+    shard.flush()
+
+
+def readable(shard: DirectoryShard, first: int, last: int) -> list[int]:
+    """The numbers whose shares read as they were written; any other bytes fail the test."""
+    found = []
+    for number in range(first, last + 1):
+        try:
+            assert read_share(shard, share(number), small=True) == content(number)
+            found.append(number)
+        except ShareMissing:
+            pass
+    return found
+
+
+def test_a_full_segment_is_followed_by_another(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 50)
+    assert len(shard.log.segments()) > 10
+    for opened in real.now_and_after_a_restart():
+        assert readable(opened, 1, 50) == list(range(1, 51))
+        assert [found.entry.envelope.sequence for found in opened.scan()] == list(range(1, 51))
+
+
+def test_one_group_may_fill_several_segments(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    shard.append([entry(number, content(number)) for number in range(1, 31)], 0)
+    shard.flush()
+    for opened in real.now_and_after_a_restart():
+        assert readable(opened, 1, 30) == list(range(1, 31))
+
+
+def test_a_flush_covers_the_full_segments_too(simulated: Ground, short_segments: int) -> None:
+    shard = simulated.new()
+    shard.append([entry(number, content(number)) for number in range(1, 31)], 0)
+    segments = shard.log.segments()
+    simulated.faults.heal()
+    before = len(simulated.faults.sites)  # type: ignore[union-attr]
+    shard.flush()
+    synced = [site.path for site in simulated.faults.sites[before:]]  # type: ignore[union-attr]
+    assert sorted(synced) == [simulated.segment(number) for number in segments]
+
+
+def test_no_segment_is_longer_than_it_may_be(real: Ground, short_segments: int) -> None:
+    fill(real.new(), 1, 30)
+    for name in real.names(f"{real.root()}/log"):
+        assert len(real.content(f"{real.root()}/log/{name}")) <= short_segments
+
+
+def test_few_of_many_segments_are_kept_open(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 150)
+    before = len(open_descriptors())
+    for _ in range(2):
+        assert len(readable(shard, 1, 150)) == 150
+    assert len(open_descriptors()) <= before + OPEN_SEGMENTS
+
+
+def test_a_segment_in_use_stays_open_however_many_others_are_read(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 150)
+    with shard.log._readers.using(1) as fd:
+        readable(shard, 1, 150)
+        assert real.runtime.files.status(fd).size > 0
+
+
+def test_each_start_begins_a_segment_of_its_own(real: Ground) -> None:
+    fill(real.new(), 1, 3)
+    shard = real.reopen()
+    fill(shard, 4, 6)
+    assert shard.log.segments() == [1, 2]
+    assert readable(real.reopen(), 1, 6) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_clean_end_gives_the_room_of_the_segment_back(real: Ground) -> None:
+    fill(real.new(), 1, 3)
+    assert len(real.content(real.segment(1))) == limits.SEGMENT_BYTES
+    real.close()
+    assert len(real.content(real.segment(1))) < 10_000
+
+
+def test_after_a_kill_the_empty_rest_is_given_back_and_nothing_else(real: Ground) -> None:
+    fill(real.new(), 1, 3)
+    real.close()
+    used = len(real.content(real.segment(1)))
+    real.overwrite(real.segment(1), limits.SEGMENT_BYTES - 1, b"\0")
+    real.reopen()
+    assert len(real.content(real.segment(1))) == used
+    real.close()
+    real.overwrite(real.segment(1), limits.SEGMENT_BYTES - 1, b"x")  # something that no scan understands
+    shard = real.reopen()
+    assert len(real.content(real.segment(1))) == limits.SEGMENT_BYTES
+    assert readable(shard, 1, 3) == [1, 2, 3]
+
+
+def test_a_damaged_header_hides_its_segment_and_no_other(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 30)
+    third = {number for number in range(1, 31) if (place := shard.log._index.find(0, share(number))) and place.segment == 3}
+    real.overwrite(real.segment(3), 20, b"?")
+    shard = real.reopen()
+    assert set(readable(shard, 1, 30)) == set(range(1, 31)) - third
+    assert third
+    fill(shard, 31, 35)
+    assert readable(shard, 31, 35) == [31, 32, 33, 34, 35]
+
+
+def test_a_damaged_entry_hides_itself_and_no_other(real: Ground) -> None:
+    fill(real.new(), 1, 10)
+    place = real.opened[0].log._index.find(0, share(5))
+    assert place is not None
+    real.overwrite(real.segment(1), place.offset + 3, b"?")
+    assert readable(real.reopen(), 1, 10) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+
+
+def test_a_torn_tail_costs_what_was_not_flushed(real: Ground) -> None:
+    shard = real.new()
+    fill(shard, 1, 5)
+    end = shard.log._index.progress(0).offset
+    real.close()
+    real.overwrite(real.segment(1), end, b"ZENT" + b"\xff" * 60)  # the beginning of an entry that came no further
+    shard = real.reopen()
+    fill(shard, 6, 8)
+    assert readable(real.reopen(), 1, 8) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_segment_that_was_taken_away_is_missing(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 100)
+    for number in shard.log.segments()[:-1]:
+        real.runtime.files.unlink(real.segment(number))
+    assert len(readable(real.reopen(), 1, 100)) < 10
+
+
+def test_a_segment_taken_away_while_open_is_missing_too(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 100)
+    for number in shard.log.segments()[:-1]:
+        real.runtime.files.unlink(real.segment(number))
+    assert len(readable(shard, 1, 100)) < 100
+
+
+def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 3)
+    real.faults.fail("allocate", lambda path: True, errno.ENOSPC)
+    with pytest.raises(ShardError) as caught:
+        shard.append([entry(number, content(number)) for number in range(4, 12)], 3)
+    assert caught.value.state == "full"
+    assert shard.log.segments() == [1]
+    fill(shard, 12, 14)
+    for opened in real.now_and_after_a_restart():
+        found = readable(opened, 1, 14)
+        assert [number for number in found if not 4 <= number < 12] == [1, 2, 3, 12, 13, 14]
+
+
+def test_the_newest_segment_bears_the_writer_number(real: Ground) -> None:
+    fill(real.new(), 1, 2)
+    assert real.opened[0].newest_writer() == 1
+    assert real.reopen(writer=7).newest_writer() == 7
+    assert real.reopen(writer=None).newest_writer() == 7
+
+
+def test_files_of_others_in_the_directory_are_left_alone(real: Ground) -> None:
+    real.create()
+    for name in ("notes.txt", "x.log", ".log", "0000000001.log.bak"):
+        fd = real.runtime.files.open(f"{real.root()}/log/{name}", 0o101)
+        real.runtime.files.close(fd)
+    fill(real.open(), 1, 2)
+    assert readable(real.reopen(), 1, 2) == [1, 2]
+    assert len(real.names(f"{real.root()}/log")) == 6
+
+
+def test_an_empty_segment_of_an_interrupted_start_is_passed_over(real: Ground) -> None:
+    fill(real.new(), 1, 2)
+    real.close()
+    fd = real.runtime.files.open(real.segment(2), 0o101)
+    real.runtime.files.close(fd)
+    shard = real.reopen()
+    fill(shard, 3, 4)
+    assert readable(real.reopen(), 1, 4) == [1, 2, 3, 4]
