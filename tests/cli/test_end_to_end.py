@@ -159,7 +159,7 @@ def test_ctrl_c_stores_nothing(daemon: PrivateDaemon) -> None:
         put.stdin.flush()
         put.send_signal(signal.SIGINT)
         assert put.wait() == 130
-        assert put.stderr.read() == b"zstor: error: interrupted; nothing was changed\n"
+        assert put.stderr.read() == b"zstor: error: interrupted; the running call changed nothing\n"
         put.stdin.close()
     assert zstor(daemon, "stat", "endless").returncode == 1
 

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.failure("no_daemon", error.message, hint=error.hint, json=json)
         return NO_DAEMON
     except Cancelled:
-        report.failure("cancelled", "interrupted; nothing was changed", json=json)
+        report.failure("cancelled", "interrupted; the running call changed nothing", json=json)
         return INTERRUPTED
     except ZstorError as error:
         report.error(error, json=json)
