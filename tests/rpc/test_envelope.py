@@ -44,6 +44,12 @@ def test_the_envelope_is_judged_as_jsonrpcserver_judges_it(value: JsonObject) ->
     assert accepted(value) == VALIDATOR.is_valid(value)
 
 
+@given(st.sampled_from(["jsonrpc", "method", "params", "id", "extra"]), st.booleans() | json_values)
+def test_one_wrong_member_is_judged_alike(name: str, member: Json) -> None:
+    value: JsonObject = {"jsonrpc": "2.0", "method": "m", "params": [], "id": 1, name: member}
+    assert accepted(value) == VALIDATOR.is_valid(value)
+
+
 @given(json_values.filter(lambda value: not isinstance(value, (dict, list))))
 def test_what_is_no_object_is_no_request(value: Json) -> None:
     assert not accepted(value)
