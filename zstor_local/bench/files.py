@@ -1,0 +1,133 @@
+"""A large file, written and read: random bytes and text, by descriptor and by path, whole and with two of the six shards away."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from zstor_local.bench import floor_files, load
+from zstor_local.bench.place import Place, digest, make_random, make_text
+from zstor_local.bench.results import Budget, Row
+from zstor_local.limits import MIB
+
+LOST: Final = 2
+_WAYS: Final = {"random": ("fd", "path"), "text": ("fd",)}
+_FLOOR: Final = "floor"
+_WRITE: Final = Budget(least=0.9)
+_READ: Final = Budget(least=0.9)
+_READ_LOST: Final = Budget(least=0.7)
+
+Rates = dict[tuple[str, str, str], list[float]]  # (what, content, way or floor) → MB/s, one per round
+
+
+class WrongBytes(Exception):
+    """What was read is not what was written."""
+
+
+def measure(place: Place) -> Iterator[Sequence[Row]]:
+    """Yields the rows so far after each step; the last ones are whole."""
+    rates: Rates = defaultdict(list)
+    files = {content: place.home / content for content in _WAYS}
+    place.say("making the files")
+    make_random(files["random"], place.plan.file_bytes)
+    make_text(files["text"], place.plan.file_bytes)
+    for number in range(place.plan.rounds):
+        for content, file in files.items():
+            place.say(f"a file of {content}, round {number + 1}")
+            _Round(place, rates, content, file).run()
+            yield []
+    for file in files.values():
+        file.unlink()
+    yield _rows(place.plan.file_bytes, rates)
+
+
+def _rows(size: int, rates: Rates) -> list[Row]:
+    kinds = [
+        ("write", "write {} MiB, {}, {}", _WRITE),
+        ("read", "read {} MiB, {}, {}", _READ),
+        ("lost", "read {} MiB, {}, {}, two shards lost", _READ_LOST),
+    ]
+    return [
+        Row(
+            work=work.format(size // MIB, content, way),
+            unit="MB/s",
+            here=rates[what, content, way],
+            beside=rates[what, content, _FLOOR],
+            note=_FLOOR,
+            figure_is="ratio",
+            budget=budget,
+        )
+        for what, work, budget in kinds
+        for content, ways in _WAYS.items()
+        for way in ways
+    ]
+
+
+class _Round:
+    """One file once through everything, the floor before the daemon each time."""
+
+    def __init__(self, place: Place, rates: Rates, content: str, file: Path) -> None:
+        self._place = place
+        self._rates = rates
+        self._content = content
+        self._file = file
+        self._digest = digest(file)
+        self._shares = place.home / "floor-shares"
+        self._copy = place.home / "copy"
+
+    def run(self) -> None:
+        place = self._place
+        place.settle()
+        self._note("write", _FLOOR, place.floor(floor_files.write, self._file, self._shares, place.threads))
+        placements = {way: self._write(way) for way in _WAYS[self._content]}
+        for what, lost in (("read", 0), ("lost", LOST)):
+            place.settle()
+            self._note(what, _FLOOR, place.floor(floor_files.read, self._shares, self._copy, place.threads, lost=lost))
+            self._compare()
+            for way, shards in placements.items():
+                with self._away(shards[:lost]):
+                    self._read(what, way)
+        for way in placements:
+            place.load(load.call, place.daemon.socket, "object.delete", {"key": self._key(way)})
+
+    def _write(self, way: str) -> list[str]:
+        """Returns the shards that hold the file's shares, in the order of the shares: the data shares first."""
+        place = self._place
+        place.settle()
+        written = place.load(load.write_file, place.daemon.socket, self._key(way), self._file, by_path=way == "path")
+        self._note("write", way, written.seconds)
+        metadata = written.result["metadata"]
+        if metadata["digest"] != self._digest:
+            raise WrongBytes("the daemon stored another file")
+        return [entry["shard"] for entry in sorted(metadata["shards"], key=lambda entry: entry["index"])]
+
+    def _read(self, what: str, way: str) -> None:
+        place = self._place
+        place.settle()
+        read = place.load(load.read_file, place.daemon.socket, self._key(way), self._copy, by_path=way == "path")
+        self._note(what, way, read.seconds)
+        self._compare()
+
+    def _compare(self) -> None:
+        if digest(self._copy) != self._digest:
+            raise WrongBytes("the file came back changed")
+        self._copy.unlink()
+
+    @contextmanager
+    def _away(self, shards: Sequence[str]) -> Iterator[None]:
+        """While the directories of these shards lie elsewhere, as if their disks were gone."""
+        places = [self._place.daemon.store / "shards" / shard for shard in shards]
+        for directory in places:
+            directory.rename(directory.with_suffix(".away"))
+        yield
+        for directory in places:
+            directory.with_suffix(".away").rename(directory)
+
+    def _key(self, way: str) -> str:
+        return f"{self._content} by {way}"
+
+    def _note(self, what: str, way: str, seconds: float) -> None:
+        self._rates[what, self._content, way].append(self._place.plan.file_bytes / seconds / 1e6)
