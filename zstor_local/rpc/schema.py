@@ -312,7 +312,8 @@ def _within(compiled: Type, bounds: Range) -> Type:
 
 def _measured(compiled: Type, bounds: Length) -> Type:
     inner, low, high = compiled.check, bounds.minimum, bounds.maximum
-    array = compiled.schema.get("type") == "array"
+    kind = compiled.schema.get("type")
+    array = kind == "array" or (isinstance(kind, list) and "array" in kind)
     unit = "items" if array else "characters"
 
     def check(value: Json) -> object:
