@@ -61,6 +61,27 @@ class LongPolls:
     running: int = 0
 
 
+class ReplyRoom:
+    """Bytes of large replies that a connection's calls have in memory, up to a message's size: more wait until some are sent."""
+
+    def __init__(self) -> None:
+        self._free = limits.MESSAGE_BYTES
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def take(self, size: int) -> bool:
+        if size > self._free:
+            return False
+        self._free -= size
+        return True
+
+    async def wait(self) -> None:
+        await self._waiting.park()
+
+    def give(self, size: int) -> None:
+        self._free += size
+        self._waiting.unpark_all()
+
+
 class Call:
     """One request while it is known. Methods get it as their first argument."""
 
@@ -71,6 +92,7 @@ class Call:
         "_progress_due",
         "_progress_token",
         "_reason",
+        "_reply_bytes",
         "_scope",
         "bound",
         "connection",
@@ -91,6 +113,7 @@ class Call:
         self._deadline = inf
         self._committed = False
         self._reason: ZstorError | None = None
+        self._reply_bytes = 0
         self._scope: trio.CancelScope | None = None
 
     # --- For methods ---
@@ -123,6 +146,19 @@ class Call:
         if message is not None:
             params["message"] = message
         self.connection.offer("notifications/progress", params)
+
+    async def reply_room(self, size: int) -> bool:
+        """Whether a reply of about `size` bytes (a message's at most) has room beside those that this client has yet to take.
+
+        Ask before reading them: a client that takes nothing must not fill our memory with what it asked for. False comes after
+        waiting until some were taken: look again, and ask again. True comes without waiting.
+        """
+        room = self.connection.state(ReplyRoom)
+        if not room.take(size):
+            await room.wait()
+            return False
+        self._reply_bytes += size
+        return True
 
     @property
     def commit_started(self) -> bool:
@@ -171,6 +207,12 @@ class Call:
         if self._scope is not None:
             self._scope.cancel()
         return True
+
+    def replied(self) -> None:
+        """The reply is sent, or never will be."""
+        if self._reply_bytes:
+            self.connection.state(ReplyRoom).give(self._reply_bytes)
+            self._reply_bytes = 0
 
     @property
     def stopped(self) -> bool:

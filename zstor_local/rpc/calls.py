@@ -111,6 +111,7 @@ class Calls:
             logger.debug("%.64r %s: %s in %.1f ms", task.id, task.call.method, word, (trio.current_time() - began) * 1000)
         if not task.answered:
             await self._conclude(task, outcome)
+        task.call.replied()
         self._running[task.urgent] -= 1
         while self._queue and self._running[False] < limits.CALLS_PER_CONNECTION:
             following = self._queue.popleft()

@@ -244,14 +244,17 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         metadata: MetadataIn | None = None,
     ) -> Value:
         """Give a small object's bytes, or a stretch of a large one's, in the reply."""
-        stored = names.find(key, namespace, metadata)
-        part = stretch(stored.record, offset, length)
-        if part.length > limits.INLINE_VALUE_BYTES:
-            raise TooLarge(
-                f"the value has {part.length} bytes",
-                hint="use object.read_file or object.read_stream, or read it in stretches (offset, length)",
-                limit=limits.INLINE_VALUE_BYTES,
-            )
+        while True:
+            stored = names.find(key, namespace, metadata)
+            part = stretch(stored.record, offset, length)
+            if part.length > limits.INLINE_VALUE_BYTES:
+                raise TooLarge(
+                    f"the value has {part.length} bytes",
+                    hint="use object.read_file or object.read_stream, or read it in stretches (offset, length)",
+                    limit=limits.INLINE_VALUE_BYTES,
+                )
+            if await call.reply_room(part.length):
+                break
         with names.still_there(stored, by_metadata=metadata is not None):
             data = await objects.read(stored, offset, length)
         answer: Value = {"references": list(stored.record.references), "metadata": describe(stored, store.pool)}
