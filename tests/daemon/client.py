@@ -128,7 +128,7 @@ class Client:
     def read(self, key: str, **params: Any) -> bytes:
         return base64.b64decode(self.result("object.read", key=key, **params)["value_b64"])
 
-    def keys(self) -> set[str]:
+    def stored(self) -> set[str]:
         return {item["key"] for item in self.result("object.list")["items"]}
 
 

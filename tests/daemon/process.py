@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.daemon.client import SAFETY_NET_SECONDS, Client
+from zstor_local.shards.directory import SHARES, TEMPORARY
 
 LISTENING = "listening on "
 
@@ -166,7 +167,7 @@ class Daemon:
             except FileNotFoundError:
                 continue
             _, _, in_store = target.partition(f"{self.store}/")
-            if not in_store or "/shares/" in in_store or "/tmp/" in in_store:
+            if not in_store or f"/{SHARES}/" in in_store or f"/{TEMPORARY}/" in in_store:
                 found[re.sub(r"^(socket|pipe):.*", r"\1", target)] += 1
         return found
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from tests.daemon.client import Client, error_type, message
@@ -89,13 +89,13 @@ def test_a_message_over_the_limit_is_too_large_and_the_next_line_is_served(clien
     fault, pong = client.reply(), client.reply()
     assert (error_type(fault), fault["id"], fault["error"]["data"]["limit"]) == ("too_large", None, limits.MESSAGE_BYTES)
     assert pong["id"] == "after"
-    assert "large" not in client.keys()
+    assert "large" not in client.stored()
 
 
 def test_a_value_over_the_limit_is_too_large(client: Client) -> None:
     value = base64.b64encode(bytes(limits.INLINE_VALUE_BYTES + 1)).decode()
     assert client.refusal("object.write", key="large", value_b64=value) == "too_large"
-    assert "large" not in client.keys()
+    assert "large" not in client.stored()
 
 
 def test_sixteen_bad_messages_in_a_row_end_the_connection(daemon: Daemon, client: Client) -> None:
@@ -124,7 +124,7 @@ def test_a_message_that_is_cut_anywhere_by_a_disconnect_does_nothing(daemon: Dae
         for length in range(1, len(whole) - 1):
             with daemon.client() as peer:
                 peer.send(whole[:length], [reader])
-    assert "cut" not in client.keys()
+    assert "cut" not in client.stored()
 
 
 def test_bytes_that_come_one_by_one_make_a_message(client: Client) -> None:
@@ -164,7 +164,9 @@ def test_every_parameter_of_every_method_refuses_every_wrong_type(kept: None, cl
     document = client.result("rpc.discover")
     tried = 0
     for method in document["methods"]:
-        required = {parameter["name"]: _fitting(parameter["schema"], document) for parameter in method["params"] if parameter.get("required")}
+        required = {
+            parameter["name"]: _fitting(parameter["schema"], document) for parameter in method["params"] if parameter.get("required")
+        }
         for parameter in method["params"]:
             for value in SAMPLES:
                 if _fits(value, parameter["schema"], document):
@@ -174,7 +176,7 @@ def test_every_parameter_of_every_method_refuses_every_wrong_type(kept: None, cl
                 assert reply["error"]["data"]["parameter"] == parameter["name"]
                 tried += 1
     assert tried > 500
-    assert client.keys() == {"bystander", "kept"}
+    assert client.stored() == {"bystander", "kept"}
 
 
 def _fits(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bool:
@@ -208,7 +210,13 @@ def test_a_parameter_that_is_nearly_one_is_refused_with_a_hint(client: Client, n
 
 @pytest.mark.parametrize(
     ("key", "error"),
-    [("", "invalid_params"), ("a\0b", "invalid_params"), ("k" * 1_025, "too_large"), ("ü" * 513, "too_large"), ("x" * 100_000, "too_large")],
+    [
+        ("", "invalid_params"),
+        ("a\0b", "invalid_params"),
+        ("k" * 1_025, "too_large"),
+        ("ü" * 513, "too_large"),
+        ("x" * 100_000, "too_large"),
+    ],
     ids=["empty", "NUL", "1025", "1026 in 513 characters", "100000"],
 )
 def test_a_key_out_of_its_bounds_is_refused(client: Client, key: str, error: str) -> None:
@@ -257,14 +265,14 @@ def test_a_namespace_that_is_no_name_is_refused(client: Client, namespace: str) 
 )
 def test_a_write_that_contradicts_itself_writes_nothing(client: Client, params: dict[str, Any]) -> None:
     assert client.refusal("object.write", **params) == "invalid_params"
-    assert "k" not in client.keys()
+    assert "k" not in client.stored()
 
 
 def test_lists_over_their_limits_are_too_large(client: Client) -> None:
     many = [f"reference {number}" for number in range(limits.REFERENCES + 1)]
     assert client.refusal("object.write", key="k", value="a", references=many) == "too_large"
     assert client.refusal("object.write", key="k", value="a", user={"note": "x" * limits.USER_METADATA_BYTES}) == "too_large"
-    assert "k" not in client.keys()
+    assert "k" not in client.stored()
 
 
 @pytest.mark.parametrize("seal", ["", "AAAA", "not base64", "A" * 100_000])
@@ -355,6 +363,8 @@ def test_further_calls_wait_their_turn_while_as_many_run_as_may(client: Client) 
 
 def test_a_client_that_reads_nothing_harms_only_itself(daemon: Daemon, client: Client) -> None:
     client.write("large", bytes(limits.INLINE_VALUE_BYTES))
+    client.read("large")
+    memory = daemon.peak_memory()
     with daemon.client() as deaf:
         deaf.socket.setblocking(False)
         request = message("object.read", {"key": "large"}).encode()
@@ -366,13 +376,15 @@ def test_a_client_that_reads_nothing_harms_only_itself(daemon: Daemon, client: C
             pass  # the daemon has stopped reading it
         assert client.result("rpc.ping") == "pong"
         assert len(client.read("large")) == limits.INLINE_VALUE_BYTES
+        assert daemon.peak_memory() - memory < 150 * limits.MIB  # and not what all those replies take
     client.result("object.delete", key="large")
 
 
 def test_a_hundred_and_twenty_eight_clients_and_no_more(daemon: Daemon, client: Client) -> None:
     with ExitStack() as opened:
         clients = [opened.enter_context(daemon.client()) for _ in range(limits.CONNECTIONS)]
-        served, refused = [], []
+        served: list[Any] = []
+        refused: list[Any] = []
         for other in clients:
             with suppress(BrokenPipeError):  # it was refused, and that is to be read
                 other.send(PING)
@@ -383,24 +395,26 @@ def test_a_hundred_and_twenty_eight_clients_and_no_more(daemon: Daemon, client: 
     assert client.result("rpc.ping") == "pong"
 
 
-@pytest.mark.parametrize("method", ["object.write", "object.write_file", "object.write_stream", "object.read_file", "object.read_stream"])
+@pytest.mark.parametrize(
+    "method", ["object.write", "object.write_file", "object.write_stream", "object.read_file", "object.read_stream"]
+)
 def test_a_client_that_goes_while_its_call_runs_leaves_nothing(daemon: Daemon, client: Client, method: str) -> None:
     client.write("large", os.urandom(2 * limits.MIB))
     with ExitStack() as opened:
         reader, writer = pipe(opened)
         with daemon.client() as peer:
-            if method in ("object.write", "object.write_stream"):
-                peer.request(method, {"key": "half", "fd": 0}, fds=[reader])
+            if method in ("write", "write_stream"):
+                peer.request(f"object.{method}", {"key": "half", "fd": 0}, fds=[reader])
                 os.write(writer, bytes(limits.MIB))  # more than a pipe holds: it is being read
-            elif method == "object.read_stream":
-                peer.request(method, {"key": "large", "fd": 0}, fds=[writer])
+            elif method == "read_stream":
+                peer.request(f"object.{method}", {"key": "large", "fd": 0}, fds=[writer])
                 assert os.read(reader, 1)
             else:
                 path = str(daemon.home / "file")
-                peer.request(method, {"key": "large", "path": path})
+                peer.request(f"object.{method}", {"key": "large", "path": path})
     with daemon.client() as probe:
         assert probe.result("rpc.ping") == "pong"
-    assert "half" not in client.keys()
+    assert "half" not in client.stored()
     client.result("object.delete", key="large")
     (daemon.home / "file").unlink(missing_ok=True)
 
