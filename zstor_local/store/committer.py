@@ -135,15 +135,8 @@ class Committer:
     async def begin(self) -> None:
         """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void.
 
-        If the metastore does not take that, as on a full disk, this life only reads: `failure` tells why.
+        CommitRefused (as on a full disk) or CommitUnknown if the metastore does not take that: such a life only reads.
         """
-        try:
-            await self._begin()
-        except (CommitRefused, CommitUnknown) as error:
-            log.error("the store is only read: %s", error)
-            self.failure = str(error)
-
-    async def _begin(self) -> None:
         first, last = self._state.sequence + 1, self._state.reserved
         state = replace(self._state, writer=self._state.writer + 1, reserved=self._state.reserved + RESERVE)
         await self._runtime.threads.run_commit(self._metastore.commit, Transaction(state))
@@ -162,6 +155,8 @@ class Committer:
                     group, self._waiting = self._waiting[: limits.GROUP_CHANGES], self._waiting[limits.GROUP_CHANGES :]
                     await self._commit_group(group)
         finally:
+            self._stopping = True
+            _give_up(self._waiting)
             self.ended.set()
 
     async def _wait_for_work(self) -> bool:
@@ -178,6 +173,9 @@ class Committer:
             log.exception("a group commit failed")
             self.failure = f"a commit broke off ({type(error).__name__}); see the log"
             outcomes = [self._unknown(None) for _ in group]
+        except BaseException:
+            _give_up(group)
+            raise
         for change, outcome in zip(group, outcomes, strict=True):
             change.outcome = outcome
             change.done.set()
@@ -399,6 +397,12 @@ class Committer:
                 self.failure = str(error)
         if self._index.waiting >= FLUSH_AT:
             await self._runtime.threads.run_commit(self._index.flush)
+
+
+def _give_up(changes: Sequence[_Change]) -> None:
+    """Wake whoever waits for changes that nobody will answer any more: their outcome stays unknown."""
+    for change in changes:
+        change.done.set()
 
 
 def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError]) -> ZstorError:
