@@ -58,7 +58,7 @@ def _table(shards: list[Shard]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("SHARD", "STATE"):
         table.add_column(heading)
-    for heading in ("USED", "FREE"):
+    for heading in ("DISK USED", "DISK FREE"):
         table.add_column(heading, justify="right")
     table.add_column("PLACE", overflow="fold")
     for shard in shards:

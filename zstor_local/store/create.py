@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from zstor_local.coding.keys import KeyHasher, KeyRing, expand
-from zstor_local.config import Config
+from zstor_local.config import AuthorityConfig, Config
 from zstor_local.metastore.base import Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.masterkey import KEY_BYTES, MasterKey
@@ -65,6 +65,7 @@ def _directory(url: str) -> str:
 
 def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
     """What is there. StoreFault if a part of a store is there without the others: a disk may not be mounted."""
+    _must_be_known(config)
     files = runtime.files
     key = key_exists(files, config.master_key_file)
     metastore = engines.metastore_exists(config.store)
@@ -89,6 +90,14 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
                 "bring both back, or start with other directories",
             )
     return "nothing"
+
+
+def _must_be_known(config: Config) -> None:
+    """StoreFault for settings of engines that this version does not have: nothing is ignored in silence."""
+    if config.metastore_url is not None:
+        raise StoreFault(f"metastore {config.metastore_url}: this version keeps its records in the store", "leave [metastore] out")
+    if config.authority != AuthorityConfig():
+        raise StoreFault("this version has only the built-in authority, for the organisation `local`", "leave [authority] out")
 
 
 def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
