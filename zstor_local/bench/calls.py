@@ -9,7 +9,7 @@ from typing import Final
 
 from zstor_local.bench import load
 from zstor_local.bench.load import Burst
-from zstor_local.bench.place import Place
+from zstor_local.bench.place import Place, in_turns
 from zstor_local.bench.results import Budget, Row
 from zstor_local.bench.servers import Server, floor_server
 from zstor_local.limits import KIB
@@ -34,7 +34,7 @@ def small_objects(place: Place) -> Iterator[Sequence[Row]]:
             place.say(f"objects of 4 KiB, round {number + 1}")
             for clients in CLIENTS:
                 keys = [f"{number}.{clients}.{each}" for each in range(place.plan.writes)]
-                for name, server in (("floor", floor), ("here", place.daemon)):
+                for name, server in in_turns([("floor", floor), ("here", place.daemon)], number):
                     writes[name, clients].append(_rate(place, server, "object.write", keys, clients, SMALL_BYTES))
                 random.Random(number).shuffle(keys)  # noqa: S311 (an order, no secret)
                 reads[clients].append(_rate(place, place.daemon, "object.read", keys, clients))
@@ -76,7 +76,7 @@ def overhead(place: Place) -> Iterator[Sequence[Row]]:
         for number in range(place.plan.rounds):
             place.say(f"calls, round {number + 1}")
             for method, keys in (("rpc.ping", [""]), ("object.stat", [key])):
-                for name, server in (("echo", echo), ("here", place.daemon)):
+                for name, server in in_turns([("echo", echo), ("here", place.daemon)], number):
                     result = b"" if name == "echo" else b'"result"'
                     before = server.cpu_seconds()
                     place.load(load.burst, Burst(server.socket, method, keys * place.plan.calls, result=result))

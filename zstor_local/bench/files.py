@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from zstor_local.bench import floor_files, load
-from zstor_local.bench.place import Place, digest, make_random, make_text
+from zstor_local.bench.place import Place, digest, in_turns, make_random, make_text
 from zstor_local.bench.results import Budget, Row
 from zstor_local.limits import MIB
 
@@ -37,7 +37,7 @@ def measure(place: Place) -> Iterator[Sequence[Row]]:
     for number in range(place.plan.rounds):
         for content, file in files.items():
             place.say(f"a file of {content}, round {number + 1}")
-            _Round(place, rates, content, file).run()
+            _Round(place, rates, content, file, number).run()
             yield []
     for file in files.values():
         file.unlink()
@@ -67,9 +67,9 @@ def _rows(size: int, rates: Rates) -> list[Row]:
 
 
 class _Round:
-    """One file once through everything, the floor before the daemon each time."""
+    """One file once through everything: the floor and each way into the daemon in turns, another one first in every round."""
 
-    def __init__(self, place: Place, rates: Rates, content: str, file: Path) -> None:
+    def __init__(self, place: Place, rates: Rates, content: str, file: Path, number: int) -> None:
         self._place = place
         self._rates = rates
         self._content = content
@@ -77,26 +77,24 @@ class _Round:
         self._digest = digest(file)
         self._shares = place.home / "floor-shares"
         self._copy = place.home / "copy"
+        self._turns = in_turns([_FLOOR, *_WAYS[content]], number)
 
     def run(self) -> None:
-        place = self._place
-        place.settle()
-        self._note("write", _FLOOR, place.floor(floor_files.write, self._file, self._shares, place.threads))
-        placements = {way: self._write(way) for way in _WAYS[self._content]}
+        placements = {way: self._write(way) for way in self._turns}
         for what, lost in (("read", 0), ("lost", LOST)):
-            place.settle()
-            self._note(what, _FLOOR, place.floor(floor_files.read, self._shares, self._copy, place.threads, lost=lost))
-            self._compare()
             for way, shards in placements.items():
                 with self._away(shards[:lost]):
-                    self._read(what, way)
-        for way in placements:
-            place.load(load.call, place.daemon.socket, "object.delete", {"key": self._key(way)})
+                    self._read(what, way, lost)
+        for way in _WAYS[self._content]:
+            self._place.load(load.call, self._place.daemon.socket, "object.delete", {"key": self._key(way)})
 
     def _write(self, way: str) -> list[str]:
         """Returns the shards that hold the file's shares, in the order of the shares: the data shares first."""
         place = self._place
         place.settle()
+        if way == _FLOOR:
+            self._note("write", way, place.floor(floor_files.write, self._file, self._shares, place.threads))
+            return []
         written = place.load(load.write_file, place.daemon.socket, self._key(way), self._file, by_path=way == "path")
         self._note("write", way, written.seconds)
         metadata = written.result["metadata"]
@@ -104,11 +102,14 @@ class _Round:
             raise WrongBytes("the daemon stored another file")
         return [entry["shard"] for entry in sorted(metadata["shards"], key=lambda entry: entry["index"])]
 
-    def _read(self, what: str, way: str) -> None:
+    def _read(self, what: str, way: str, lost: int) -> None:
         place = self._place
         place.settle()
-        read = place.load(load.read_file, place.daemon.socket, self._key(way), self._copy, by_path=way == "path")
-        self._note(what, way, read.seconds)
+        if way == _FLOOR:
+            seconds = place.floor(floor_files.read, self._shares, self._copy, place.threads, lost=lost)
+        else:
+            seconds = place.load(load.read_file, place.daemon.socket, self._key(way), self._copy, by_path=way == "path").seconds
+        self._note(what, way, seconds)
         self._compare()
 
     def _compare(self) -> None:

@@ -7,7 +7,7 @@ import signal
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -96,6 +96,12 @@ def prepared(plan: Plan, beside: Path, say: Say) -> Iterator[Place]:
         daemon.start()
         yield Place(plan, home, run, daemon, driver, floor, say)
         daemon.end(signal.SIGTERM)
+
+
+def in_turns(all_of_them: Sequence[T], number: int) -> list[T]:
+    """Each of them, another one first in every round: being first has a price (memory that nobody touched yet)."""
+    first = number % len(all_of_them)
+    return [*all_of_them[first:], *all_of_them[:first]]
 
 
 def default_directory() -> Path:
