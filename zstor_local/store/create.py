@@ -26,7 +26,14 @@ from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
-from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, read_key, write_unfinished_key
+from zstor_local.store.keyfile import (
+    finish_key,
+    key_exists,
+    make_directories,
+    settle_unfinished_key,
+    unfinished_key,
+    write_unfinished_key,
+)
 from zstor_local.store.sealing import RecordSealer
 
 STORE_ROW: Final = "store"
@@ -76,7 +83,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
             f"there is a master key ({config.master_key_file}) but no store at {config.store}",
             "mount the disk that holds it, or set `store` in the configuration",
         )
-    if key_exists(files, config.master_key_file + UNFINISHED):
+    if unfinished_key(files, config.master_key_file) is not None:
         return "unfinished"
     if metastore:
         raise StoreFault(
@@ -109,11 +116,12 @@ def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
     make_directories(files, config.store)
     if not config.shards:
         make_directories(files, f"{config.store}/shards")
-    if key_exists(files, path + UNFINISHED):
-        master = read_key(files, path + UNFINISHED)
-    else:
+    master = unfinished_key(files, path)
+    if master is None:
         master = MasterKey(StoreId(runtime.randomness.bytes(ID_BYTES)), runtime.randomness.bytes(KEY_BYTES))
         write_unfinished_key(files, path, master)
+    else:
+        settle_unfinished_key(files, path)
     if not engines.metastore_exists(config.store):
         _fill(runtime, engines, config, master, places)
     finish_key(files, path)

@@ -25,6 +25,13 @@ def key_exists(files: Files, path: str) -> bool:
 def read_key(files: Files, path: str) -> MasterKey:
     """The key; StoreFault if it cannot be read, others may read it, or it is no key file."""
     try:
+        return _read(files, path)
+    except BadKeyFile as error:
+        raise StoreFault(f"{path} is not a master key: {error}", "restore it with `zstor key restore`") from None
+
+
+def _read(files: Files, path: str) -> MasterKey:
+    try:
         fd = files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise StoreFault(
@@ -41,18 +48,37 @@ def read_key(files: Files, path: str) -> MasterKey:
                 f"if nobody else has seen it: chmod 600 {path}",
             )
         return MasterKey.from_text(bytes(read_exactly(files, fd, MAX_FILE_BYTES, 0)).decode("utf-8", "replace"))
-    except BadKeyFile as error:
-        raise StoreFault(f"{path} is not a master key: {error}", "restore it with `zstor key restore`") from None
     finally:
         files.close(fd)
 
 
+def unfinished_key(files: Files, path: str) -> MasterKey | None:
+    """The key of an init that was interrupted; None if there is none, or none whole: then nothing was sealed with it yet."""
+    if not key_exists(files, path + UNFINISHED):
+        return None
+    try:
+        return _read(files, path + UNFINISHED)
+    except BadKeyFile:
+        return None
+
+
 def write_unfinished_key(files: Files, path: str, key: MasterKey) -> None:
-    """The key under its unfinished name, durable when this returns."""
+    """The key under its unfinished name, durable when this returns. A beginning of one that lies there is replaced."""
     temporary = path + UNFINISHED
+    with suppress(FileNotFoundError):
+        files.unlink(temporary)
     fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         write_all(files, fd, [key.to_text().encode()], 0)
+    finally:
+        files.close(fd)
+    settle_unfinished_key(files, path)
+
+
+def settle_unfinished_key(files: Files, path: str) -> None:
+    """Make the key under its unfinished name durable: that it can be read does not mean that it is."""
+    fd = files.open(path + UNFINISHED, os.O_RDONLY)
+    try:
         files.fsync(fd)
     finally:
         files.close(fd)
@@ -66,7 +92,7 @@ def finish_key(files: Files, path: str) -> None:
 
 
 def make_directories(files: Files, path: str) -> None:
-    """A directory and its missing parents, all 0700 and durable."""
+    """A directory and its missing parents, all 0700 and durable. The first one that is there may be what a killed start made."""
     missing = []
     while True:
         try:
@@ -75,6 +101,8 @@ def make_directories(files: Files, path: str) -> None:
         except FileNotFoundError:
             missing.append(path)
             path = os.path.dirname(path)
+    with suppress(PermissionError):  # a directory that we may not read is not one that we made
+        sync_directory(files, os.path.dirname(path))
     for directory in reversed(missing):
         with suppress(FileExistsError):
             files.mkdir(directory)
