@@ -1,0 +1,47 @@
+"""Where a store's parts lie in a simulated world: everything on one disk as the default store has it, or a disk for each shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.simulation.world import Mount, World
+from zstor_local import limits
+from zstor_local.config import Config, ShardConfig
+from zstor_local.model.policy import Policy
+
+STORE = "/home/u/.local/share/zstor"
+KEY = "/home/u/.config/zstor/master.key"
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A configuration and the disks for it. `kind` None: the default store, with its shards on the disk of everything else (ext4).
+
+    Otherwise each shard has a disk of its own of that kind; with "one:" before the kind all shards share one.
+    """
+
+    policy: Policy
+    shards: int
+    kind: str | None = None
+    seed: int = 0
+
+    def world(self) -> World:
+        if self.kind is None:
+            return World(self.seed)
+        if self.kind.startswith("one:"):
+            return World(self.seed, [Mount("/disks", kind=self.kind.removeprefix("one:"))])
+        return World(self.seed, [Mount(self.root(number), kind=self.kind) for number in range(self.shards)])
+
+    def config(self) -> Config:
+        shards = () if self.kind is None else tuple(ShardConfig(str(n), f"file://{self.root(n)}") for n in range(self.shards))
+        return Config(store=STORE, socket="/run/zstor.sock", master_key_file=KEY, policy=self.policy, shards=shards)
+
+    def root(self, number: int) -> str:
+        return f"{STORE}/shards/{number}" if self.kind is None else f"/disks/{number}"
+
+    def roots(self) -> list[str]:
+        return [self.root(number) for number in range(self.shards)]
+
+
+def policy(k: int, m: int) -> Policy:
+    return Policy(k, m, chunk_size=256 * limits.KIB)

@@ -1,0 +1,149 @@
+"""What must hold of any store at rest, read off its shards by other means than the store's own.
+
+`check_logs` reads nothing but logs: what they say together must be what the metastore says, since a rebuild will know no more.
+`check_shares` reads nothing but directories: no share may lie there that no record names, none may be lacking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.simulation.house import House
+from zstor_local.metastore.base import Owed
+from zstor_local.metastore.memory import Cell
+from zstor_local.model.ids import KeyHash, NamespaceId, Version
+from zstor_local.model.record import Envelope, Kind, ObjectRecord, VoidRecord
+from zstor_local.shards.directory import LOG, SHARES, TEMPORARY
+from zstor_local.store.store import Store
+
+
+class BadState(AssertionError):
+    """The world is not as it was promised to be."""
+
+
+Row = tuple[NamespaceId, KeyHash]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A record as a log holds it."""
+
+    shard: int
+    envelope: Envelope
+
+
+def check_logs(store: Store, cell: Cell) -> None:
+    """For each key the highest sequence in the logs that is not voided is the metastore's newest record or tombstone; nobody could
+    gather k shares of an older version without meeting a newer record, but for what the metastore owes.
+    """
+    copies, voided = _read_logs(store)
+    valid = [copy for copy in copies if not any(first <= copy.envelope.sequence <= last for first, last in voided)]
+    newest: dict[Row, Envelope] = {}
+    for copy in valid:
+        known = newest.setdefault(_row(copy.envelope), copy.envelope)
+        if known.sequence == copy.envelope.sequence and not _same(known, copy.envelope):
+            raise BadState(f"sequence {known.sequence} stands for two records")
+        if known.sequence < copy.envelope.sequence:
+            newest[_row(copy.envelope)] = copy.envelope
+    truth = {_row(envelope): envelope for envelope in [*cell.tombstones.values(), *cell.records.values()]}
+    for row in truth.keys() | newest.keys():
+        logs, metastore = newest.get(row), truth.get(row)
+        if logs is None or metastore is None or not _same(logs, metastore):
+            raise BadState(f"the logs say {_describe(logs)}, the metastore {_describe(metastore)}")
+    _check_buried(store, cell, valid, newest)
+
+
+def _read_logs(store: Store) -> tuple[list[Copy], list[tuple[int, int]]]:
+    copies: list[Copy] = []
+    voided: list[tuple[int, int]] = []
+    opened: dict[Envelope, bytes] = {}
+    for shard in store.pool.opened():
+        for scanned in shard.scan():
+            envelope = scanned.entry.envelope
+            if envelope not in opened:
+                opened[envelope] = store.sealer.open(envelope)
+            if envelope.kind is Kind.VOID:
+                void = VoidRecord.decode(opened[envelope])
+                voided.append((void.first, void.last))
+            else:
+                copies.append(Copy(shard.number, envelope))
+    return copies, sorted(set(voided))
+
+
+def _check_buried(store: Store, cell: Cell, valid: list[Copy], newest: dict[Row, Envelope]) -> None:
+    highest: dict[tuple[int, Row], int] = {}
+    for copy in valid:
+        key = copy.shard, _row(copy.envelope)
+        highest[key] = max(highest.get(key, 0), copy.envelope.sequence)
+    owed = {debt.shard for debt in cell.debts if debt.kind is Owed.RECORD}
+    for envelope in {copy.envelope for copy in valid if copy.envelope.kind is Kind.OBJECT}:
+        row = _row(envelope)
+        if newest[row].sequence == envelope.sequence:
+            continue
+        record = ObjectRecord.decode(store.sealer.open(envelope))
+        ignorant = [n for n in record.placement if highest.get((n, row), 0) <= envelope.sequence and n not in owed]
+        if len(ignorant) >= record.policy.k:
+            raise BadState(f"the shards {ignorant} together would bring sequence {envelope.sequence} back")
+
+
+def check_shares(store: Store, cell: Cell, house: House) -> None:
+    """In shares/ and tmp/ of each shard that is there lie the shares of live versions and no others; every one of those that is not
+    owed lies there, or in the log if it is small. Nothing is half done.
+    """
+    if cell.intents:
+        raise BadState(f"{len(cell.intents)} intents are left")
+    expected, small = _live(store, cell)
+    for shard in store.pool.opened():
+        number = shard.number
+        if store.metastore.garbage(number, 1):
+            raise BadState(f"shard {number} is there, but its garbage was not freed")
+        files = store.runtime.files
+        root = house.root(number)
+        found = {name for part in files.list(f"{root}/{SHARES}") for name in files.list(f"{root}/{SHARES}/{part}")}
+        half = set(files.list(f"{root}/{TEMPORARY}")) - {"marker"}  # a power loss may leave both names of a file that was renamed
+        wanted, owed = expected.get(number, set()), _owed(cell, number)
+        if leftover := (found | half) - wanted:
+            raise BadState(f"shard {number} holds shares that nothing names: {sorted(leftover)}")
+        if lacking := wanted - found - owed:
+            raise BadState(f"shard {number} lacks the shares {sorted(lacking)}")
+        logged = {f"{share.version.hex()}.{share.index}" for share in store.index.shares(number)}
+        if lacking := small.get(number, set()) - logged - owed:
+            raise BadState(f"the log of shard {number} lacks the shares {sorted(lacking)}")
+        if strange := [name for name in files.list(f"{root}/{LOG}") if not name.endswith(".log")]:
+            raise BadState(f"shard {number} has strange files beside its log: {strange}")
+
+
+def live_records(store: Store, cell: Cell) -> Iterator[tuple[Version, ObjectRecord]]:
+    for envelope in cell.records.values():
+        if envelope.kind is Kind.OBJECT:
+            yield envelope.version, ObjectRecord.decode(store.sealer.open(envelope))
+
+
+def _live(store: Store, cell: Cell) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+    """The names of the shares that each shard should hold in files, and in its log."""
+    large: dict[int, set[str]] = {}
+    small: dict[int, set[str]] = {}
+    for version, record in live_records(store, cell):
+        for index, number in enumerate(record.placement):
+            (small if record.small else large).setdefault(number, set()).add(f"{version.hex()}.{index}")
+    return large, small
+
+
+def _owed(cell: Cell, shard: int) -> set[str]:
+    return {f"{debt.version.hex()}.{debt.index}" for debt in cell.debts if debt.kind is Owed.SHARE and debt.shard == shard}
+
+
+def _row(envelope: Envelope) -> Row:
+    return envelope.namespace, envelope.key_hash
+
+
+def _same(one: Envelope, other: Envelope) -> bool:
+    """Whether two copies are of one record. An init that was taken up again seals the store's first two records anew."""
+    if one.sequence == other.sequence <= 2:
+        return one.kind is other.kind
+    return one == other
+
+
+def _describe(envelope: Envelope | None) -> str:
+    return "nothing" if envelope is None else f"{envelope.kind.name} {envelope.sequence}"
