@@ -161,6 +161,7 @@ class ShardLaws:
         ground.faults.fail("pwritev", lambda path: path.endswith(".log"), errno.EIO)
         with pytest.raises(ShardError):
             shard.append([entry(1, b"torn", index=2)], 0)
+        assert shard.check() == "failed"
         with pytest.raises(ShardError):
             shard.append([entry(2)], 0)
         with pytest.raises(ShareMissing):
@@ -175,6 +176,13 @@ class ShardLaws:
             writer.write(0, [b"first"])
         assert caught.value.state == state
         writer.abort()
+        assert ground.unfinished() == []
+
+    def test_a_large_share_that_cannot_even_begin_leaves_nothing(self, ground: Ground) -> None:
+        shard = ground.new()
+        ground.faults.fail("pwritev", lambda path: path == ground.unfinished_path(SHARE), errno.ENOSPC)
+        with pytest.raises(ShardError):
+            shard.begin(SHARE, NAMESPACE, POLICY)
         assert ground.unfinished() == []
 
     def test_without_its_marker_it_is_missing_and_never_written(self, ground: Ground) -> None:

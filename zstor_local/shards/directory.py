@@ -282,7 +282,7 @@ class DirectoryShard:
         except OSError as error:
             state = _state(error)
             self._error = f"{_name(error)}: {error.strerror}"
-            if lasting:
+            if lasting or self.log.closed:
                 self._broken = state = "failed"
             raise ShardError(state, self._error) from error
 
@@ -308,7 +308,11 @@ class FileShareWriter:
         self._temporary = temporary
         self._final = final
         self._fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        write_all(files, self._fd, [pack_share_header(header)], 0)
+        try:
+            write_all(files, self._fd, [pack_share_header(header)], 0)
+        except OSError:
+            self.abort()
+            raise
 
     def write(self, offset: int, buffers: Sequence[Buffer]) -> None:
         with self._shard._failing():

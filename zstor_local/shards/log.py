@@ -131,6 +131,11 @@ class Log:
         self._closed = True
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing can be appended any more in this process."""
+        return self._closed
+
+    @property
     def current_fd(self) -> int:
         return self._current().fd
 
