@@ -211,7 +211,9 @@ class LargeWrite:
             return True
 
         async def worker() -> None:
-            while await self._in_thread(batch):
+            more = True
+            while more:
+                more = await self._in_thread(batch)
                 progress(self._size)
 
         async with trio.open_nursery() as nursery:
