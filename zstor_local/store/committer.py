@@ -60,9 +60,13 @@ class NewRecord:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a change comes to, given the row's committed envelope."""
+    """What a change comes to, given the row's committed envelope.
+
+    `others` are records of other rows of the same space that change with it, all or none.
+    """
 
     record: NewRecord | None = None
+    others: Mapping[str, NewRecord] = field(default_factory=dict)
     intents: Sequence[Intent] = ()
     intents_done: Sequence[Version] = ()
     garbage: Sequence[Garbage] = ()
@@ -94,18 +98,23 @@ class _Change:
     outcome: Committed | ZstorError | None = None
 
 
+_RowName = tuple[NamespaceId, str]
+
+
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A decided change on its way through its group."""
+    """A decided change on its way through its group, with what it writes by row."""
 
     change: _Change
     decision: Decision
-    envelope: Envelope | None
+    sealed: Mapping[_RowName, tuple[NewRecord, Envelope]]
     error: ZstorError | None = None
 
     @property
-    def row(self) -> tuple[NamespaceId, str]:
-        return self.change.space, self.change.name
+    def envelope(self) -> Envelope | None:
+        """The row's own new envelope, if it has one."""
+        own = self.sealed.get((self.change.space, self.change.name))
+        return None if own is None else own[1]
 
 
 class Committer:
@@ -123,6 +132,7 @@ class Committer:
         self._wake = trio.Event()
         self._stopping = False
         self._since_checkpoint = 0
+        self._newest: dict[_RowName, Envelope] = {}  # what the group that is being decided has changed so far
         self.failure: str | None = None
         self.ended = trio.Event()
         self.ended.set()
@@ -226,22 +236,24 @@ class Committer:
     def _decide(self, group: Sequence[_Change]) -> tuple[list[_Item], dict[_Change, ZstorError]]:
         items: list[_Item] = []
         refused: dict[_Change, ZstorError] = {}
-        newest: dict[tuple[NamespaceId, str], Envelope | None] = {}
+        self._newest = {}
         for change in group:
-            row = (change.space, change.name)
             try:
-                current = newest[row] if row in newest else self._metastore.get(*row)
-                if current is not None and current.kind is Kind.TOMBSTONE:
-                    current = None
-                decision = change.decide(current)
+                decision = change.decide(self.look(change.space, change.name))
             except ZstorError as error:
                 refused[change] = error
                 continue
-            envelope = None if decision.record is None else self._seal(change.space, decision.record)
-            if envelope is not None:
-                newest[row] = envelope
-            items.append(_Item(change, decision, envelope))
+            records = dict(decision.others) if decision.record is None else {change.name: decision.record, **decision.others}
+            sealed = {(change.space, name): (record, self._seal(change.space, record)) for name, record in records.items()}
+            self._newest.update((row, envelope) for row, (_, envelope) in sealed.items())
+            items.append(_Item(change, decision, sealed))
         return items, refused
+
+    def look(self, space: NamespaceId, name: str) -> Envelope | None:
+        """A row as the changes before left it; None if it is not there. For `decide`, and only while it runs."""
+        row = (space, name)
+        current = self._newest[row] if row in self._newest else self._metastore.get(*row)
+        return None if current is not None and current.kind is Kind.TOMBSTONE else current
 
     def _seal(self, space: NamespaceId, record: NewRecord) -> Envelope:
         sequence = self._next
@@ -264,12 +276,10 @@ class Committer:
         """Append what the group has for each log and flush. Returns the shards that failed."""
         entries: dict[int, list[Entry]] = {}
         for item in items:
-            record = item.decision.record
-            if record is None or item.envelope is None:
-                continue
-            for number in {*record.copies, *record.shares}:
-                index, share = record.shares.get(number, (None, b""))
-                entries.setdefault(number, []).append(Entry(item.envelope, index, share))
+            for record, envelope in item.sealed.values():
+                for number in {*record.copies, *record.shares}:
+                    index, share = record.shares.get(number, (None, b""))
+                    entries.setdefault(number, []).append(Entry(envelope, index, share))
         failed = self._pool.append(entries, self._state.sequence)
         reached = [number for number in entries if number not in failed]
         failed.update(self._pool.flush(reached))
@@ -277,36 +287,31 @@ class Committer:
 
     def _apply_quorum(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
         """Items whose shares are not durable on enough shards fail, and whatever was decided on top of them."""
-        broken: set[tuple[NamespaceId, str]] = set()
+        broken: set[_RowName] = set()
         for item in items:
-            record = item.decision.record
-            if record is None:
-                continue
-            if item.row in broken:
+            if not broken.isdisjoint(item.sealed):
                 item.error = Conflict("the change before this one on the same key failed", hint="try again", retryable=True)
-                continue
-            needed = record.shares or record.copies
-            durable = sum(number not in failed for number in needed)
-            if durable < record.quorum:
-                item.error = self._too_few(durable, record.quorum, failed)
-                broken.add(item.row)
+            for record, _ in item.sealed.values():
+                durable = sum(number not in failed for number in record.shares or record.copies)
+                if durable < record.quorum and item.error is None:
+                    item.error = self._too_few(durable, record.quorum, failed)
+            if item.error is not None:
+                broken.update(item.sealed)
 
     def _too_few(self, durable: int, quorum: int, failed: Mapping[int, ShardError]) -> ZstorError:
         return not_enough_shards(durable, quorum, {self._pool.name(number): error for number, error in failed.items()})
 
     def _void(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
         """Void what reached logs in vain. An item stays in doubt if its entries may lie on k shards where the void did not arrive."""
-        sequences = [item.envelope.sequence for item in items if item.envelope is not None]
+        sequences = [envelope.sequence for item in items for _, envelope in item.sealed.values()]
         if not sequences:
             return
         unreached = set(failed) | self._append_void(min(sequences), max(sequences), sequences)
         for item in items:
-            record = item.decision.record
-            if record is None:
-                continue
-            in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
-            if in_doubt >= record.k:
-                item.error = self._unknown(record.version)
+            for record, _ in item.sealed.values():
+                in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
+                if in_doubt >= record.k:
+                    item.error = self._unknown(record.version)
 
     def _append_void(self, first: int, last: int, sequences: Sequence[int]) -> set[int]:
         """Flush a void to every usable shard. Returns the opened shards that it did not reach."""
@@ -360,18 +365,18 @@ class Committer:
             bytes=self._state.bytes + sum(decision.bytes for decision in decisions),
         )
         transaction = Transaction(state)
-        newest = {item.row: item for item in items if item.envelope is not None}
+        newest = {row: item for item in items for row in item.sealed}
         for item in items:
             decision = item.decision
-            if item.envelope is not None:
-                transaction.rows.append(Row(item.change.space, item.change.name, item.envelope))
+            transaction.rows.extend(Row(*row, envelope) for row, (_, envelope) in item.sealed.items())
             transaction.intents.extend(decision.intents)
             transaction.intents_done.extend(decision.intents_done)
             transaction.garbage.extend(decision.garbage)
             transaction.garbage_freed.extend(decision.garbage_freed)
             transaction.debts_paid.extend(decision.debts_paid)
-            if item.envelope is None or newest[item.row] is item:  # nobody is owed a version that the same group replaces
-                transaction.debts.extend([*decision.debts, *_debts(item, failed)])
+            # Nobody is owed a version that the same group replaces.
+            debts = [*decision.debts, *_debts(item, failed)]
+            transaction.debts.extend(debt for debt in debts if newest.get((debt.space, debt.name), item) is item)
         return transaction
 
     def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:
@@ -425,12 +430,10 @@ def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError
 
 def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:
     """What the failed shards will have to be given of this item."""
-    record = item.decision.record
-    if record is None:
-        return []
-    row = item.row
-    debts = [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in failed]
-    debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in failed]
+    debts: list[Debt] = []
+    for row, (record, _) in item.sealed.items():
+        debts += [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in failed]
+        debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in failed]
     return debts
 
 
