@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -31,18 +32,18 @@ from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
 from zstor_local.runtime import RealClientFiles, Runtime, real_runtime
-from zstor_local.store.create import create_store, look, shard_places
+from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, make_directories
 from zstor_local.store.paths import Paths, Protected
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store, make_store, open_store
 
 EXIT_DONE: Final = 0
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
 EXIT_FAULT: Final = 78  # EX_CONFIG
 BACKLOG: Final = 128
-SOCKET_PATH_BYTES: Final = 107  # sun_path less its NUL
+SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
 
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
@@ -62,8 +63,6 @@ def main(config: Config) -> int:
     runtime = real_runtime()
     engines = SqliteEngines(runtime.files)
     try:
-        if look(runtime, engines, config) != "store":
-            _announce(config, create_store(runtime, engines, config))
         trio.run(_serve, runtime, engines, config)
     except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
         cause = _first(error)
@@ -81,21 +80,24 @@ def init_store(config: Config) -> int:
     runtime = real_runtime()
     engines = SqliteEngines(runtime.files)
     try:
-        if look(runtime, engines, config) == "store":
-            _say(f"there is a store at {config.store} already; nothing was changed")
-            return EXIT_DONE
-        _announce(config, create_store(runtime, engines, config))
+        created = make_store(runtime, engines, config)
+    except StoreInUse as in_use:
+        return _refuse(in_use, EXIT_IN_USE)
     except StoreFault as fault:
         return _refuse(fault, EXIT_FAULT)
     except OSError as error:
         return _refuse(error, EXIT_FAULT)
+    if created is None:
+        _say(f"there is a store at {config.store} already; nothing was changed")
+    else:
+        _announce(config, created)
     return EXIT_DONE
 
 
 async def _serve(runtime: Runtime, engines: Engines, config: Config) -> None:
     async with trio.open_nursery() as nursery:
         with _listening(config.socket) as listener:
-            async with open_store(runtime, engines, config) as store:
+            async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
                 server = Server(_registry(store, config), runtime.randomness)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     nursery.start_soon(_stop_on_signal, signals, server, nursery.cancel_scope)
@@ -147,6 +149,10 @@ def _listening(path: str) -> Iterator[trio.SocketListener]:
     that nobody serves it. Raises AlreadyServed, or StoreFault for a directory that others can enter.
     """
     directory, name = os.path.split(path)
+    if len(os.fsencode(name)) > SOCKET_NAME_BYTES:
+        raise StoreFault(
+            f"the socket's name {name} is too long", f"at most {SOCKET_NAME_BYTES} bytes; its directory may be as long as it likes"
+        )
     make_directories(real_runtime().files, directory)
     directory_fd = os.open(directory, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -15,12 +15,12 @@ from typing import Final, Literal
 
 from zstor_local.coding.keys import KeyHasher, KeyRing, expand
 from zstor_local.config import AuthorityConfig, Config
-from zstor_local.metastore.base import Row, StoreState, Transaction
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.masterkey import KEY_BYTES, MasterKey
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import Entry
+from zstor_local.shards.base import Entry, ShardError
 from zstor_local.shards.directory import DirectoryShard, create_directory_shard, marker_store
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
@@ -74,6 +74,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
     """What is there. StoreFault if a part of a store is there without the others: a disk may not be mounted."""
     _must_be_known(config)
     files = runtime.files
+    unfinished = unfinished_key(files, config.master_key_file) is not None  # first: it becomes the key, perhaps while we look
     key = key_exists(files, config.master_key_file)
     metastore = engines.metastore_exists(config.store)
     if key and metastore:
@@ -83,7 +84,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
             f"there is a master key ({config.master_key_file}) but no store at {config.store}",
             "mount the disk that holds it, or set `store` in the configuration",
         )
-    if unfinished_key(files, config.master_key_file) is not None:
+    if unfinished:
         return "unfinished"
     if metastore:
         raise StoreFault(
@@ -108,7 +109,18 @@ def _must_be_known(config: Config) -> None:
 
 
 def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
-    """Make the store, or finish an init that was interrupted. Call `look` first. Returns its id."""
+    """Make the store, or finish an init that was interrupted. Call `look` first. Returns its id.
+
+    StoreFault if the disk does not take it; the next start goes on from there.
+    """
+    try:
+        return _create(runtime, engines, config)
+    except (OSError, ShardError, CommitRefused, CommitUnknown) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise StoreFault(f"the store at {config.store} cannot be made: {reason}", "make room for it, then start again") from error
+
+
+def _create(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
     files = runtime.files
     places = shard_places(config)
     path = config.master_key_file

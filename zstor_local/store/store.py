@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -153,17 +153,16 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(runtime: Runtime, engines: Engines, config: Config) -> AsyncIterator[Store]:
+async def open_store(
+    runtime: Runtime, engines: Engines, config: Config, *, on_created: Callable[[StoreId], None] = lambda store_id: None
+) -> AsyncIterator[Store]:
     """The store, recovered and running. Left with everything committed that was accepted. StoreFault or StoreInUse if it does not open.
 
-    The very first start creates it.
+    The very first start creates it and says so.
     """
-    if look(runtime, engines, config) != "store":
-        make_directories(runtime.files, config.store)
-    lock_fd = _lock(runtime, config.store)
-    try:
-        if look(runtime, engines, config) != "store":  # again: another daemon may have made it meanwhile
-            create_store(runtime, engines, config)
+    with _locked(runtime, engines, config):
+        if (created := _created(runtime, engines, config)) is not None:
+            on_created(created)
         store = _open(runtime, engines, config)
         try:
             async with trio.open_nursery() as nursery:
@@ -185,16 +184,33 @@ async def open_store(runtime: Runtime, engines: Engines, config: Config) -> Asyn
             store.pool.close()
             store.index.close()
             store.metastore.close()
+
+
+def make_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId | None:
+    """Make the store; None if there is one. StoreFault or StoreInUse if that cannot be."""
+    if look(runtime, engines, config) == "store":
+        return None
+    with _locked(runtime, engines, config):
+        return _created(runtime, engines, config)
+
+
+def _created(runtime: Runtime, engines: Engines, config: Config) -> StoreId | None:
+    """The id of the store if it had to be made. Under the lock nobody else makes it meanwhile."""
+    return None if look(runtime, engines, config) == "store" else create_store(runtime, engines, config)
+
+
+@contextmanager
+def _locked(runtime: Runtime, engines: Engines, config: Config) -> Iterator[None]:
+    """Hold the store's lock. Its directory is made, unless parts of a store are there without the others."""
+    if look(runtime, engines, config) != "store":
+        make_directories(runtime.files, config.store)
+    fd = runtime.files.open(f"{config.store}/{LOCK}", os.O_RDWR | os.O_CREAT)
+    try:
+        if not runtime.files.lock(fd):
+            raise StoreInUse(f"another daemon uses the store {config.store}")
+        yield
     finally:
-        runtime.files.close(lock_fd)
-
-
-def _lock(runtime: Runtime, store: str) -> int:
-    fd = runtime.files.open(f"{store}/{LOCK}", os.O_RDWR | os.O_CREAT)
-    if not runtime.files.lock(fd):
         runtime.files.close(fd)
-        raise StoreInUse(f"another daemon uses the store {store}")
-    return fd
 
 
 def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
