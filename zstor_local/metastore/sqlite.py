@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final, TypeVar
 
 from zstor_local.errors import IoError, ZstorError
@@ -83,14 +83,14 @@ class SqliteMetastore:
 
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:
-        """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync)."""
-        db = _connect(path, BUSY_SECONDS, mode="rwc")
+        """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync); or CommitUnknown."""
         try:
-            db.executescript(_SCHEMA)
-            db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
-            db.execute("pragma wal_checkpoint(truncate)")
-        finally:
-            db.close()
+            with closing(_connect(path, BUSY_SECONDS, new=True)) as db:
+                db.executescript(_SCHEMA)
+                db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
+                db.execute("pragma wal_checkpoint(truncate)")
+        except sqlite3.Error as error:
+            raise CommitUnknown(f"the metastore cannot be made: {_name(error)}") from error
 
     @property
     def store_id(self) -> StoreId:
@@ -233,10 +233,12 @@ class SqliteMetastore:
         return _parsed(_envelope, rows)[0] if rows else None
 
 
-def _connect(path: str, busy_seconds: float, *, mode: str = "rw") -> sqlite3.Connection:
-    uri = f"file:{urllib.parse.quote(path)}?mode={mode}"
+def _connect(path: str, busy_seconds: float, *, new: bool = False) -> sqlite3.Connection:
+    uri = f"file:{urllib.parse.quote(path)}?mode={'rwc' if new else 'rw'}"
     db = sqlite3.connect(uri, isolation_level=None, check_same_thread=False, timeout=busy_seconds, uri=True)
     try:
+        if not new and db.execute("pragma schema_version").fetchone()[0] == 0:
+            raise sqlite3.DatabaseError("the file is empty")  # SQLite would begin a database in it
         db.execute("pragma journal_mode=wal")
         db.execute("pragma synchronous=full")
         db.execute("pragma wal_autocheckpoint=0")
@@ -277,19 +279,26 @@ def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
 
 
 def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
-    if not isinstance(sequence, int) or sequence < 0:
+    _must_be(bytes, space, key_hash, version, sealed)
+    _must_be(int, sequence)
+    if sequence < 0:
         raise ValueError
-    blobs = (space, key_hash, version, sealed)
-    if not all(isinstance(blob, bytes) for blob in blobs):
-        raise TypeError
     return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
 
 
+def _must_be(kind: type, *values: object) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError
+
+
 def _intent(version: bytes, shards: bytes) -> Intent:
+    _must_be(bytes, version, shards)
     return Intent(Version(version), _unpack(shards))
 
 
 def _garbage(shard: int, version: bytes, share: int, small: int) -> Garbage:
+    _must_be(bytes, version)
+    _must_be(int, shard, share, small)
     return Garbage(shard, ShareId(Version(version), share), bool(small))
 
 
@@ -302,6 +311,8 @@ def _debt_row(debt: Debt) -> tuple[bytes, int, int, int, bytes, bytes]:
 
 
 def _debt(shard: int, kind: int, space: bytes, name: bytes, version: bytes, index: int) -> Debt:
+    _must_be(bytes, space, version)
+    _must_be(int, shard, index)
     return Debt(shard, Owed(kind), NamespaceId(space), name.decode(), Version(version), index)
 
 
