@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -142,3 +143,17 @@ def error_type(reply: Any) -> str:
     """`data.type` of a reply that is an error."""
     assert "error" in reply, reply
     return str(reply["error"]["data"]["type"])
+
+
+def pipe(opened: ExitStack) -> tuple[int, int]:
+    """A pipe, first the end to read from; what the test does not close is closed in the end."""
+    reader, writer = os.pipe()
+    for end in (reader, writer):
+        opened.callback(close, end)
+    return reader, writer
+
+
+def close(fd: int) -> None:
+    """Close a descriptor, if it is open: only for ones that no number can be used again for meanwhile."""
+    with suppress(OSError):
+        os.close(fd)

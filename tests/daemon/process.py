@@ -48,6 +48,7 @@ class Daemon:
         self.at_rest: Counter[str] | None = None  # its descriptors with one client that does nothing
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self._heard = threading.Condition()
         home.mkdir(exist_ok=True)
         (home / "run").mkdir(mode=0o700, exist_ok=True)
 
@@ -116,7 +117,13 @@ class Daemon:
     def _follow(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said += line
+            with self._heard:
+                self.said += line
+                self._heard.notify_all()
+
+    def wait_until_it_says(self, text: str) -> None:
+        with self._heard:
+            assert self._heard.wait_for(lambda: text in self.said, SAFETY_NET_SECONDS), self.said
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from tests.daemon.client import Client, error_type, message
+from tests.daemon.client import Client, close, error_type, message, pipe
 from tests.daemon.process import Daemon
 from zstor_local import limits
 
@@ -26,21 +26,6 @@ def kept(client: Client) -> Iterator[None]:
     version = client.write("kept", b"kept")["version"]
     yield
     assert client.result("object.stat", key="kept")["metadata"]["version"] == version
-
-
-def pipe(opened: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed in the end, unless the test closes them."""
-    reader, writer = os.pipe()
-    for end in (reader, writer):
-        opened.callback(close, end)
-    return reader, writer
-
-
-def close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        return
 
 
 # --- No JSON, or JSON that is refused ---
