@@ -164,6 +164,18 @@ def test_a_truncated_file_is_refused(path: str, length: int) -> None:
     refused(path)
 
 
+def test_an_empty_file_is_left_empty(tmp_path: Path) -> None:
+    file = tmp_path / "metastore.sqlite"
+    file.touch()
+    refused(str(file))
+    assert file.read_bytes() == b""
+
+
+def test_where_none_can_be_made_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CommitUnknown, match="cannot be made"):
+        SqliteMetastore.create(str(tmp_path / "no such directory" / "metastore.sqlite"), STORE)
+
+
 @pytest.mark.parametrize("offset", range(16))
 def test_a_flipped_header_is_refused(path: str, offset: int) -> None:
     file = Path(path)
