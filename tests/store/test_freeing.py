@@ -1,0 +1,233 @@
+"""Freeing: what no record names is gone from every shard, and what somebody reads is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, small_shares
+from zstor_local.errors import Incomplete
+from zstor_local.metastore.base import Garbage
+from zstor_local.model.ids import ShareId
+from zstor_local.runtime import Buffer, RealFiles
+from zstor_local.store.caller import Nobody
+from zstor_local.store.objects import WriteOptions
+from zstor_local.store.reading import whole
+from zstor_local.store.sinks import PipeSink
+from zstor_local.store.store import Store
+
+
+def shares(home: Home, store: Store) -> int:
+    """All shares on all shards, small and large ones."""
+    return small_shares(store) + len(home.share_files())
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_after_an_overwrite_the_old_shares_are_gone(home: Home, size: int) -> None:
+    async with home.open() as store:
+        for number in range(5):
+            await put(store, "a", content(number, size))
+        await freed(store)
+        assert shares(home, store) == 3
+        assert store.metastore.garbage_count() == 0
+        assert await get(store, "a") == content(4, size)
+    async with home.open() as store:
+        assert shares(home, store) == 3
+        assert await get(store, "a") == content(4, size)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_after_a_delete_no_share_is_left(home: Home, size: int) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, size))
+        await delete(store, "a")
+        await freed(store)
+        assert shares(home, store) == 0
+        assert store.metastore.garbage_count() == 0
+    async with home.open() as store:
+        assert shares(home, store) == 0
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_write_that_was_refused_at_its_end_leaves_no_share(home: Home, size: int) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, size))
+        with pytest.raises(Incomplete):
+            await put(store, "a", content(2, size), WriteOptions(expected_size=size + 1))
+        await freed(store)
+        assert shares(home, store) == 3
+        assert store.metastore.intents() == []
+
+
+async def test_what_was_not_freed_in_one_life_is_freed_in_the_next(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        home.files.fail("unlink", lambda path: True, errno.EIO, times=None)
+        await put(store, "a", content(2, 700_000))
+        await freed(store)
+        assert store.metastore.garbage_count() == 3
+        assert len(home.share_files()) == 6
+    home.files.heal()
+    async with home.open() as store:
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert len(home.share_files()) == 3
+        assert await get(store, "a") == content(2, 700_000)
+
+
+async def test_shares_of_a_shard_that_is_away_wait_for_it(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        await put(store, "b", content(2, 700_000))
+        home.take_away(1)
+        await delete(store, "a")
+        await freed(store)
+        assert [garbage.shard for garbage in store.metastore.garbage(1, 10)] == [1]
+        assert store.metastore.garbage_count() == 1
+        home.bring_back(1)
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert len(home.share_files()) == 3
+
+
+async def test_a_row_goes_only_when_the_directory_was_synced(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        home.files.fail("fsync", lambda path: "/shares/" in path, errno.EIO, times=None)
+        await delete(store, "a")
+        await freed(store)
+        assert home.share_files() == []
+        assert store.metastore.garbage_count() == 3
+        home.files.heal()
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+
+
+async def test_more_garbage_than_one_batch_is_freed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.store.freeing.BATCH", 3)
+    async with home.open() as store:
+        for number in range(10):
+            await put(store, str(number), content(number, 1_000))
+        for number in range(10):
+            await delete(store, str(number))
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert small_shares(store) == 0
+
+
+async def test_damaged_bookkeeping_stops_the_freeing_and_nothing_else(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 1_000))
+        home.files.fail("unlink", lambda path: True, errno.EIO, times=None)
+        garbage = [Garbage(0, ShareId(store.objects.find(name("a")).version, 9), small=False)]
+        from zstor_local.model.record import STORE_WIDE
+        from zstor_local.store.committer import Decision
+
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=garbage))
+        store.metastore._writer.execute("update garbage set version=7")  # type: ignore[attr-defined]
+        assert await store.freeing.free_some() == 0
+        await put(store, "a", content(2, 1_000))
+        assert await get(store, "a") == content(2, 1_000)
+
+
+# --- While somebody reads ---
+
+
+class SlowPipe:
+    """A pipe whose reader takes nothing until it is told to take everything."""
+
+    def __init__(self, store: Store) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        os.set_blocking(self.writing, False)
+        self.begun = trio.Event()
+        self.sink = PipeSink(store.runtime, self.writing, self._send)
+
+    def _send(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        self.begun.set()
+        return RealFiles().writev(fd, buffers)
+
+    def end(self) -> None:
+        os.close(self.writing)
+
+    async def take_everything(self) -> bytes:
+        taken = b""
+        while True:
+            await trio.lowlevel.wait_readable(self.reading)
+            part = os.read(self.reading, 65_536)
+            if not part:
+                os.close(self.reading)
+                return taken
+            taken += part
+
+
+@pytest.mark.parametrize("change", ["overwrite", "delete"])
+async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str) -> None:
+    old = content(1, 6 * CHUNK)
+    async with home.open() as store:
+        await put(store, "a", old)
+        stored = store.objects.find(name("a"))
+        pipe = SlowPipe(store)
+
+        async def read() -> None:
+            await store.objects.read_to_stream(stored, pipe.sink, whole(stored.record), Nobody())
+            pipe.end()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await pipe.begun.wait()
+            assert store.objects.leased(stored.version)
+            if change == "overwrite":
+                await put(store, "a", b"new")
+            else:
+                await delete(store, "a")
+            await freed(store)
+            assert store.metastore.garbage_count() == 3
+            assert len(home.share_files()) == 3
+            assert await pipe.take_everything() == old
+        assert not store.objects.leased(stored.version)
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert home.share_files() == []
+
+
+async def test_two_readers_both_keep_the_version(home: Home) -> None:
+    old = content(1, 6 * CHUNK)
+    async with home.open() as store:
+        await put(store, "a", old)
+        stored = store.objects.find(name("a"))
+        slow = SlowPipe(store)
+
+        async def read_slowly() -> None:
+            await store.objects.read_to_stream(stored, slow.sink, whole(stored.record), Nobody())
+            slow.end()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_slowly)
+            await slow.begun.wait()
+            assert await store.objects.read(stored) == old  # a second one, which ends first
+            await delete(store, "a")
+            await freed(store)
+            assert len(home.share_files()) == 3
+            assert await slow.take_everything() == old
+
+
+async def test_a_reader_that_is_cancelled_lets_go(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 6 * CHUNK))
+        stored = store.objects.find(name("a"))
+        pipe = SlowPipe(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.objects.read_to_stream, stored, pipe.sink, whole(stored.record), Nobody())
+            await pipe.begun.wait()
+            nursery.cancel_scope.cancel()
+        pipe.end()
+        os.close(pipe.reading)
+        assert not store.objects.leased(stored.version)
+        await delete(store, "a")
+        await freed(store)
+        assert home.share_files() == []
