@@ -107,6 +107,7 @@ class DirectoryShard:
         self._index = index
         self._system = self.file_system()
         self._unlinked_in: set[str] = set()
+        self._durable: set[str] = set()  # directories of shares that are known to survive a power loss
 
     def _verify(self, store_id: StoreId, keys: NamespaceKeys) -> FileStatus:
         data = bytes(read_exactly(self._files, self._lock_fd, marker.MAX_BYTES, 0))
@@ -264,6 +265,15 @@ class DirectoryShard:
     def _temporary(self, share: ShareId) -> str:
         return f"{self._root}/{TEMPORARY}/{share.version.hex()}.{share.index}"
 
+    def _make_durable(self, directory: str) -> None:
+        """A directory of shares. That it is there does not say that it is durable: another thread or a killed daemon may have made it."""
+        if directory in self._durable:
+            return
+        with suppress(FileExistsError):
+            self._files.mkdir(directory)
+        sync_directory(self._files, os.path.dirname(directory))
+        self._durable.add(directory)
+
     def _must_be_there(self) -> None:
         state = self.check()
         if state != "ok":
@@ -328,13 +338,8 @@ class FileShareWriter:
 
     def _rename(self) -> None:
         directory = os.path.dirname(self._final)
-        try:
-            self._files.rename(self._temporary, self._final)
-        except FileNotFoundError:
-            with suppress(FileExistsError):
-                self._files.mkdir(directory)
-            sync_directory(self._files, os.path.dirname(directory))
-            self._files.rename(self._temporary, self._final)
+        self._shard._make_durable(directory)
+        self._files.rename(self._temporary, self._final)
         sync_directory(self._files, directory)
 
     def abort(self) -> None:
