@@ -266,7 +266,7 @@ class DirectoryShard:
         return f"{self._root}/{TEMPORARY}/{share.version.hex()}.{share.index}"
 
     def _make_durable(self, directory: str) -> None:
-        """A directory of shares. That it is there does not say that it is durable: another thread or a killed daemon may have made it."""
+        """A directory of shares. One that is there may not be durable yet: another thread or a killed daemon made it."""
         if directory in self._durable:
             return
         with suppress(FileExistsError):
