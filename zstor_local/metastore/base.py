@@ -74,7 +74,7 @@ class Garbage:
 
 @dataclass(slots=True)
 class Transaction:
-    """Everything one group changes. Lists are applied in this order: rows, removals, then the additions and removals of the rest."""
+    """Everything one group changes. Lists are applied in this order, but what is paid or freed is struck out before anything is added."""
 
     state: StoreState
     rows: list[Row] = field(default_factory=list)

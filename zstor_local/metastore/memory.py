@@ -117,12 +117,12 @@ class MemoryMetastore:
         cell.intents.update((intent.version, intent) for intent in transaction.intents)
         for version in transaction.intents_done:
             cell.intents.pop(version, None)
-        cell.garbage.update((_garbage_key(garbage), garbage) for garbage in transaction.garbage)
         for garbage in transaction.garbage_freed:
             cell.garbage.pop(_garbage_key(garbage), None)
-        cell.debts.update((debt, None) for debt in transaction.debts)
+        cell.garbage.update((_garbage_key(garbage), garbage) for garbage in transaction.garbage)
         for debt in transaction.debts_paid:
             cell.debts.pop(debt, None)
+        cell.debts.update((debt, None) for debt in transaction.debts)
 
     def checkpoint(self) -> None:
         pass

@@ -171,19 +171,19 @@ class SqliteMetastore:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
         if transaction.intents_done:
             db.executemany("delete from intent where version=?", [(version,) for version in transaction.intents_done])
-        if transaction.garbage:
-            db.executemany("insert or replace into garbage values(?, ?, ?, ?)", [_garbage_row(g) for g in transaction.garbage])
         if transaction.garbage_freed:
             db.executemany(
                 "delete from garbage where shard=? and version=? and share=?", [_garbage_row(g)[:3] for g in transaction.garbage_freed]
             )
-        if transaction.debts:
-            db.executemany("insert or replace into debt values(?, ?, ?, ?, ?, ?)", [_debt_row(d) for d in transaction.debts])
+        if transaction.garbage:
+            db.executemany("insert or replace into garbage values(?, ?, ?, ?)", [_garbage_row(g) for g in transaction.garbage])
         if transaction.debts_paid:
             db.executemany(
                 "delete from debt where version=? and shard=? and kind=? and share=? and space=? and name=?",
                 [_debt_row(d) for d in transaction.debts_paid],
             )
+        if transaction.debts:
+            db.executemany("insert or replace into debt values(?, ?, ?, ?, ?, ?)", [_debt_row(d) for d in transaction.debts])
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""

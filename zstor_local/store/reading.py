@@ -1,29 +1,25 @@
-"""Shares back to an object's bytes: any k good blocks of each chunk, each proved before it is decoded."""
+"""Shares back to an object's bytes: the chunks that a read touches, decoded in the workers, to where the caller wants them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import trio
 
 from zstor_local import limits
-from zstor_local.coding.block import BadBlock, ChunkShape
-from zstor_local.coding.chunk import ChunkCoder, Scratch
-from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table
-from zstor_local.errors import CorruptRecord, Unreadable
-from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.coding.chunk import Scratch
+from zstor_local.model.ids import StoreId, Version
 from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import ShardError, ShareMissing, ShareReader
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.coding import BATCH_BYTES, ScratchPool, block_sealer
+from zstor_local.store.coding import BATCH_BYTES, ScratchPool
 from zstor_local.store.namespaces import Namespace
+from zstor_local.store.shares import ShareState, VersionShares
 from zstor_local.store.sinks import FileSink, OrderedSink
 
-ShareState = Literal["ok", "missing", "corrupt", "unreachable"]
 READ_AHEAD: Final = 2  # chunks being decoded while an ordered sink takes the one before
 
 
@@ -56,23 +52,20 @@ class ObjectReader:
     ) -> None:  # fmt: skip
         """CorruptRecord if the record's data key does not open."""
         self._runtime = runtime
-        self._pool = pool
         self._scratches = scratches
-        self._record = record
-        self._version = version
         self._policy = record.policy
-        self._sealer = block_sealer(store_id, namespace, record.policy, version, namespace.keys.unwrap(record.wrapped_key))
-        self._coder = ChunkCoder(record.policy, self._sealer)
         self._lock = threading.Lock()
-        self._readers: dict[int, ShareReader] = {}
-        self._states: dict[int, ShareState] = {}
-        self._table: ChunkTable | None = None
-        self.blocks_read = 0
+        self.shares = VersionShares(pool, store_id, namespace, version, record)
 
     @property
     def bad_shares(self) -> Mapping[int, ShareState]:
         """What was found wrong so far, by share index."""
-        return dict(self._states)
+        return self.shares.bad
+
+    @property
+    def blocks_read(self) -> int:
+        """Blocks taken from shards so far."""
+        return self.shares.blocks_read
 
     def small_value(self, stretch: Range) -> bytes | None:
         """The bytes without waiting for a disk, or None if that is not possible."""
@@ -142,105 +135,15 @@ class ObjectReader:
             return self._decode(scratch, chunk, stretch, wait=True)
 
     def _decode(self, scratch: Scratch, chunk: int, stretch: Range, *, wait: bool) -> list[Buffer]:
-        shape = self._chunk_table().shape(chunk)
-        blocks = self._fetch(chunk, shape, wait=wait)
-        parts = self._coder.decode_parts(scratch, chunk, shape, blocks)
+        shape = self.shares.table().shape(chunk)
+        parts = self.shares.coder.decode_parts(scratch, chunk, shape, self.shares.fetch(chunk, wait=wait))
         begin, end = stretch.cut(chunk, shape.plain_length)
         if (begin, end) == (0, shape.plain_length):
             return parts
         return list(_slice(parts, begin, end))
 
-    def _fetch(self, chunk: int, shape: ChunkShape, *, wait: bool) -> dict[int, Buffer]:
-        """k opened blocks of a chunk: data blocks where they are good, a parity block at once for each that is not."""
-        table = self._chunk_table()
-        offset = table.offset(chunk)
-        length = table.offset(chunk + 1) - offset
-        header = pack_block_header(chunk, shape, self._policy.padding)
-        blocks: dict[int, Buffer] = {}
-        for index in self._order():
-            try:
-                reader = self._reader(index)
-                data = reader.read(offset, length) if wait else reader.read_nowait(offset, length)
-                self.blocks_read += 1
-                view = memoryview(data)
-                if view[:BLOCK_HEADER_BYTES] != header:
-                    raise BadBlock("another block lies there")
-                blocks[index] = self._coder.open_block(chunk, index, shape, view[BLOCK_HEADER_BYTES:])
-            except ShareMissing:
-                self._mark(index, "missing")
-            except ShardError as error:
-                self._mark(index, "missing" if error.state == "missing" else "unreachable")
-            except BadBlock:
-                self._mark(index, "corrupt")
-            else:
-                if len(blocks) == self._policy.k:
-                    return blocks
-        raise self._unreadable()
-
-    def _order(self) -> Sequence[int]:
-        """Share indices, the most promising first: data before parity, those found bad last (another chunk of theirs may be good)."""
-        if not self._states:
-            return range(self._policy.m)
-        return sorted(range(self._policy.m), key=lambda index: index in self._states)
-
-    def _reader(self, index: int) -> ShareReader:
-        reader = self._readers.get(index)
-        if reader is not None:
-            return reader
-        with self._lock:
-            if index not in self._readers:
-                number = self._record.placement[index]
-                shard = self._pool.get(number)
-                if shard is None:
-                    raise ShardError(self._pool.state(number), "the shard is not there")
-                self._readers[index] = shard.open_share(ShareId(self._version, index), small=self._record.small)
-            return self._readers[index]
-
-    def _chunk_table(self) -> ChunkTable:
-        if self._table is None:
-            packed = self._table_from_shares() if self._record.table_blob else self._record.chunk_table
-            record = self._record
-            try:
-                self._table = parse_chunk_table(
-                    packed, record.size, self._policy.chunk_size, k=self._policy.k, padding=self._policy.padding
-                )
-            except BadBlock as error:
-                raise CorruptRecord(f"the chunk table does not fit the object: {error}") from None
-        return self._table
-
-    def _table_from_shares(self) -> bytes:
-        """The sealed table, which lies in every share: one good copy is enough."""
-        for index in range(self._policy.m):
-            try:
-                return self._sealer.open_table(self._reader(index).read_table())
-            except ShareMissing:
-                self._mark(index, "missing")
-            except ShardError as error:
-                self._mark(index, "missing" if error.state == "missing" else "unreachable")
-            except BadBlock:
-                self._mark(index, "corrupt")
-        raise self._unreadable()
-
-    def _mark(self, index: int, state: ShareState) -> None:
-        self._states[index] = state
-
-    def _unreadable(self) -> Unreadable:
-        shares = [
-            {"shard": self._pool.name(number), "index": index, "state": self._states.get(index, "ok")}
-            for index, number in enumerate(self._record.placement)
-        ]
-        good = sum(share["state"] == "ok" for share in shares)
-        return Unreadable(
-            f"only {good} of the {self._policy.k} shares that a read needs are good",
-            hint="bring the missing shards back: `zstor status` names them",
-            shares=shares,
-        )
-
     def close(self) -> None:
-        with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers.clear()
+        self.shares.close()
 
 
 def _slice(parts: Sequence[Buffer], begin: int, end: int) -> Iterator[Buffer]:

@@ -1,0 +1,164 @@
+"""The shares of one version, open: any k good blocks of each chunk, each proved before it is used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
+
+from zstor_local.coding.block import BadBlock, Buffer
+from zstor_local.coding.chunk import ChunkCoder
+from zstor_local.coding.seal import BlockSealer
+from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table
+from zstor_local.errors import CorruptRecord, Unreadable
+from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.record import ObjectRecord
+from zstor_local.shards.base import ShardError, ShareMissing, ShareReader
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.coding import block_sealer
+from zstor_local.store.namespaces import Namespace
+
+ShareState = Literal["ok", "missing", "corrupt", "stale", "unreachable"]
+
+_GONE: Final = frozenset({"missing", "failed"})  # states of a shard that answers nothing
+
+
+class ShareBad(Exception):
+    """A share, or a block of it, that cannot be used, and why."""
+
+    def __init__(self, state: ShareState) -> None:
+        super().__init__(state)
+        self.state: ShareState = state
+
+
+class VersionShares:
+    """Readers of a version's shares, opened as they are needed. Close it when done; any thread may read."""
+
+    def __init__(self, pool: ShardPool, store_id: StoreId, namespace: Namespace, version: Version, record: ObjectRecord) -> None:
+        """CorruptRecord if the record's data key does not open."""
+        self._pool = pool
+        self._record = record
+        self._version = version
+        self._policy = record.policy
+        self.sealer: BlockSealer = block_sealer(store_id, namespace, record.policy, version, namespace.keys.unwrap(record.wrapped_key))
+        self.coder = ChunkCoder(record.policy, self.sealer)
+        self._lock = threading.Lock()
+        self._readers: dict[int, ShareReader] = {}
+        self._states: dict[int, ShareState] = {}
+        self._table: ChunkTable | None = None
+        self.blocks_read = 0
+
+    @property
+    def bad(self) -> Mapping[int, ShareState]:
+        """What was found wrong so far, by share index."""
+        return dict(self._states)
+
+    def fetch(self, chunk: int, *, wait: bool, among: Iterable[int] | None = None) -> dict[int, Buffer]:
+        """k opened blocks of a chunk: data blocks where they are good, a parity block at once for each that is not.
+
+        `among` limits the share indices. Unreadable if fewer than k are good; BlockingIOError if not `wait` and a disk would be.
+        """
+        blocks: dict[int, Buffer] = {}
+        for index in self._order() if among is None else among:
+            try:
+                blocks[index] = self.block(index, chunk, wait=wait)
+            except ShareBad as bad:
+                self._states[index] = bad.state
+            else:
+                if len(blocks) == self._policy.k:
+                    return blocks
+        raise self._unreadable()
+
+    def block(self, index: int, chunk: int, *, wait: bool = True) -> Buffer:
+        """One opened block, or ShareBad."""
+        table = self.table()
+        shape = table.shape(chunk)
+        offset = table.offset(chunk)
+        reader = self.reader(index)
+        try:
+            length = table.offset(chunk + 1) - offset
+            data = memoryview(reader.read(offset, length) if wait else reader.read_nowait(offset, length))
+            self.blocks_read += 1
+            if data[:BLOCK_HEADER_BYTES] != pack_block_header(chunk, shape, self._policy.padding):
+                raise BadBlock("another block lies there")
+            return self.coder.open_block(chunk, index, shape, data[BLOCK_HEADER_BYTES:])
+        except ShareMissing:
+            raise ShareBad("missing") from None
+        except ShardError as error:
+            raise ShareBad("unreachable" if error.state in _GONE else "corrupt") from None
+        except BadBlock:
+            raise ShareBad("corrupt") from None
+
+    def reader(self, index: int) -> ShareReader:
+        """The share's reader, or ShareBad."""
+        found = self._readers.get(index)
+        if found is not None:
+            return found
+        with self._lock:
+            if index not in self._readers:
+                shard = self._pool.get(self._record.placement[index])
+                if shard is None:
+                    raise ShareBad("unreachable")
+                try:
+                    self._readers[index] = shard.open_share(ShareId(self._version, index), small=self._record.small)
+                except ShareMissing:
+                    raise ShareBad("unreachable" if shard.check() in _GONE else "missing") from None
+                except ShardError:
+                    raise ShareBad("unreachable") from None
+            return self._readers[index]
+
+    def table(self) -> ChunkTable:
+        """The version's chunk table: from the record, or from the first share whose copy opens."""
+        if self._table is None:
+            packed = self._table_from_shares() if self._record.table_blob else self._record.chunk_table
+            policy = self._policy
+            try:
+                self._table = parse_chunk_table(packed, self._record.size, policy.chunk_size, k=policy.k, padding=policy.padding)
+            except BadBlock as error:
+                raise CorruptRecord(f"the chunk table does not fit the object: {error}") from None
+        return self._table
+
+    def sealed_table(self, index: int) -> bytes:
+        """The share's copy of the sealed chunk table, which opens; ShareBad otherwise."""
+        try:
+            sealed = bytes(self.reader(index).read_table())
+            self.sealer.open_table(sealed)
+        except ShareMissing:
+            raise ShareBad("corrupt") from None
+        except ShardError:
+            raise ShareBad("unreachable") from None
+        except BadBlock:
+            raise ShareBad("corrupt") from None
+        return sealed
+
+    def _table_from_shares(self) -> bytes:
+        for index in range(self._policy.m):
+            try:
+                return self.sealer.open_table(self.sealed_table(index))
+            except ShareBad as bad:
+                self._states[index] = bad.state
+        raise self._unreadable()
+
+    def _order(self) -> Sequence[int]:
+        """Share indices, the most promising first: data before parity, those found bad last (another chunk of theirs may be good)."""
+        if not self._states:
+            return range(self._policy.m)
+        return sorted(range(self._policy.m), key=lambda index: index in self._states)
+
+    def _unreadable(self) -> Unreadable:
+        shares = [
+            {"shard": self._pool.name(number), "index": index, "state": self._states.get(index, "ok")}
+            for index, number in enumerate(self._record.placement)
+        ]
+        good = sum(share["state"] == "ok" for share in shares)
+        return Unreadable(
+            f"only {good} of the {self._policy.k} shares that a read needs are good",
+            hint="bring the missing shards back: `zstor status` names them",
+            shares=shares,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
