@@ -88,7 +88,7 @@ async def test_with_three_shards_away_reads_say_which_shares_they_miss(home: Hom
             await get(store, "a")
         shares = caught.value.data["shares"]
         assert isinstance(shares, list)
-        assert sorted(share["state"] for share in shares) == ["ok", "unreachable", "unreachable", "unreachable"]
+        assert sum(share["state"] != "ok" for share in shares) == 3
 
 
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)

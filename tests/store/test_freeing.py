@@ -13,8 +13,10 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, free
 from zstor_local.errors import Incomplete
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer, RealFiles
 from zstor_local.store.caller import Nobody
+from zstor_local.store.committer import Decision
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
@@ -124,9 +126,6 @@ async def test_damaged_bookkeeping_stops_the_freeing_and_nothing_else(home: Home
         await put(store, "a", content(1, 1_000))
         home.files.fail("unlink", lambda path: True, errno.EIO, times=None)
         garbage = [Garbage(0, ShareId(store.objects.find(name("a")).version, 9), small=False)]
-        from zstor_local.model.record import STORE_WIDE
-        from zstor_local.store.committer import Decision
-
         await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=garbage))
         store.metastore._writer.execute("update garbage set version=7")  # type: ignore[attr-defined]
         assert await store.freeing.free_some() == 0

@@ -1,0 +1,390 @@
+"""Opening a store: made on the very first start, refused where a part is missing or wrong, read-only where it was rolled back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, get, put
+from zstor_local.errors import CorruptRecord, NotFound, Unavailable
+from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.model.ids import StoreId
+from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.policy import Policy
+from zstor_local.store import create
+from zstor_local.store.faults import StoreFault, StoreInUse
+
+
+def everything(home: Home) -> dict[str, bytes | None]:
+    """Every path of the home with its bytes (None: a directory), but for what SQLite keeps while it runs."""
+    found = {}
+    for path in sorted(home.path.rglob("*")):
+        if not path.name.endswith(("-shm", "-wal")):
+            found[str(path)] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+async def refused(home: Home) -> StoreFault:
+    """Why the store does not open; nothing may be created or changed by the attempt."""
+    before = everything(home)
+    with pytest.raises(StoreFault) as caught:
+        async with home.open():
+            pass
+    assert everything(home) == before
+    assert caught.value.hint
+    return caught.value
+
+
+async def made(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        await put(store, "b", content(2, 700_000))
+
+
+async def check(home: Home) -> None:
+    async with home.open() as store:
+        assert store.health == "ok"
+        assert await get(store, "a") == content(1, 10_000)
+        assert await get(store, "b") == content(2, 700_000)
+
+
+# --- The first start ---
+
+
+async def test_the_first_start_makes_everything(home: Home) -> None:
+    async with home.open() as store:
+        assert store.health == "ok"
+        assert len(store.pool.numbers) == home.policy.m
+    names = {path.name for path in Path(home.store).iterdir()}
+    assert {"metastore.sqlite", "lock", "shards"} <= names
+    assert stat.S_IMODE(home.key_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.key_file.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(home.store).stat().st_mode) == 0o700
+    assert not home.key_file.with_suffix(".key.new").exists()
+
+
+async def test_a_store_is_there_for_the_next_start(home: Home) -> None:
+    await made(home)
+    await check(home)
+    await check(home)
+
+
+async def test_two_homes_have_different_keys(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Home(tmp_path / "other")
+    for each in (home, other):
+        async with each.open():
+            pass
+    keys = [MasterKey.from_text(each.key_file.read_text()) for each in (home, other)]
+    assert keys[0].key != keys[1].key
+    assert keys[0].store_id != keys[1].store_id
+
+
+async def test_too_few_shards_for_the_policy_make_no_store(home: Home) -> None:
+    home.shards = 2
+    config = home.config()
+    assert len(config.shards) == 2
+    fault = await refused(home)
+    assert "m = 3" in fault.message
+
+
+class Stopped(BaseException):
+    """The process died here."""
+
+
+STEPS = ["write_unfinished_key", "_fill", "finish_key"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_interrupted_init_is_taken_up_again(home: Home, monkeypatch: pytest.MonkeyPatch, step: str, moment: str) -> None:
+    original = getattr(create, step)
+
+    def stop(*args: object) -> None:
+        if moment == "after":
+            original(*args)
+        raise Stopped
+
+    monkeypatch.setattr(create, step, stop)
+    with pytest.raises(Stopped):
+        async with home.open():
+            pass
+    monkeypatch.undo()
+    unfinished = home.key_file.with_suffix(".key.new")
+    begun = unfinished.read_text() if unfinished.exists() else None
+    await made(home)
+    await check(home)
+    if begun is not None:
+        assert home.key_file.read_text() == begun
+
+
+@pytest.mark.parametrize(
+    ("operation", "where"),
+    [("allocate", "/shards/1/"), ("fsync", "master.key"), ("mkdir", "/shards/2"), ("pwritev", "/marker"), ("rename", "metastore")],
+)
+async def test_an_init_that_found_a_full_disk_is_taken_up_again(home: Home, operation: str, where: str) -> None:
+    home.files.fail(operation, lambda path: where in path, errno.ENOSPC, times=2)
+    with pytest.raises(StoreFault, match="cannot be made"):
+        async with home.open():
+            pass
+    assert not home.key_file.exists()
+    home.files.heal()
+    await made(home)
+    await check(home)
+
+
+# --- Parts without the others ---
+
+
+async def test_a_key_without_its_store_is_a_disk_that_is_not_mounted(home: Home) -> None:
+    await made(home)
+    shutil.rmtree(home.store)
+    fault = await refused(home)
+    assert "no store at" in fault.message
+    assert "mount" in fault.hint
+
+
+async def test_an_empty_mount_point_in_place_of_the_store_stays_empty(home: Home) -> None:
+    await made(home)
+    shutil.rmtree(home.store)
+    Path(home.store).mkdir()
+    await refused(home)
+
+
+async def test_a_store_without_its_key_is_refused(home: Home) -> None:
+    await made(home)
+    home.key_file.unlink()
+    fault = await refused(home)
+    assert "no master key" in fault.message
+    assert "zstor key" in fault.hint
+
+
+async def test_a_shard_without_key_and_store_is_refused(home: Home) -> None:
+    await made(home)
+    home.key_file.unlink()
+    home.metastore.unlink()
+    (Path(home.store) / "index.sqlite").unlink()
+    fault = await refused(home)
+    assert "is a shard of store" in fault.message
+
+
+# --- The key file ---
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620])
+async def test_a_key_that_others_may_touch_is_refused(home: Home, mode: int) -> None:
+    await made(home)
+    home.key_file.chmod(mode)
+    fault = await refused(home)
+    assert f"mode {mode:o}" in fault.message
+    assert "chmod 600" in fault.hint
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "zstor master key 1\n", "zstor master key 2\nstore 00\nkey 00\n", "\0" * 100])
+async def test_a_key_file_of_something_else_is_refused(home: Home, text: str) -> None:
+    await made(home)
+    home.key_file.write_text(text)
+    fault = await refused(home)
+    assert "is not a master key" in fault.message
+
+
+async def test_a_key_file_that_is_no_file_is_refused(home: Home) -> None:
+    await made(home)
+    home.key_file.unlink()
+    os.mkfifo(home.key_file, 0o600)
+    before = sorted(os.listdir(home.store))
+    with pytest.raises(StoreFault, match="not a regular file"):
+        async with home.open():
+            pass
+    assert sorted(os.listdir(home.store)) == before
+
+
+async def test_another_stores_key_is_refused_by_name(home: Home) -> None:
+    await made(home)
+    home.key_file.write_text(MasterKey(StoreId(b"another store 16"), bytes(32)).to_text())
+    fault = await refused(home)
+    assert b"another store 16".hex() in fault.message
+
+
+async def test_a_wrong_key_with_the_right_store_is_refused(home: Home) -> None:
+    await made(home)
+    right = MasterKey.from_text(home.key_file.read_text())
+    home.key_file.write_text(MasterKey(right.store_id, bytes(32)).to_text())
+    fault = await refused(home)
+    assert "does not open with the master key" in fault.message
+    home.key_file.write_text(right.to_text())
+    await check(home)
+
+
+# --- The metastore ---
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty", "first page"])
+async def test_a_corrupt_metastore_is_refused_and_rebuild_named(home: Home, damage: str) -> None:
+    await made(home)
+    data = home.metastore.read_bytes()
+    changed = {"garbage": b"garbage" * 1_000, "cut": data[:5_000], "empty": b"", "first page": b"\xff" * 4_096 + data[4_096:]}
+    home.metastore.write_bytes(changed[damage])
+    fault = await refused(home)
+    assert "zstor rebuild" in fault.hint
+
+
+async def test_a_metastore_whose_own_records_are_damaged_is_refused(home: Home) -> None:
+    await made(home)
+    async with home.open() as store:
+        store.metastore._writer.execute("update record set sealed=zeroblob(200) where name=x'73746f7265'")  # type: ignore[attr-defined]
+    with pytest.raises(StoreFault, match="does not open"):
+        async with home.open():
+            pass
+
+
+async def test_damage_in_the_metastore_hurts_only_what_lies_there(home: Home) -> None:
+    await made(home)
+    async with home.open() as store:
+        for number in range(50):
+            await put(store, f"key {number}", content(number, 1_000))
+        store.metastore._writer.execute("update record set kind=99 where name=x'61'")  # type: ignore[attr-defined]
+        for attempt in (get(store, "a"), put(store, "a", b"new"), delete(store, "a")):
+            with pytest.raises(CorruptRecord) as caught:
+                await attempt
+            assert "zstor rebuild" in (caught.value.hint or "")
+        assert await get(store, "b") == content(2, 700_000)
+        await put(store, "b", b"new")
+        assert await get(store, "key 7") == content(7, 1_000)
+        assert store.health == "ok"
+
+
+async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path) -> None:
+    await made(home)
+    home.copy_metastore(tmp_path / "copy")
+    async with home.open() as store:
+        await put(store, "c", b"written later")
+        await put(store, "d", b"and another")
+    home.restore_metastore(tmp_path / "copy")
+    async with home.open() as store:
+        assert store.health == "readonly"
+        assert "zstor rebuild" in (store.read_only or "")
+        assert await get(store, "a") == content(1, 10_000)
+        with pytest.raises(NotFound):
+            await get(store, "c")
+        for attempt in (put(store, "a", b"new"), put(store, "b", content(3, 700_000)), delete(store, "a")):
+            with pytest.raises(Unavailable, match="rebuild"):
+                await attempt
+    async with home.open() as store:
+        assert store.health == "readonly"
+        assert await get(store, "a") == content(1, 10_000)
+
+
+async def test_a_shard_that_a_later_daemon_wrote_makes_the_store_read_only(home: Home, tmp_path: Path) -> None:
+    await made(home)
+    home.copy_metastore(tmp_path / "copy")
+    async with home.open():
+        pass  # a start alone, which writes nothing but its segments
+    home.restore_metastore(tmp_path / "copy")
+    async with home.open() as store:
+        assert store.health == "readonly"
+        assert "later daemon" in (store.read_only or "")
+
+
+async def test_a_store_that_cannot_begin_its_life_is_only_read(home: Home) -> None:
+    await made(home)
+
+    def full(transaction: Transaction) -> None:
+        raise CommitRefused("the disk of the metastore is full", no_space=True)
+
+    home.engines.before_commit = full
+    async with home.open() as store:
+        assert store.health == "readonly"
+        assert await get(store, "b") == content(2, 700_000)
+        with pytest.raises(Unavailable, match="full"):
+            await put(store, "a", b"new")
+    home.engines.before_commit = lambda transaction: None
+    await check(home)
+
+
+# --- The index of the logs ---
+
+
+@pytest.mark.parametrize("content_", [None, b"", b"garbage" * 1_000], ids=["gone", "empty", "garbage"])
+async def test_the_index_may_be_thrown_away(home: Home, content_: bytes | None) -> None:
+    await made(home)
+    index = Path(home.store) / "index.sqlite"
+    index.unlink()
+    if content_ is not None:
+        index.write_bytes(content_)
+    await check(home)
+
+
+# --- One daemon, one configuration ---
+
+
+async def test_a_second_daemon_is_refused(home: Home) -> None:
+    async with home.open():
+        with pytest.raises(StoreInUse):
+            async with home.open():
+                pass
+    async with home.open():
+        pass
+
+
+HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("first_start", [True, False])
+async def test_a_store_that_another_process_holds_is_refused(home: Home, first_start: bool) -> None:
+    if first_start:
+        Path(home.store).mkdir()
+    else:
+        await made(home)
+    lock = Path(home.store) / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(StoreInUse):
+            async with home.open():
+                pass
+        process.communicate()
+    assert home.key_file.exists() is not first_start
+    async with home.open():
+        pass
+
+
+async def test_a_shard_may_move_where_the_configuration_says(home: Home) -> None:
+    home.shards = 3
+    await made(home)
+    home.root(0).rename(home.path / "moved")
+    (home.path / "moved").rename(home.path / "disks" / "zero")
+    config = home.config()
+    moved = replace(config.shards[0], url=f"file://{home.path}/disks/zero")
+    home.config = lambda: replace(config, shards=(moved, *config.shards[1:]))  # type: ignore[method-assign]
+    await check(home)
+
+
+async def test_a_shard_that_the_store_does_not_have_is_refused(home: Home) -> None:
+    home.shards = 3
+    await made(home)
+    home.shards = 4
+    before = home.config()
+    assert len(before.shards) == 4
+    with pytest.raises(StoreFault, match="disk3"):
+        async with home.open():
+            pass
+
+
+async def test_the_policy_of_a_namespace_outlives_the_configuration(home: Home) -> None:
+    await made(home)
+    home.policy = Policy(1, 3, chunk_size=home.policy.chunk_size)
+    async with home.open() as store:
+        assert (await put(store, "c", b"1")).record.policy.k == 2
+        assert (await put(store, "c", b"1", namespace="new")).record.policy.k == 1
+        for size in SMALL_AND_LARGE:
+            await put(store, "c", content(1, size))
+            assert await get(store, "c") == content(1, size)
