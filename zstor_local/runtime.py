@@ -125,6 +125,10 @@ class ClientFiles(Protocol):
         ...
 
     def set_mode(self, fd: int, mode: int) -> None: ...
+    def is_stream(self, fd: int) -> bool:
+        """Whether a socket carries a stream of bytes: no datagrams, and not one that only listens."""
+        ...
+
     def receive(self, fd: int, buffer: memoryview) -> int:
         """Bytes from a socket, without waiting: BlockingIOError where there are none."""
         ...
@@ -367,6 +371,10 @@ class RealClientFiles:
 
     def set_mode(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
+
+    def is_stream(self, fd: int) -> bool:
+        with _borrowed_socket(fd) as peer:
+            return peer.type == socket.SOCK_STREAM and not peer.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
     def receive(self, fd: int, buffer: memoryview) -> int:
         with _borrowed_socket(fd) as peer:

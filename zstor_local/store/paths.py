@@ -194,6 +194,8 @@ class Paths:
             raise PathRefused("the descriptor is no regular file, pipe or socket", hint="hand over one of those")
         elif not stream:
             raise PathRefused("the descriptor is a pipe or socket", hint="use the _stream method for it")
+        elif stat.S_ISSOCK(status.mode) and not self.client_files.is_stream(fd):
+            raise PathRefused("the descriptor is a socket that carries no stream", hint="hand over a connected stream socket")
         return status
 
     # --- What both share ---
