@@ -71,9 +71,12 @@ class ShardPool:
             return shard.last_error() or shard.check()
         return self.absent[number].reason if number in self.absent else "no shard of this store has that number"
 
-    def place(self, version: Version, m: int) -> tuple[int, ...]:
-        """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks."""
-        usable = self.usable()
+    def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
+        """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks.
+
+        `states` are those of all shards, from a caller that has just looked.
+        """
+        usable = self.usable() if states is None else [number for number in self.numbers if states[number] == "ok"]
         turn = version[0] % max(1, len(usable))
         others = [number for number in self.numbers if number not in usable]
         return tuple([*usable[turn:], *usable[:turn], *others][:m])

@@ -76,7 +76,8 @@ class ObjectWriter:
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
         """Store the bytes as the key's new version; durable when this returns. On any error the old version stays as it was."""
         namespace = await self._namespaces.find_or_create(name.namespace)
-        self._check_conditions(self._metastore.get(namespace.id, name.key), options)
+        if options.exclusive or options.if_version is not None:  # before bytes are moved in vain; what counts is the look at the commit
+            self._check_conditions(self._metastore.get(namespace.id, name.key), options)
         data, rest = await self._beginning(namespace, source)
         if rest is None:
             return await self._write_small(namespace, name, data, options, caller)
@@ -268,12 +269,12 @@ class ObjectWriter:
 
     def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
         """Shards for a version's shares; NotEnoughShards at once if too few are there."""
-        placement = self._pool.place(version, namespace.policy.m)
-        states = {number: self._pool.state(number) for number in placement}
-        usable = sum(state == "ok" for state in states.values())
+        states = {number: self._pool.state(number) for number in self._pool.numbers}
+        placement = self._pool.place(version, namespace.policy.m, states)
+        usable = sum(states[number] == "ok" for number in placement)
         quorum = self._quorum(namespace)
         if usable < quorum:
-            bad = {self._pool.name(n): ShardError(state, self._pool.reason(n)) for n, state in states.items() if state != "ok"}
+            bad = {self._pool.name(n): ShardError(state, self._pool.reason(n)) for n in placement if (state := states[n]) != "ok"}
             raise not_enough_shards(usable, quorum, bad)
         return placement
 
