@@ -24,6 +24,9 @@ STORE_WIDE: Final = NamespaceId(bytes(ID_BYTES))  # the namespace id of records 
 NO_VERSION: Final = Version(bytes(ID_BYTES))
 NO_KEY: Final = KeyHash(bytes(ID_BYTES))
 BLOCK_OVERHEAD_BYTES: Final = 32  # header and tag of a block in a share
+DIGEST_BYTES: Final = 32
+HASH_KEY_BYTES: Final = 32
+CHUNK_SIZE_BITS_MAX: Final = 63
 
 T = TypeVar("T")
 Plain = Mapping[int, object]
@@ -142,21 +145,22 @@ class ObjectRecord:
         plain = decode(data)
         _expect_schema(plain, 1)
         created = _take(plain, 4, int)
+        policy = _policy(plain)
         placement = plain.get(8)
         return cls(
             key=_take(plain, 1, str),
             size=_take(plain, 2, int),
-            digest=_take(plain, 3, bytes),
+            digest=_take_sized(plain, 3, DIGEST_BYTES),
             created=created,
             modified=_take(plain, 5, int, created),
-            policy=_policy(_take(plain, 6, list)),
+            policy=policy,
             wrapped_key=_take(plain, 7, bytes),
-            placement=tuple(placement) if isinstance(placement, bytes) else tuple(_take(plain, 8, list)),
+            placement=_placement(placement if isinstance(placement, bytes) else _take_list(plain, 8, int), policy),
             share_bytes=_take(plain, 9, int),
             chunk_table=_take(plain, 10, bytes, b""),
             table_blob=_take(plain, 11, bool, False),
-            references=tuple(_take(plain, 12, list, [])),
-            user=_take(plain, 13, dict, {}),
+            references=tuple(_take_list(plain, 12, str, [])),
+            user=_take_texts(plain, 13),
             previous_key=_take(plain, 14, str) if 14 in plain else None,
             next_key=_take(plain, 15, str) if 15 in plain else None,
         )
@@ -195,8 +199,8 @@ class NamespaceRecord:
     def decode(cls, data: bytes) -> NamespaceRecord:
         plain = decode(data)
         _expect_schema(plain, 1)
-        namespace = NamespaceId(_take(plain, 2, bytes))
-        return cls(_take(plain, 1, str), namespace, _take(plain, 4, int), _policy(_take(plain, 6, list)))
+        namespace = NamespaceId(_take_sized(plain, 2, ID_BYTES))
+        return cls(_take(plain, 1, str), namespace, _take(plain, 4, int), _policy(plain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,7 @@ class StoreRecord:
     def decode(cls, data: bytes) -> StoreRecord:
         plain = decode(data)
         _expect_schema(plain, 1)
-        return cls(_take(plain, 1, bytes), _take(plain, 4, int))
+        return cls(_take_sized(plain, 1, HASH_KEY_BYTES), _take(plain, 4, int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +244,10 @@ class ShardsRecord:
     def decode(cls, data: bytes) -> ShardsRecord:
         plain = decode(data)
         _expect_schema(plain, 1)
-        try:
-            return cls(tuple(ShardEntry(*fields) for fields in _take(plain, 1, list)))
-        except TypeError:
-            raise CorruptRecord("the list of shards is malformed") from None
+        entries = _take_list(plain, 1, list)
+        if any([type(field) for field in entry] != [int, bytes, str, str, str] for entry in entries):
+            raise CorruptRecord("the list of shards is malformed")
+        return cls(tuple(ShardEntry(*entry) for entry in entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +281,8 @@ def decode(data: bytes) -> Plain:
         plain = cbor2.loads(data, max_depth=16, allow_indefinite=False, allow_duplicate_keys=False, str_errors="strict")
     except (cbor2.CBORDecodeError, ValueError):
         raise CorruptRecord("a record is not CBOR") from None
-    if not isinstance(plain, dict):
-        raise CorruptRecord("a record is not a map")
+    if type(plain) is not dict or any(type(number) is not int for number in plain):
+        raise CorruptRecord("a record is not a map with integers as keys")
     return plain
 
 
@@ -291,10 +295,38 @@ def _expect_schema(plain: Plain, newest: int) -> None:
 
 
 def _take(plain: Plain, number: int, kind: type[T], default: T | None = None) -> T:
+    """A field of exactly this type; numbers are never negative."""
     value = plain.get(number, default)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is int and value < 0):  # type: ignore[operator]
         raise CorruptRecord(f"field {number} of a record is not {kind.__name__}")
     return value
+
+
+def _take_sized(plain: Plain, number: int, size: int) -> bytes:
+    value = _take(plain, number, bytes)
+    if len(value) != size:
+        raise CorruptRecord(f"field {number} of a record does not have {size} bytes")
+    return value
+
+
+def _take_list(plain: Plain, number: int, kind: type[T], default: list[T] | None = None) -> list[T]:
+    items: list[T] = _take(plain, number, list, default)
+    if any(type(item) is not kind for item in items):
+        raise CorruptRecord(f"field {number} of a record holds something that is not {kind.__name__}")
+    return items
+
+
+def _take_texts(plain: Plain, number: int) -> dict[str, object]:
+    members: dict[str, object] = _take(plain, number, dict, {})
+    if any(type(name) is not str for name in members):
+        raise CorruptRecord(f"field {number} of a record has a name that is not text")
+    return members
+
+
+def _placement(numbers: bytes | list[int], policy: Policy) -> tuple[int, ...]:
+    if len(numbers) != policy.m or any(number < 0 for number in numbers):
+        raise CorruptRecord(f"a record does not name {policy.m} shards")
+    return tuple(numbers)
 
 
 def _policy_fields(policy: Policy) -> list[int]:
@@ -307,9 +339,12 @@ def _policy_fields(policy: Policy) -> list[int]:
     ]
 
 
-def _policy(fields: list[int]) -> Policy:
+def _policy(plain: Plain) -> Policy:
+    fields = _take_list(plain, 6, int)
     try:
         k, m, chunk_bits, compression, padding = fields
+        if min(fields) < 0 or chunk_bits > CHUNK_SIZE_BITS_MAX:
+            raise ValueError
         return Policy(k, m, 1 << chunk_bits, COMPRESSIONS[compression], PADDINGS[padding])
-    except (ValueError, TypeError, IndexError, InvalidParams):
+    except (ValueError, IndexError, InvalidParams):
         raise CorruptRecord("the policy in a record is malformed") from None
