@@ -85,7 +85,7 @@ def test_a_field_of_another_type_is_corrupt(name: str, number: int) -> None:
     record = RECORDS[name]
     for value in WRONG:
         data = changed(record, {number: value})
-        if RIGHT[name][number](value) and type(value) is not float:
+        if RIGHT[name][number](value):
             type(record).decode(data)
         else:
             with pytest.raises(CorruptRecord):
