@@ -198,11 +198,7 @@ class Committer:
         returned or raised.
         """
         if self.failure is not None or not self._metastore.writable:
-            raise Unavailable(
-                f"the metastore does not take writes: {self.failure or 'it failed'}",
-                hint="restart the daemon; reads go on",
-                retryable=False,
-            )
+            raise self._unavailable()
         if self._stopping:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
         change = _Change(space, name, decide)
@@ -224,6 +220,8 @@ class Committer:
     # --- In the committer's thread ---
 
     def _commit(self, group: Sequence[_Change]) -> list[Committed | ZstorError]:
+        if self.failure is not None:
+            return [self._unavailable() for _ in group]
         items, refused = self._decide(group)
         if not items:
             return [refused[change] for change in group]
@@ -268,7 +266,12 @@ class Committer:
         lost = [item for item in items if item.error is not None]
         if lost:
             self._void(lost, failed)
-        if good:
+        if any(isinstance(item.error, OutcomeUnknown) for item in lost):
+            # A later commit would take the sequences in doubt for settled: the next start would not void them any more.
+            self.failure = "too many logs failed to say in them what was not committed"
+            for item in good:
+                item.error = self._unknown(item.envelope.version if item.envelope else None)
+        elif good:
             self._to_metastore(good, failed)
         return failed
 
@@ -383,6 +386,13 @@ class Committer:
         debts = [*item.decision.debts, *_debts(item, failed)]
         owed = tuple(sorted({debt.shard for debt in debts}))
         return Committed(item.envelope, owed, tuple(sorted({debt.shard for debt in debts if debt.kind is Owed.SHARE})))
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            f"the metastore does not take writes: {self.failure or 'it failed'}",
+            hint="restart the daemon; reads go on",
+            retryable=False,
+        )
 
     def _unknown(self, version: Version | None) -> OutcomeUnknown:
         return OutcomeUnknown(
