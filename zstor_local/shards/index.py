@@ -73,6 +73,7 @@ class LogIndex:
         self._waiting: dict[Version, _Places] = {}
         self._flushing: dict[Version, _Places] = {}
         self._unflushed: set[int] = set()
+        self._looked_up: tuple[Version | None, _Places] = None, {}  # in the file, last: a version's shares are asked for in a row
         try:
             self._db, self._progress = _load(path)
         except _DAMAGE:
@@ -105,7 +106,9 @@ class LogIndex:
                 places = fresh.get(share.version)
                 if places is not None and key in places:
                     return places[key]
-            return self._stored(self._reader, share.version).get(key)
+            if self._looked_up[0] != share.version:
+                self._looked_up = share.version, self._stored(self._reader, share.version)
+            return self._looked_up[1].get(key)
 
     def shares(self, shard: int) -> Iterator[ShareId]:
         """Every small share the shard holds, in no order; for comparing both ways. Flushes first."""
@@ -139,6 +142,7 @@ class LogIndex:
                 self._put_back(progress)
             with self._lock:
                 self._flushing = {}
+                self._looked_up = None, {}
 
     def _put_back(self, progress: Mapping[int, Progress]) -> None:
         with self._lock:
