@@ -86,12 +86,12 @@ class Log:
         places: list[tuple[ShareId, Place | None]] = []
         sequence = self._index.progress(self._shard).sequence
         for entry in entries:
-            segment, at = self._room(entry_size(entry))
-            buffers = pack_entry(segment.key, at, entry, committed)
-            segment.put(buffers)
+            size = entry_size(entry)
+            segment, at = self._room(size)
+            segment.put(pack_entry(segment.key, at, entry, committed), size)
             sequence = max(sequence, entry.envelope.sequence)
             if entry.share_index is not None:
-                offset = at + sum(len(buffer) for buffer in buffers[:3])
+                offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
                 places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
         self._write_out(places, sequence, committed)
 
@@ -102,7 +102,7 @@ class Log:
         known = self._index.progress(self._shard)
         for share in shares:
             segment, at = self._room(ENTRY_HEADER_BYTES)
-            segment.put(pack_freed(segment.key, at, share, known.committed))
+            segment.put(pack_freed(segment.key, at, share, known.committed), ENTRY_HEADER_BYTES)
         self._write_out([(share, None) for share in shares], known.sequence, known.committed)
 
     def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int) -> None:
@@ -287,9 +287,10 @@ class _SegmentWriter:
         self._written = HEADER_BYTES
         self._gathered: list[bytes] = []
 
-    def put(self, buffers: list[bytes]) -> None:
+    def put(self, buffers: list[bytes], size: int) -> None:
+        """Take an entry's buffers, `size` bytes together."""
         self._gathered.extend(buffers)
-        self.end += sum(len(buffer) for buffer in buffers)
+        self.end += size
 
     def discard(self) -> None:
         """Forget what gathered and was not written."""
