@@ -1,11 +1,13 @@
 """JSON-RPC 2.0: from a parsed value to requests, from a request to a bound method, from its outcome to a reply line.
 
-jsonrpcserver looks the method up and binds the parameters. Three things it cannot do are done around it (docs/wire.md):
+jsonrpcserver looks the method up and binds the parameters. Four things are done around it (docs/wire.md):
 
 - It judges a batch as a whole and answers `[1]` with one object; so batches are split here, and each member's envelope is checked
   here, by the rules of the library's own schema. One member is added to them: `_meta`, for calls whose parameters are positional.
 - Its asynchronous half is asyncio's; so the registered methods only leave a bound function on the call, which `run` awaits.
 - Its errors hold the texts of exceptions; so they are translated here, once.
+- Its way from a parsed request to a response object takes longer than a small call; so what it does inside, `dispatch_request`, is
+  called: the version is pinned.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar, cast
 
-from jsonrpcserver.dispatcher import Deserialized
-from jsonrpcserver.main import dispatch_to_response
+from jsonrpcserver.dispatcher import dispatch_request
+from jsonrpcserver.request import Request as LibraryRequest
 from jsonrpcserver.result import Result
 from oslash.either import Left
 
@@ -94,15 +96,10 @@ _NONE_GIVEN: Final[JsonObject] = {}
 
 def bind(registry: Registry, request: Request, call: Call) -> None:
     """Find the method, check its arguments, leave it on the call ready to run. Raises the error that the caller gets."""
-    response = dispatch_to_response(
-        cast(str, {"jsonrpc": "2.0", "method": request.method, "params": request.params, "id": None}),
-        methods=cast("dict[str, Callable[..., Result]]", registry.bindings),
-        context=call,
-        deserializer=cast("Callable[[str], Deserialized]", _as_is),
-        validator=_as_is,
-    )
-    if isinstance(response, Left):
-        code = response._error.code
+    methods = cast("dict[str, Callable[..., Result]]", registry.bindings)
+    _, result = dispatch_request(methods, call, LibraryRequest(request.method, request.params, None))
+    if isinstance(result, Left):
+        code = result._error.code
         if code == MethodNotFound.code:
             raise registry.unknown(request.method)
         if code == InvalidParams.code:
@@ -181,11 +178,6 @@ def reply_too_large() -> TooLarge:
     return TooLarge(
         f"the reply has more than {limits.MESSAGE_BYTES} bytes", hint="ask for less, or use a descriptor", limit=limits.MESSAGE_BYTES
     )
-
-
-def _as_is(value: T) -> T:
-    """jsonrpcserver is handed objects that are parsed and checked: it need do neither."""
-    return value
 
 
 def _read_meta(meta: Json, call: Call) -> None:
