@@ -266,9 +266,7 @@ class Committer:
         lost = [item for item in items if item.error is not None]
         if lost:
             self._void(lost, failed)
-        if any(isinstance(item.error, OutcomeUnknown) for item in lost):
-            # A later commit would take the sequences in doubt for settled: the next start would not void them any more.
-            self.failure = "too many logs failed to say in them what was not committed"
+        if self.failure is not None:
             for item in good:
                 item.error = self._unknown(item.envelope.version if item.envelope else None)
         elif good:
@@ -315,6 +313,8 @@ class Committer:
                 in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
                 if in_doubt >= record.k:
                     item.error = self._unknown(record.version)
+                    # A later commit would take the sequences in doubt for settled, and the next start would not void them any more.
+                    self.failure = "too many logs failed to say in them what was not committed"
 
     def _append_void(self, first: int, last: int, sequences: Sequence[int]) -> set[int]:
         """Flush a void to every usable shard. Returns the opened shards that it did not reach."""
