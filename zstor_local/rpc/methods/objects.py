@@ -257,12 +257,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 break
         with names.still_there(stored, by_metadata=metadata is not None):
             data = await objects.read(stored, offset, length)
-        answer: Value = {"references": list(stored.record.references), "metadata": describe(stored, store.pool)}
+        references, about = list(stored.record.references), describe(stored, store.pool)
         if encoding is None:
-            answer["value_b64"] = Base64(data)
-        else:
-            answer["value"] = _text(data)
-        return answer
+            return {"value_b64": Base64(data), "references": references, "metadata": about}
+        return {"value": _text(data), "references": references, "metadata": about}
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists])
     async def read_file(
