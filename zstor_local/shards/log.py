@@ -75,7 +75,7 @@ class Log:
         fd = self._files.open(self.path(number), os.O_RDWR)
         try:
             size = self._files.status(fd).size
-            rest = read_exactly(self._files, fd, size - end, end)
+            rest = read_exactly(self._files, fd, max(0, size - end), end)  # none where the file has been cut since
             if rest.count(0) == len(rest) > 0:
                 self._files.truncate(fd, end)
         finally:
