@@ -36,10 +36,10 @@ class Ended(Exception):
 class Daemon:
     """`zstor daemon` in a home: start it, as often as wanted, and look at it."""
 
-    def __init__(self, home: Path, *, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(self, home: Path, *, environment: dict[str, str] | None = None) -> None:
         self.home = home
         self.environment = self.own_environment(home) if environment is None else environment
-        self.arguments = arguments
+        self.wrapper: tuple[str, ...] = ()  # a command that becomes the daemon
         self.socket = str(home / "run/zstor/zstor.sock")
         self.store = home / "data/zstor"
         self.key_file = home / "config/zstor/master.key"
@@ -81,7 +81,7 @@ class Daemon:
         self.kill()
         self.said, self.at_rest = "", None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "zstor_local", "daemon", *self.arguments],
+            [*self.wrapper, sys.executable, "-m", "zstor_local", "daemon"],
             cwd=self.home,
             env=self.environment,
             stdin=subprocess.DEVNULL,
