@@ -7,8 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, MetastoreClosed, Owed, Row, StoreState, Transaction
-from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, StoreId, Version
+from zstor_local.metastore.base import (
+    Debt,
+    Garbage,
+    Intent,
+    Metastore,
+    MetastoreClosed,
+    Owed,
+    Reference,
+    Row,
+    StoreState,
+    Transaction,
+)
+from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 
 STORE = StoreId(b"store id 16bytes")
@@ -121,6 +132,48 @@ class MetastoreLaws:
             assert len(page) <= 7
             found += page
         assert found == everything
+
+    def test_rows_are_found_by_the_version_they_name(self, metastore: Metastore) -> None:
+        first, copied = row("a", 1), replace(row("b", 2), envelope=replace(envelope(2), version=version(1)))
+        metastore.commit(transaction(first, copied, row("c", 3), sequence=3))
+        assert sorted(metastore.named(version(1)), key=lambda each: each.name) == [first, copied]
+        metastore.commit(transaction(row("a", 4), replace(copied, envelope=replace(copied.envelope, sequence=5)), sequence=5))
+        assert [(each.name, each.envelope.sequence) for each in metastore.named(version(1))] == [("b", 5)]
+        buried = replace(copied, envelope=replace(copied.envelope, kind=Kind.TOMBSTONE, sequence=6))
+        metastore.commit(transaction(buried, sequence=6))
+        assert metastore.named(version(1)) == []
+
+    def test_records_that_are_no_objects_name_no_version(self, metastore: Metastore) -> None:
+        metastore.commit(transaction(row("namespace/a", 1, Kind.NAMESPACE)))
+        assert metastore.named(version(1)) == []
+
+    def test_changes_are_each_names_last_one_in_their_order(self, metastore: Metastore) -> None:
+        metastore.commit(transaction(row("b", 1), row("a", 2), row("c", 3, space=OTHER_SPACE), sequence=3))
+        metastore.commit(transaction(row("b", 4, Kind.TOMBSTONE), row("d", 5), sequence=5))
+        found = metastore.changes(SPACE, 0, 10)
+        assert [(each.name, each.envelope.sequence, each.envelope.kind) for each in found] == [
+            ("a", 2, Kind.OBJECT),
+            ("b", 4, Kind.TOMBSTONE),
+            ("d", 5, Kind.OBJECT),
+        ]
+        assert metastore.changes(SPACE, 4, 10) == found[2:]
+        assert metastore.changes(SPACE, 0, 2) == found[:2]
+        assert metastore.changes(SPACE, 5, 10) == []
+
+    def test_names_are_found_by_reference(self, metastore: Metastore) -> None:
+        one, two = ReferenceHash(b"a reference 16 b"), ReferenceHash(b"another one 16 b")
+        names = ["a", "b", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{GRINNING FACE}"]
+        given = [Reference(SPACE, one, each) for each in reversed(names)]
+        metastore.commit(Transaction(StoreState(), references=[*given, Reference(SPACE, two, "a"), Reference(OTHER_SPACE, one, "c")]))
+        metastore.commit(Transaction(StoreState(), references=given[:1]))  # named twice, kept once
+        assert metastore.referring(SPACE, one, None, 10) == names
+        assert metastore.referring(SPACE, one, "b", 10) == names[2:]
+        assert metastore.referring(SPACE, one, None, 2) == names[:2]
+        assert metastore.referring(SPACE, two, None, 10) == ["a"]
+        gone = [Reference(SPACE, one, "a"), Reference(SPACE, one, "b")]
+        metastore.commit(Transaction(StoreState(), references=[gone[1]], references_gone=gone))
+        assert metastore.referring(SPACE, one, None, 10) == names[1:]
+        assert metastore.referring(SPACE, two, None, 10) == ["a"]
 
     def test_intents_come_and_go(self, metastore: Metastore) -> None:
         first, second = Intent(version(1), (0, 5, 300)), Intent(version(2), (1,))

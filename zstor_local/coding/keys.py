@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from zstor_local.coding.block import TAG_BYTES
 from zstor_local.errors import CorruptRecord
-from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, StoreId
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
@@ -36,6 +36,7 @@ _RECORD_SEAL: Final = b"zstor/1 record seal"
 _WRAP: Final = b"zstor/1 wrap"
 _COMMITMENT: Final = b"zstor/1 commitment"
 _KEY_HASH: Final = b"zstor/1 key hash"
+_REFERENCE_HASH: Final = b"zstor/1 reference hash"
 _NONCE: Final = bytes(12)  # the same always: each of these keys seals one record, once
 _SHA256: Final = SHA256()
 
@@ -121,16 +122,23 @@ class KeyRing:
 class KeyHasher:
     """What shards see instead of keys: nobody without the store's 32-byte hash key can guess a key and confirm it."""
 
-    __slots__ = ("_keyed",)
+    __slots__ = ("_keyed", "_references")
 
     def __init__(self, hash_key: bytes) -> None:
         self._keyed = blake3(_KEY_HASH, key=_sized(hash_key, KEY_BYTES, "hash key"))
+        self._references = blake3(_REFERENCE_HASH, key=hash_key)
 
     def key_hash(self, namespace: NamespaceId, key: str) -> KeyHash:
         """16 bytes of BLAKE3, keyed, of a label, the namespace id (both of fixed size) and the key in UTF-8."""
         hasher = self._keyed.copy()
         hasher.update(_sized(namespace, ID_BYTES, "namespace id") + key.encode())
         return KeyHash(hasher.digest(16))
+
+    def reference_hash(self, namespace: NamespaceId, reference: str) -> ReferenceHash:
+        """The same of a reference, with a label of its own: what the metastore finds it by."""
+        hasher = self._references.copy()
+        hasher.update(_sized(namespace, ID_BYTES, "namespace id") + reference.encode())
+        return ReferenceHash(hasher.digest(16))
 
 
 def _sized(value: bytes, size: int, what: str) -> bytes:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from zstor_local.errors import CorruptRecord
-from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
+from zstor_local.model.ids import NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope
 
 
@@ -53,7 +53,10 @@ class Owed(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Debt:
-    """Something that a shard still has to be given. For RECORD `index` is −1."""
+    """Something that a shard still has to be given. For RECORD `index` is −1.
+
+    A RECORD is the row's. A SHARE is the version's, whichever rows name it by now (`named` tells); `name` is one that named it.
+    """
 
     shard: int
     kind: Owed
@@ -72,9 +75,18 @@ class Garbage:
     small: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """That a row's record has a reference, of which the metastore sees the keyed hash."""
+
+    space: NamespaceId
+    hash: ReferenceHash
+    name: str
+
+
 @dataclass(slots=True)
 class Transaction:
-    """Everything one group changes. Lists are applied in this order, but what is paid or freed is struck out before anything is added."""
+    """Everything one group changes: rows first; then what is done, paid or freed is struck out before anything is added."""
 
     state: StoreState
     rows: list[Row] = field(default_factory=list)
@@ -84,6 +96,8 @@ class Transaction:
     garbage_freed: list[Garbage] = field(default_factory=list)
     debts: list[Debt] = field(default_factory=list)
     debts_paid: list[Debt] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    references_gone: list[Reference] = field(default_factory=list)
 
 
 class MetastoreClosed(Exception):
@@ -136,6 +150,18 @@ class Metastore(Protocol):
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
         """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
+        ...
+
+    def named(self, version: Version) -> list[Row]:
+        """The objects whose record names this version: more than one where it was copied."""
+        ...
+
+    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
+        """Rows and tombstones with a sequence above `since`, lowest first."""
+        ...
+
+    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
+        """Names behind `after` whose records have the reference, in the order of their UTF-8 bytes."""
         ...
 
     def intents(self) -> Sequence[Intent]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ from zstor_local.metastore.base import (
     Garbage,
     Intent,
     MetastoreClosed,
+    Reference,
     Row,
     StoreState,
     Transaction,
 )
-from zstor_local.model.ids import NamespaceId, StoreId, Version
+from zstor_local.model.ids import NamespaceId, ReferenceHash, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 
 _Name = tuple[NamespaceId, str]
@@ -33,10 +35,11 @@ class Cell:
     intents: dict[Version, Intent] = field(default_factory=dict)
     garbage: dict[tuple[int, Version, int], Garbage] = field(default_factory=dict)
     debts: dict[Debt, None] = field(default_factory=dict)
+    references: dict[Reference, None] = field(default_factory=dict)
 
     def copy(self) -> Cell:
         other = copy(self)
-        for name in ("records", "tombstones", "intents", "garbage", "debts"):
+        for name in ("records", "tombstones", "intents", "garbage", "debts", "references"):
             setattr(other, name, dict(getattr(self, name)))
         return other
 
@@ -50,6 +53,7 @@ class MemoryMetastore:
         self.cell = cell
         self._around_commit = around_commit
         self._open = True
+        self._whole = threading.Lock()  # readers in other threads see no half of a transaction
 
     @property
     def store_id(self) -> StoreId:
@@ -69,12 +73,27 @@ class MemoryMetastore:
         return self.cell.tombstones.get((space, name))
 
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
-        names = sorted(
-            (name.encode() for at, name in self.cell.records if at == space and name.startswith(prefix)),
-        )
-        if after is not None:
-            names = [name for name in names if name > after.encode()]
-        return [Row(space, name.decode(), self.cell.records[space, name.decode()]) for name in names[:limit]]
+        with self._whole:
+            found = [Row(*row, envelope) for row, envelope in self.cell.records.items() if row[0] == space]
+        wanted = [row for row in found if row.name.startswith(prefix) and (after is None or row.name.encode() > after.encode())]
+        return sorted(wanted, key=lambda row: row.name.encode())[:limit]
+
+    def named(self, version: Version) -> list[Row]:
+        with self._whole:
+            found = list(self.cell.records.items())
+        return [Row(*row, envelope) for row, envelope in found if envelope.version == version and envelope.kind is Kind.OBJECT]
+
+    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
+        with self._whole:
+            everything = [*self.cell.records.items(), *self.cell.tombstones.items()]
+        found = [Row(*row, envelope) for row, envelope in everything if row[0] == space and envelope.sequence > since]
+        return sorted(found, key=lambda row: row.envelope.sequence)[:limit]
+
+    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
+        with self._whole:
+            references = list(self.cell.references)
+        found = sorted(each.name.encode() for each in references if (each.space, each.hash) == (space, reference))
+        return [name.decode() for name in found if after is None or name > after.encode()][:limit]
 
     def intents(self) -> Sequence[Intent]:
         return list(self.cell.intents.values())
@@ -99,7 +118,8 @@ class MemoryMetastore:
             raise MetastoreClosed("the metastore failed before")
         try:
             self._around_commit("before")
-            self._apply(transaction)
+            with self._whole:
+                self._apply(transaction)
             self._around_commit("after")
         except OSError as error:
             self._open = False
@@ -123,6 +143,9 @@ class MemoryMetastore:
         for debt in transaction.debts_paid:
             cell.debts.pop(debt, None)
         cell.debts.update((debt, None) for debt in transaction.debts)
+        for reference in transaction.references_gone:
+            cell.references.pop(reference, None)
+        cell.references.update((reference, None) for reference in transaction.references)
 
     def checkpoint(self) -> None:
         pass

@@ -20,11 +20,12 @@ from zstor_local.metastore.base import (
     MetastoreDamaged,
     MetastoreInUse,
     Owed,
+    Reference,
     Row,
     StoreState,
     Transaction,
 )
-from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, StoreId, Version
+from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 
 FORMAT: Final = 1
@@ -48,6 +49,11 @@ create table debt(
     version blob not null, shard integer not null, kind integer not null, share integer not null, space blob not null,
     name blob not null, primary key(version, shard, kind, share, space, name)) without rowid;
 create index debt_by_shard on debt(shard);
+create table reference(
+    space blob not null, hash blob not null, name blob not null, primary key(space, hash, name)) without rowid;
+create index record_by_version on record(version) where kind = 1;
+create index record_by_sequence on record(space, sequence);
+create index tombstone_by_sequence on tombstone(space, sequence);
 """
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
@@ -122,6 +128,23 @@ class SqliteMetastore:
         found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
         return [row for wanted, row in found if wanted]
 
+    def named(self, version: Version) -> list[Row]:
+        return _parsed(_row, self._all(f"select space, name, {_ROW} from record where version=? and kind=1", (version,)))  # noqa: S608
+
+    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
+        parts = [
+            f"select * from (select space as at, name, {_ROW} from {table} where space=?1 and sequence>?2 order by sequence limit ?3)"  # noqa: S608
+            for table in ("record", "tombstone")
+        ]
+        return _parsed(_row, self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit)))
+
+    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
+        rows = self._all(
+            "select name from reference where space=? and hash=? and name>? order by name limit ?",
+            (space, reference, b"" if after is None else after.encode(), limit),
+        )
+        return _parsed(lambda name: str(name, "utf-8"), rows)
+
     def intents(self) -> Sequence[Intent]:
         return _parsed(_intent, self._all("select version, shards from intent", ()))
 
@@ -184,6 +207,12 @@ class SqliteMetastore:
             )
         if transaction.debts:
             db.executemany("insert or replace into debt values(?, ?, ?, ?, ?, ?)", [_debt_row(d) for d in transaction.debts])
+        if transaction.references_gone:
+            db.executemany(
+                "delete from reference where space=? and hash=? and name=?", [_reference_row(r) for r in transaction.references_gone]
+            )
+        if transaction.references:
+            db.executemany("insert or replace into reference values(?, ?, ?)", [_reference_row(r) for r in transaction.references])
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
@@ -286,6 +315,10 @@ def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence
     return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
 
 
+def _row(space: bytes, name: bytes, *columns: object) -> Row:
+    return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
+
+
 def _must_be(kind: type, *values: object) -> None:
     if not all(isinstance(value, kind) for value in values):
         raise TypeError
@@ -304,6 +337,10 @@ def _garbage(shard: int, version: bytes, share: int, small: int) -> Garbage:
 
 def _garbage_row(garbage: Garbage) -> tuple[int, bytes, int, bool]:
     return garbage.shard, garbage.share.version, garbage.share.index, garbage.small
+
+
+def _reference_row(reference: Reference) -> tuple[bytes, bytes, bytes]:
+    return reference.space, reference.hash, reference.name.encode()
 
 
 def _debt_row(debt: Debt) -> tuple[bytes, int, int, int, bytes, bytes]:

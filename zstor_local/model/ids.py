@@ -14,6 +14,7 @@ StoreId = NewType("StoreId", bytes)  # 16 random bytes, made by init
 NamespaceId = NewType("NamespaceId", bytes)  # 16 random bytes: what shards see of a namespace
 ShardUid = NewType("ShardUid", bytes)  # 16 random bytes in the shard's marker; its short name is for people
 KeyHash = NewType("KeyHash", bytes)  # 16 bytes, keyed: what shards see of a key
+ReferenceHash = NewType("ReferenceHash", bytes)  # 16 bytes, keyed: what the metastore sees of a reference
 
 ID_BYTES: Final = 16
 

@@ -8,7 +8,7 @@ entry that is flushed before the error is answered; where that is impossible the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -25,11 +25,12 @@ from zstor_local.metastore.base import (
     Metastore,
     MetastoreClosed,
     Owed,
+    Reference,
     Row,
     StoreState,
     Transaction,
 )
-from zstor_local.model.ids import KeyHash, NamespaceId, Version
+from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
@@ -62,7 +63,8 @@ class NewRecord:
 class Decision:
     """What a change comes to, given the row's committed envelope.
 
-    `others` are records of other rows of the same space that change with it, all or none.
+    `others` are records of other rows of the same space that change with it, all or none. If a shard of `resend` does not take
+    its copies, the change is refused.
     """
 
     record: NewRecord | None = None
@@ -73,6 +75,9 @@ class Decision:
     garbage_freed: Sequence[Garbage] = ()
     debts: Sequence[Debt] = ()
     debts_paid: Sequence[Debt] = ()
+    references: Sequence[Reference] = ()
+    references_gone: Sequence[Reference] = ()
+    resend: Mapping[int, Sequence[Envelope]] = field(default_factory=dict)  # shard number → copies that it has missed
     objects: int = 0  # what it adds to the store's count of objects
     bytes: int = 0  # and to their plain bytes
 
@@ -108,6 +113,7 @@ class _Item:
     change: _Change
     decision: Decision
     sealed: Mapping[_RowName, tuple[NewRecord, Envelope]]
+    seen: Set[_RowName]  # rows as changes before it in the group left them
     error: ZstorError | None = None
 
     @property
@@ -133,6 +139,9 @@ class Committer:
         self._stopping = False
         self._since_checkpoint = 0
         self._newest: dict[_RowName, Envelope] = {}  # what the group that is being decided has changed so far
+        self._naming: dict[Version, set[_RowName]] = {}  # its rows by the versions that they name, or named on the way
+        self._seen: set[_RowName] = set()  # those that the change being decided has looked at
+        self._news = trio.Event()
         self.failure: str | None = None
         self.ended = trio.Event()
         self.ended.set()
@@ -189,6 +198,8 @@ class Committer:
         for change, outcome in zip(group, outcomes, strict=True):
             change.outcome = outcome
             change.done.set()
+        self._news.set()
+        self._news = trio.Event()
         await self._keep_house()
 
     async def commit(self, space: NamespaceId, name: str, decide: Decide) -> Committed:
@@ -212,6 +223,10 @@ class Committer:
             raise OutcomeUnknown("the commit was not answered", hint="read the key to see")
         return change.outcome
 
+    def news(self) -> trio.Event:
+        """Set when the next group is committed. Take it before looking, then nothing is missed."""
+        return self._news
+
     def stop(self) -> None:
         """Take no more changes; `run` ends after those that wait."""
         self._stopping = True
@@ -234,8 +249,9 @@ class Committer:
     def _decide(self, group: Sequence[_Change]) -> tuple[list[_Item], dict[_Change, ZstorError]]:
         items: list[_Item] = []
         refused: dict[_Change, ZstorError] = {}
-        self._newest = {}
+        self._newest, self._naming = {}, {}
         for change in group:
+            self._seen = set()
             try:
                 decision = change.decide(self.look(change.space, change.name))
             except ZstorError as error:
@@ -243,15 +259,30 @@ class Committer:
                 continue
             records = dict(decision.others) if decision.record is None else {change.name: decision.record, **decision.others}
             sealed = {(change.space, name): (record, self._seal(change.space, record)) for name, record in records.items()}
-            self._newest.update((row, envelope) for row, (_, envelope) in sealed.items())
-            items.append(_Item(change, decision, sealed))
+            for row, (_, envelope) in sealed.items():
+                self._newest[row] = envelope
+                self._naming.setdefault(envelope.version, set()).add(row)
+            items.append(_Item(change, decision, sealed, self._seen))
         return items, refused
 
     def look(self, space: NamespaceId, name: str) -> Envelope | None:
         """A row as the changes before left it; None if it is not there. For `decide`, and only while it runs."""
         row = (space, name)
-        current = self._newest[row] if row in self._newest else self._metastore.get(*row)
-        return None if current is not None and current.kind is Kind.TOMBSTONE else current
+        if row not in self._newest:
+            return self._metastore.get(*row)
+        self._seen.add(row)
+        current = self._newest[row]
+        return None if current.kind is Kind.TOMBSTONE else current
+
+    def named(self, space: NamespaceId, version: Version) -> set[str]:
+        """The keys of a namespace whose records name this version, as the changes before left them. For `decide`, like `look`."""
+        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
+        found = set()
+        for row in rows:
+            envelope = self.look(*row) if row in self._newest else None
+            if row[0] == space and (row not in self._newest or (envelope is not None and envelope.version == version)):
+                found.add(row[1])
+        return found
 
     def _seal(self, space: NamespaceId, record: NewRecord) -> Envelope:
         sequence = self._next
@@ -281,6 +312,8 @@ class Committer:
                 for number in {*record.copies, *record.shares}:
                     index, share = record.shares.get(number, (None, b""))
                     entries.setdefault(number, []).append(Entry(envelope, index, share))
+            for number, envelopes in item.decision.resend.items():
+                entries.setdefault(number, []).extend(map(Entry, envelopes))
         failed = self._pool.append(entries, self._state.sequence)
         reached = [number for number in entries if number not in failed]
         failed.update(self._pool.flush(reached))
@@ -290,8 +323,11 @@ class Committer:
         """Items whose shares are not durable on enough shards fail, and whatever was decided on top of them."""
         broken: set[_RowName] = set()
         for item in items:
-            if not broken.isdisjoint(item.sealed):
-                item.error = Conflict("the change before this one on the same key failed", hint="try again", retryable=True)
+            if not broken.isdisjoint(item.sealed) or not broken.isdisjoint(item.seen):
+                item.error = Conflict("a change before this one that it builds on failed", hint="try again", retryable=True)
+            away = [self._pool.name(number) for number in item.decision.resend if number in failed]
+            if away and item.error is None:
+                item.error = Unavailable(f"shard {away[0]} went away again", hint="it is told when it is back")
             for record, _ in item.sealed.values():
                 durable = sum(number not in failed for number in record.shares or record.copies)
                 if durable < record.quorum and item.error is None:
@@ -368,7 +404,9 @@ class Committer:
             bytes=self._state.bytes + sum(decision.bytes for decision in decisions),
         )
         transaction = Transaction(state)
-        newest = {row: item for item in items for row in item.sealed}
+        newest = {row: envelope for item in items for row, (_, envelope) in item.sealed.items()}
+        freed = {(garbage.shard, garbage.share) for decision in decisions for garbage in decision.garbage}
+        references: dict[Reference, bool] = {}  # whether it is there in the end
         for item in items:
             decision = item.decision
             transaction.rows.extend(Row(*row, envelope) for row, (_, envelope) in item.sealed.items())
@@ -377,9 +415,19 @@ class Committer:
             transaction.garbage.extend(decision.garbage)
             transaction.garbage_freed.extend(decision.garbage_freed)
             transaction.debts_paid.extend(decision.debts_paid)
-            # Nobody is owed a version that the same group replaces.
-            debts = [*decision.debts, *_debts(item, failed)]
-            transaction.debts.extend(debt for debt in debts if newest.get((debt.space, debt.name), item) is item)
+            # Nobody is owed what the same group replaces: a record of another version, a share that is freed.
+            for debt in [*decision.debts, *_debts(item, failed)]:
+                row = newest.get((debt.space, debt.name))
+                if debt.kind is Owed.SHARE:
+                    wanted = (debt.shard, ShareId(debt.version, debt.index)) not in freed
+                else:
+                    wanted = row is None or row.version == debt.version
+                if wanted:
+                    transaction.debts.append(debt)
+            references.update(dict.fromkeys(decision.references_gone, False))
+            references.update(dict.fromkeys(decision.references, True))
+        transaction.references.extend(reference for reference, there in references.items() if there)
+        transaction.references_gone.extend(reference for reference, there in references.items() if not there)
         return transaction
 
     def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:

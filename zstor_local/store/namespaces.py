@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, NamespaceRecord
 from zstor_local.runtime import Runtime
@@ -27,6 +27,9 @@ class Namespace:
 
     def key_hash(self, key: str) -> KeyHash:
         return self.hasher.key_hash(self.id, key)
+
+    def reference_hash(self, reference: str) -> ReferenceHash:
+        return self.hasher.reference_hash(self.id, reference)
 
 
 class Namespaces:

@@ -13,18 +13,20 @@ from zstor_local import limits
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, OutcomeUnknown, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone, is_small
+from zstor_local.model.record import Envelope, ObjectRecord, is_small
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.coding import INLINE_CODING_BYTES, Coded, LargeWrite, ScratchPool, code_small, new_version
-from zstor_local.store.committer import Committer, Decision, NewRecord, not_enough_shards
+from zstor_local.store.committer import Committer, Decision, not_enough_shards
+from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
+from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import BytesSource, FileSource, StreamSource
-from zstor_local.store.stored import Stored, no_key, open_object
+from zstor_local.store.stored import Stored, no_key
 from zstor_local.store.streams import StreamBudget
 
 DIGEST_PREFIX: Final = "blake3:"
@@ -39,6 +41,7 @@ class WriteOptions:
     references: Sequence[str] = ()
     keep_references: bool = False
     user: Mapping[str, object] = field(default_factory=dict)
+    previous: Previous | None = None
     if_version: Version | None = None
     exclusive: bool = False
     expected_size: int | None = None
@@ -78,6 +81,8 @@ class ObjectWriter:
         namespace = await self._namespaces.find_or_create(name.namespace)
         if options.exclusive or options.if_version is not None:  # before bytes are moved in vain; what counts is the look at the commit
             self._check_conditions(self._metastore.get(namespace.id, name.key), options)
+        if options.previous is not None:
+            follow(self._edits(namespace, self._metastore.get), name.key, options.previous)
         data, rest = await self._beginning(namespace, source)
         if rest is None:
             return await self._write_small(namespace, name, data, options, caller)
@@ -178,14 +183,18 @@ class ObjectWriter:
         def decide(current: Envelope | None) -> Decision:
             nonlocal published, replaced
             self._check_conditions(current, options)
-            old = None if current is None else open_object(self._sealer, current)
+            edits = self._edits(namespace)
+            earliest = 0 if options.previous is None else follow(edits, name.key, options.previous)
+            found = edits.find(name.key)
+            old = None if found is None else found.record
             replaced = old is not None
-            references = tuple(old.references if options.keep_references and old is not None else options.references)
+            references = old.references if options.keep_references and old is not None else options.references
+            previous = options.previous.key if options.previous is not None else old.previous_key if old is not None else None
             published = ObjectRecord(
                 key=name.key,
                 size=coded.size,
                 digest=coded.digest,
-                created=now if old is None else old.created,
+                created=max(earliest, now if old is None else old.created),
                 modified=now,
                 policy=namespace.policy,
                 wrapped_key=coded.wrapped_key,
@@ -193,11 +202,13 @@ class ObjectWriter:
                 share_bytes=coded.share_bytes,
                 chunk_table=b"" if coded.table_in_shares else coded.chunk_table,
                 table_blob=coded.table_in_shares,
-                references=references,
+                references=tuple(references),
                 user=options.user,
+                previous_key=previous,
+                next_key=None if old is None else old.next_key,
             )
-            change = self._put(namespace, name, published, coded)
-            return change if old is None or current is None else self._replacing(change, current, old)
+            edits.put(name.key, coded.version, published)
+            return self._put(namespace, name, edits, coded, now)
 
         with caller.committing():
             committed = await self._committer.commit(namespace.id, name.key, decide)
@@ -209,40 +220,22 @@ class ObjectWriter:
         owed = {*committed.owed, *shares_owed}
         return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
 
-    def _put(self, namespace: Namespace, name: ObjectName, record: ObjectRecord, coded: Coded) -> Decision:
+    def _put(self, namespace: Namespace, name: ObjectName, edits: Edits, coded: Coded, now: int) -> Decision:
         shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement)} if coded.shares else {}
-        new = NewRecord(
-            kind=Kind.OBJECT,
-            key_hash=namespace.key_hash(name.key),
-            version=coded.version,
-            plain=record.encode(),
-            copies=coded.placement,
-            shares=shares,
-            quorum=self._quorum(namespace),
-            k=record.policy.k,
-        )
         debts = [
             Debt(coded.placement[index], Owed.SHARE, namespace.id, name.key, coded.version, index) for index in sorted(coded.failed)
         ]
-        done = [] if record.small else [coded.version]
-        return Decision(new, intents_done=done, debts=debts, objects=1, bytes=record.size)
+        change = edits.decision(now, new=NewShares(name.key, shares, self._quorum(namespace)))
+        return replace(change, intents_done=[] if coded.shares else [coded.version], debts=debts)
 
-    def _replacing(self, change: Decision, current: Envelope, old: ObjectRecord) -> Decision:
-        """The same change, with the old version's shares to be freed and its shards told."""
-        if change.record is None:
-            raise AssertionError("only a record replaces a record")
-        copies = sorted({*change.record.copies, *old.placement})
-        return replace(
-            change,
-            record=replace(change.record, copies=copies),
-            garbage=[Garbage(n, ShareId(current.version, index), old.small) for index, n in enumerate(old.placement)],
-            debts_paid=self._metastore.debts_of(current.version),
-            objects=change.objects - 1,
-            bytes=change.bytes - old.size,
-        )
+    def _edits(self, namespace: Namespace, look: Look | None = None) -> Edits:
+        return Edits(self._committer, self._metastore, self._sealer, namespace, look)
 
     async def delete(self, name: ObjectName, if_version: Version | None, caller: Caller) -> int:
-        """Bury the key; durable when this returns. Returns how many shards still have to be told. NotFound if it is not there."""
+        """Bury the key and join its neighbours; durable when this returns. Returns how many shards still have to be told.
+
+        NotFound if it is not there.
+        """
         namespace = self._namespaces.find(name.namespace)
         if namespace is None:
             raise no_key(name)
@@ -250,17 +243,11 @@ class ObjectWriter:
         def decide(current: Envelope | None) -> Decision:
             if current is None:
                 raise no_key(name)
-            _check_version(current, if_version)
-            old = open_object(self._sealer, current)
-            tombstone = NewRecord(
-                kind=Kind.TOMBSTONE,
-                key_hash=namespace.key_hash(name.key),
-                version=current.version,
-                plain=Tombstone(name.key, self._runtime.clock.now()).encode(),
-                copies=old.placement,
-                k=old.policy.k,
-            )
-            return self._replacing(Decision(tombstone), current, old)
+            check_version(current, if_version)
+            edits = self._edits(namespace)
+            unlink(edits, name.key)
+            edits.remove(name.key)
+            return edits.decision(self._runtime.clock.now(), insist=False)
 
         with caller.committing():
             committed = await self._committer.commit(namespace.id, name.key, decide)
@@ -286,7 +273,7 @@ class ObjectWriter:
         if options.exclusive and current is not None:
             raise AlreadyExists("the key exists already", hint="leave `exclusive` out to replace it", current=current.version.hex())
         if options.if_version is not None:
-            _check_version(current, options.if_version)
+            check_version(current, options.if_version)
 
 
 class _Ended:
@@ -296,7 +283,8 @@ class _Ended:
         return 0
 
 
-def _check_version(current: Envelope | None, wanted: Version | None) -> None:
+def check_version(current: Envelope | None, wanted: Version | None) -> None:
+    """Conflict unless the key is at the wanted version; None wants none."""
     if wanted is None:
         return
     found = None if current is None else current.version.hex()

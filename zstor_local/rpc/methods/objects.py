@@ -37,6 +37,7 @@ from zstor_local.rpc.methods.handover import Handover
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Pattern, Range
 from zstor_local.rpc.strict_json import Base64, Json
+from zstor_local.store.links import Previous
 from zstor_local.store.metadata import Metadata, check_metadata, describe, seal_of
 from zstor_local.store.objects import Source, WriteOptions
 from zstor_local.store.paths import Mode, Paths
@@ -48,6 +49,8 @@ from zstor_local.store.stored import Stored
 Key = Annotated[str, "the object's key, 1 to 1,024 bytes of UTF-8"]
 Namespace = Annotated[str, "the namespace; left out, the configured default"]
 MetadataIn = Annotated[dict[str, Json], "instead of `key`: metadata as a write returned it; names that version"]
+PreviousKey = Annotated[str, "link it behind this object, which nothing else may follow"]
+PreviousMetadata = Annotated[dict[str, Json], "instead of `previous_key`: its metadata; `conflict` if it has left that version"]
 Fd = Annotated[int, "index of a descriptor sent with this message", Range(0, limits.FDS_PER_CALL - 1)]
 Path = Annotated[str, "an absolute path, opened by the daemon"]
 References = Annotated[list[Annotated[str, Length(1, limits.REFERENCE_BYTES)]], "texts to keep with the object, in order"]
@@ -59,6 +62,7 @@ Size = Annotated[int, "refuse the write unless just so many bytes arrive", Range
 Digest = Annotated[str, "refuse the write unless the bytes have this digest", Pattern("blake3:[0-9a-f]{64}")]
 
 WRITE_ERRORS: Final[list[type[ZstorError]]] = [
+    NotFound,
     AlreadyExists,
     Conflict,
     NotEnoughShards,
@@ -130,7 +134,7 @@ class Page(TypedDict):
 
 def register(registry: Registry, store: Store, paths: Paths) -> None:
     """Add the methods."""
-    names = _Names(store)
+    names = Names(store)
     handover = Handover(store.runtime, paths)
     objects = store.objects
 
@@ -153,6 +157,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         metadata: MetadataIn | None = None,
         references: References | None = None,
         keep_references: Annotated[bool, "keep those of the version before"] = False,
+        previous_key: PreviousKey | None = None,
+        previous_metadata: PreviousMetadata | None = None,
         user: User | None = None,
         if_version: VersionText | None = None,
         exclusive: Annotated[bool, "refuse to replace an object"] = False,
@@ -165,7 +171,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         object.write_stream.
         """
         target = names.target(key, namespace, metadata)
-        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        previous = names.previous(target[0], previous_key, previous_metadata)
+        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
         _exactly_one(value=value, value_b64=value_b64, fd=fd)
         if fd is not None:
             with handover.source(call, fd, stream=True) as source:
@@ -190,6 +197,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         metadata: MetadataIn | None = None,
         references: References | None = None,
         keep_references: Annotated[bool, "keep those of the version before"] = False,
+        previous_key: PreviousKey | None = None,
+        previous_metadata: PreviousMetadata | None = None,
         user: User | None = None,
         if_version: VersionText | None = None,
         exclusive: Annotated[bool, "refuse to replace an object"] = False,
@@ -201,7 +210,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         A file that changes while it is read is refused, and the old version stays.
         """
         target = names.target(key, namespace, metadata)
-        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        previous = names.previous(target[0], previous_key, previous_metadata)
+        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
         _exactly_one(path=path, fd=fd)
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
@@ -217,6 +227,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         metadata: MetadataIn | None = None,
         references: References | None = None,
         keep_references: Annotated[bool, "keep those of the version before"] = False,
+        previous_key: PreviousKey | None = None,
+        previous_metadata: PreviousMetadata | None = None,
         user: User | None = None,
         if_version: VersionText | None = None,
         exclusive: Annotated[bool, "refuse to replace an object"] = False,
@@ -228,7 +240,8 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         The daemon cannot see a producer that fails: give expected_size or expected_digest where that matters.
         """
         target = names.target(key, namespace, metadata)
-        options = _options(references, keep_references, user, if_version, exclusive, expected_size, expected_digest)
+        previous = names.previous(target[0], previous_key, previous_metadata)
+        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
         with handover.source(call, fd, stream=True) as source:
             return await store_it(call, target, source, options)
 
@@ -351,7 +364,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         return {"items": items, "cursor": None}
 
 
-class _Names:
+class Names:
     """Which object a call means."""
 
     def __init__(self, store: Store) -> None:
@@ -367,11 +380,25 @@ class _Names:
         stored = self._sealed(key, namespace, metadata)
         return ObjectName(stored.namespace, stored.record.key), stored.version
 
+    def previous(self, name: ObjectName, key: str | None, metadata: dict[str, Json] | None) -> Previous | None:
+        """What `name` is to follow, in the same namespace."""
+        if key is not None and metadata is not None:
+            raise InvalidParams("previous_key and previous_metadata stand for each other", parameter="previous_metadata")
+        if metadata is not None:
+            stored = self._sealed(None, name.namespace, metadata)
+            return Previous(stored.record.key, stored.version)
+        return None if key is None else Previous(check_key(key))
+
     def find(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> Stored:
-        """The version to read."""
+        """The version to read. While it is its key's newest, what is known of it is of now and not of when it was sealed."""
         if metadata is None:
             return self._store.objects.find(self._name(key, namespace))
-        return self._sealed(key, namespace, metadata)
+        sealed = self._sealed(key, namespace, metadata)
+        try:
+            newest = self._store.objects.find(ObjectName(sealed.namespace, sealed.record.key))
+        except (NotFound, CorruptRecord):
+            return sealed
+        return newest if newest.version == sealed.version else sealed
 
     @contextmanager
     def still_there(self, stored: Stored, *, by_metadata: bool) -> Iterator[None]:
@@ -426,6 +453,7 @@ class _Producer:
 def _options(
     references: list[str] | None,
     keep_references: bool,
+    previous: Previous | None,
     user: dict[str, Json] | None,
     if_version: str | None,
     exclusive: bool,
@@ -443,6 +471,7 @@ def _options(
     return WriteOptions(
         references=unique,
         keep_references=keep_references,
+        previous=previous,
         user=_checked_user(user or {}),
         if_version=None if if_version is None else Version(bytes.fromhex(if_version)),
         exclusive=exclusive,

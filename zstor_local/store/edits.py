@@ -1,0 +1,143 @@
+"""What one change makes of the objects of a namespace: the rows before and after, and everything that follows from the difference.
+
+Every use case that changes records goes through here, so that the rules hold for all: copies of a row's new record go to each shard
+that held its old one; a version's shares become garbage when the last row that names it leaves it, and not before; references are
+found as long as their object has them; counts agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Reference
+from zstor_local.model.ids import NamespaceId, ShareId, Version
+from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.store.committer import Committer, Decision, NewRecord
+from zstor_local.store.namespaces import Namespace
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import open_object
+
+Look = Callable[[NamespaceId, str], Envelope | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A row's version and its record."""
+
+    version: Version
+    record: ObjectRecord
+
+
+@dataclass(frozen=True, slots=True)
+class NewShares:
+    """Of a key's new version: the small shares by shard number, and how many of them (or of the record's copies) must be durable."""
+
+    key: str
+    shares: Mapping[int, tuple[int, bytes]]
+    quorum: int
+
+
+class Edits:
+    """One change, made in the committer's thread: `find`, `put` and `remove` rows, then take the `decision`.
+
+    With another `look` than the committer's it may be tried elsewhere, and never decided.
+    """
+
+    def __init__(
+        self, committer: Committer, metastore: Metastore, sealer: RecordSealer, namespace: Namespace, look: Look | None = None
+    ) -> None:
+        self._look = look or committer.look
+        self._committer = committer
+        self._metastore = metastore
+        self._sealer = sealer
+        self._namespace = namespace
+        self._before: Final[dict[str, Object | None]] = {}
+        self._after: Final[dict[str, Object | None]] = {}
+
+    def find(self, key: str) -> Object | None:
+        """The object as this change has left it so far."""
+        if key not in self._after:
+            envelope = self._look(self._namespace.id, key)
+            found = None if envelope is None else Object(envelope.version, open_object(self._sealer, envelope))
+            self._before[key] = self._after[key] = found
+        return self._after[key]
+
+    def put(self, key: str, version: Version, record: ObjectRecord) -> None:
+        """The key has this version and record from now on."""
+        self.find(key)
+        self._after[key] = Object(version, record)
+
+    def remove(self, key: str) -> None:
+        self.find(key)
+        self._after[key] = None
+
+    def decision(self, now: int, *, new: NewShares | None = None, insist: bool = True) -> Decision:
+        """All that changes. Records must reach their policy's write quorum if the change may fail for want of shards (`insist`)."""
+        quorum_of_new = {} if new is None else {new.key: new}
+        records: dict[str, NewRecord] = {}
+        for key, before, after in self._changed():
+            shards = sorted({*_placement(before), *_placement(after)})
+            if after is not None:
+                fresh = quorum_of_new.get(key)
+                quorum = fresh.quorum if fresh else after.record.policy.write_quorum if insist else 0
+                plain, k = after.record.encode(), after.record.policy.k
+                shares = fresh.shares if fresh else {}
+                hashed = self._namespace.key_hash(key)
+                records[key] = NewRecord(Kind.OBJECT, hashed, after.version, plain, shards, shares, quorum, k)
+            elif before is not None:
+                plain, k = Tombstone(key, now).encode(), before.record.policy.k
+                records[key] = NewRecord(Kind.TOMBSTONE, self._namespace.key_hash(key), before.version, plain, shards, k=k)
+        garbage, paid = self._left_behind()
+        return Decision(
+            others=records,
+            garbage=garbage,
+            debts_paid=paid,
+            references=list(self._references(self._after, self._before)),
+            references_gone=list(self._references(self._before, self._after)),
+            objects=sum((after is not None) - (before is not None) for _, before, after in self._changed()),
+            bytes=sum(_size(after) - _size(before) for _, before, after in self._changed()),
+        )
+
+    def _changed(self) -> Iterator[tuple[str, Object | None, Object | None]]:
+        for key, after in self._after.items():
+            if self._before[key] != after:
+                yield key, self._before[key], after
+
+    def _left_behind(self) -> tuple[list[Garbage], list[Debt]]:
+        """The shares of versions that nothing names any more, and the debts that end: of those shares, and of changed rows' records."""
+        kept = {row.version for row in self._after.values() if row is not None}
+        garbage: list[Garbage] = []
+        paid: list[Debt] = []
+        left: set[Version] = set()
+        for key, before, _ in self._changed():
+            if before is None:
+                continue
+            debts = self._metastore.debts_of(before.version)
+            paid += [debt for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == (self._namespace.id, key)]
+            if before.version in kept | left or self._committer.named(self._namespace.id, before.version) - self._after.keys():
+                continue
+            left.add(before.version)
+            record = before.record
+            garbage += [Garbage(n, ShareId(before.version, index), record.small) for index, n in enumerate(record.placement)]
+            paid += [debt for debt in debts if debt.kind is Owed.SHARE]
+        return garbage, paid
+
+    def _references(self, there: Mapping[str, Object | None], elsewhere: Mapping[str, Object | None]) -> Iterator[Reference]:
+        """References that rows of the one side have and those of the other do not."""
+        for key, row in there.items():
+            if row is None or not row.record.references:
+                continue
+            other = elsewhere[key]
+            missing = set(row.record.references).difference(other.record.references if other is not None else ())
+            for reference in missing:
+                yield Reference(self._namespace.id, self._namespace.reference_hash(reference), key)
+
+
+def _placement(row: Object | None) -> tuple[int, ...]:
+    return () if row is None else row.record.placement
+
+
+def _size(row: Object | None) -> int:
+    return 0 if row is None else row.record.size
