@@ -271,7 +271,8 @@ class DirectoryShard:
             return
         with suppress(FileExistsError):
             self._files.mkdir(directory)
-        sync_directory(self._files, os.path.dirname(directory))
+        with self._failing(lasting=True):
+            sync_directory(self._files, os.path.dirname(directory))
         self._durable.add(directory)
 
     def _must_be_there(self) -> None:
@@ -281,7 +282,10 @@ class DirectoryShard:
 
     @contextmanager
     def _failing(self, *, lasting: bool = False) -> Iterator[None]:
-        """The system's errors as ShardErrors; after a lasting one the shard takes nothing more in this process."""
+        """The system's errors as ShardErrors; after a lasting one the shard takes nothing more in this process.
+
+        Failed syncs of what is to stay are lasting: no later one of the same file or directory can be believed.
+        """
         try:
             yield
         except BlockingIOError:
@@ -292,7 +296,7 @@ class DirectoryShard:
         except OSError as error:
             state = _state(error)
             self._error = f"{_name(error)}: {error.strerror}"
-            if lasting or self.log.closed:
+            if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log.closed:
                 self._broken = state = "failed"
             raise ShardError(state, self._error) from error
 
@@ -340,7 +344,8 @@ class FileShareWriter:
         directory = os.path.dirname(self._final)
         self._shard._make_durable(directory)
         self._files.rename(self._temporary, self._final)
-        sync_directory(self._files, directory)
+        with self._shard._failing(lasting=True):
+            sync_directory(self._files, directory)
 
     def abort(self) -> None:
         self._close()

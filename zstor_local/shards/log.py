@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -214,13 +215,21 @@ class Log:
         try:
             self._files.allocate(fd, 0, limits.SEGMENT_BYTES)
             write_all(self._files, fd, [header.pack()], 0)
-            self._files.fsync(fd)
-            sync_directory(self._files, self._directory)
+            self._sync_new(fd)
         except OSError:
             self._files.close(fd)
             self._files.unlink(path)
             raise
         return _SegmentWriter(self._files, fd, number, header)
+
+    def _sync_new(self, fd: int) -> None:
+        """Make a new segment durable, with its name. After an error another one of this name could not be trusted."""
+        try:
+            self._files.fsync(fd)
+            sync_directory(self._files, self._directory)
+        except OSError as error:
+            self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
+            raise
 
     def _headers(self) -> list[tuple[int, SegmentHeader]]:
         """The readable segments. A damaged header hides a segment whose entries cannot be told from stale bytes."""

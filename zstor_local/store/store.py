@@ -14,7 +14,7 @@ import trio
 
 from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.masterkey import MasterKey
@@ -109,9 +109,12 @@ class Store:
             for intent in intents
             for index, number in enumerate(intent.shards)
         ]
-        await self.committer.commit(
-            STORE_WIDE, "", lambda _: Decision(intents_done=[intent.version for intent in intents], garbage=garbage)
-        )
+        try:
+            await self.committer.commit(
+                STORE_WIDE, "", lambda _: Decision(intents_done=[intent.version for intent in intents], garbage=garbage)
+            )
+        except ZstorError as error:
+            log.error("what broken-off writes left is freed at a later start: %s", error)
 
     @property
     def health(self) -> StoreHealth:
