@@ -26,7 +26,9 @@ from zstor_local import __version__
 from zstor_local.config import Config
 from zstor_local.model.ids import StoreId
 from zstor_local.rpc.methods import daemon as daemon_methods
+from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import objects as object_methods
+from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
@@ -122,7 +124,9 @@ def _registry(store: Store, config: Config) -> Registry:
     registry = Registry()
     rpc_methods.register(registry, version=__version__)
     daemon_methods.register(registry, store, identity)
+    health_methods.register(registry, store)
     object_methods.register(registry, store, _paths(store, config))
+    reference_methods.register(registry, store)
     return registry
 
 

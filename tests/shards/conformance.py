@@ -97,11 +97,18 @@ class ShardLaws:
         with pytest.raises(ShareMissing):
             shard.open_share(SHARE, small=False)
         writer = shard.begin(SHARE, NAMESPACE, POLICY)
-        writer.finish(b"index", 0, b"")
-        writer.abort()  # after finish: the version was not published after all
-        with pytest.raises(ShareMissing):
-            shard.open_share(SHARE, small=False)
+        writer.finish(b"index", 5, b"")
+        writer.abort()
+        assert read_share(shard, SHARE, small=False, length=5) == bytes(5)  # what is finished stays; freeing it is another matter
         assert ground.unfinished() == []
+
+    def test_an_abort_leaves_the_share_that_was_there(self, ground: Ground) -> None:
+        shard = ground.new()
+        write_share(shard, SHARE, [b"good"])
+        writer = shard.begin(SHARE, NAMESPACE, POLICY)
+        writer.write(0, [b"anew"])
+        writer.abort()
+        assert read_share(shard, SHARE, small=False, length=4) == b"good"
 
     def test_two_shares_of_one_version_are_two(self, ground: Ground) -> None:
         shard = ground.new()

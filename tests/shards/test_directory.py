@@ -184,12 +184,19 @@ def test_freeing_a_large_share_takes_its_unfinished_file_too(real: Ground) -> No
     shard = real.new()
     writer = shard.begin(SHARE, NAMESPACE, POLICY)
     writer.write(0, [b"half"])
-    writer._close()  # as a kill does
-    real.reopen()
+    writer._close()  # as a thread that was stopped
     assert real.unfinished() != []
-    shard = real.opened[0]
     shard.free([SHARE], small=False)
     shard.settle(small=False)
+    assert real.unfinished() == []
+
+
+def test_a_start_clears_what_a_kill_left_on_its_way_in(real: Ground) -> None:
+    writer = real.new().begin(SHARE, NAMESPACE, POLICY)
+    writer.write(0, [b"half"])
+    writer._close()
+    assert real.unfinished() != []
+    real.reopen()
     assert real.unfinished() == []
 
 

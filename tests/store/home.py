@@ -16,7 +16,7 @@ from zstor_local.coding.share import SHARE_HEADER_BYTES
 from zstor_local.config import Config, ShardConfig
 from zstor_local.metastore.base import Transaction
 from zstor_local.metastore.sqlite import SqliteMetastore
-from zstor_local.model.ids import ObjectName, ShareId
+from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.runtime import Files, Runtime
 from zstor_local.store.caller import Caller, Nobody
@@ -63,6 +63,7 @@ class Home:
 
     def __post_init__(self) -> None:
         self.files = TroubledFiles()
+        self.suspects: set[Version] = set()  # versions that reads found bad shares of; nothing mends them meanwhile
         self.engines = WatchedEngines(self.files)
 
     @property
@@ -95,8 +96,9 @@ class Home:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Store]:
-        """The store, as a daemon opens it."""
+        """The store, as a daemon opens it, but that what reads find bad is only noted."""
         async with open_store(self.runtime(), self.engines, self.config()) as store:
+            store.on_bad_shares = lambda stored, states: self.suspects.add(stored.version)
             yield store
 
     def runtime(self) -> Runtime:

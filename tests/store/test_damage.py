@@ -79,8 +79,8 @@ async def test_a_damaged_share_is_passed_over(
             damaged_chunk = max(decoded) if damage is flip_last else 0
             assert index not in decoded[damaged_chunk]  # the damaged block never came to the decoder
             if index < 2:
-                assert stored.version in store.suspects
-            store.suspects.clear()
+                assert stored.version in home.suspects
+            home.suspects.clear()
             place.overwrite(before)
 
 
@@ -89,7 +89,7 @@ async def test_good_shares_are_not_suspected(home: Home, size: int) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, size))
         await get(store, "a")
-        assert not store.suspects
+        assert not home.suspects
 
 
 async def test_every_byte_of_a_small_share_counts(home: Home) -> None:
@@ -99,9 +99,9 @@ async def test_every_byte_of_a_small_share_counts(home: Home) -> None:
         place = share_place(store, stored, 0)
         for at in range(place.length):
             place.flip(at)
-            store.suspects.clear()
+            home.suspects.clear()
             assert await get(store, "a") == value
-            assert stored.version in store.suspects
+            assert stored.version in home.suspects
             place.flip(at)
 
 
@@ -134,7 +134,7 @@ async def test_a_truncated_share_is_passed_over(home: Home, left: int) -> None:
         path = share_place(store, stored, 0).path
         path.write_bytes(path.read_bytes()[:left])
         assert await get(store, "a") == content(1, 700_000)
-        assert stored.version in store.suspects
+        assert stored.version in home.suspects
 
 
 # --- Shares in the wrong place ---
@@ -190,7 +190,7 @@ async def test_another_stores_share_of_the_same_object_is_passed_over(home: Home
         stored = await put(store, "a", content(1, 10_000))
         share_place(store, stored, 0).overwrite(foreign)
         assert await get(store, "a") == content(1, 10_000)
-        assert stored.version in store.suspects
+        assert stored.version in home.suspects
 
 
 async def test_a_whole_shard_put_back_from_an_older_copy_gives_no_old_bytes(home: Home, tmp_path: Path) -> None:

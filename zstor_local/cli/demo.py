@@ -19,8 +19,9 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Client
+from zstor_local.cli.health import Check
 from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
-from zstor_local.cli.shapes import Status, Written
+from zstor_local.cli.shapes import Written
 from zstor_local.limits import KIB, MIB
 
 _SHARDS: Final = range(6)
@@ -146,11 +147,16 @@ class _Story:
             file.seek(position)
             file.write(bytes([byte ^ 1]))
         _note(f"byte {position:,} of the share in shards/{self._shard_of[_DAMAGED]}: {byte:#04x} is now {byte ^ 1:#04x}")
-        self._get(archive)
         with self._connect() as client:
-            if not cast(Status, client.call("daemon.status", {}))["queues"]["repair"]:
+            if cast(Check, client.call("object.check", {"key": archive.name}))["status"] != "valid":
                 raise _DemoFailed("nobody saw the bad byte")
-        _note("the bad block was found before it was used, a parity block took its place, and its share waits for repair", good=True)
+        self._get(archive)
+        self._zstor("repair", archive.name)
+        with share.open("rb") as file:
+            file.seek(position)
+            if file.read(1)[0] != byte:
+                raise _DemoFailed("the byte is not what it was")
+        _note("the bad block was found before it was used, a parity block took its place, and its share was made anew", good=True)
 
     def _lose_two(self) -> None:
         _title("Two of six disks die, and the daemon with them")

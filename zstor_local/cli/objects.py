@@ -30,7 +30,7 @@ def rm(options: Options, keys: tuple[str, ...]) -> int:
     with options.connect() as client:
         for key in keys:
             try:
-                deleted = cast(Deleted, client.call("object.delete", _named(options, key)))
+                deleted = cast(Deleted, client.call("object.delete", named(options, key)))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -92,7 +92,7 @@ def stat(options: Options, key: str) -> None:
     Its size, version, times, policy, and on which shards its shares lie.
     """
     with options.connect() as client:
-        metadata = cast(Written, client.call("object.stat", _named(options, key)))["metadata"]
+        metadata = cast(Written, client.call("object.stat", named(options, key)))["metadata"]
     if options.json:
         click.echo(json.dumps({"metadata": metadata}))
         return
@@ -119,5 +119,6 @@ def _lines(metadata: Metadata) -> Iterator[tuple[str, str]]:
         yield "user", text.shown(f"{name}={value}")
 
 
-def _named(options: Options, key: str) -> dict[str, Json]:
+def named(options: Options, key: str) -> dict[str, Json]:
+    """The parameters that mean an object."""
     return {"key": key, "namespace": options.namespace} if options.namespace else {"key": key}

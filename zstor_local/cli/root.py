@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "rm": "objects",
     "ls": "objects",
     "stat": "objects",
+    "check": "health",
+    "repair": "health",
     "status": "status",
     "call": "call",
     "key": "key",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Buffer
@@ -66,6 +66,10 @@ class ShareReader(Protocol):
         """The sealed chunk table behind the blocks, for an object whose table is too long for its record."""
         ...
 
+    def claimed_version(self) -> Version | None:
+        """Whose share it says it is, if it says so: for telling a stale share from a damaged one."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -80,7 +84,9 @@ class ShareWriter(Protocol):
         """Append the sealed chunk table and the index; the share is durable and visible when this returns."""
         ...
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Give it up: what is not finished goes; a share that was there before stays."""
+        ...
 
 
 class Shard(Protocol):

@@ -16,8 +16,15 @@ from typing import Final
 
 from zstor_local.coding.block import BadBlock
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHeader, pack_share_header, parse_share_footer
-from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId
+from zstor_local.coding.share import (
+    FOOTER_BYTES,
+    SHARE_HEADER_BYTES,
+    ShareHeader,
+    pack_share_header,
+    parse_share_footer,
+    parse_share_header,
+)
+from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
@@ -146,10 +153,16 @@ class DirectoryShard:
         try:
             with self._failing():
                 self._must_be_there()
+                self._clear_temporary()
                 self.log.start(writer, randomness)
         except ShardError as error:
             if error.state != "full":
                 self._broken = error.state
+
+    def _clear_temporary(self) -> None:
+        """Files that were on their way in when an earlier life ended: whole shares never lie here, and nobody is writing."""
+        for name in self._files.list(f"{self._root}/{TEMPORARY}"):
+            self._files.unlink(f"{self._root}/{TEMPORARY}/{name}")
 
     def newest_writer(self) -> int:
         with self._failing():
@@ -349,9 +362,8 @@ class FileShareWriter:
 
     def abort(self) -> None:
         self._close()
-        for path in (self._temporary, self._final):
-            with suppress(OSError):
-                self._files.unlink(path)
+        with suppress(OSError):
+            self._files.unlink(self._temporary)
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -385,6 +397,13 @@ class _FileShareReader:
                 raise ShareMissing from error
             return read_exactly(self._files, self._fd, footer.table_length, footer.table_offset)
 
+    def claimed_version(self) -> Version | None:
+        with self._shard._failing():
+            try:
+                return parse_share_header(read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0)).version
+            except BadBlock:
+                return None
+
     def close(self) -> None:
         self._files.close(self._fd)
 
@@ -411,6 +430,9 @@ class _LogShareReader:
 
     def read_table(self) -> bytearray:
         raise ShareMissing  # a small share's table is always in its record
+
+    def claimed_version(self) -> Version | None:
+        return None  # the index of the logs finds entries by their version
 
     def close(self) -> None:
         pass

@@ -38,6 +38,7 @@ class Freeing:
         self._committer = committer
         self._leased = leased
         self._woken = trio.Event()
+        self.lock = trio.Lock()  # held while shares are freed
 
     def wake(self) -> None:
         self._woken.set()
@@ -51,6 +52,10 @@ class Freeing:
 
     async def free_some(self) -> int:
         """Free one batch on every shard that is there. Returns how many shares were freed."""
+        async with self.lock:
+            return await self._free_batch()
+
+    async def _free_batch(self) -> int:
         freed: list[Garbage] = []
         for shard in self._pool.opened():
             try:

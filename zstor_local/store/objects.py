@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.ids import Version
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import ScratchPool
@@ -13,6 +12,7 @@ from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.reads import ObjectFinder
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 from zstor_local.store.streams import StreamBudget
 from zstor_local.store.writes import DIGEST_PREFIX, ObjectWriter, Source, WriteOptions
@@ -34,7 +34,7 @@ class Objects:
         *,
         write_quorum: int | None,
         on_garbage: Callable[[], None],
-        on_bad_shares: Callable[[Version, Mapping[int, str]], None],
+        on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
     ) -> None:
         shared = ScratchPool(), StreamBudget()
         writer = ObjectWriter(
@@ -46,6 +46,7 @@ class Objects:
         self.find = finder.find
         self.from_seal = finder.from_seal
         self.leased = finder.leased
+        self.lease = finder.lease
         self.read = finder.read
         self.read_to_file = finder.read_to_file
         self.read_to_stream = finder.read_to_stream

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import trio
@@ -21,6 +21,7 @@ from zstor_local.store.errorgroups import alone
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.reading import INLINE_READ_BYTES, ObjectReader, Range, stretch
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
 from zstor_local.store.streams import StreamBudget
@@ -42,7 +43,7 @@ class ObjectFinder:
         streams: StreamBudget,
         *,
         on_garbage: Callable[[], None],
-        on_bad_shares: Callable[[Version, Mapping[int, str]], None],
+        on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
     ) -> None:
         self._runtime = runtime
         self._metastore = metastore
@@ -84,15 +85,21 @@ class ObjectFinder:
         if namespace is None:
             raise AssertionError("an object that was found has a namespace")
         version = stored.version
-        self._leases[version] += 1
-        try:
+        with self.lease(version):
             reader = ObjectReader(self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, stored.record)
             try:
                 yield reader
             finally:
                 reader.close()
                 if reader.bad_shares:
-                    self._on_bad_shares(version, reader.bad_shares)
+                    self._on_bad_shares(stored, reader.bad_shares)
+
+    @contextmanager
+    def lease(self, version: Version) -> Iterator[None]:
+        """While it is held, the version's shares are not freed."""
+        self._leases[version] += 1
+        try:
+            yield
         finally:
             self._leases[version] -= 1
             if not self._leases[version]:

@@ -38,7 +38,7 @@ class VersionShares:
         """CorruptRecord if the record's data key does not open."""
         self._pool = pool
         self._record = record
-        self._version = version
+        self.version = version
         self._policy = record.policy
         self.sealer: BlockSealer = block_sealer(store_id, namespace, record.policy, version, namespace.keys.unwrap(record.wrapped_key))
         self.coder = ChunkCoder(record.policy, self.sealer)
@@ -100,7 +100,7 @@ class VersionShares:
                 if shard is None:
                     raise ShareBad("unreachable")
                 try:
-                    self._readers[index] = shard.open_share(ShareId(self._version, index), small=self._record.small)
+                    self._readers[index] = shard.open_share(ShareId(self.version, index), small=self._record.small)
                 except ShareMissing:
                     raise ShareBad("unreachable" if shard.check() in _GONE else "missing") from None
                 except ShardError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
-from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
@@ -29,10 +28,14 @@ from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look, 
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
+from zstor_local.store.health import Health
 from zstor_local.store.keyfile import make_directories, read_key
+from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shares import ShareState
+from zstor_local.store.stored import Stored
 
 LOCK: Final = "lock"
 
@@ -72,7 +75,6 @@ class Store:
         if read_only is not None:
             self.committer.failure = read_only
         self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, config.policy)
-        self.suspects: Counter[Version] = Counter()  # versions with shares that reads found bad: for repair
         self.objects = Objects(
             runtime,
             metastore,
@@ -82,14 +84,22 @@ class Store:
             sealer,
             write_quorum=config.write_quorum,
             on_garbage=lambda: self.freeing.wake(),
-            on_bad_shares=self._note_bad_shares,
+            on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
         )
         self.freeing = Freeing(runtime, metastore, pool, self.committer, self.objects.leased)
-
-    def _note_bad_shares(self, version: Version, states: Mapping[int, str]) -> None:
-        if version not in self.suspects:
-            log.warning("version %s has bad shares: %s", version.hex()[:8], dict(sorted(states.items())))
-        self.suspects[version] += 1
+        self.shares_health = Health(
+            runtime,
+            metastore,
+            pool,
+            self.committer,
+            self.namespaces,
+            sealer,
+            lease=self.objects.lease,
+            freeing=self.freeing.lock,
+            on_garbage=self.freeing.wake,
+        )
+        self.mending = Mending(metastore, pool, self.committer, self.namespaces, self.shares_health, self.objects.find)
+        self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
@@ -176,7 +186,9 @@ async def open_store(
                         nursery.start_soon(store.committer.run)
                         await store.recover_intents()
                         nursery.start_soon(store.freeing.run)
+                        nursery.start_soon(store.mending.run)
                         store.freeing.wake()
+                        store.mending.wake()
                     yield store
                 finally:
                     store.committer.stop()

@@ -115,7 +115,7 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
             "objects": state.objects,
             "bytes": state.bytes,
             "queues": {
-                "repair": len(store.suspects),
+                "repair": store.mending.waiting,
                 "owed": store.metastore.debts_count(),
                 "collect": store.metastore.garbage_count(),
             },

@@ -1,0 +1,283 @@
+"""Check tells each share's state; repair makes the bad ones anew, bit by bit, and touches nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, share_places, small_shares
+from zstor_local.errors import Conflict, Unreadable
+from zstor_local.metastore.base import Owed
+from zstor_local.model.policy import Policy
+from zstor_local.store.caller import Nobody
+from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+
+KIB = 1024
+
+
+async def check(store: Store, stored: Stored, *, fast: bool = False) -> tuple[str, list[str]]:
+    checked = await store.shares_health.check(stored, Nobody(), fast=fast)
+    return checked.status, list(checked.states)
+
+
+async def repair(store: Store, stored: Stored) -> Stored:
+    return (await store.shares_health.repair(stored, Nobody()))[0]
+
+
+@pytest.fixture
+def four_of_six(tmp_path: Path) -> Home:
+    return Home(tmp_path, Policy(4, 6, chunk_size=256 * KIB))
+
+
+def lose(store: Store, stored: Stored, index: int) -> None:
+    """The share is gone from its shard, as if somebody had deleted it there."""
+    if not stored.record.small:
+        share_place(store, stored, index).path.unlink()
+        return
+    place = share_place(store, stored, index)
+    place.overwrite(bytes(place.length))
+
+
+@pytest.mark.parametrize("size", [0, 1, *SMALL_AND_LARGE])
+async def test_a_fresh_object_is_optimal(home: Home, size: int) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
+        assert await check(store, stored, fast=True) == ("optimal", ["ok"] * 3)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_each_share_has_its_state(home: Home, size: int) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        share_place(store, stored, 1).flip(share_place(store, stored, 1).length - 1)
+        assert await check(store, stored) == ("valid", ["ok", "corrupt", "ok"])
+        assert await check(store, stored, fast=True) == ("optimal", ["ok"] * 3)  # its promise: presence and length only
+        home.take_away(stored.record.placement[2])
+        assert await check(store, stored) == ("invalid", ["ok", "corrupt", "unreachable"])
+
+
+async def test_a_missing_and_a_cut_share_are_seen_without_opening_blocks(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        share_place(store, stored, 0).path.unlink()
+        cut = share_place(store, stored, 1).path
+        cut.write_bytes(cut.read_bytes()[:1_000])
+        assert await check(store, stored, fast=True) == ("invalid", ["missing", "corrupt", "ok"])
+
+
+async def test_another_versions_share_is_stale(home: Home) -> None:
+    async with home.open() as store:
+        old = await put(store, "old", content(1, 700_000))
+        stored = await put(store, "a", content(2, 700_000))
+        share_place(store, stored, 1).path.write_bytes(share_place(store, old, 1).path.read_bytes())
+        assert await check(store, stored) == ("valid", ["ok", "stale", "ok"])
+
+
+@pytest.mark.parametrize("size", [0, 1, *SMALL_AND_LARGE])
+@pytest.mark.parametrize("bad", [(0,), (5,), (0, 1), (0, 5), (4, 5), (2, 3)])
+async def test_a_repair_makes_bit_by_bit_what_was_lost(four_of_six: Home, size: int, bad: tuple[int, ...]) -> None:
+    home = four_of_six
+    if size == 0 and not bad:
+        return
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        before = [place.read() for place in share_places(store, stored)]
+        for index in bad:
+            if size:
+                lose(store, stored, index)
+        if size:
+            assert (await check(store, stored))[0] == "valid"
+        repaired = await repair(store, stored)
+        assert repaired.version == stored.version
+        assert repaired.record == stored.record
+        assert await check(store, repaired) == ("optimal", ["ok"] * 6)
+        assert [place.read() for place in share_places(store, repaired)] == before
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, size)
+
+
+async def test_a_repair_of_a_good_object_changes_nothing(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        files = {path: Path(path).stat().st_mtime_ns for path in home.share_files()}
+        assert (await repair(store, stored)).envelope == stored.envelope
+        assert {path: Path(path).stat().st_mtime_ns for path in home.share_files()} == files
+
+
+async def test_only_bad_shares_are_written(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        lose(store, stored, 1)
+        inodes = {path: Path(path).stat().st_ino for path in home.share_files()}
+        await repair(store, stored)
+        after = {path: Path(path).stat().st_ino for path in home.share_files()}
+        assert {path: after[path] for path in inodes} == inodes
+        assert len(after) == 3
+
+
+async def test_too_few_good_shares_cannot_be_repaired_and_stay_as_they_are(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        for index in (0, 1):
+            share_place(store, stored, index).flip(20)
+        before = [place.read() for place in share_places(store, stored)]
+        with pytest.raises(Unreadable) as caught:
+            await repair(store, stored)
+        shares = caught.value.data["shares"]
+        assert isinstance(shares, list)
+        assert [share["state"] for share in shares] == ["corrupt", "corrupt", "ok"]
+        assert [place.read() for place in share_places(store, stored)] == before
+
+
+async def test_a_version_that_the_key_has_left_behind_is_a_conflict(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        with store.objects.lease(stored.version):
+            await put(store, "a", content(2, 10_000))
+            lose(store, stored, 0)
+            with pytest.raises(Conflict):
+                await repair(store, stored)
+        assert await get(store, "a") == content(2, 10_000)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_share_of_a_shard_that_is_away_goes_to_a_spare_one(tmp_path: Path, size: int) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        lost = stored.record.placement[0]
+        (spare,) = {0, 1, 2, 3} - set(stored.record.placement)
+        home.take_away(lost)
+        repaired = await repair(store, stored)
+        assert repaired.record.placement == (spare, *stored.record.placement[1:])
+        assert repaired.version == stored.version
+        assert await check(store, repaired) == ("optimal", ["ok"] * 3)
+        # The other two may now be lost as well as any.
+        home.take_away(stored.record.placement[1])
+        assert await get(store, "a") == content(1, size)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_what_a_repair_replaced_is_freed_when_its_shard_is_back(tmp_path: Path, size: int) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        home.take_away(stored.record.placement[0])
+        await repair(store, stored)
+    home.bring_back(stored.record.placement[0])
+    async with home.open() as store:
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert len(home.share_files()) + small_shares(store) == 3
+        assert await get(store, "a") == content(1, size)
+        await delete(store, "a")
+        await freed(store)
+        assert len(home.share_files()) + small_shares(store) == 0
+
+
+async def mended(store: Store) -> None:
+    """Wait until everything is mended that can be."""
+    await store.mending.mend()
+    await freed(store)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_shard_that_returns_gets_its_shares(four_of_six: Home, size: int) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        await put(store, "before", content(1, size))
+    home.take_away(0)
+    async with home.open() as store:
+        stored = await put(store, "during", content(2, size))
+        assert (stored.owed, stored.shares_owed) == (1, 1)
+    home.bring_back(0)
+    async with home.open() as store:
+        await mended(store)
+        assert store.metastore.debts_count() == 0
+        found = store.objects.find(name("during"))
+        assert (found.owed, found.shares_owed) == (0, 0)
+        assert await check(store, found) == ("optimal", ["ok"] * 6)
+        assert await get(store, "during") == content(2, size)
+
+
+async def test_a_shard_that_returns_hears_of_deletes_and_overwrites(four_of_six: Home) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        for key in ("deleted", "replaced"):
+            await put(store, key, content(1, 10_000))
+    home.take_away(0)
+    async with home.open() as store:
+        await delete(store, "deleted")
+        await put(store, "replaced", content(2, 10_000))
+        assert store.metastore.debts_count() > 0
+    home.bring_back(0)
+    async with home.open() as store:
+        await mended(store)
+        assert store.metastore.debts_count() == 0
+        shard = store.pool.get(0)
+        assert shard is not None
+        newest = {each.entry.envelope.key_hash: each.entry.envelope for each in shard.scan()}
+        for space in [store.namespaces.find("default")]:
+            assert space is not None
+            tombstone = store.metastore.tombstone(space.id, "deleted")
+            assert tombstone is not None
+            assert newest[space.key_hash("deleted")] == tombstone
+            assert newest[space.key_hash("replaced")].version == store.objects.find(name("replaced")).version
+
+
+async def test_nobody_is_owed_a_share_of_a_version_that_is_gone(four_of_six: Home) -> None:
+    home = four_of_six
+    home_missing = 0
+    async with home.open() as store:
+        await put(store, "other", b"x")
+    home.take_away(home_missing)
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        assert any(debt.kind is Owed.SHARE for debt in store.metastore.debts(0))
+        await delete(store, "a")
+        assert not [debt for debt in store.metastore.debts(0) if debt.kind is Owed.SHARE]
+
+
+async def test_what_a_read_finds_bad_is_mended(home: Home) -> None:
+    async with home.open() as store:
+        store.on_bad_shares = store.mending.suspect
+        stored = await put(store, "a", content(1, 700_000))
+        share_place(store, stored, 0).flip(1_000)
+        assert await get(store, "a") == content(1, 700_000)
+        await store.mending.mend()
+        assert store.mending.waiting == 0
+        assert await check(store, store.objects.find(name("a"))) == ("optimal", ["ok"] * 3)
+
+
+async def test_a_share_whose_shard_is_away_is_not_put_on_the_repair_list(home: Home) -> None:
+    async with home.open() as store:
+        store.on_bad_shares = store.mending.suspect
+        stored = await put(store, "a", content(1, 700_000))
+        home.take_away(stored.record.placement[0])
+        assert await get(store, "a") == content(1, 700_000)
+        assert store.mending.waiting == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [lose, lambda store, stored, index: share_place(store, stored, index).flip(40)], ids=["lost", "flipped"]
+)
+async def test_every_pattern_of_at_most_m_minus_k_losses_is_read_and_repaired(
+    tmp_path: Path, damage: Callable[[Store, Stored, int], None]
+) -> None:
+    for k, m in [(1, 1), (1, 3), (2, 4), (3, 5)]:
+        home = Home(tmp_path / f"{k}of{m}", Policy(k, m, chunk_size=256 * KIB))
+        home.path.mkdir(exist_ok=True)
+        async with home.open() as store:
+            stored = await put(store, "a", content(1, 3_000))
+            for count in range(m - k + 1):
+                for bad in itertools.combinations(range(m), count):
+                    for index in bad:
+                        damage(store, stored, index)
+                    assert await get(store, "a") == content(1, 3_000), (k, m, bad)
+                    stored = await repair(store, stored)
+                    assert (await check(store, stored))[0] == "optimal", (k, m, bad)

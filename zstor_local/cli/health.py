@@ -1,0 +1,90 @@
+"""`zstor check` and `repair`: whether objects are whole, and making them so."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TypedDict, cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.objects import named
+from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.shapes import Written
+from zstor_local.errors import Cancelled, ZstorError
+
+
+class Share(TypedDict):
+    shard: str
+    index: int
+    state: str
+
+
+class Check(TypedDict):
+    """object.check."""
+
+    status: str
+    shares: list[Share]
+
+
+@click.command()
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.option("--fast", is_flag=True, help="Only look whether the shares are there and long enough.")
+@as_json
+@namespace
+@connection
+@pass_options
+def check(options: Options, keys: tuple[str, ...], fast: bool) -> int:
+    """Look at every share of objects.
+
+    Each block is opened. Exits with 1 unless all of them are optimal.
+    """
+    well = True
+    with options.connect() as client:
+        for key in keys:
+            try:
+                found = cast(Check, client.call("object.check", {**named(options, key), "fast": fast}))
+            except Cancelled:
+                raise
+            except ZstorError as error:
+                well = False
+                report.error(error, json=options.json)
+                continue
+            well = well and found["status"] == "optimal"
+            click.echo(json.dumps({"key": key, **found}) if options.json else _line(key, found))
+    return 0 if well else 1
+
+
+def _line(key: str, found: Check) -> str:
+    states = Counter(share["state"] for share in found["shares"])
+    bad = [f"{share['state']} on shard {share['shard']}" for share in found["shares"] if share["state"] != "ok"]
+    told = f": {', '.join(bad)}" if bad else ""
+    return f"{found['status']:7}  {text.shown(key)}  {states['ok']} of {len(found['shares'])} shares are good{told}"
+
+
+@click.command()
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@as_json
+@namespace
+@connection
+@pass_options
+def repair(options: Options, keys: tuple[str, ...]) -> int:
+    """Make the bad shares of objects anew.
+
+    What is good is not touched. A share whose shard is away goes to another shard, if there is one.
+    """
+    failed = False
+    with options.connect() as client:
+        for key in keys:
+            try:
+                metadata = cast(Written, client.call("object.repair", named(options, key)))["metadata"]
+                found = cast(Check, client.call("object.check", {**named(options, key), "fast": True}))
+            except Cancelled:
+                raise
+            except ZstorError as error:
+                failed = True
+                report.error(error, json=options.json)
+                continue
+            click.echo(json.dumps({"metadata": metadata}) if options.json else _line(key, found))
+    return 1 if failed else 0

@@ -1,0 +1,72 @@
+"""`object.check` and `object.repair`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypedDict
+
+from zstor_local.errors import Conflict, CorruptRecord, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable, Unreadable
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
+from zstor_local.store.metadata import Metadata, describe
+from zstor_local.store.store import Store
+
+
+class ShareView(TypedDict):
+    """One share. `stale`: another version's lies in its place; `unreachable`: its shard is away."""
+
+    shard: str
+    index: int
+    state: Literal["ok", "missing", "corrupt", "stale", "unreachable"]
+
+
+class CheckView(TypedDict):
+    """optimal: all shares are good; valid: enough to read it; invalid: fewer."""
+
+    status: Literal["optimal", "valid", "invalid"]
+    shares: list[ShareView]
+
+
+class Repaired(TypedDict):
+    """The object after the repair."""
+
+    metadata: Metadata
+
+
+def register(registry: Registry, store: Store) -> None:
+    """Add the methods."""
+    names = Names(store)
+
+    @registry.method("object.check", errors=[NotFound, CorruptRecord])
+    async def check(
+        call: Call,
+        /,
+        key: Key | None = None,
+        fast: Annotated[bool, "only look whether the shares are there and long enough"] = False,
+        namespace: Namespace | None = None,
+        metadata: MetadataIn | None = None,
+    ) -> CheckView:
+        """Look at every share of an object: open each of its blocks."""
+        stored = names.find(key, namespace, metadata)
+        checked = await store.shares_health.check(stored, call, fast=fast)
+        return {
+            "status": checked.status,
+            "shares": [
+                {"shard": store.pool.name(number), "index": index, "state": checked.states[index]}
+                for index, number in enumerate(stored.record.placement)
+            ],
+        }
+
+    @registry.method(
+        "object.repair", errors=[NotFound, CorruptRecord, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable]
+    )
+    async def repair(
+        call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None
+    ) -> Repaired:
+        """Make an object's bad shares anew from the good ones. Shares of shards that are away go to other shards, where there are any.
+
+        What is good is not touched; nothing to do is fine.
+        """
+        stored, _ = await store.shares_health.repair(names.find(key, namespace, metadata), call)
+        return {"metadata": describe(stored, store.pool)}

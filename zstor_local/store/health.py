@@ -1,0 +1,316 @@
+"""Health of one version: check its shares, make the bad ones anew.
+
+Repair works from the coded blocks, never from the plain bytes: what it makes is bit by bit what was lost. It replaces a share in one
+step (a rename, or a newer log entry), never touches a good one, and never creates a record. A share whose shard is away goes to a shard
+that holds none of the version, if there is one; the row of the metastore that would free it is there before it is, so that a crash
+leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import trio
+
+from zstor_local.coding.block import BadBlock
+from zstor_local.coding.erasure import erasure_code
+from zstor_local.coding.share import pack_block_header, pack_share_end
+from zstor_local.errors import Conflict, Unreadable
+from zstor_local.metastore.base import Garbage, Metastore, Owed
+from zstor_local.model.ids import ShareId, Version
+from zstor_local.model.record import Envelope, Kind, ObjectRecord
+from zstor_local.runtime import Buffer, Runtime
+from zstor_local.shards.base import ShardError, ShareWriter
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Caller
+from zstor_local.store.committer import Committer, Decision, NewRecord
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shares import ShareBad, ShareState, VersionShares
+from zstor_local.store.stored import Stored, open_object
+
+CHUNKS_AT_ONCE = 8  # in one thread call
+
+Status = Literal["optimal", "valid", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The state of each share, by index. optimal: all are good; valid: at least k; invalid: fewer."""
+
+    status: Status
+    states: Sequence[ShareState]
+
+
+class Health:
+    """The use cases. `lease` keeps a version's shares from being freed while it is held; `freeing` is held while some are."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        *,
+        lease: Callable[[Version], AbstractContextManager[None]],
+        freeing: trio.Lock,
+        on_garbage: Callable[[], None],
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._lease = lease
+        self._freeing = freeing
+        self._turn = trio.Lock()  # one repair at a time: two of one version would write the same files
+        self._on_garbage = on_garbage
+
+    async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
+        """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
+        with self._lease(stored.version):
+            shares = self._shares(stored)
+            try:
+                return await self._check(stored.record, shares, caller, fast=fast)
+            finally:
+                shares.close()
+
+    async def repair(self, stored: Stored, caller: Caller) -> tuple[Stored, Checked]:
+        """Make every bad share anew, as far as shards are there. Returns the version and its shares' states before.
+
+        Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind.
+        """
+        async with self._turn, AsyncExitStack() as leases:
+            stored = self._newest(stored)
+            async with self._freeing:  # what is being freed now is freed before the lease counts
+                leases.enter_context(self._lease(stored.version))
+            shares = self._shares(stored)
+            leases.callback(shares.close)
+            before = await self._check(stored.record, shares, caller, fast=False)
+            if before.status == "invalid":
+                raise self._lost(stored.record, before)
+            targets = self._targets(stored.record, before)
+            if targets or self._metastore.debts_of(stored.version):
+                stored = await self._mend(stored, shares, before, targets)
+        self._on_garbage()
+        return stored, before
+
+    def _newest(self, stored: Stored) -> Stored:
+        """The version as the metastore has it now: another repair may have moved its shares."""
+        current = self._metastore.get(self._namespace(stored).id, stored.record.key)
+        if current is None or current.version != stored.version:
+            return stored
+        return replace(stored, record=open_object(self._sealer, current), envelope=current)
+
+    def _shares(self, stored: Stored) -> VersionShares:
+        return VersionShares(self._pool, self._sealer.store_id, self._namespace(stored), stored.version, stored.record)
+
+    def _namespace(self, stored: Stored) -> Namespace:
+        namespace = self._namespaces.find(stored.namespace)
+        if namespace is None:
+            raise AssertionError("an object that was found has a namespace")
+        return namespace
+
+    # --- Check ---
+
+    async def _check(self, record: ObjectRecord, shares: VersionShares, caller: Caller, *, fast: bool) -> Checked:
+        states: list[ShareState] = []
+        for index in range(record.policy.m):
+            states.append(await self._share_state(record, shares, index, fast=fast))
+            caller.progress(index + 1, record.policy.m)
+        good = states.count("ok")
+        status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
+        return Checked(status, states)
+
+    async def _share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool) -> ShareState:
+        try:
+            await self._runtime.threads.run(self._look, record, shares, index)
+            if not fast:
+                chunks = range(len(await self._runtime.threads.run(shares.table)))
+                for first in chunks[::CHUNKS_AT_ONCE]:
+                    await self._runtime.threads.run(self._open_blocks, shares, index, chunks[first : first + CHUNKS_AT_ONCE])
+        except ShareBad as bad:
+            return "stale" if bad.state == "corrupt" and await self._runtime.threads.run(self._is_stale, shares, index) else bad.state
+        return "ok"
+
+    def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
+        """The share is there, on a shard that is there, and reaches to its last byte."""
+        shard = self._pool.get(record.placement[index])
+        if shard is None or shard.check() in ("missing", "failed"):
+            raise ShareBad("unreachable")
+        reader = shares.reader(index)
+        try:
+            if record.share_bytes and not len(reader.read(record.share_bytes - 1, 1)):
+                raise ShareBad("corrupt")
+        except ShardError:
+            raise ShareBad("unreachable") from None
+        if record.table_blob:
+            shares.sealed_table(index)
+
+    def _open_blocks(self, shares: VersionShares, index: int, chunks: range) -> None:
+        for chunk in chunks:
+            shares.block(index, chunk)
+
+    def _is_stale(self, shares: VersionShares, index: int) -> bool:
+        """Another version's share lies where this one's should."""
+        try:
+            claimed = shares.reader(index).claimed_version()
+        except (ShareBad, ShardError):
+            return False
+        return claimed is not None and claimed != shares.version
+
+    # --- Repair ---
+
+    def _targets(self, record: ObjectRecord, checked: Checked) -> dict[int, int]:
+        """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none."""
+        usable = self._pool.usable()
+        spare = [number for number in usable if number not in record.placement]
+        targets: dict[int, int] = {}
+        for index, state in enumerate(checked.states):
+            if state == "ok":
+                continue
+            own = record.placement[index]
+            if own in usable:
+                targets[index] = own
+            elif spare:
+                targets[index] = spare.pop(0)
+        return targets
+
+    async def _mend(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Stored:
+        record = stored.record
+        good = [index for index, state in enumerate(checked.states) if state == "ok"]
+        moved = [Garbage(number, ShareId(stored.version, index), record.small) for index, number in _moved(record, targets).items()]
+        space = self._namespace(stored).id
+        if moved:
+            await self._committer.commit(space, "", lambda _: Decision(garbage=moved))
+        if record.small:
+            made = await self._runtime.threads.run(self._make_small, record, shares, good, targets)
+        else:
+            targets = await self._runtime.threads.run(self._make_files, stored, shares, good, targets)
+            made = {}
+        there = {*good, *targets}
+        return await self._commit(stored, targets, made, moved, there)
+
+    def _make_small(
+        self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]
+    ) -> dict[int, bytes]:
+        parts: dict[int, list[Buffer]] = {index: [] for index in targets}
+        for chunk in range(len(shares.table())):
+            for index, buffers in self._remake(record, shares, good, chunk, targets).items():
+                parts[index] += buffers
+        return {index: b"".join(buffers) for index, buffers in parts.items()}
+
+    def _make_files(self, stored: Stored, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]) -> Mapping[int, int]:
+        """Write the shares; returns the targets that took theirs, durably."""
+        record, table = stored.record, shares.table()
+        sealed = shares.sealed_table(good[0]) if record.table_blob else b""
+        end = pack_share_end(table, len(sealed))
+        writers: dict[int, ShareWriter] = {}
+        done: dict[int, int] = {}
+        try:
+            for index, number in targets.items():
+                shard = self._pool.get(number)
+                if shard is not None:
+                    writers[index] = shard.begin(ShareId(stored.version, index), self._namespace(stored).id, record.policy)
+            for chunk in range(len(table)):
+                for index, buffers in self._remake(record, shares, good, chunk, writers).items():
+                    writers[index].write(table.offset(chunk), buffers)
+            for index in list(writers):
+                writers[index].finish(end, table.blocks_length, sealed)
+                del writers[index]
+                done[index] = targets[index]
+        except ShardError:
+            pass  # what was finished counts; the rest stays bad and is tried again later
+        finally:
+            for writer in writers.values():
+                writer.abort()
+        return done
+
+    def _remake(
+        self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], chunk: int, wanted: Mapping[int, object]
+    ) -> dict[int, list[Buffer]]:
+        """The blocks of a chunk for the wanted indices, each with its header: bit by bit what a writer made."""
+        shape = shares.table().shape(chunk)
+        try:
+            blocks = shares.fetch(chunk, wait=True, among=good)
+            made = erasure_code(record.policy.k, record.policy.m).remake(blocks, [*wanted])
+        except BadBlock as error:
+            raise AssertionError("opened blocks fit together") from error
+        header = pack_block_header(chunk, shape, record.policy.padding)
+        return {index: [header, shares.sealer.seal(chunk, index, shape, block)] for index, block in made.items()}
+
+    async def _commit(
+        self, stored: Stored, targets: Mapping[int, int], made: Mapping[int, bytes], reserved: Sequence[Garbage], there: Set[int]
+    ) -> Stored:
+        """The version's record with its shares' new places. The old places, where a shard may return, become garbage.
+
+        Of `there`, the indices of good shares, nobody is owed one any more.
+        """
+        namespace = self._namespace(stored)
+        record = stored.record
+        placement = tuple(targets.get(index, number) for index, number in enumerate(record.placement))
+        left = [
+            Garbage(record.placement[index], ShareId(stored.version, index), record.small)
+            for index in targets
+            if placement[index] != record.placement[index]
+        ]
+        published = replace(record, placement=placement)
+
+        def decide(current: Envelope | None) -> Decision:
+            nonlocal published
+            if current is None or current.version != stored.version:
+                raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
+            published = replace(open_object(self._sealer, current), placement=placement)
+            debts = self._metastore.debts_of(stored.version)
+            paid = [debt for debt in debts if debt.kind is Owed.RECORD or debt.index in there]
+            new = NewRecord(
+                kind=Kind.OBJECT,
+                key_hash=namespace.key_hash(record.key),
+                version=stored.version,
+                plain=published.encode(),
+                copies=sorted({*placement, *record.placement}),
+                shares={targets[index]: (index, share) for index, share in made.items()},
+                quorum=min(1, len(made)),
+                k=record.policy.k,
+            )
+            freed = [garbage for garbage in reserved if garbage.share.index in targets]
+            return Decision(new, garbage=left, garbage_freed=freed, debts_paid=paid)
+
+        committed = await self._committer.commit(namespace.id, record.key, decide)
+        if committed.envelope is None:
+            raise AssertionError("a committed repair has a record")
+        remaining = self._metastore.debts_of(stored.version)
+        shards = {debt.shard for debt in remaining}
+        return replace(
+            stored,
+            record=published,
+            envelope=committed.envelope,
+            owed=len(shards),
+            shares_owed=len({debt.shard for debt in remaining if debt.kind is Owed.SHARE}),
+        )
+
+    def _lost(self, record: ObjectRecord, checked: Checked) -> Unreadable:
+        shares = [
+            {"shard": self._pool.name(number), "index": index, "state": checked.states[index]}
+            for index, number in enumerate(record.placement)
+        ]
+        return Unreadable(
+            f"only {checked.states.count('ok')} of the {record.policy.k} shares that a repair needs are good",
+            hint="bring the missing shards back: `zstor status` names them",
+            shares=shares,
+        )
+
+
+def _moved(record: ObjectRecord, targets: Mapping[int, int]) -> dict[int, int]:
+    """The targets that are not the shares' own shards."""
+    return {index: number for index, number in targets.items() if record.placement[index] != number}
+
+
+def _version(envelope: Envelope | None) -> str | None:
+    return None if envelope is None else envelope.version.hex()

@@ -1,0 +1,130 @@
+"""Mending by itself: shards that were away get what they are owed, and what reads found bad is repaired.
+
+What cannot be mended now (its shard is away, too few shares are good) stays: the debts in the metastore, the bad shares until somebody
+reads or repairs them again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from zstor_local.errors import NotFound, ZstorError
+from zstor_local.metastore.base import Debt, Metastore, Owed
+from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.record import STORE_WIDE, Envelope
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Nobody
+from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.health import Health
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.shares import ShareState
+from zstor_local.store.stored import Stored
+
+BATCH: Final = 200  # debts paid in one change
+REMEMBERED: Final = 10_000  # versions on the repair list at most; a scrub finds the others
+
+log = logging.getLogger("zstor.store")
+
+
+class Mending:
+    """One task for a store; `wake` it when a shard came back."""
+
+    def __init__(
+        self,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        namespaces: Namespaces,
+        health: Health,
+        find: Callable[[ObjectName], Stored],
+    ) -> None:
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._namespaces = namespaces
+        self._health = health
+        self._find = find
+        self._woken = trio.Event()
+        self._suspects: dict[Version, ObjectName] = {}
+        self._hopeless: set[Version] = set()  # tried in this life, in vain
+
+    @property
+    def waiting(self) -> int:
+        """Versions on the repair list."""
+        return len(self._suspects)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def suspect(self, stored: Stored, states: Mapping[int, ShareState]) -> None:
+        """A read found these shares bad. Those whose shard is only away are not worth a repair."""
+        worth = any(state != "unreachable" for state in states.values())
+        if not worth or stored.version in self._suspects or stored.version in self._hopeless or len(self._suspects) >= REMEMBERED:
+            return
+        log.warning("version %s has bad shares: %s", stored.version.hex()[:8], dict(sorted(states.items())))
+        self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
+        self.wake()
+
+    async def run(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            await self.mend()
+
+    async def mend(self) -> None:
+        """One pass over all that waits."""
+        for number in self._pool.usable():
+            try:
+                await self._pay(number)
+            except ZstorError as error:
+                log.warning("shard %s was not told all it missed: %s", self._pool.name(number), error)
+        for version, name in list(self._suspects.items()):
+            await self._repair(version, name)
+
+    async def _pay(self, number: int) -> None:
+        """Give a shard the records that it missed, then the shares."""
+        owed = self._metastore.debts(number)
+        records = [debt for debt in owed if debt.kind is Owed.RECORD]
+        for start in range(0, len(records), BATCH):
+            await self._tell(number, records[start : start + BATCH])
+        for debt in owed:
+            if debt.kind is Owed.SHARE:
+                await self._fill(debt)
+
+    async def _tell(self, number: int, debts: Sequence[Debt]) -> None:
+        def decide(_: Envelope | None) -> Decision:
+            newest = [self._committer.look(debt.space, debt.name) or self._metastore.tombstone(debt.space, debt.name) for debt in debts]
+            return Decision(resend={number: [envelope for envelope in newest if envelope is not None]}, debts_paid=debts)
+
+        await self._committer.commit(STORE_WIDE, "", decide)
+
+    async def _fill(self, debt: Debt) -> None:
+        """Make the share that a shard is owed; nobody is owed one of a version that is gone."""
+        namespace = self._namespaces.by_id(debt.space)
+        try:
+            stored = None if namespace is None else self._find(ObjectName(namespace.name, debt.name))
+        except NotFound:
+            stored = None
+        if stored is None or stored.version != debt.version:
+            await self._committer.commit(debt.space, "", lambda _: Decision(debts_paid=[debt]))
+            return
+        try:
+            await self._health.repair(stored, Nobody())
+        except ZstorError as error:
+            log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+
+    async def _repair(self, version: Version, name: ObjectName) -> None:
+        try:
+            stored = self._find(name)
+            if stored.version == version:
+                await self._health.repair(stored, Nobody())
+        except NotFound:
+            pass
+        except ZstorError as error:
+            log.warning("version %s was not repaired: %s", version.hex()[:8], error)
+            self._hopeless.add(version)
+        self._suspects.pop(version, None)
