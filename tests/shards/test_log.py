@@ -89,7 +89,7 @@ def test_a_segment_in_use_stays_open_however_many_others_are_read(real: Ground, 
     fill(shard, 1, 150)
     with shard.log._readers.using(1) as fd:
         readable(shard, 1, 150)
-        assert real.runtime.files.status(fd).size > 0
+        assert real.runtime.files.status(fd).inode == real.runtime.files.path_status(real.segment(1)).inode
 
 
 def test_each_start_begins_a_segment_of_its_own(real: Ground) -> None:
@@ -178,8 +178,7 @@ def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: 
     assert shard.log.segments() == [1]
     fill(shard, 12, 14)
     for opened in real.now_and_after_a_restart():
-        found = readable(opened, 1, 14)
-        assert [number for number in found if not 4 <= number < 12] == [1, 2, 3, 12, 13, 14]
+        assert readable(opened, 1, 14) == [1, 2, 3, 12, 13, 14]
 
 
 def test_the_newest_segment_bears_the_writer_number(real: Ground) -> None:

@@ -283,6 +283,18 @@ async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path) 
         assert await get(store, "a") == content(1, 10_000)
 
 
+async def test_a_copy_that_was_made_while_the_daemon_ran_is_only_read(home: Home, tmp_path: Path) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.copy_metastore(tmp_path / "copy")
+        for number in range(3):
+            await put(store, "a", content(number, 10_000))
+    home.restore_metastore(tmp_path / "copy")
+    async with home.open() as store:
+        assert store.health == "readonly"
+        assert "older than shard" in (store.read_only or "")
+
+
 async def test_a_shard_that_a_later_daemon_wrote_makes_the_store_read_only(home: Home, tmp_path: Path) -> None:
     await made(home)
     home.copy_metastore(tmp_path / "copy")
