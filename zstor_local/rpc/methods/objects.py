@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,24 +29,23 @@ from zstor_local.errors import (
     Unreadable,
     ZstorError,
 )
-from zstor_local.model.ids import ObjectName, Version, check_key, check_namespace
+from zstor_local.model.ids import ObjectName, Version
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.handover import Handover
+from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Pattern, Range
 from zstor_local.rpc.strict_json import Base64, Json
 from zstor_local.store.links import Previous
-from zstor_local.store.metadata import Metadata, check_metadata, describe, seal_of
+from zstor_local.store.metadata import Metadata, describe
 from zstor_local.store.objects import Source, WriteOptions
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import stretch
+from zstor_local.store.references import check_count
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
-from zstor_local.store.stored import Stored
 
-Key = Annotated[str, "the object's key, 1 to 1,024 bytes of UTF-8"]
-Namespace = Annotated[str, "the namespace; left out, the configured default"]
-MetadataIn = Annotated[dict[str, Json], "instead of `key`: metadata as a write returned it; names that version"]
 PreviousKey = Annotated[str, "link it behind this object, which nothing else may follow"]
 PreviousMetadata = Annotated[dict[str, Json], "instead of `previous_key`: its metadata; `conflict` if it has left that version"]
 Fd = Annotated[int, "index of a descriptor sent with this message", Range(0, limits.FDS_PER_CALL - 1)]
@@ -77,8 +74,6 @@ WRITE_ERRORS: Final[list[type[ZstorError]]] = [
 ]
 READ_ERRORS: Final[list[type[ZstorError]]] = [NotFound, Unreadable, CorruptRecord]
 FILE_ERRORS: Final[list[type[ZstorError]]] = [PathRefused, IoError, NoSpace, Busy]
-
-_METADATA_MEMBERS_BYTES: Final = 1_500  # what metadata takes in a reply beside references, user and shards
 
 
 class Written(TypedDict):
@@ -353,84 +348,15 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         namespace: Namespace | None = None,
     ) -> Page:
         """List objects in the order of their keys' bytes."""
-        after = None if cursor is None else _key_of(cursor)
+        after = None if cursor is None else key_of(cursor)
         items: list[Item] = []
         room = limits.LIST_BYTES
         async for stored in objects.list(names.namespace(namespace), prefix, after, limit + 1):
-            room -= _reply_bytes(stored)
+            room -= reply_bytes(stored)
             if len(items) == limit or (room < 0 and items):
-                return {"items": items, "cursor": _cursor(items[-1]["key"])}
+                return {"items": items, "cursor": cursor_of(items[-1]["key"])}
             items.append({"key": stored.record.key, "metadata": describe(stored, store.pool)})
         return {"items": items, "cursor": None}
-
-
-class Names:
-    """Which object a call means."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def namespace(self, name: str | None) -> str:
-        return check_namespace(name) if name is not None else self._store.config.default_namespace
-
-    def target(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> tuple[ObjectName, Version | None]:
-        """The key to change; with metadata also the version that must be its newest."""
-        if metadata is None:
-            return self._name(key, namespace), None
-        stored = self._sealed(key, namespace, metadata)
-        return ObjectName(stored.namespace, stored.record.key), stored.version
-
-    def previous(self, name: ObjectName, key: str | None, metadata: dict[str, Json] | None) -> Previous | None:
-        """What `name` is to follow, in the same namespace."""
-        if key is not None and metadata is not None:
-            raise InvalidParams("previous_key and previous_metadata stand for each other", parameter="previous_metadata")
-        if metadata is not None:
-            stored = self._sealed(None, name.namespace, metadata)
-            return Previous(stored.record.key, stored.version)
-        return None if key is None else Previous(check_key(key))
-
-    def find(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> Stored:
-        """The version to read. While it is its key's newest, what is known of it is of now and not of when it was sealed."""
-        if metadata is None:
-            return self._store.objects.find(self._name(key, namespace))
-        sealed = self._sealed(key, namespace, metadata)
-        try:
-            newest = self._store.objects.find(ObjectName(sealed.namespace, sealed.record.key))
-        except (NotFound, CorruptRecord):
-            return sealed
-        return newest if newest.version == sealed.version else sealed
-
-    @contextmanager
-    def still_there(self, stored: Stored, *, by_metadata: bool) -> Iterator[None]:
-        """A version read by its metadata, which the key has left behind and whose shares are gone, is not found."""
-        try:
-            yield
-        except Unreadable:
-            if not by_metadata:
-                raise
-            name = ObjectName(stored.namespace, stored.record.key)
-            try:
-                newest: Version | None = self._store.objects.find(name).version
-            except NotFound:
-                newest = None
-            if newest == stored.version:
-                raise
-            raise NotFound("that version is gone: the key was written again or deleted", hint="read it by its key") from None
-
-    def _name(self, key: str | None, namespace: str | None) -> ObjectName:
-        if key is None:
-            raise InvalidParams("key is missing", hint="give key, or metadata as a write returned it", parameter="key")
-        return ObjectName(self.namespace(namespace), check_key(key))
-
-    def _sealed(self, key: str | None, namespace: str | None, metadata: dict[str, Json]) -> Stored:
-        if key is not None:
-            raise InvalidParams("key and metadata stand for each other", hint="give one of them", parameter="metadata")
-        members: dict[str, object] = {**metadata}
-        stored = self._store.objects.from_seal(seal_of(members))
-        check_metadata(members, describe(stored, self._store.pool))
-        if namespace is not None and namespace != stored.namespace:
-            raise InvalidParams(f"the metadata is of namespace {stored.namespace}", parameter="namespace")
-        return stored
 
 
 class _Producer:
@@ -462,14 +388,8 @@ def _options(
 ) -> WriteOptions:
     if references and keep_references:
         raise InvalidParams("references and keep_references exclude each other", parameter="references")
-    unique = tuple(dict.fromkeys(references or ()))
-    if len(unique) > limits.REFERENCES:
-        raise TooLarge(f"{len(unique)} references", limit=limits.REFERENCES, hint="keep the list in an object of its own")
-    for reference in unique:
-        if len(reference.encode()) > limits.REFERENCE_BYTES:
-            raise TooLarge("a reference is too long", limit=limits.REFERENCE_BYTES, hint="at most 255 bytes of UTF-8 each")
     return WriteOptions(
-        references=unique,
+        references=checked_references(references or []),
         keep_references=keep_references,
         previous=previous,
         user=_checked_user(user or {}),
@@ -478,6 +398,14 @@ def _options(
         expected_size=expected_size,
         expected_digest=expected_digest,
     )
+
+
+def checked_references(references: list[str]) -> tuple[str, ...]:
+    """Each once, in their order; TooLarge if they are too many or one is too long."""
+    for reference in references:
+        if len(reference.encode()) > limits.REFERENCE_BYTES:
+            raise TooLarge("a reference is too long", limit=limits.REFERENCE_BYTES, hint="at most 255 bytes of UTF-8 each")
+    return check_count(tuple(dict.fromkeys(references)))
 
 
 def _checked_user(user: dict[str, Json]) -> dict[str, object]:
@@ -526,26 +454,3 @@ def _text(data: bytes) -> str:
     if escaped + 5 * len(_CONTROLS.findall(text)) > limits.MESSAGE_BYTES - limits.MIB:
         raise BadEncoding("the text is too large once escaped as JSON", hint="read it without `encoding`, or in stretches")
     return text
-
-
-def _reply_bytes(stored: Stored) -> int:
-    """About what an item of a list takes in the reply."""
-    record = stored.record
-    texts = [record.key, record.key, *record.references]
-    return (
-        _METADATA_MEMBERS_BYTES
-        + 6 * sum(len(text) + 1 for text in texts)
-        + 2 * len(stored.envelope.sealed)
-        + 40 * len(record.placement)
-    )
-
-
-def _cursor(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
-
-
-def _key_of(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise InvalidParams("that cursor is not one of a list", hint="give it as the page before had it", parameter="cursor") from None

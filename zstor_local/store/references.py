@@ -1,0 +1,93 @@
+"""References: an ordered set of texts kept with an object, and the way back from a text to the objects that have it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import TooLarge
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.record import Envelope
+from zstor_local.runtime import Runtime
+from zstor_local.store.caller import Caller
+from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.edits import Edits
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import no_key, open_object
+from zstor_local.store.writes import check_version
+
+FIND_TURN: Final = 50  # records opened between two turns of other tasks
+
+
+class References:
+    """The use cases. A change keeps version, bytes and times of the object; doing it twice is doing it once."""
+
+    def __init__(
+        self, runtime: Runtime, metastore: Metastore, committer: Committer, namespaces: Namespaces, sealer: RecordSealer
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._committer = committer
+        self._namespaces = namespaces
+        self._sealer = sealer
+
+    async def append(self, name: ObjectName, references: Sequence[str], if_version: Version | None, caller: Caller) -> tuple[str, ...]:
+        """Add those that are not there yet, at the end, in their order. Returns all; TooLarge if they are too many then."""
+
+        def added(old: tuple[str, ...]) -> Iterable[str]:
+            return dict.fromkeys((*old, *references))
+
+        return await self._change(name, added, if_version, caller)
+
+    async def remove(self, name: ObjectName, references: Sequence[str], if_version: Version | None, caller: Caller) -> tuple[str, ...]:
+        """Take these out, as far as they are there. Returns the others."""
+        unwanted = set(references)
+        return await self._change(name, lambda old: (each for each in old if each not in unwanted), if_version, caller)
+
+    async def _change(
+        self, name: ObjectName, change: Callable[[tuple[str, ...]], Iterable[str]], if_version: Version | None, caller: Caller
+    ) -> tuple[str, ...]:
+        namespace = self._namespaces.find(name.namespace)
+        if namespace is None:
+            raise no_key(name)
+        changed: tuple[str, ...] = ()
+
+        def decide(current: Envelope | None) -> Decision:
+            nonlocal changed
+            edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+            found = edits.find(name.key)
+            if found is None:
+                raise no_key(name)
+            check_version(current, if_version)
+            changed = check_count(tuple(change(found.record.references)))
+            edits.put(name.key, found.version, replace(found.record, references=changed))
+            return edits.decision(self._runtime.clock.now())
+
+        with caller.committing():
+            await self._committer.commit(namespace.id, name.key, decide)
+        return changed
+
+    async def find(self, namespace_name: str, reference: str, after: str | None, limit: int) -> AsyncIterator[str]:
+        """Keys behind `after` of objects that have the reference, in the order of their bytes, at most `limit`."""
+        namespace = self._namespaces.find(namespace_name)
+        if namespace is None:
+            return
+        for position, key in enumerate(self._metastore.referring(namespace.id, namespace.reference_hash(reference), after, limit)):
+            if position % FIND_TURN == FIND_TURN - 1:
+                await trio.lowlevel.checkpoint()
+            envelope = self._metastore.get(namespace.id, key)
+            if envelope is not None and reference in open_object(self._sealer, envelope).references:
+                yield key
+
+
+def check_count(references: tuple[str, ...]) -> tuple[str, ...]:
+    """The references themselves, or TooLarge."""
+    if len(references) > limits.REFERENCES:
+        raise TooLarge(f"{len(references)} references", limit=limits.REFERENCES, hint="keep the list in an object of its own")
+    return references
