@@ -267,20 +267,18 @@ class Health:
             if current is None or current.version != stored.version:
                 raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
             published = replace(open_object(self._sealer, current), placement=placement)
+            others = {name: self._look(namespace, name) for name in self._committer.named(namespace.id, stored.version) - {record.key}}
             debts = self._metastore.debts_of(stored.version)
             paid = [debt for debt in debts if debt.kind is Owed.RECORD or debt.index in there]
-            new = NewRecord(
-                kind=Kind.OBJECT,
-                key_hash=namespace.key_hash(record.key),
-                version=stored.version,
-                plain=published.encode(),
-                copies=sorted({*placement, *record.placement}),
-                shares={targets[index]: (index, share) for index, share in made.items()},
-                quorum=min(1, len(made)),
-                k=record.policy.k,
-            )
+            new = self._record(namespace, stored, published, record.placement)
+            shares = {targets[index]: (index, share) for index, share in made.items()}
+            new = replace(new, shares=shares, quorum=min(1, len(made)))
+            copies = {
+                name: self._record(namespace, stored, replace(other, placement=placement), record.placement)
+                for name, other in others.items()
+            }
             freed = [garbage for garbage in reserved if garbage.share.index in targets]
-            return Decision(new, garbage=left, garbage_freed=freed, debts_paid=paid)
+            return Decision(new, copies, garbage=left, garbage_freed=freed, debts_paid=paid)
 
         committed = await self._committer.commit(namespace.id, record.key, decide)
         if committed.envelope is None:
@@ -293,6 +291,23 @@ class Health:
             envelope=committed.envelope,
             owed=len(shards),
             shares_owed=len({debt.shard for debt in remaining if debt.kind is Owed.SHARE}),
+        )
+
+    def _look(self, namespace: Namespace, name: str) -> ObjectRecord:
+        """The record of another key that names the same version (object.copy)."""
+        envelope = self._committer.look(namespace.id, name)
+        if envelope is None:
+            raise AssertionError("a row that names a version is there")
+        return open_object(self._sealer, envelope)
+
+    def _record(self, namespace: Namespace, stored: Stored, record: ObjectRecord, before: Sequence[int]) -> NewRecord:
+        return NewRecord(
+            kind=Kind.OBJECT,
+            key_hash=namespace.key_hash(record.key),
+            version=stored.version,
+            plain=record.encode(),
+            copies=sorted({*record.placement, *before}),
+            k=record.policy.k,
         )
 
     def _lost(self, record: ObjectRecord, checked: Checked) -> Unreadable:
