@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ CASES: Final[Sequence[Case]] = (
 )
 _MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 _PLAIN_WIDTH: Final = 150  # columns where no terminal says how many it has
+_QUIET: Final = 0.25  # load average for each core up to which a machine counts as idle
 _DURABILITY: Final = "this file system is in memory: nothing durable was measured"
 
 
@@ -79,7 +81,7 @@ def bench(
 
 def measure(plan: Plan, directory: Path) -> Report:
     """Run every case on a disk. Progress goes to a terminal on stderr."""
-    kind = file_system(directory)
+    kind, load = file_system(directory), os.getloadavg()[0]
     rows: list[Row] = []
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     # Drawn by hand between two measurements: a thread that draws would take its share of what is measured.
@@ -95,7 +97,10 @@ def measure(plan: Plan, directory: Path) -> Report:
                     rows += found
                     progress.advance(task)
     about = machine(cores()) | {"file system": kind, "rounds": str(plan.rounds)}
-    return Report(rows, about, [_DURABILITY] if kind in _MEMORY_FILE_SYSTEMS else [])
+    warnings = [_DURABILITY] if kind in _MEMORY_FILE_SYSTEMS else []
+    if load > _QUIET * cores():
+        warnings.append(f"other work was running (load average {load:.1f} before): only the ratios mean something, and they waver")
+    return Report(rows, about, warnings)
 
 
 def _steps(plan: Plan) -> int:
