@@ -267,7 +267,7 @@ class Health:
             if current is None or current.version != stored.version:
                 raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
             published = replace(open_object(self._sealer, current), placement=placement)
-            others = {name: self._look(namespace, name) for name in self._committer.named(namespace.id, stored.version) - {record.key}}
+            others = {name: self._other(namespace, name) for name in self._committer.named(namespace.id, stored.version) - {record.key}}
             debts = self._metastore.debts_of(stored.version)
             paid = [debt for debt in debts if debt.kind is Owed.RECORD or debt.index in there]
             new = self._record(namespace, stored, published, record.placement)
@@ -293,7 +293,7 @@ class Health:
             shares_owed=len({debt.shard for debt in remaining if debt.kind is Owed.SHARE}),
         )
 
-    def _look(self, namespace: Namespace, name: str) -> ObjectRecord:
+    def _other(self, namespace: Namespace, name: str) -> ObjectRecord:
         """The record of another key that names the same version (object.copy)."""
         envelope = self._committer.look(namespace.id, name)
         if envelope is None:
