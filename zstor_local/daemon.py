@@ -30,6 +30,7 @@ from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
+from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
@@ -127,6 +128,7 @@ def _registry(store: Store, config: Config) -> Registry:
     health_methods.register(registry, store)
     object_methods.register(registry, store, _paths(store, config))
     reference_methods.register(registry, store)
+    stream_methods.register(registry)
     return registry
 
 

@@ -25,6 +25,11 @@ IDLE_CONNECTION_SECONDS: Final = 3_600.0
 STOP_SECONDS: Final = 20.0
 TERMINATOR_GRACE_SECONDS: Final = 0.020
 SEND_QUEUE_MESSAGES: Final = 4
+STREAM_MESSAGE_BYTES: Final = MIB  # plain bytes in a message of a stream: some milliseconds of a client's JSON reader
+STREAM_WINDOW: Final = 4  # messages of a stream not yet answered: enough to hide the way there and back, little to hold in memory
+STREAMS_PER_CONNECTION: Final = 16
+STREAM_IDLE_SECONDS: Final = 60.0  # without the message that a stream waits for; it holds memory and share files meanwhile
+URGENT_CALLS_PER_CONNECTION: Final = 128  # more than full streams have waiting (16 times 4 writes and a close): an abort gets through
 SAFE_INTEGER: Final = 2**53 - 1  # what every JSON reader holds exactly
 
 # --- Objects ---

@@ -5,6 +5,8 @@ It owns the message's descriptors: what no call took is closed when the last cal
 
 from __future__ import annotations
 
+import trio
+
 from zstor_local import limits
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.dispatch import Id, Missing, error_reply, reply_too_large
@@ -37,16 +39,22 @@ class Ending:
 class Answer:
     """Collects the replies of one message's calls."""
 
-    __slots__ = ("_batch", "_descriptors", "_ending", "_left", "_lines", "_size", "calls")
+    __slots__ = ("_batch", "_descriptors", "_ending", "_left", "_lines", "_size", "calls", "sent")
 
     def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, batch: bool) -> None:
         self._ending = ending
         self._descriptors = descriptors
         self.calls = calls
+        self.sent = trio.Event()  # whoever sends the whole sets it
         self._left = calls
         self._batch = batch
         self._lines: list[bytes] = []
         self._size = 2
+
+    @property
+    def complete(self) -> bool:
+        """Every call has given its reply."""
+        return not self._left
 
     def add(self, identity: Id, reply: bytes | None) -> bytes | None:
         """Take a call's reply (None for a notification). With the last one comes the whole, if there is anything to send."""

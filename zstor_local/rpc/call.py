@@ -37,8 +37,8 @@ class Connection(Protocol):
         """This connection's own `kind`, made without arguments when first asked for."""
         ...
 
-    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Run a task that ends, at the latest, with the connection."""
+    def begin(self, work: Work) -> None:
+        """Run what outlives the call that began it. It ends, at the latest, with the connection, which stays open for it."""
         ...
 
     async def notify(self, method: str, params: object) -> None:
@@ -51,6 +51,23 @@ class Connection(Protocol):
 
     def client_gone(self) -> bool:
         """The client has closed the connection (a half-close does not count)."""
+        ...
+
+
+class Work(Protocol):
+    """What goes on when the call that began it has been answered."""
+
+    @property
+    def call(self) -> Call:
+        """A call of its own, bound to what is to be done; by it the work is cancelled."""
+        ...
+
+    def starve(self) -> None:
+        """The client has ended its input, and all that it sent has been handled: no message will come any more. May come again."""
+        ...
+
+    async def conclude(self, outcome: object) -> None:
+        """It has ended with this result or ZstorError. Not called where the connection ended first."""
         ...
 
 
@@ -94,6 +111,7 @@ class Call:
         "_reason",
         "_reply_bytes",
         "_scope",
+        "answered",
         "bound",
         "connection",
         "descriptors",
@@ -101,10 +119,11 @@ class Call:
         "refused",
     )
 
-    def __init__(self, method: str, connection: Connection, descriptors: Descriptors) -> None:
+    def __init__(self, method: str, connection: Connection, descriptors: Descriptors, answered: trio.Event) -> None:
         self.method = method
         self.connection = connection
         self.descriptors = descriptors
+        self.answered = answered  # set when the reply, or the batch's that it is a part of, is on its way
         self.bound: Callable[[], Awaitable[object]] | None = None  # the method and its arguments, once they are checked
         self.refused: InvalidParams | None = None
         self._progress_token: str | int | None = None
@@ -169,9 +188,9 @@ class Call:
     def committing(self) -> Iterator[None]:
         """From here on the call's true result is answered: a later cancel, deadline or disconnect does nothing.
 
-        Raises the reason instead if one of them came first.
+        Raises the reason instead if one of them came first. Another task than the call's may commit for it.
         """
-        if trio.current_effective_deadline() == -inf:
+        if trio.current_effective_deadline() == -inf or (self._scope is not None and self._scope.cancel_called):
             raise self.why_stopped()
         self._committed = True
         if self._scope is not None:

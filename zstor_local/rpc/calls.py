@@ -15,7 +15,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, ZstorError
 from zstor_local.rpc.answer import Answer
 from zstor_local.rpc.budget import InputBudget
-from zstor_local.rpc.call import Call
+from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.dispatch import Dispatcher, Id, Missing
 
 logger: Final = logging.getLogger("zstor.rpc")
@@ -35,7 +35,10 @@ class _Task:
 
 
 class Calls:
-    """What runs and what waits. `start_soon` runs a task of the connection, `send` takes a reply and waits for room."""
+    """What runs and what waits. `start_soon` runs a task of the connection, `send` takes a reply and waits for room.
+
+    `on_idle` is called when the last call has been answered, and when the last work that calls began has ended.
+    """
 
     def __init__(
         self,
@@ -54,24 +57,26 @@ class Calls:
         self._running = {False: 0, True: 0}  # by urgency
         self._queue: deque[_Task] = deque()
         self._tasks: set[_Task] = set()
+        self._begun: set[Work] = set()
         self._by_id: dict[Id, _Task] = {}
 
     @property
     def idle(self) -> bool:
-        """Every call has been answered."""
-        return not self._tasks
+        """Every call has been answered, and nothing goes on that one of them began."""
+        return not self._tasks and not self._begun
 
     def admit(self, call: Call, identity: Id, answer: Answer, *, urgent: bool, size: int) -> None:
         """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
         task = _Task(call, identity, answer, urgent)
-        if self._running[urgent] < limits.CALLS_PER_CONNECTION:
+        most = limits.URGENT_CALLS_PER_CONNECTION if urgent else limits.CALLS_PER_CONNECTION
+        if self._running[urgent] < most:
             self._start(task)
         elif not urgent and self._budget.take(size):
             task.cost = size
             task.waiting = True
             self._queue.append(task)
         else:
-            raise Busy(f"{limits.CALLS_PER_CONNECTION} calls run and the queue is full", limit=limits.CALLS_PER_CONNECTION)
+            raise Busy(f"{most} calls run and the queue is full", limit=most)
         self._tasks.add(task)
         if identity is not None and identity is not Missing.ID:
             # Two calls with one id are the client's mistake; a cancel is for the older one.
@@ -87,6 +92,19 @@ class Calls:
         """Stop all calls that have not begun to commit."""
         for task in [*self._tasks]:
             self._stop(task, reason())
+        for work in self._begun:
+            work.call.cancel(reason())
+
+    def begin(self, work: Work) -> None:
+        """Run what outlives the call that began it."""
+        self._begun.add(work)
+        self._start_soon(functools.partial(self._carry_on, work))
+
+    def starve(self) -> None:
+        """The input has ended: once no call runs, tell what goes on that nothing more will come."""
+        if not self._tasks:
+            for work in [*self._begun]:
+                work.starve()
 
     def close(self) -> None:
         """Give back what the waiting calls hold of the input budget, for the connection has ended."""
@@ -98,6 +116,8 @@ class Calls:
         whole = answer.add(identity, reply)
         if whole is not None:
             await self._send(whole)
+        if answer.complete:
+            answer.sent.set()
 
     def _start(self, task: _Task) -> None:
         self._running[task.urgent] += 1
@@ -133,6 +153,14 @@ class Calls:
             if self._by_id.get(task.id) is task:
                 del self._by_id[task.id]
             if not self._tasks:
+                self._on_idle()
+
+    async def _carry_on(self, work: Work) -> None:
+        try:
+            await work.conclude(await self._dispatcher.run(work.call))
+        finally:
+            self._begun.discard(work)
+            if not self._begun:
                 self._on_idle()
 
     def _stop(self, task: _Task, reason: ZstorError) -> None:

@@ -19,7 +19,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, NotSupported, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import InputBudget
-from zstor_local.rpc.call import Call, Peer, stopping
+from zstor_local.rpc.call import Call, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
@@ -57,7 +57,7 @@ class Connection:
         self._bad_in_a_row = 0
         self._closing = False
         self._stopping = False
-        self._calls = Calls(dispatcher, budget, start_soon=self.start_soon, send=self._outbox.put, on_idle=self._on_idle)
+        self._calls = Calls(dispatcher, budget, start_soon=self._start_soon, send=self._outbox.put, on_idle=self._on_idle)
         self._idle = trio.Event()
         self._active = trio.current_time()
         self._poll = select.poll()
@@ -75,10 +75,8 @@ class Connection:
             self._states[kind] = kind()
         return cast(T, self._states[kind])
 
-    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
-        if self._nursery is None:
-            raise RuntimeError("the connection is not being served")
-        self._nursery.start_soon(work)
+    def begin(self, work: Work) -> None:
+        self._calls.begin(work)
 
     async def notify(self, method: str, params: object) -> None:
         await self._outbox.put(_notification(method, params))
@@ -122,6 +120,11 @@ class Connection:
         """Stop the running calls too; they answer `shutting_down`."""
         self.stop()
         self._calls.cancel_all(stopping)
+
+    def _start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the connection is not being served")
+        self._nursery.start_soon(work)
 
     # --- Reading ---
 
@@ -247,7 +250,7 @@ class Connection:
         self._judge(good=good > 0)
 
     async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
-        call = Call(request.method, self, descriptors)
+        call = Call(request.method, self, descriptors, answer.sent)
         try:
             if request.method in _CANCELS:
                 self._cancel_by_id(request)
@@ -255,11 +258,14 @@ class Connection:
                 return
             if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
                 raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")
-            if self._stopping:
-                raise stopping()
             bind(self._dispatcher.registry, request, call)
             urgent = self._dispatcher.registry[request.method].urgent
+            if self._stopping and not urgent:  # urgent ones belong to what runs
+                raise stopping()
             self._calls.admit(call, request.id, answer, urgent=urgent, size=size)
+            if urgent:
+                # It takes its first step before the next of its kind comes: messages of a stream keep their order.
+                await trio.lowlevel.cancel_shielded_checkpoint()
         except ZstorError as error:
             if not request.wants_reply:
                 logger.info("notification %s: %s", request.method[:64], error.message)
@@ -309,6 +315,7 @@ class Connection:
             if self.client_gone():
                 raise trio.BrokenResourceError("the client is gone")
             self._idle = trio.Event()
+            self._calls.starve()
             with trio.move_on_after(_HANGUP_CHECK_SECONDS):
                 await self._idle.wait()
         await self._outbox.drained()
@@ -316,7 +323,7 @@ class Connection:
     def _on_idle(self) -> None:
         self._active = trio.current_time()
         self._idle.set()
-        if self._stopping:
+        if self._stopping and self._calls.idle:
             self._reading.cancel()
 
     async def _watch_idle(self) -> None:

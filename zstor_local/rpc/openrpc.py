@@ -27,6 +27,10 @@ _LIMITS: Final[JsonObject] = {
     "progress_per_second": limits.PROGRESS_PER_SECOND,
     "slow_reader_seconds": limits.SLOW_READER_SECONDS,
     "idle_connection_seconds": limits.IDLE_CONNECTION_SECONDS,
+    "stream_message_bytes": limits.STREAM_MESSAGE_BYTES,
+    "stream_window": limits.STREAM_WINDOW,
+    "streams_per_connection": limits.STREAMS_PER_CONNECTION,
+    "stream_idle_seconds": limits.STREAM_IDLE_SECONDS,
     "safe_integer": limits.SAFE_INTEGER,
 }
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from zstor_local.errors import IoError, NoSpace, ZstorError
 from zstor_local.runtime import Buffer, Files, Runtime, write_all
+
+
+class OrderedSink(Protocol):
+    """Where bytes go in order."""
+
+    async def write(self, parts: Sequence[Buffer]) -> None:
+        """Take all of them; they stay as they are until this returns."""
+        ...
 
 
 class MemorySink:
@@ -83,9 +92,6 @@ class PipeSink:
                 count -= len(todo.pop(0))
             if count:
                 todo[0] = todo[0][count:]
-
-
-OrderedSink = MemorySink | AppendSink | PipeSink
 
 
 def write_error(error: OSError) -> ZstorError:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from zstor_local.errors import IoError, PathRefused, ZstorError
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import IoError, PathRefused, TimedOut, ZstorError
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
@@ -91,6 +95,70 @@ class SocketSource:
                 continue
             except OSError as error:
                 raise read_error(error) from error
+
+
+class Piece:
+    """Bytes on their way through a channel. `let_go` is set when `rest` is empty, or when nobody will take it any more."""
+
+    __slots__ = ("let_go", "rest")
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = memoryview(data)
+        self.let_go = trio.Event()
+
+
+class ChannelSource:
+    """Pieces that are handed over in memory, to the end that is told. TimedOut where the next one does not come within the limit."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()  # somebody wanted bytes, or never will
+        self._pieces: deque[Piece] = deque()
+        self._ended = False
+        self._news = trio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces have not been taken to their end."""
+        return len(self._pieces)
+
+    def give(self, data: bytes) -> Piece:
+        """Add bytes behind the others. None at all are taken at once."""
+        piece = Piece(data)
+        if data:
+            self._pieces.append(piece)
+            self._news.set()
+        else:
+            piece.let_go.set()
+        return piece
+
+    def end(self) -> None:
+        """No more will be given."""
+        self._ended = True
+        self._news.set()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: let go of everyone who waits."""
+        self.asked.set()
+        while self._pieces:
+            self._pieces.popleft().let_go.set()
+
+    async def read_into(self, buffer: memoryview) -> int:
+        self.asked.set()
+        while not self._pieces:
+            if self._ended:
+                return 0
+            self._news = trio.Event()
+            with trio.move_on_after(limits.STREAM_IDLE_SECONDS) as waiting:
+                await self._news.wait()
+            if waiting.cancelled_caught:
+                raise TimedOut(f"nothing came for {limits.STREAM_IDLE_SECONDS:.0f} s")
+        piece = self._pieces[0]
+        count = min(len(piece.rest), len(buffer))
+        buffer[:count] = piece.rest[:count]
+        piece.rest = piece.rest[count:]
+        if not piece.rest:
+            self._pieces.popleft().let_go.set()
+        return count
 
 
 def read_error(error: OSError) -> ZstorError:

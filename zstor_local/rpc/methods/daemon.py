@@ -89,7 +89,7 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
             "start_id": identity.start_id,
             "socket": identity.socket,
             "limits": wire_limits(),
-            "capabilities": ["batch", "cancel", "deadline", "fd", "progress"],
+            "capabilities": ["batch", "cancel", "deadline", "fd", "progress", "stream"],
         }
 
     @registry.method("daemon.status")

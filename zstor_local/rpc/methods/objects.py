@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
@@ -36,15 +36,20 @@ from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Pattern, Range
+from zstor_local.rpc.streams import Opened, Streams
 from zstor_local.rpc.strict_json import Base64, Json
+from zstor_local.store.caller import Caller
 from zstor_local.store.links import Previous
 from zstor_local.store.metadata import Metadata, describe
 from zstor_local.store.objects import Source, WriteOptions
 from zstor_local.store.paths import Mode, Paths
+from zstor_local.store.reading import Range as Part
 from zstor_local.store.reading import stretch
 from zstor_local.store.references import check_count
-from zstor_local.store.sources import BytesSource
+from zstor_local.store.sinks import OrderedSink
+from zstor_local.store.sources import BytesSource, StreamSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 
 PreviousKey = Annotated[str, "link it behind this object, which nothing else may follow"]
 PreviousMetadata = Annotated[dict[str, Json], "instead of `previous_key`: its metadata; `conflict` if it has left that version"]
@@ -131,13 +136,14 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     """Add the methods."""
     names = Names(store)
     handover = Handover(store.runtime, paths)
+    streams = Streams(store.runtime.randomness)
     objects = store.objects
 
-    async def store_it(call: Call, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
+    async def store_it(caller: Caller, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
         name, version = target
         if version is not None and options.if_version is None:
             options = _with_version(options, version)
-        stored = await objects.write(name, source, options, _Producer(call))
+        stored = await objects.write(name, source, options, caller)
         return {"metadata": describe(stored, store.pool)}
 
     @registry.method("object.write", errors=WRITE_ERRORS)
@@ -171,7 +177,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         _exactly_one(value=value, value_b64=value_b64, fd=fd)
         if fd is not None:
             with handover.source(call, fd, stream=True) as source:
-                return await store_it(call, target, source, options)
+                return await store_it(_Producer(call), target, source, options)
         data = value.encode() if value is not None else value_b64 or b""
         if len(data) > limits.INLINE_VALUE_BYTES:
             raise TooLarge(
@@ -179,7 +185,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor",
                 limit=limits.INLINE_VALUE_BYTES,
             )
-        return await store_it(call, target, BytesSource(data), options)
+        return await store_it(_Producer(call), target, BytesSource(data), options)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS)
     async def write_file(
@@ -210,14 +216,14 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         _exactly_one(path=path, fd=fd)
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
-            return await store_it(call, target, source, options)
+            return await store_it(_Producer(call), target, source, options)
 
     @registry.method("object.write_stream", errors=WRITE_ERRORS)
     async def write_stream(
         call: Call,
         /,
-        fd: Fd,
         key: Key | None = None,
+        fd: Annotated[Fd | None, "index of a pipe's or socket's descriptor, sent with this message"] = None,
         namespace: Namespace | None = None,
         metadata: MetadataIn | None = None,
         references: References | None = None,
@@ -229,16 +235,23 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         exclusive: Annotated[bool, "refuse to replace an object"] = False,
         expected_size: Size | None = None,
         expected_digest: Digest | None = None,
-    ) -> Written:
-        """Store what comes out of a pipe or socket, to its end, in constant memory.
+    ) -> Written | Opened:
+        """Store what comes out of a pipe or socket, to its end, in constant memory; or, without a descriptor, what stream.write brings.
 
-        The daemon cannot see a producer that fails: give expected_size or expected_digest where that matters.
+        With fd the reply is {metadata}. The daemon cannot see a producer that fails: give expected_size or expected_digest where that
+        matters. Without fd the reply is {stream}: send the bytes by stream.write, then stream.close, which answers {metadata}.
         """
         target = names.target(key, namespace, metadata)
         previous = names.previous(target[0], previous_key, previous_metadata)
         options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
+        if fd is None:
+
+            async def store_pieces(source: StreamSource, caller: Caller) -> Written:
+                return await store_it(caller, target, source, options)
+
+            return await streams.write(call, store_pieces)
         with handover.source(call, fd, stream=True) as source:
-            return await store_it(call, target, source, options)
+            return await store_it(_Producer(call), target, source, options)
 
     @registry.method("object.read", errors=[*READ_ERRORS, TooLarge, BadEncoding])
     async def read(
@@ -302,19 +315,35 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     async def read_stream(
         call: Call,
         /,
-        fd: Fd,
         key: Key | None = None,
+        fd: Annotated[Fd | None, "index of a pipe's or socket's descriptor, sent with this message"] = None,
         offset: Offset | None = None,
         length: Count | None = None,
         namespace: Namespace | None = None,
         metadata: MetadataIn | None = None,
-    ) -> Streamed:
-        """Write an object into a pipe or socket, in order, in constant memory. After an error the pipe may have got a part."""
-        stored = names.find(key, namespace, metadata)
-        part = stretch(stored.record, offset, length)
-        with names.still_there(stored, by_metadata=metadata is not None):
-            await handover.to_stream(call, objects, stored, part, fd)
-        return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
+    ) -> Streamed | Opened:
+        """Write an object into a pipe or socket, in order, in constant memory; or, without a descriptor, into notifications.
+
+        After an error a pipe may have got a part. Without fd the reply is {stream}. Then stream.data {stream, seq, value_b64} follow,
+        at most four of them that stream.ack has not answered, and in the end stream.end {stream, result} or {stream, error}.
+        """
+
+        async def send(put: Callable[[Stored, Part], Awaitable[None]]) -> Streamed:
+            # The version is looked up where its bytes are read next: so they cannot be freed in between.
+            stored = names.find(key, namespace, metadata)
+            part = stretch(stored.record, offset, length)
+            with names.still_there(stored, by_metadata=metadata is not None):
+                await put(stored, part)
+            return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
+
+        if fd is not None:
+            return await send(lambda stored, part: handover.to_stream(call, objects, stored, part, fd))
+        names.find(key, namespace, metadata)  # what is wrong with it is told at once
+
+        async def send_pieces(sink: OrderedSink, caller: Caller) -> Streamed:
+            return await send(lambda stored, part: objects.read_to_stream(stored, sink, part, caller))
+
+        return streams.read(call, send_pieces)
 
     @registry.method("object.delete", errors=[NotFound, Conflict, OutcomeUnknown, Unavailable])
     async def delete(

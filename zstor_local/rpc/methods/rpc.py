@@ -53,7 +53,7 @@ def register(registry: Registry, *, version: str) -> None:
     ) -> Checked:
         """Check a request without running it: the same errors for the method and its parameters, no effect."""
         request = Request(method, {} if params is None else params, Missing.ID, {})
-        bind(registry, request, Call(method, call.connection, call.descriptors))
+        bind(registry, request, Call(method, call.connection, call.descriptors, call.answered))
         return {"ok": True}
 
     @registry.method("help", errors=[MethodNotFound])
