@@ -25,10 +25,12 @@ import trio
 from zstor_local import __version__
 from zstor_local.config import Config
 from zstor_local.model.ids import StoreId
+from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
+from zstor_local.rpc.methods import renaming as renaming_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods.daemon import Identity
@@ -128,6 +130,8 @@ def _registry(store: Store, config: Config) -> Registry:
     health_methods.register(registry, store)
     object_methods.register(registry, store, _paths(store, config))
     reference_methods.register(registry, store)
+    renaming_methods.register(registry, store)
+    change_methods.register(registry, store)
     stream_methods.register(registry)
     return registry
 

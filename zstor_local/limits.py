@@ -16,6 +16,7 @@ INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
 BATCH_ITEMS: Final = 1_000
 CALLS_PER_CONNECTION: Final = 64  # running at once; further ones wait in order
 LONG_POLLS_PER_CONNECTION: Final = 32
+LONG_POLL_SECONDS: Final = 300
 CONNECTIONS: Final = 128
 FDS_PER_CALL: Final = 2
 BAD_MESSAGES_IN_A_ROW: Final = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -73,9 +73,13 @@ class Work(Protocol):
 
 @dataclass(slots=True)
 class LongPolls:
-    """How many of a connection's calls only wait for news."""
+    """A connection's calls that only wait for news; they need not be waited for when the daemon stops."""
 
-    running: int = 0
+    waiting: set[trio.CancelScope] = field(default_factory=set)
+
+    def end(self) -> None:
+        for scope in self.waiting:
+            scope.cancel()
 
 
 class ReplyRoom:
@@ -200,15 +204,18 @@ class Call:
 
     @contextmanager
     def long_poll(self) -> Iterator[None]:
-        """Around waiting for news; Busy if too many calls of this connection do so."""
+        """Around waiting for news; Busy if too many calls of this connection do so, ShuttingDown when the daemon stops."""
         polls = self.connection.state(LongPolls)
-        if polls.running >= limits.LONG_POLLS_PER_CONNECTION:
-            raise Busy(f"{polls.running} calls of this connection wait for news already", limit=limits.LONG_POLLS_PER_CONNECTION)
-        polls.running += 1
-        try:
-            yield
-        finally:
-            polls.running -= 1
+        if len(polls.waiting) >= limits.LONG_POLLS_PER_CONNECTION:
+            raise Busy(f"{len(polls.waiting)} calls of this connection wait for news already", limit=limits.LONG_POLLS_PER_CONNECTION)
+        with trio.CancelScope() as scope:
+            polls.waiting.add(scope)
+            try:
+                yield
+            finally:
+                polls.waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise stopping()
 
     # --- For the connection ---
 

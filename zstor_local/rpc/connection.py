@@ -19,7 +19,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, NotSupported, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import InputBudget
-from zstor_local.rpc.call import Call, Peer, Work, stopping
+from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
@@ -111,8 +111,9 @@ class Connection:
             self._socket.close()
 
     def stop(self) -> None:
-        """Take no more requests; close when those that run have been answered."""
+        """Take no more requests; close when those that run have been answered. What only waits for news ends now."""
         self._stopping = True
+        self.state(LongPolls).end()
         if self._calls.idle:
             self._reading.cancel()
 

@@ -105,17 +105,18 @@ class Mending:
     async def _fill(self, debt: Debt) -> None:
         """Make the share that a shard is owed; nobody is owed one of a version that is gone."""
         namespace = self._namespaces.by_id(debt.space)
-        try:
-            stored = None if namespace is None else self._find(ObjectName(namespace.name, debt.name))
-        except NotFound:
-            stored = None
-        if stored is None or stored.version != debt.version:
-            await self._committer.commit(debt.space, "", lambda _: Decision(debts_paid=[debt]))
+        rows = [row for row in self._metastore.named(debt.version) if row.space == debt.space]
+        if namespace is None or not rows:
+            await self._committer.commit(debt.space, "", self._paid_if_gone(debt))
             return
         try:
+            stored = self._find(ObjectName(namespace.name, rows[0].name))
             await self._health.repair(stored, Nobody())
         except ZstorError as error:
             log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+
+    def _paid_if_gone(self, debt: Debt) -> Callable[[Envelope | None], Decision]:
+        return lambda _: Decision() if self._committer.named(debt.space, debt.version) else Decision(debts_paid=[debt])
 
     async def _repair(self, version: Version, name: ObjectName) -> None:
         try:

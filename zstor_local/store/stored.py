@@ -32,8 +32,8 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
 
 
 def with_debts(metastore: Metastore, stored: Stored) -> Stored:
-    """The same version, with what its shards still have to be given."""
-    debts = metastore.debts_of(stored.version)
+    """The same version, with what its shards still have to be given: its shares, and the record of this key."""
+    debts = [debt for debt in metastore.debts_of(stored.version) if debt.kind is Owed.SHARE or debt.name == stored.record.key]
     if not debts:
         return stored
     shares = {debt.shard for debt in debts if debt.kind is Owed.SHARE}

@@ -1,0 +1,86 @@
+"""`object.changes`: what happened since, for programs that follow a namespace."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired, TypedDict
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import Busy, CorruptRecord, InvalidParams, ShuttingDown
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.names import Names, Namespace
+from zstor_local.rpc.methods.pages import reply_bytes
+from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.schema import Range
+from zstor_local.store.changes import Changed, Changes
+from zstor_local.store.metadata import Metadata, describe
+from zstor_local.store.store import Store
+
+
+class Change(TypedDict):
+    """A key's last change. `metadata` is what it has now; a deleted key has none."""
+
+    key: str
+    sequence: int
+    deleted: bool
+    metadata: NotRequired[Metadata]
+
+
+class ChangesPage(TypedDict):
+    """Changes, the oldest first. `cursor` is the `since` of the next call; ask again at once while `more` is true."""
+
+    items: list[Change]
+    cursor: int
+    more: bool
+
+
+def register(registry: Registry, store: Store) -> None:
+    """Add the method."""
+    names = Names(store)
+    use = Changes(store.metastore, store.namespaces, store.sealer)
+
+    @registry.method("object.changes", errors=[CorruptRecord, Busy, ShuttingDown])
+    async def changes(
+        call: Call,
+        /,
+        since: Annotated[int, "the cursor of the call before; 0 begins with all that is there", Range(0)] = 0,
+        wait_seconds: Annotated[float, "wait so long for news, if there are none", Range(0, limits.LONG_POLL_SECONDS)] = 0,
+        limit: Annotated[int, "items at most", Range(1, limits.LIST_ITEMS)] = limits.LIST_ITEMS,
+        namespace: Namespace | None = None,
+    ) -> ChangesPage:
+        """List the keys that changed since, each once, with what it has now; deleted keys too.
+
+        Nothing new is an empty answer. A key that changed several times stands where its last change was.
+        """
+        name = names.namespace(namespace)
+        if since > store.metastore.state().sequence:
+            raise InvalidParams(
+                "that cursor is not one of this store's: it is ahead of the last change", hint="begin again with 0", parameter="since"
+            )
+        until = trio.current_time() + wait_seconds
+        while True:
+            news = store.committer.news()  # before looking, so that nothing is missed
+            page = await _page(name, since, limit)
+            if page["items"] or trio.current_time() >= until:
+                return page
+            with call.long_poll(), trio.move_on_at(until):
+                await news.wait()
+
+    async def _page(namespace: str, since: int, limit: int) -> ChangesPage:
+        page: ChangesPage = {"items": [], "cursor": since, "more": False}
+        room = limits.LIST_BYTES
+        async for changed in use.since(namespace, since, limit + 1):
+            room -= 200 + 6 * len(changed.key) if changed.stored is None else reply_bytes(changed.stored)
+            if len(page["items"]) == limit or (room < 0 and page["items"]):
+                page["more"] = True
+                break
+            page["items"].append(_view(changed))
+            page["cursor"] = changed.sequence
+        return page
+
+    def _view(changed: Changed) -> Change:
+        change: Change = {"key": changed.key, "sequence": changed.sequence, "deleted": changed.stored is None}
+        if changed.stored is not None:
+            change["metadata"] = describe(changed.stored, store.pool)
+        return change

@@ -1,0 +1,49 @@
+"""What has changed since: the newest record or tombstone of each key, in the order of the changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.record import Kind
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import Stored, open_object, with_debts
+
+CHANGES_TURN: Final = 50  # records opened between two turns of other tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A key that was written, linked, tagged, renamed or (without `stored`) deleted; higher sequences came later."""
+
+    key: str
+    sequence: int
+    stored: Stored | None
+
+
+class Changes:
+    """The use case. Groups are committed in the order of their sequences, so nothing is ever added below one that was shown."""
+
+    def __init__(self, metastore: Metastore, namespaces: Namespaces, sealer: RecordSealer) -> None:
+        self._metastore = metastore
+        self._namespaces = namespaces
+        self._sealer = sealer
+
+    async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncIterator[Changed]:
+        """Keys whose last change is above this sequence, lowest first, at most `limit`."""
+        namespace = self._namespaces.find(namespace_name)
+        if namespace is None:
+            return
+        for position, row in enumerate(self._metastore.changes(namespace.id, sequence, limit)):
+            if position % CHANGES_TURN == CHANGES_TURN - 1:
+                await trio.lowlevel.checkpoint()
+            stored = None
+            if row.envelope.kind is Kind.OBJECT:
+                record = open_object(self._sealer, row.envelope)
+                stored = with_debts(self._metastore, Stored(namespace_name, record, row.envelope))
+            yield Changed(row.name, row.envelope.sequence, stored)
