@@ -343,7 +343,7 @@ def test_no_race_of_links_leads_out_of_a_root(rooted: Daemon) -> None:
         try:
             assert attacker.stdout is not None
             assert attacker.stdout.readline() == b"ready\n"
-            for _ in range(30):
+            for _ in range(20):
                 for _ in range(limits.CALLS_PER_CONNECTION):
                     client.request("object.write_file", {"key": "stolen", "path": path, "expected_digest": stolen})
                 client.request("object.read_file", {"key": "bystander", "path": path, "sync": False})

@@ -172,7 +172,7 @@ def test_what_is_no_socket_gives_way_too(new_daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     ("store", "sockets", "count"),
-    [("a new store", "one socket", 20), ("a new store", "a socket each", 6), ("an old store", "a socket each", 6)],
+    [("a new store", "one socket", 20), ("a new store", "a socket each", 4), ("an old store", "a socket each", 4)],
 )
 def test_of_many_that_start_at_once_just_one_serves(new_daemon: Daemon, store: str, sockets: str, count: int) -> None:
     if store == "an old store":
