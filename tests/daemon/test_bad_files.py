@@ -472,7 +472,8 @@ def test_one_descriptor_serves_one_call_of_a_batch(objects: None, client: Client
     client.result("object.delete", key=key)
 
 
-def test_descriptors_that_belong_to_nothing_are_closed(objects: None, daemon: Daemon, client: Client) -> None:
+def test_descriptors_that_belong_to_nothing_are_closed_at_once(objects: None, daemon: Daemon, client: Client) -> None:
+    before = daemon.descriptors()
     with ExitStack() as opened:
         reader, _ = pipe(opened)
         for line in ("rpc.ping", "object.stat", "no.such.method"):
@@ -487,6 +488,11 @@ def test_descriptors_that_belong_to_nothing_are_closed(objects: None, daemon: Da
         for _ in range(3):
             client.send(" ", [reader] * 253)
         client.result("rpc.ping")
+        for _ in range(10_000):  # the connection that is gone takes a moment
+            if daemon.descriptors() == before:
+                break
+            client.result("rpc.ping")
+        assert daemon.descriptors() == before
 
 
 def test_descriptors_without_end_before_a_message_end_the_connection(objects: None, daemon: Daemon) -> None:
