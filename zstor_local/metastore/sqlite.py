@@ -86,6 +86,7 @@ class SqliteMetastore:
                 raise _not_opened(error) from error
             raise
         self._store_id = StoreId(row[1])
+        self._no_debts = not self.debts_count()  # stays false once there were some in this life
 
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:
@@ -162,11 +163,15 @@ class SqliteMetastore:
         return int(self._all("select count(*) from debt", ())[0][0])
 
     def debts_of(self, version: Version) -> Sequence[Debt]:
+        if self._no_debts:  # every read and overwrite asks
+            return []
         return _parsed(_debt, self._all("select shard, kind, space, name, version, share from debt where version=?", (version,)))
 
     def commit(self, transaction: Transaction) -> None:
         if not self._open:
             raise MetastoreClosed("the metastore failed before; restart the daemon")
+        if transaction.debts:
+            self._no_debts = False
         try:
             self._writer.execute("begin immediate")
             self._apply(transaction)
@@ -180,16 +185,18 @@ class SqliteMetastore:
             "update store set sequence=?, reserved=?, writer=?, objects=?, bytes=?",
             (state.sequence, state.reserved, state.writer, state.objects, state.bytes),
         )
-        for row in transaction.rows:
-            envelope, name = row.envelope, row.name.encode()
-            dead = envelope.kind is Kind.TOMBSTONE
-            table, other = ("tombstone", "record") if dead else ("record", "tombstone")
-            db.execute(
-                f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
-                (row.space, name, envelope.kind, envelope.key_hash, envelope.version, envelope.sequence, envelope.sealed),
-            )
-            if envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE):
-                db.execute(f"delete from {other} where space=? and name=?", (row.space, name))  # noqa: S608
+        newest = {(row.space, row.name.encode()): row.envelope for row in transaction.rows}  # of a row written twice the last counts
+        for table, other, buried in (("record", "tombstone", False), ("tombstone", "record", True)):
+            rows = [(*at, envelope) for at, envelope in newest.items() if (envelope.kind is Kind.TOMBSTONE) is buried]
+            if rows:
+                db.executemany(
+                    f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
+                    [(space, name, e.kind, e.key_hash, e.version, e.sequence, e.sealed) for space, name, e in rows],
+                )
+                db.executemany(
+                    f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
+                    [(space, name) for space, name, envelope in rows if envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE)],
+                )
         if transaction.intents:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
         if transaction.intents_done:

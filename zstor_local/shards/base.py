@@ -18,11 +18,15 @@ ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
 
 
 class ShardError(Exception):
-    """A shard could not do it. `state` is what the shard is now; the text is fit for people and names no path of a key."""
+    """A shard could not do it. `state` is what the shard is now; the text is fit for people and names no path of a key.
 
-    def __init__(self, state: ShardState, message: str) -> None:
+    `untouched`: it was seen before anything was tried, so nothing of it can lie there.
+    """
+
+    def __init__(self, state: ShardState, message: str, *, untouched: bool = False) -> None:
         super().__init__(message)
         self.state: ShardState = state
+        self.untouched = untouched
 
 
 class ShareMissing(Exception):

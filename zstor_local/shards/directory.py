@@ -114,6 +114,7 @@ class DirectoryShard:
         self._index = index
         self._system = self.file_system()
         self._unlinked_in: set[str] = set()
+        self._seen: ShardState = "ok"
         self._durable: set[str] = set()  # directories of shares that are known to survive a power loss
 
     def _verify(self, store_id: StoreId, keys: NamespaceKeys) -> FileStatus:
@@ -169,8 +170,14 @@ class DirectoryShard:
             return self.log.newest_writer()
 
     def check(self) -> ShardState:
-        if self._broken is not None:
-            return self._broken
+        self._seen = self._broken or self._look()
+        return self._seen
+
+    def recent_state(self) -> ShardState:
+        """What the last look said while that was good: every append looks anyway, so a write need not look before it."""
+        return self._seen if self._seen == "ok" and self._broken is None else self.check()
+
+    def _look(self) -> ShardState:
         try:
             seen = self._files.path_status(f"{self._root}/{marker.NAME}")
         except OSError as error:
@@ -291,7 +298,7 @@ class DirectoryShard:
     def _must_be_there(self) -> None:
         state = self.check()
         if state != "ok":
-            raise ShardError(state, self._error or state)
+            raise ShardError(state, self._error or state, untouched=True)
 
     @contextmanager
     def _failing(self, *, lasting: bool = False) -> Iterator[None]:

@@ -64,6 +64,10 @@ class ShardPool:
         shard = self._shards.get(number)
         return shard.check() if shard is not None else self.absent[number].state if number in self.absent else "missing"
 
+    def recent_states(self) -> dict[int, ShardState]:
+        """Every shard's state by number; of good ones what the last look said."""
+        return {n: shard.recent_state() if (shard := self._shards.get(n)) is not None else self.absent[n].state for n in self.numbers}
+
     def reason(self, number: int) -> str:
         """Why a shard is not usable, for people."""
         shard = self._shards.get(number)
@@ -97,7 +101,7 @@ class ShardPool:
             shard = self._shards.get(number)
             try:
                 if shard is None:
-                    raise ShardError("missing", "the shard is not there")
+                    raise ShardError("missing", "the shard is not there", untouched=True)
                 shard.append(batch, committed)
             except ShardError as error:
                 failed[number] = error

@@ -343,7 +343,8 @@ class Committer:
         sequences = [envelope.sequence for item in items for _, envelope in item.sealed.values()]
         if not sequences:
             return
-        unreached = set(failed) | self._append_void(min(sequences), max(sequences), sequences)
+        clean = {number for number, error in failed.items() if error.untouched}
+        unreached = (set(failed) | self._append_void(min(sequences), max(sequences), sequences)) - clean
         for item in items:
             for record, _ in item.sealed.values():
                 in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)

@@ -256,7 +256,7 @@ class ObjectWriter:
 
     def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
         """Shards for a version's shares; NotEnoughShards at once if too few are there."""
-        states = {number: self._pool.state(number) for number in self._pool.numbers}
+        states = self._pool.recent_states()
         placement = self._pool.place(version, namespace.policy.m, states)
         usable = sum(states[number] == "ok" for number in placement)
         quorum = self._quorum(namespace)
