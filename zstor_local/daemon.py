@@ -16,7 +16,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -25,6 +25,7 @@ import trio
 from zstor_local import __version__
 from zstor_local.config import Config
 from zstor_local.model.ids import StoreId
+from zstor_local.model.masterkey import MasterKey
 from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
@@ -33,6 +34,7 @@ from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
 from zstor_local.rpc.methods import streams as stream_methods
+from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
@@ -40,8 +42,9 @@ from zstor_local.runtime import RealClientFiles, Runtime, real_runtime
 from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
-from zstor_local.store.keyfile import UNFINISHED, make_directories
+from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.paths import Paths, Protected
+from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
 
 EXIT_DONE: Final = 0
@@ -99,6 +102,29 @@ def init_store(config: Config) -> int:
     return EXIT_DONE
 
 
+def keep_key(path: str, key: MasterKey) -> None:
+    """Write a restored master key, 0600 and durable; FileExistsError if there is one."""
+    os.umask(0o077)
+    files = real_runtime().files
+    make_directories(files, os.path.dirname(path))
+    if key_exists(files, path):
+        raise FileExistsError(path)
+    write_unfinished_key(files, path, key)
+    finish_key(files, path)
+
+
+def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> tuple[int, Report | None]:
+    """`zstor rebuild`: a new metastore from the shards and the master key. Returns the exit status and what was found."""
+    os.umask(0o077)
+    runtime = real_runtime()
+    try:
+        return EXIT_DONE, rebuild(runtime, SqliteEngines(runtime.files), config, accept_loss=accept_loss, progress=progress)
+    except StoreInUse as error:
+        return _refuse(error, EXIT_IN_USE), None
+    except (StoreFault, OSError) as error:
+        return _refuse(error, EXIT_FAULT), None
+
+
 async def _serve(runtime: Runtime, engines: Engines, config: Config) -> None:
     async with trio.open_nursery() as nursery:
         with _listening(config.socket) as listener:
@@ -132,6 +158,7 @@ def _registry(store: Store, config: Config) -> Registry:
     reference_methods.register(registry, store)
     renaming_methods.register(registry, store)
     change_methods.register(registry, store)
+    walk_methods.register(registry, store)
     stream_methods.register(registry)
     return registry
 

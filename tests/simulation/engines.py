@@ -7,6 +7,7 @@ refuses the transaction, any other error leaves its outcome open, and what the p
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Final
 
 from tests.simulation.world import World
@@ -35,12 +36,16 @@ class SimulatedEngines:
     def metastore_exists(self, store: str) -> bool:
         return store in self._world.survivors
 
-    def create_metastore(self, store: str, store_id: StoreId, first: Transaction) -> None:
+    def create_metastore(self, store: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
         self._world.point(f"{CREATE} before")
         made = Cell(store_id)
-        MemoryMetastore(made).commit(first)
+        for transaction in transactions:
+            MemoryMetastore(made).commit(transaction)
         self._world.survivors[store] = made
         self._world.point(f"{CREATE} after")
+
+    def put_metastore_aside(self, store: str) -> None:
+        self._world.survivors.pop(store, None)
 
     def open_metastore(self, store: str) -> SimulatedMetastore:
         if not self.metastore_exists(store):

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from zstor_local.cli import report
-from zstor_local.cli.backup_words import WORDS, from_words, to_words
+from zstor_local.cli.backup_words import WORDS, BadWords, from_words, to_words
 from zstor_local.cli.handover import as_io_error
 from zstor_local.cli.options import Options, connection, pass_options
-from zstor_local.errors import IoError, KeyMissing
+from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import BadKeyFile, MasterKey
 
 _PER_LINE = 4
@@ -45,6 +45,32 @@ def backup(options: Options, yes: bool) -> None:
     for start in range(0, WORDS, _PER_LINE):
         click.echo("   ".join(f"{number + 1:2} {words[number]}" for number in range(start, min(start + _PER_LINE, WORDS))))
     click.echo("\nKeep them where the disks of this store are not.")
+
+
+@key.command()
+@connection
+@pass_options
+def restore(options: Options) -> None:
+    """Make the master key file from the words of a backup, read from standard input.
+
+    An existing key file is never replaced. With the key and the shards, `zstor rebuild` brings back everything.
+    """
+    path = Path(options.load().master_key_file)
+    if sys.stdin.isatty():
+        click.echo(f"Type the {WORDS} words, then Ctrl-D on a line of its own:", err=True)
+    try:
+        master_key = from_words(sys.stdin.read())
+    except BadWords as error:
+        raise KeyMissing(f"that is no backup of a master key: {error}", hint="compare with the paper, word by word") from None
+    from zstor_local.daemon import keep_key
+
+    try:
+        keep_key(str(path), master_key)
+    except FileExistsError:
+        raise AlreadyExists(f"there is a master key at {path} already; it was not touched", hint="move it away first") from None
+    except OSError as error:
+        raise as_io_error(error, str(path)) from None
+    click.echo(f"restored the master key of the store {master_key.store_id.hex()} to {path}")
 
 
 def _read(path: Path) -> MasterKey:

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "repair": "health",
     "status": "status",
     "call": "call",
+    "rebuild": "rebuilding",
     "key": "key",
     "bench": "measure",
     "demo": "demo",

@@ -75,6 +75,12 @@ def marker_store(files: Files, root: str) -> StoreId | None:
     return None if data is None else marker.claimed_store(data)
 
 
+def read_identity(files: Files, root: str, keys: NamespaceKeys, store_id: StoreId) -> Marker | None:
+    """The marker in a directory, authenticated; None if there is none, BadMarker if it is not one of this store."""
+    data = _read_marker(files, root)
+    return None if data is None else Marker.parse(data, keys, store_id)
+
+
 def _read_marker(files: Files, root: str) -> bytes | None:
     try:
         fd = files.open(f"{root}/{marker.NAME}", os.O_RDONLY)

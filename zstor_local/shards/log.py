@@ -13,7 +13,7 @@ from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.index import LogIndex, Place, Progress
+from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
 from zstor_local.shards.segment import (
     ENTRY_HEADER_BYTES,
     HEADER_BYTES,
@@ -279,6 +279,8 @@ class Log:
                 places.append((ShareId(entry.envelope.version, entry.share_index), place))
         known = Progress(number, header.id, end, sequence, committed)
         self._index.record(self._shard, places, known)
+        if self._index.waiting >= FLUSH_AT:
+            self._index.flush()
         self._ends.append((number, end))
         return known
 

@@ -160,7 +160,7 @@ def _fill(runtime: Runtime, engines: Engines, config: Config, master: MasterKey,
         finally:
             shard.close()
     last = rows[-1].envelope.sequence
-    engines.create_metastore(config.store, store_id, Transaction(StoreState(sequence=last, reserved=last, writer=1), rows=rows))
+    engines.create_metastore(config.store, store_id, [Transaction(StoreState(sequence=last, reserved=last, writer=1), rows=rows)])
 
 
 def _entry(master: MasterKey, number: int, place: ShardPlace) -> ShardEntry:

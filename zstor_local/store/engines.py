@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import count
 from typing import Protocol
 
 from zstor_local.metastore.base import Metastore, Transaction
@@ -18,8 +20,12 @@ class Engines(Protocol):
     """Makes and opens what does not go through Runtime.files."""
 
     def metastore_exists(self, store: str) -> bool: ...
-    def create_metastore(self, store: str, store_id: StoreId, first: Transaction) -> None:
-        """A metastore with a first transaction in it; all of it is durable when this returns, nothing is there before."""
+    def create_metastore(self, store: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
+        """A metastore with these transactions in it; all of it is durable when this returns, nothing is there before."""
+        ...
+
+    def put_metastore_aside(self, store: str) -> None:
+        """Give the metastore, if there is one, another name: its bytes stay."""
         ...
 
     def open_metastore(self, store: str) -> Metastore: ...
@@ -39,18 +45,26 @@ class SqliteEngines:
             return False
         return True
 
-    def create_metastore(self, store: str, store_id: StoreId, first: Transaction) -> None:
+    def create_metastore(self, store: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
         temporary = f"{store}/{METASTORE}.new"
         for name in self._files.list(store):  # what an interrupted try left
             if name.startswith(f"{METASTORE}.new"):
                 self._files.unlink(f"{store}/{name}")
         SqliteMetastore.create(temporary, store_id)
         metastore = SqliteMetastore(temporary)
-        metastore.commit(first)
+        for transaction in transactions:
+            metastore.commit(transaction)
         metastore.fold()
         metastore.close()
         self._files.rename(temporary, f"{store}/{METASTORE}")
         sync_directory(self._files, store)
+
+    def put_metastore_aside(self, store: str) -> None:
+        names = self._files.list(store)
+        number = next(n for n in count(1) if f"{METASTORE}.before-rebuild-{n}" not in names)
+        for suffix in ("", "-wal", "-shm"):
+            if METASTORE + suffix in names:
+                self._files.rename(f"{store}/{METASTORE}{suffix}", f"{store}/{METASTORE}.before-rebuild-{number}{suffix}")
 
     def open_metastore(self, store: str) -> Metastore:
         return SqliteMetastore(f"{store}/{METASTORE}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import trio
 
@@ -20,7 +19,7 @@ from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShardState
-from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.directory import DirectoryShard, marker_store
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.committer import Committer, Decision
@@ -30,14 +29,13 @@ from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.health import Health
 from zstor_local.store.keyfile import make_directories, read_key
+from zstor_local.store.lock import store_lock
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
-
-LOCK: Final = "lock"
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
 
@@ -219,13 +217,8 @@ def _locked(runtime: Runtime, engines: Engines, config: Config) -> Iterator[None
     """Hold the store's lock. Its directory is made, unless parts of a store are there without the others."""
     if look(runtime, engines, config) != "store":
         make_directories(runtime.files, config.store)
-    fd = runtime.files.open(f"{config.store}/{LOCK}", os.O_RDWR | os.O_CREAT)
-    try:
-        if not runtime.files.lock(fd):
-            raise StoreInUse(f"another daemon uses the store {config.store}")
+    with store_lock(runtime, config.store):
         yield
-    finally:
-        runtime.files.close(fd)
 
 
 def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
@@ -285,13 +278,21 @@ def _open_shards(
     shards: list[DirectoryShard] = []
     absent: list[Absent] = []
     for entry in entries:
-        root = moved.get(entry.id, entry.url)
+        root = moved.get(entry.id) or _found_again(runtime, config, entry, store_id)
         try:
             shards.append(DirectoryShard(runtime, entry, root, store_id=store_id, keys=sealer.keys(STORE_WIDE), index=index))
         except ShardError as error:
             log.warning("shard %s: %s", entry.id, error)
             absent.append(Absent(entry, error.state, str(error)))
     return ShardPool(shards, absent)
+
+
+def _found_again(runtime: Runtime, config: Config, entry: ShardEntry, store_id: StoreId) -> str:
+    """Where a shard lies: its recorded place, or in a store that came to another one (a rebuild elsewhere) its default place there."""
+    elsewhere = f"{config.store}/shards/{entry.id}"
+    if marker_store(runtime.files, entry.url) is None and marker_store(runtime.files, elsewhere) == store_id:
+        return elsewhere
+    return entry.url
 
 
 def _rolled_back(metastore: Metastore, pool: ShardPool, index: LogIndex) -> str | None:

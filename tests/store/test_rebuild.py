@@ -1,0 +1,194 @@
+"""A rebuild brings everything back from the shards and the master key alone, and says what it cannot know."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place
+from zstor_local.config import Config
+from zstor_local.errors import NotFound
+from zstor_local.model.policy import Policy
+from zstor_local.runtime import real_runtime
+from zstor_local.store.caller import Nobody
+from zstor_local.store.engines import SqliteEngines
+from zstor_local.store.faults import StoreFault, StoreInUse
+from zstor_local.store.objects import WriteOptions
+from zstor_local.store.rebuild import Report, rebuild
+
+
+def rebuilt(config: Config, *, accept_loss: bool = False) -> Report:
+    runtime = real_runtime()
+    return rebuild(runtime, SqliteEngines(runtime.files), config, accept_loss=accept_loss, progress=lambda what, count: None)
+
+
+def lose_metastore(home: Home, *, index: bool = True) -> None:
+    for file in Path(home.store).iterdir():
+        if file.name.startswith("metastore.sqlite") or (index and file.name.startswith("index.sqlite")):
+            file.unlink()
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["index lost", "index kept"])
+async def test_everything_comes_back(home: Home, index: bool) -> None:
+    async with home.open() as store:
+        for number, size in enumerate([0, 1, *SMALL_AND_LARGE]):
+            await put(store, f"key {number}", content(number, size))
+        options = WriteOptions(references=("a", "b"), user={"mode": "0644"})
+        stored = await put(store, "with all", content(9, 500), options, namespace="photos")
+        await put(store, "twice", content(1, 100))
+        await put(store, "twice", content(2, 300_000))
+        await put(store, "gone", content(3, 100))
+        await delete(store, "gone")
+        before = store.committer.state
+    lose_metastore(home, index=index)
+    report = rebuilt(home.config())
+    assert report.loss == []
+    assert (report.objects, report.bytes, report.deleted) == (before.objects, before.bytes, 1)
+    async with home.open() as store:
+        assert store.health == "ok"
+        for number, size in enumerate([0, 1, *SMALL_AND_LARGE]):
+            assert await get(store, f"key {number}") == content(number, size)
+        found = store.objects.find(name("with all", "photos"))
+        assert (found.version, found.record) == (stored.version, stored.record)
+        assert await get(store, "twice") == content(2, 300_000)
+        with pytest.raises(NotFound):
+            store.objects.find(name("gone"))
+        assert store.committer.state.objects == before.objects
+        assert await keys(store) == ["key 0", "key 1", "key 2", "key 3", "twice"]
+        await put(store, "new", b"life goes on")
+        assert await get(store, "new") == b"life goes on"
+
+
+async def test_on_another_machine_with_nothing_but_key_and_shards(home: Home, tmp_path: Path) -> None:
+    async with home.open() as store:
+        await put(store, "small", content(1, 5_000))
+        await put(store, "large", content(2, 700_000))
+    (tmp_path / "other").mkdir()
+    other = Home(tmp_path / "other")
+    other.key_file.parent.mkdir()
+    shutil.copy(home.key_file, other.key_file)
+    shutil.copytree(Path(home.store) / "shards", Path(other.store) / "shards")
+    shutil.rmtree(home.store)
+    assert rebuilt(other.config()).objects == 2
+    async with other.open() as store:
+        assert store.health == "ok"
+        assert await get(store, "small") == content(1, 5_000)
+        assert await get(store, "large") == content(2, 700_000)
+
+
+async def test_a_shard_that_was_away_during_a_delete_brings_nothing_back(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(4, 6, chunk_size=256 * 1024))
+    async with home.open() as store:
+        await put(store, "a", content(1, 5_000))
+        await put(store, "b", content(1, 5_000))
+    home.take_away(0)
+    async with home.open() as store:
+        await delete(store, "a")
+        await put(store, "b", content(2, 5_000), WriteOptions())
+    home.bring_back(0)
+    lose_metastore(home)
+    assert rebuilt(home.config()).loss == []
+    async with home.open() as store:
+        assert await keys(store) == ["b"]
+        assert await get(store, "b") == content(2, 5_000)
+
+
+async def test_what_was_never_committed_does_not_come_back(home: Home) -> None:
+    """A write that too few shards took is void: its entries in the logs of the others do not count."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 5_000))
+        for number in (0, 1):
+            home.take_away(number)
+        with pytest.raises(Exception, match="shards"):
+            await put(store, "a", content(2, 5_000))
+    for number in (0, 1):
+        home.bring_back(number)
+    lose_metastore(home)
+    rebuilt(home.config())
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 5_000)
+
+
+async def test_a_shard_that_is_not_seen_must_be_accepted(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 5_000))
+    home.take_away(2)
+    lose_metastore(home)
+    with pytest.raises(StoreFault, match="not seen: shard 2"):
+        rebuilt(home.config())
+    assert not home.metastore.exists()
+    assert rebuilt(home.config(), accept_loss=True).unseen == ["2"]
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 5_000)
+
+
+async def test_an_object_with_too_few_shares_is_reported_and_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * 1024))
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        await put(store, "b", b"well")
+        for index in (0, 1):
+            share_place(store, stored, index).path.unlink()
+    lose_metastore(home)
+    with pytest.raises(StoreFault, match="1 objects have too few shares: 'a'"):
+        rebuilt(home.config())
+    report = rebuilt(home.config(), accept_loss=True)
+    assert report.unreadable == ["a"]
+    assert report.objects == 2
+
+
+async def test_a_share_that_is_missing_is_owed_and_made_again(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        share_place(store, stored, 1).path.unlink()
+    lose_metastore(home)
+    assert rebuilt(home.config()).loss == []
+    async with home.open() as store:
+        await store.mending.mend()
+        assert (await store.shares_health.check(store.objects.find(name("a")), Nobody())).status == "optimal"
+        assert store.metastore.debts_count() == 0
+
+
+async def test_an_old_metastore_is_put_aside_with_all_its_bytes(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+    old = home.metastore.read_bytes()
+    rebuilt(home.config())
+    rebuilt(home.config())
+    assert (Path(home.store) / "metastore.sqlite.before-rebuild-1").read_bytes() == old
+    assert (Path(home.store) / "metastore.sqlite.before-rebuild-2").exists()
+
+
+async def test_a_rolled_back_store_is_writable_again_after_a_rebuild(home: Home, tmp_path: Path) -> None:
+    async with home.open() as store:
+        await put(store, "old", b"1")
+    home.copy_metastore(tmp_path / "backup")
+    async with home.open() as store:
+        await put(store, "new", b"2")
+    home.restore_metastore(tmp_path / "backup")
+    async with home.open() as store:
+        assert store.health == "readonly"
+    rebuilt(home.config())
+    async with home.open() as store:
+        assert store.health == "ok"
+        assert await keys(store) == ["new", "old"]
+        await put(store, "newer", b"3")
+
+
+async def test_a_store_in_use_is_not_rebuilt(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+        with pytest.raises(StoreInUse):
+            rebuilt(home.config())
+
+
+async def test_without_a_shard_there_is_nothing_to_rebuild(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+        await freed(store)
+    shutil.rmtree(Path(home.store) / "shards")
+    with pytest.raises(StoreFault, match="there is no shard"):
+        rebuilt(home.config())
+    assert home.metastore.exists()

@@ -1,0 +1,333 @@
+"""A new metastore from the shards and the master key alone.
+
+The logs hold a copy of every record. Of each key's records that no void covers, the one with the highest sequence counts: a tombstone
+buries, an object comes back. A version of which fewer than k shares can be found hides no older one that is readable: then both are
+reported. Nothing is decided in silence: shards that were not seen, records that do not open and objects that lack shares are counted,
+and where something may be missing the caller has to accept it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Final
+
+from zstor_local.coding.keys import KeyHasher, KeyRing
+from zstor_local.config import Config
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Debt, Owed, Reference, Row, StoreState, Transaction
+from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
+from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.record import (
+    STORE_WIDE,
+    Envelope,
+    Kind,
+    NamespaceRecord,
+    ObjectRecord,
+    ShardEntry,
+    ShardsRecord,
+    StoreRecord,
+    Tombstone,
+    VoidRecord,
+)
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.directory import DirectoryShard, read_identity
+from zstor_local.shards.index import LogIndex
+from zstor_local.shards.marker import BadMarker
+from zstor_local.store.committer import RESERVE
+from zstor_local.store.create import SHARDS_ROW, STORE_ROW, shard_places
+from zstor_local.store.engines import Engines
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.keyfile import make_directories, read_key
+from zstor_local.store.lock import store_lock
+from zstor_local.store.namespaces import row_name
+from zstor_local.store.sealing import RecordSealer
+
+BATCH: Final = 5_000  # rows in a transaction
+PROGRESS_EVERY: Final = 10_000
+
+_SCHEMA: Final = """
+create table candidate(
+    space blob not null, key_hash blob not null, sequence integer not null, kind integer not null, version blob not null,
+    sealed blob not null, primary key(space, key_hash, sequence)) without rowid;
+"""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a rebuild found. `loss` says why something may be missing; empty if nothing can be."""
+
+    objects: int = 0
+    bytes: int = 0
+    deleted: int = 0
+    records: int = 0
+    damaged: int = 0  # entries whose record does not open
+    seen: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # keys of which fewer than k shares were found
+    older: list[str] = field(default_factory=list)  # keys for which an older version came back, as the newest cannot be read
+
+    @property
+    def loss(self) -> list[str]:
+        found = []
+        if self.unseen:
+            found.append(f"not seen: shard {', '.join(self.unseen)}; what only they know is missing, deletes among it")
+        if self.damaged:
+            found.append(f"{self.damaged} log entries hold a record that does not open")
+        if self.unreadable:
+            found.append(f"{len(self.unreadable)} objects have too few shares: {_some(self.unreadable)}")
+        if self.older:
+            found.append(f"{len(self.older)} objects came back in an older version: {_some(self.older)}")
+        return found
+
+
+def rebuild(runtime: Runtime, engines: Engines, config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> Report:
+    """Make the metastore anew. The store must not be in use; an old metastore is put aside, never removed.
+
+    StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed.
+    """
+    master = read_key(runtime.files, config.master_key_file)
+    make_directories(runtime.files, config.store)
+    with store_lock(runtime, config.store):
+        return _rebuild(runtime, engines, config, master, accept_loss=accept_loss, progress=progress)
+
+
+def _rebuild(
+    runtime: Runtime, engines: Engines, config: Config, master: MasterKey, *, accept_loss: bool, progress: Callable[[str, int], None]
+) -> Report:
+    sealer = RecordSealer(KeyRing(master.key, master.store_id), master.store_id, runtime.randomness)
+    with ExitStack() as opened:
+        index = engines.open_index(config.store)
+        opened.callback(index.close)
+        shards = _open_shards(runtime, config, master, sealer, index)
+        for shard in shards:
+            opened.callback(shard.close)
+        scratch = opened.enter_context(closing(sqlite3.connect("", isolation_level=None)))  # a temporary file of SQLite's own
+        return _Rebuild(runtime, engines, config, sealer, shards, scratch, progress).run(accept_loss=accept_loss)
+
+
+def _open_shards(runtime: Runtime, config: Config, master: MasterKey, sealer: RecordSealer, index: LogIndex) -> list[DirectoryShard]:
+    """Every directory of the configuration that is a shard of the key's store."""
+    keys = sealer.keys(STORE_WIDE)
+    found: dict[int, DirectoryShard] = {}
+    for place in shard_places(config):
+        try:
+            identity = read_identity(runtime.files, place.root, keys, master.store_id)
+            if identity is None:
+                continue
+            entry = ShardEntry(identity.number, identity.uid, place.id, place.root, place.group)
+            found[identity.number] = DirectoryShard(runtime, entry, place.root, store_id=master.store_id, keys=keys, index=index)
+        except (BadMarker, ShardError, OSError):
+            continue  # reported as unseen
+    if not found:
+        raise StoreFault(
+            f"there is no shard of store {master.store_id.hex()} where the configuration looks",
+            "mount the disks, or name them in [[shard]]",
+        )
+    return [found[number] for number in sorted(found)]
+
+
+class _Rebuild:
+    def __init__(
+        self, runtime: Runtime, engines: Engines, config: Config, sealer: RecordSealer, shards: list[DirectoryShard],
+        scratch: sqlite3.Connection, progress: Callable[[str, int], None],
+    ) -> None:  # fmt: skip
+        self._runtime = runtime
+        self._engines = engines
+        self._config = config
+        self._sealer = sealer
+        self._shards = {shard.number: shard for shard in shards}
+        self._scratch = scratch
+        self._progress = progress
+        self._report = Report()
+        self._highest = 0
+        self._damaged_store = 0  # damaged entries that belong to no object
+        self._writer = max(shard.newest_writer() for shard in shards)
+
+    def run(self, *, accept_loss: bool) -> Report:
+        self._gather()
+        hasher, store_rows = self._store_rows()
+        self._damaged_store = self._report.damaged
+        for _ in self._rows():  # once to see what it comes to, once to write it: a report before anything is changed
+            pass
+        report = self._report
+        if report.loss and not accept_loss:
+            raise StoreFault(
+                "something may be missing:\n  " + "\n  ".join(report.loss),
+                "bring the missing shards, or take what there is with --accept-loss",
+            )
+        self._write(hasher, store_rows)
+        return report
+
+    # --- Gather ---
+
+    def _gather(self) -> None:
+        """Every record of every log into the scratch table, less what is void."""
+        self._scratch.executescript(_SCHEMA)
+        self._scratch.execute("begin")
+        voids: list[VoidRecord] = []
+        for shard in self._shards.values():
+            for scanned in shard.scan():
+                envelope = scanned.entry.envelope
+                self._highest = max(self._highest, envelope.sequence)
+                self._report.records += 1
+                if self._report.records % PROGRESS_EVERY == 0:
+                    self._progress("records read", self._report.records)
+                if envelope.kind is Kind.VOID:
+                    voids += self._void(envelope)
+                else:
+                    self._scratch.execute(
+                        "insert or ignore into candidate values(?, ?, ?, ?, ?, ?)",
+                        (envelope.namespace, envelope.key_hash, envelope.sequence, envelope.kind, envelope.version, envelope.sealed),
+                    )
+        self._scratch.executemany(
+            "delete from candidate where sequence between ? and ?", [(void.first, void.last) for void in set(voids)]
+        )
+        self._scratch.execute("commit")
+
+    def _void(self, envelope: Envelope) -> list[VoidRecord]:
+        try:
+            return [VoidRecord.decode(self._sealer.open(envelope))]
+        except CorruptRecord:
+            self._report.damaged += 1
+            return []
+
+    # --- Choose ---
+
+    def _store_rows(self) -> tuple[KeyHasher, list[Row]]:
+        """The newest records of the store itself: its own, the list of shards, the namespaces."""
+        newest: dict[KeyHash, tuple[Envelope, bytes]] = {}
+        for envelope in self._candidates(STORE_WIDE):
+            if envelope.key_hash not in newest:
+                try:
+                    newest[envelope.key_hash] = envelope, self._sealer.open(envelope)
+                except CorruptRecord:
+                    self._report.damaged += 1
+        rows: list[Row] = []
+        hash_key: bytes | None = None
+        for envelope, plain in newest.values():
+            if envelope.kind is Kind.STORE:
+                hash_key = StoreRecord.decode(plain).hash_key
+                rows.append(Row(STORE_WIDE, STORE_ROW, envelope))
+            elif envelope.kind is Kind.SHARDS:
+                self._tell_shards(ShardsRecord.decode(plain))
+                rows.append(Row(STORE_WIDE, SHARDS_ROW, envelope))
+            elif envelope.kind is Kind.NAMESPACE:
+                rows.append(Row(STORE_WIDE, row_name(NamespaceRecord.decode(plain).name), envelope))
+        if hash_key is None or not any(row.name == SHARDS_ROW for row in rows):
+            raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
+        return KeyHasher(hash_key), rows
+
+    def _tell_shards(self, record: ShardsRecord) -> None:
+        for entry in record.shards:
+            (self._report.seen if entry.number in self._shards else self._report.unseen).append(entry.id)
+
+    def _candidates(self, space: NamespaceId | None = None) -> Iterator[Envelope]:
+        """Records by key, the newest first; of one space, or of all but the store's."""
+        condition, value = ("space = ?", space) if space is not None else ("space <> ?", STORE_WIDE)
+        query = f"select kind, space, key_hash, version, sequence, sealed from candidate where {condition} order by space, key_hash, sequence desc"  # noqa: S608, E501
+        for kind, at, key_hash, version, sequence, sealed in self._scratch.execute(query, (value,)):
+            yield Envelope(Kind(kind), NamespaceId(at), KeyHash(key_hash), Version(version), sequence, sealed)
+
+    def _rows(self) -> Iterator[tuple[Row, ObjectRecord | None, list[Debt]]]:
+        """Each key's row, its record if it is an object, and what its shards lack. Fills the report anew."""
+        report = self._report
+        report.objects = report.bytes = report.deleted = 0
+        report.unreadable, report.older = [], []
+        report.damaged = self._damaged_store
+        candidates = self._candidates()
+        current = next(candidates, None)
+        while current is not None:
+            group = [current]
+            while (current := next(candidates, None)) is not None and _same_key(current, group[0]):
+                group.append(current)
+            chosen = self._choose(group)
+            if chosen is not None:
+                yield chosen
+
+    def _choose(self, group: list[Envelope]) -> tuple[Row, ObjectRecord | None, list[Debt]] | None:
+        """The record that counts of one key's, newest first."""
+        first: tuple[Row, ObjectRecord, list[Debt]] | None = None
+        for envelope in group:
+            try:
+                plain = self._sealer.open(envelope)
+                if envelope.kind is Kind.TOMBSTONE:
+                    if first is not None:
+                        break
+                    self._report.deleted += 1
+                    return Row(envelope.namespace, Tombstone.decode(plain).key, envelope), None, []
+                record = ObjectRecord.decode(plain)
+            except CorruptRecord:
+                self._report.damaged += 1
+                continue
+            row = Row(envelope.namespace, record.key, envelope)
+            lacking = self._lacking(envelope.version, record)
+            if record.policy.m - len(lacking) >= record.policy.k:
+                if first is not None:
+                    self._report.older.append(record.key)
+                return self._take(row, record, lacking)
+            first = first or (row, record, [])
+        if first is None:
+            return None
+        self._report.unreadable.append(first[1].key)
+        return self._take(first[0], first[1], [])
+
+    def _take(self, row: Row, record: ObjectRecord, lacking: list[int]) -> tuple[Row, ObjectRecord, list[Debt]]:
+        self._report.objects += 1
+        self._report.bytes += record.size
+        if self._report.objects % PROGRESS_EVERY == 0:
+            self._progress("objects found", self._report.objects)
+        version = row.envelope.version
+        debts = [Debt(record.placement[index], Owed.SHARE, row.space, row.name, version, index) for index in lacking]
+        return row, record, debts
+
+    def _lacking(self, version: Version, record: ObjectRecord) -> list[int]:
+        """The indices of shares that are not where the record says."""
+        return [index for index, number in enumerate(record.placement) if not self._has(number, ShareId(version, index), record)]
+
+    def _has(self, number: int, share: ShareId, record: ObjectRecord) -> bool:
+        shard = self._shards.get(number)
+        if shard is None:
+            return False
+        try:
+            shard.open_share(share, small=record.small).close()
+        except (ShareMissing, ShardError):
+            return False
+        return True
+
+    # --- Write ---
+
+    def _write(self, hasher: KeyHasher, store_rows: list[Row]) -> None:
+        state = StoreState(self._highest, self._highest + RESERVE, self._writer)
+        self._engines.put_metastore_aside(self._config.store)
+        self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(hasher, store_rows, state))
+
+    def _transactions(self, hasher: KeyHasher, store_rows: list[Row], state: StoreState) -> Iterator[Transaction]:
+        transaction = Transaction(state, rows=list(store_rows))
+        objects = size = 0
+        for row, record, debts in self._rows():
+            transaction.rows.append(row)
+            transaction.debts += debts
+            if record is not None:
+                objects, size = objects + 1, size + record.size
+                transaction.references += [
+                    Reference(row.space, hasher.reference_hash(row.space, reference), row.name) for reference in record.references
+                ]
+            if len(transaction.rows) >= BATCH:
+                transaction.state = StoreState(state.sequence, state.reserved, state.writer, objects, size)
+                yield transaction
+                transaction = Transaction(state)
+        transaction.state = StoreState(state.sequence, state.reserved, state.writer, objects, size)
+        yield transaction
+
+
+def _same_key(one: Envelope, other: Envelope) -> bool:
+    return (one.namespace, one.key_hash) == (other.namespace, other.key_hash)
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(repr(key) for key in keys[:5])
+    return shown + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
