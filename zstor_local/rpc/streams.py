@@ -23,7 +23,6 @@ from zstor_local.rpc.dispatch import error_object
 from zstor_local.rpc.strict_json import Base64
 from zstor_local.runtime import Buffer, Randomness
 from zstor_local.store.caller import Caller
-from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import ChannelSource, StreamSource
 
 Kind = TypeVar("Kind", "Incoming", "Outgoing")
@@ -57,7 +56,7 @@ class Streams:
                 stream.call.cancel(call.why_stopped())
         return {"stream": stream.id}
 
-    def read(self, call: Call, send: Callable[[OrderedSink, Caller], Awaitable[object]]) -> Opened:
+    def read(self, call: Call, send: Callable[[Outgoing, Caller], Awaitable[object]]) -> Opened:
         """Begin a read whose bytes go to the client piece by piece, as soon as the call has been answered."""
         own = call.connection.state(OwnStreams)
         stream = Outgoing(own.new_id(self._randomness), call)

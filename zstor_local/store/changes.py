@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +34,7 @@ class Changes:
         self._namespaces = namespaces
         self._sealer = sealer
 
-    async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncIterator[Changed]:
+    async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncGenerator[Changed, None]:
         """Keys whose last change is above this sequence, lowest first, at most `limit`."""
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Annotated, NotRequired, TypedDict
 
 import trio
@@ -70,13 +71,14 @@ def register(registry: Registry, store: Store) -> None:
     async def _page(namespace: str, since: int, limit: int) -> ChangesPage:
         page: ChangesPage = {"items": [], "cursor": since, "more": False}
         room = limits.LIST_BYTES
-        async for changed in use.since(namespace, since, limit + 1):
-            room -= 200 + 6 * len(changed.key) if changed.stored is None else reply_bytes(changed.stored)
-            if len(page["items"]) == limit or (room < 0 and page["items"]):
-                page["more"] = True
-                break
-            page["items"].append(_view(changed))
-            page["cursor"] = changed.sequence
+        async with aclosing(use.since(namespace, since, limit + 1)) as found:
+            async for changed in found:
+                room -= 200 + 6 * len(changed.key) if changed.stored is None else reply_bytes(changed.stored)
+                if len(page["items"]) == limit or (room < 0 and page["items"]):
+                    page["more"] = True
+                    break
+                page["items"].append(_view(changed))
+                page["cursor"] = changed.sequence
         return page
 
     def _view(changed: Changed) -> Change:
