@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from zstor_local.errors import NotFound, OutcomeUnknown, ZstorError
 from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.record import NO_VERSION
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import Source, Stored, WriteOptions
 from zstor_local.store.sources import BytesSource
@@ -113,7 +114,11 @@ class Client:
         return error
 
     def version(self, key: str) -> Version:
-        return self.store.objects.find(name(key)).version
+        """The key's version; one that never was if the key is not there."""
+        try:
+            return self.store.objects.find(name(key)).version
+        except NotFound:
+            return NO_VERSION
 
     async def get(self, key: str) -> Value:
         """The key's bytes, all of them, or None. Any other error than NotFound is raised."""

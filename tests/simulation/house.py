@@ -39,8 +39,15 @@ class House:
     def root(self, number: int) -> str:
         return f"{STORE}/shards/{number}" if self.kind is None else f"/disks/{number}"
 
-    def roots(self) -> list[str]:
-        return [self.root(number) for number in range(self.shards)]
+    def take_out(self, world: World, number: int) -> None:
+        """The shard's disk is gone."""
+        world.files.take_out(self.root(number))
+
+    def put_back(self, world: World) -> None:
+        """Every disk is there again."""
+        if self.kind is not None and not self.kind.startswith("one:"):
+            for number in range(self.shards):
+                world.files.put_back(self.root(number))
 
 
 def policy(k: int, m: int) -> Policy:

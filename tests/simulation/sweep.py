@@ -7,7 +7,8 @@ hands each different state that this may leave to `examine`: a BadState is what 
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,11 +29,29 @@ from zstor_local.metastore.base import Owed
 from zstor_local.store.store import Store, open_store
 
 Work = Callable[[Client], Awaitable[object]]
-PROBE: Final = "probe"
+SMALL_PROBE: Final = {"probe": b"goes on"}
+PROBES: Final = {**SMALL_PROBE, "large probe": bytes(140_000)}
 
 
 async def nothing(client: Client) -> None:
     """No work."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A world in which a program runs or ran, with its client's account. `begin` is the last crash point before the work."""
+
+    world: World
+    account: Account
+    begin: int = 0
+
+    def copy(self) -> Run:
+        return Run(self.world.copy(), self.account.copy(), self.begin)
+
+
+def unchanged(start: Run) -> Run:
+    """The default of `Program.between`."""
+    return start
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +59,18 @@ class Program:
     """A life of the daemon in which `work` is done, after lives that did `before`, one each.
 
     The sweep begins with the work, or with the daemon's start if `from_start`; without `before` that start makes the store.
-    `between` may change the world after `before`, as nobody sees: take a disk out, stop a program half-way.
+    `between` may change what lies there after `before`: take a disk out, cut the power.
     """
 
     name: str
     house: House
-    work: Work
+    work: Work = nothing
     before: tuple[Work, ...] = ()
     from_start: bool = False
-    between: Callable[[World], None] = lambda world: None
+    between: Callable[[Run], Run] = unchanged
 
     def __str__(self) -> str:
         return self.name
-
-
-@dataclass(slots=True)
-class Run:
-    """A world in which a program runs or ran, with its client's account; `begin` and `end` are its first and last crash points."""
-
-    world: World
-    account: Account
-    begin: int = 0
-    end: int = 0
-
-    def copy(self) -> Run:
-        return Run(self.world.copy(), self.account.copy(), self.begin, self.end)
 
 
 @cache
@@ -73,21 +79,35 @@ def base(program: Program) -> Run:
     start = Run(program.house.world(), Account())
     for work in program.before:
         live(start, program.house, work)
-    program.between(start.world)
-    return start.copy()
+        start.world.files.sites.clear()
+    return program.between(start).copy()
+
+
+Mutate = Callable[[World], None]
+
+
+def intact(world: World) -> None:
+    """The mutation that changes nothing."""
+
+
+def rehearse(program: Program, mutate: Mutate = intact) -> tuple[int, Sequence[Site]]:
+    """The program without any disturbance: the last crash point that is not to be swept, and all that it passes."""
+    trial = base(program).copy()
+    mutate(trial.world)
+    try:
+        live(trial, program.house, program.work)
+    except Exception as error:
+        raise BadState(f"{program} does not even work undisturbed: {first_error(error)}") from error
+    if left := trial.world.files.open_descriptors():
+        raise BadState(f"{len(left)} descriptors were left open")
+    return 0 if program.from_start else trial.begin, trial.world.files.sites
 
 
 @cache
-def reference(program: Program) -> tuple[Run, tuple[Site, ...]]:
-    """The program without any disturbance, and the crash points that it passes (all of them, from the daemon's start on)."""
-    done = base(program).copy()
-    live(done, program.house, program.work)
-    done.end = done.world.files.points
-    if program.from_start:
-        done.begin = 0
-    if open_descriptors := done.world.files.open_descriptors():
-        raise BadState(f"{len(open_descriptors)} descriptors were left open")
-    return done, tuple(done.world.files.sites)
+def sites_of(program: Program) -> frozenset[str]:
+    """The sites that the sweep of this program reaches."""
+    begin, sites = rehearse(program)
+    return frozenset(site.name for site in sites[begin:])
 
 
 @asynccontextmanager
@@ -115,52 +135,63 @@ def live(trial: Run, house: House, work: Work) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many outcomes of a power loss to try at each crash point, beside nothing and all: see `outcomes`."""
+    """What to try at each crash point: the loss of everything unpinned always, and so many other outcomes of `outcomes`, drawn by lot;
+    SIGKILL and torn writes unless not wanted.
+    """
 
-    singles: int = 2
-    subsets: int = 2
+    extra: int = 2
+    killed: bool = True
+    torn: bool = True
 
 
-def states(program: Program, depth: Depth, mutate: Callable[[World], None] = lambda world: None) -> Iterator[tuple[str, Run]]:
+SHALLOW: Final = Depth(0, killed=False, torn=False)
+
+
+def states(program: Program, depth: Depth, mutate: Mutate = intact) -> Iterator[tuple[str, Run]]:
     """Every different state that a SIGKILL or a power loss before a crash point, in a write or after the end may leave."""
-    done, sites = reference(program)
+    begin, sites = rehearse(program, mutate)
     seen: set[tuple[object, ...]] = set()
-    for number in range(done.begin + 1, done.end + 2):
-        for torn in (False, True):
-            if torn and (number > done.end or not sites[number - 1].name.endswith("pwritev")):
-                continue
+    for number in range(begin + 1, len(sites) + 2):
+        end = number > len(sites)
+        site = "end" if end else sites[number - 1].name
+        for torn in (False, True) if depth.torn and site.endswith("pwritev") else (False,):
             trial = base(program).copy()
             mutate(trial.world)
             trial.world.files.crash_at(number, torn=torn)
-            if live(trial, program.house, program.work) != (number <= done.end):
-                raise BadState(f"crash point {number} of {program} never came")
-            where = (
-                f"{program}, {'torn' if torn else 'stopped'} at {number} ({sites[number - 1].name if number <= done.end else 'end'})"
-            )
+            if live(trial, program.house, program.work) is end:
+                raise AssertionError(f"crash point {number} of {program} did not come as it was rehearsed")
             for what, world in _left(trial.world, depth, number):
-                state = what == "killed", world.files.digest(), repr(cell_of(world)), trial.account.state()
+                state = what == KILLED, fingerprint(world), trial.account.state()
                 if state not in seen:
                     seen.add(state)
-                    yield f"{where}, {what}", Run(world, trial.account.copy())
+                    yield f"{program}, {'torn' if torn else 'stopped'} at {number} ({site}), {what}", Run(world, trial.account.copy())
+
+
+KILLED: Final = "killed"
 
 
 def _left(world: World, depth: Depth, number: int) -> Iterator[tuple[str, World]]:
-    yield "killed", world.copy()
-    for outcome in outcomes(world.files.unpinned(), singles=depth.singles, subsets=depth.subsets, seed=number):
-        yield repr(outcome), world.crash(outcome)
+    yield repr(NOTHING), world.crash(NOTHING)
+    if depth.killed:
+        yield KILLED, world.copy()
+    if depth.extra:
+        others = list(outcomes(world.files.unpinned(), singles=6, subsets=6, seed=number))[1:]
+        for outcome in random.Random(number).sample(others, min(depth.extra, len(others))):
+            yield repr(outcome), world.crash(outcome)
 
 
-def cell_of(world: World) -> object:
-    return cell(world, STORE) if STORE in world.survivors else None
+def fingerprint(world: World) -> tuple[str, str]:
+    """Equal for worlds that look equal to a daemon."""
+    return world.files.digest(), repr(cell(world, STORE)) if STORE in world.survivors else ""
 
 
-def sweep(program: Program, depth: Depth = Depth(), mutate: Callable[[World], None] = lambda world: None) -> int:
+def sweep(program: Program, depth: Depth, mutate: Mutate = intact) -> int:
     """Examine every state. Returns how many there were; raises the first BadState."""
     count = 0
     for where, state in states(program, depth, mutate):
         count += 1
         try:
-            examine(state, program.house)
+            examine(state, program.house, thoroughly=count % 4 == 0)
         except BadState as error:
             raise BadState(f"{where}: {error}") from error
     return count
@@ -169,9 +200,11 @@ def sweep(program: Program, depth: Depth = Depth(), mutate: Callable[[World], No
 # --- Looking at a state ---
 
 
-def examine(state: Run, house: House) -> None:
+def examine(state: Run, house: House, *, thoroughly: bool, tidy: bool = True, faulty: bool = False) -> None:
     """Recover, and see that every promise holds: old or new, whole, with all of its redundancy, nothing left over, logs that agree;
-    and that the choice stays the same after a clean stop as after another crash at once, whatever is written next.
+    and that the choice stays the same after another crash at once and, `thoroughly`, after a clean stop and after further writes.
+    `tidy`: no share is left over. `faulty`: a sync failed. What it should have made durable no later one does, so that after a power
+    loss freed shares may be there again, and new ones gone with the directory that they lay in: neither is looked at.
     """
     account, world = state.account.copy(), state.world
     crashed: list[World] = []
@@ -182,9 +215,11 @@ def examine(state: Run, house: House) -> None:
                 raise BadState(f"{key} has {_show(value)}")
             account.chosen(key, value)
         crashed.append(world.crash(NOTHING))
-        check_logs(client.store, cell(world, STORE))
-        check_shares(client.store, cell(world, STORE), house)
-        await check_redundancy(client, world, house)
+        await check(client, world, house, tidy=tidy)
+
+    async def last(client: Client) -> None:
+        await again(client)
+        await check(client, crashed[1], house, tidy=not faulty)
 
     async def again(client: Client) -> None:
         for key, value in (await client.observe()).items():
@@ -193,16 +228,18 @@ def examine(state: Run, house: House) -> None:
 
     async def go_on(client: Client) -> None:
         await again(client)
-        answer = await client.put(PROBE, b"goes on")
-        if isinstance(answer, ZstorError):
-            raise BadState(f"the store takes no writes any more: {answer}")
-        crashed.append(crashed[0].crash(NOTHING))
+        for key, value in SMALL_PROBE.items() if faulty else PROBES.items():
+            answer = await client.put(key, value)
+            if isinstance(answer, ZstorError):
+                raise BadState(f"the store takes no writes any more: {answer}")
+        crashed.append(world.crash(NOTHING))
 
     _daemon(world, house, account, first)
-    _daemon(world, house, account, again)
-    _daemon(crashed[0], house, account, go_on)
-    account.chosen(PROBE, b"goes on")
-    _daemon(crashed[1], house, account, again)
+    _daemon(crashed[0], house, account, again)
+    if thoroughly:
+        house.put_back(world)
+        _daemon(world, house, account, go_on)
+        _daemon(crashed[1], house, account, last)
 
 
 def _daemon(world: World, house: House, account: Account, work: Work) -> None:
@@ -211,11 +248,25 @@ def _daemon(world: World, house: House, account: Account, work: Work) -> None:
         if live(Run(world, account), house, work):
             raise BadState("the power went twice")
     except Exception as error:
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, BadState):
-            raise error from None
-        raise BadState(f"{type(error).__name__}: {error}") from error
+        cause = first_error(error)
+        if isinstance(cause, BadState):
+            raise cause from None
+        raise BadState(f"{type(cause).__name__}: {cause}") from error
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error in a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def check(client: Client, world: World, house: House, *, tidy: bool) -> None:
+    """The oracles on a store at rest."""
+    truth = cell(world, STORE)
+    check_logs(client.store, truth)
+    check_shares(client.store, truth, house, tidy=tidy)
+    await check_redundancy(client, world, house)
 
 
 async def check_redundancy(client: Client, world: World, house: House) -> None:

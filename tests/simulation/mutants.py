@@ -1,0 +1,166 @@
+"""Mutants: the program with one of its safeguards taken out. A sweep that does not notice has no teeth.
+
+Those of single calls (each sync, each rename) come from the simulation: the call at a site does nothing and says that it worked. Those
+of whole steps are written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import pytest
+
+from tests.simulation.faults import everything, sweep_faults
+from tests.simulation.oracle import BadState
+from tests.simulation.points import SKIPPABLE
+from tests.simulation.programs import PROGRAMS
+from tests.simulation.sweep import SHALLOW, Depth, Mutate, Program, intact, sites_of, sweep
+from tests.simulation.world import World
+from zstor_local.metastore.base import Transaction
+from zstor_local.runtime import Buffer, Files, sync_directory
+from zstor_local.shards.base import ShardError
+from zstor_local.shards.directory import DirectoryShard, FileShareWriter
+from zstor_local.store.coding import LargeWrite
+from zstor_local.store.committer import Committer
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def reached() -> list[str]:
+    """The sites of all syncs and renames that the programs come to, sorted."""
+    return sorted(
+        site for site in frozenset().union(*map(sites_of, PROGRAMS)) if site.rpartition(":")[2].partition("#")[0] in SKIPPABLE
+    )
+
+
+def without(site: str) -> Mutate:
+    """The call at this site taken out."""
+
+    def mutate(world: World) -> None:
+        world.files.skip(site)
+
+    return mutate
+
+
+def programs_at(site: str) -> list[Program]:
+    return [program for program in PROGRAMS if site in sites_of(program)]
+
+
+def caught_by_crash(programs: Sequence[Program], mutate: Mutate = intact) -> str | None:
+    """What the first sweep that notices says. Shallow ones first: most mutants are that easy to see."""
+    for depth in (SHALLOW, Depth(0), Depth(4)):
+        for program in programs:
+            try:
+                sweep(program, depth, mutate)
+            except BadState as error:
+                return str(error)
+    return None
+
+
+def caught_by_fault(programs: Sequence[Program]) -> str | None:
+    """What the first sweep of faults that notices says."""
+    for program in programs:
+        try:
+            sweep_faults(program, everything)
+        except BadState as error:
+            return str(error)
+    return None
+
+
+# --- Whole steps ---
+
+
+def no_quorum_in_groups(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Committer, "_apply_quorum", lambda self, items, failed: None)
+
+
+def no_quorum_of_large_shares(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LargeWrite, "_check_quorum", lambda self: None)
+
+
+def metastore_before_logs(patch: pytest.MonkeyPatch) -> None:
+    def publish(self: Committer, items: list[object]) -> dict[int, ShardError]:
+        self._to_metastore(items, {})  # type: ignore[arg-type]
+        return self._to_logs(items)  # type: ignore[arg-type]
+
+    patch.setattr(Committer, "_publish", publish)
+
+
+def metastore_before_large_shares(patch: pytest.MonkeyPatch) -> None:
+    """The shares' files are finished when the metastore has the record."""
+    finish, to_metastore = FileShareWriter.finish, Committer._to_metastore
+    waiting: list[tuple[Files, Callable[[], None]]] = []
+
+    def later(self: FileShareWriter, *args: Buffer) -> None:
+        waiting.append((self._files, partial(finish, self, *args)))  # type: ignore[arg-type]
+
+    def then_finish(self: Committer, *args: object) -> None:
+        to_metastore(self, *args)  # type: ignore[arg-type]
+        due = [work for files, work in waiting if files is self._runtime.files]  # those of worlds that ended are none of ours
+        waiting.clear()
+        for work in due:
+            work()
+
+    patch.setattr(FileShareWriter, "finish", later)
+    patch.setattr(Committer, "_to_metastore", then_finish)
+
+
+def no_void_at_start(patch: pytest.MonkeyPatch) -> None:
+    def void_and_commit(self: Committer, first: int, last: int) -> None:
+        state = replace(self._state, sequence=self._next - 1)
+        self._metastore.commit(Transaction(state))
+        self._state = state
+
+    patch.setattr(Committer, "_void_and_commit", void_and_commit)
+
+
+def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Committer, "_void", lambda self, items, failed: None)
+
+
+def no_intent(patch: pytest.MonkeyPatch) -> None:
+    whole = Committer._transaction
+
+    def transaction(self: Committer, *args: object) -> Transaction:
+        made = whole(self, *args)  # type: ignore[arg-type]
+        made.intents.clear()
+        return made
+
+    patch.setattr(Committer, "_transaction", transaction)
+
+
+def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:
+    def make_durable(self: DirectoryShard, directory: str) -> None:
+        with suppress(FileExistsError):
+            self._files.mkdir(directory)
+            sync_directory(self._files, directory.rpartition("/")[0])
+
+    patch.setattr(DirectoryShard, "_make_durable", make_durable)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A mutant, the sweep that is made to notice it, and the program to do so in."""
+
+    patch: Patch
+    sweep: Callable[[Sequence[Program]], str | None]
+    program: str
+
+    def caught(self) -> str | None:
+        return self.sweep([program for program in PROGRAMS if program.name == self.program])
+
+
+STEPS: Final[Mapping[str, Step]] = {
+    "the write quorum of a group": Step(no_quorum_in_groups, caught_by_fault, "new small"),
+    "the write quorum of large shares": Step(no_quorum_of_large_shares, caught_by_fault, "new large"),
+    "the order of logs before metastore": Step(metastore_before_logs, caught_by_crash, "new small"),
+    "the order of large shares before metastore": Step(metastore_before_large_shares, caught_by_crash, "new large"),
+    "the void at a start": Step(no_void_at_start, caught_by_crash, "small for small"),
+    "the void of what failed": Step(no_void_of_what_failed, caught_by_fault, "two keys in a group"),
+    "the intent of a large write": Step(no_intent, caught_by_crash, "new large"),
+    "the sync of a directory that somebody else made": Step(directory_synced_by_its_maker_only, caught_by_crash, "new large"),
+}
