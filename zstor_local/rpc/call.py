@@ -63,7 +63,7 @@ class Work(Protocol):
         ...
 
     def starve(self) -> None:
-        """The client has ended its input, and all that it sent has been handled: no message will come any more. May come again."""
+        """The client has ended its input: no message will come any more. May be called again."""
         ...
 
     async def conclude(self, outcome: object) -> None:

@@ -101,10 +101,9 @@ class Calls:
         self._start_soon(functools.partial(self._carry_on, work))
 
     def starve(self) -> None:
-        """The input has ended: once no call runs, tell what goes on that nothing more will come."""
-        if not self._tasks:
-            for work in [*self._begun]:
-                work.starve()
+        """The input has ended: tell what goes on that nothing more will come."""
+        for work in [*self._begun]:
+            work.starve()
 
     def close(self) -> None:
         """Give back what the waiting calls hold of the input budget, for the connection has ended."""

@@ -136,11 +136,9 @@ class Incoming:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """The commit is that of stream.close, whose caller must still be there."""
+        """The commit is that of stream.close too."""
         if self._closer is None or self.call.stopped:
             raise self.call.why_stopped()
-        if self._closer.client_gone():
-            raise Cancelled("the client went away")
         with self._closer.committing(), self.call.committing():
             yield
 
