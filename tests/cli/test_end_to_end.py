@@ -233,3 +233,52 @@ def test_init_makes_what_the_daemon_then_uses(private_daemon: PrivateDaemon) -> 
     assert b"nothing was changed" in zstor(private_daemon, "init").stderr
     private_daemon.start()
     assert key.read_bytes() == before
+
+
+# --- Lists, references, other keys ---
+
+
+def lines(output: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_objects_are_put_behind_each_other_and_walked(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "list 1", stdin=b"one"))
+    done(zstor(daemon, "put", "-", "list 2", "--previous", "list 1", stdin=b"two"))
+    done(zstor(daemon, "put", "-", "list 3", "--previous", "list 2", stdin=b"three"))
+    assert [line[-6:] for line in done(zstor(daemon, "walk", "list 1")).splitlines()] == [b"list 1", b"list 2", b"list 3"]
+    items = lines(done(zstor(daemon, "walk", "list 3", "--backward", "--json", "--values")))
+    assert [(item["key"], item["value_b64"]) for item in items] == [("list 3", "dGhyZWU="), ("list 2", "dHdv"), ("list 1", "b25l")]
+    created = json.loads(done(zstor(daemon, "stat", "list 2", "--json")))["metadata"]["created_epoch"]
+    later = lines(done(zstor(daemon, "walk", "list 1", "--start", str(created), "--json")))
+    assert [item["key"] for item in later] == ["list 2", "list 3"]
+    assert done(zstor(daemon, "walk", "list 1", "--end", "1999-12-31T00:00:00Z")) == b""
+    told = done(zstor(daemon, "stat", "list 2"))
+    assert b"previous   list 1\nnext       list 3\n" in told
+    forked = zstor(daemon, "put", "-", "list 4", "--previous", "list 1", stdin=b"")
+    assert (forked.returncode, b"followed by 'list 2' already" in forked.stderr) == (1, True)
+    assert zstor(daemon, "walk", "list 1", "--values").returncode == 3
+
+
+def test_references_are_kept_and_found(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "tagged", "--reference", "red", stdin=b""))
+    assert done(zstor(daemon, "ref", "add", "tagged", "blue", "red")) == b"tagged has 2 references\n"
+    assert done(zstor(daemon, "ref", "ls", "tagged")) == b"red\nblue\n"
+    assert done(zstor(daemon, "ref", "find", "blue")) == b"tagged\n"
+    assert lines(done(zstor(daemon, "ref", "find", "blue", "--json"))) == [{"key": "tagged"}]
+    assert json.loads(done(zstor(daemon, "ref", "rm", "tagged", "red", "--json"))) == {"references": ["blue"], "remaining": 1}
+    assert done(zstor(daemon, "ref", "find", "red")) == b""
+    assert json.loads(done(zstor(daemon, "ref", "ls", "tagged", "--json"))) == {"references": ["blue"]}
+
+
+def test_objects_get_other_keys(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "first name", stdin=b"content"))
+    assert done(zstor(daemon, "mv", "first name", "second name")) == b"renamed first name to second name\n"
+    assert done(zstor(daemon, "cp", "second name", "third name")) == b"copied second name to third name\n"
+    done(zstor(daemon, "rm", "second name"))
+    assert done(zstor(daemon, "get", "third name", "-")) == b"content"
+    done(zstor(daemon, "put", "-", "first name", stdin=b""))
+    refused = zstor(daemon, "cp", "third name", "first name", "--exclusive", "--json")
+    assert (refused.returncode, json.loads(refused.stderr)["error"]["data"]["type"]) == (1, "already_exists")
+    copied = json.loads(done(zstor(daemon, "cp", "third name", "first name", "--json")))["metadata"]
+    assert copied["key"] == "first name"

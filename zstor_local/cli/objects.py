@@ -113,6 +113,10 @@ def _lines(metadata: Metadata) -> Iterator[tuple[str, str]]:
     yield "policy", f"any {policy['k']} of {policy['m']} shares, chunks of {text.size(policy['chunk_size'])}, {policy['compression']}"
     yield "health", metadata["health"] + (f", {text.count(metadata['owed'], 'share')} owed" if metadata["owed"] else "")
     yield "shards", "  ".join(f"{share['index']}:{share['shard']}" for share in metadata["shards"])
+    if metadata["previous_key"] is not None:
+        yield "previous", text.shown(metadata["previous_key"])
+    if metadata["next_key"] is not None:
+        yield "next", text.shown(metadata["next_key"])
     for reference in metadata["references"]:
         yield "reference", text.shown(reference)
     for name, value in metadata["user"].items():

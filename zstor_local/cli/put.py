@@ -31,6 +31,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option("--exclusive", is_flag=True, help="Only if no object has the key.")
 @click.option("--user", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Text to keep beside it; may be repeated.")
 @click.option("--reference", metavar="TEXT", multiple=True, help="A reference to keep beside it; may be repeated.")
+@click.option("--previous", metavar="KEY", help="Link it behind this object, which nothing else may follow.")
 @click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="Refuse any other size; a broken pipe looks like its end.")
 @click.option("--digest", metavar="blake3:HEX", help="Refuse any other content.")
 @no_progress
@@ -46,6 +47,7 @@ def put(
     exclusive: bool,
     user: dict[str, str],
     reference: tuple[str, ...],
+    previous: str | None,
     size: int | None,
     digest: str | None,
 ) -> None:
@@ -62,6 +64,7 @@ def put(
         "exclusive": exclusive or None,
         "user": user or None,
         "references": list(reference) or None,
+        "previous_key": previous,
         "expected_size": size,
         "expected_digest": digest,
         "namespace": options.namespace,

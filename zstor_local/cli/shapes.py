@@ -64,6 +64,15 @@ class Page(TypedDict):
     cursor: str | None
 
 
+class References(TypedDict):
+    references: list[str]
+
+
+class KeysPage(TypedDict):
+    keys: list[str]
+    cursor: str | None
+
+
 class Shard(TypedDict):
     id: str
     url: str

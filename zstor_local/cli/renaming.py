@@ -1,0 +1,61 @@
+"""`zstor mv` and `cp`: other keys for objects, without moving their bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.client import Json
+from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.shapes import Written
+
+
+@click.command()
+@click.argument("key")
+@click.argument("new_key")
+@click.option("--exclusive", is_flag=True, help="Only if no object has NEW_KEY.")
+@as_json
+@namespace
+@connection
+@pass_options
+def mv(options: Options, key: str, new_key: str, exclusive: bool) -> None:
+    """Give an object another key.
+
+    At once, whatever its size; an object that has NEW_KEY is replaced.
+    """
+    _change(options, "object.rename", key, new_key, exclusive=exclusive, done="renamed")
+
+
+@click.command()
+@click.argument("key")
+@click.argument("new_key")
+@click.option("--exclusive", is_flag=True, help="Only if no object has NEW_KEY.")
+@as_json
+@namespace
+@connection
+@pass_options
+def cp(options: Options, key: str, new_key: str, exclusive: bool) -> None:
+    """Give an object a second key.
+
+    At once and without more room, whatever its size; each of the two may be written or deleted by itself.
+    """
+    _change(options, "object.copy", key, new_key, exclusive=exclusive, done="copied")
+
+
+def _change(options: Options, method: str, key: str, new_key: str, *, exclusive: bool, done: str) -> None:
+    params: dict[str, Json] = {"key": key, "new_key": new_key}
+    if exclusive:
+        params["exclusive"] = True
+    if options.namespace:
+        params["namespace"] = options.namespace
+    with options.connect() as client:
+        metadata = cast(Written, client.call(method, params))["metadata"]
+    if options.json:
+        click.echo(json.dumps({"metadata": metadata}))
+        return
+    click.echo(f"{done} {text.shown(key)} to {text.shown(new_key)}")
+    if metadata["owed"]:
+        report.owed(metadata["owed"])

@@ -1,0 +1,65 @@
+"""`zstor walk`: along linked objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import cast
+
+import click
+
+from zstor_local.cli import text
+from zstor_local.cli.client import Client, Json
+from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.shapes import Item, Page
+
+
+def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """Digits are microseconds; all else is the daemon's to read."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+
+
+@click.command(epilog="What was put behind what:  zstor put b.txt --previous a.txt && zstor walk a.txt")
+@click.argument("key")
+@click.option("--backward", is_flag=True, help="To the objects before it, not to those that follow.")
+@click.option("--start", metavar="TIME", callback=_time, help="Only objects created at TIME or later: 2026-01-31T12:00:00Z.")
+@click.option("--end", metavar="TIME", callback=_time, help="Only objects created at TIME or earlier.")
+@click.option("--values", is_flag=True, help="With --json: their bytes too, where they are not over 8 MiB.")
+@as_json
+@namespace
+@connection
+@pass_options
+def walk(options: Options, key: str, backward: bool, start: int | str | None, end: int | str | None, values: bool) -> None:
+    """Walk along linked objects, from KEY on.
+
+    By the time of their creation; with --json one line an object.
+    """
+    if values and not options.json:
+        raise click.UsageError("--values needs --json: the bytes of objects are not for a terminal")
+    wanted: dict[str, Json] = {
+        "start_epoch": start,
+        "end_epoch": end,
+        "direction": "backward" if backward else None,
+        "values": values or None,
+        "namespace": options.namespace,
+    }
+    params: dict[str, Json] = {"start_key": key}
+    params.update((name, value) for name, value in wanted.items() if value is not None)
+    with options.connect() as client:
+        for item in _items(client, params):
+            metadata = item["metadata"]
+            if options.json:
+                click.echo(json.dumps(item))
+            else:
+                size, created = text.size(metadata["size"]), text.when(metadata["created_epoch"])
+                click.echo(f"{created}  {size:>10}  {text.shown(item['key'])}")
+
+
+def _items(client: Client, params: dict[str, Json]) -> Iterator[Item]:
+    """Every object, page by page."""
+    while True:
+        page = cast(Page, client.call("object.walk", params))
+        yield from page["items"]
+        if page["cursor"] is None:
+            return
+        params["cursor"] = page["cursor"]
