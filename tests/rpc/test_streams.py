@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tests.rpc.test_registry import resolve
 from tests.store.home import CHUNK, Home, content, freed, get, keys, put
 from zstor_local import limits
 from zstor_local.errors import NoSpace
-from zstor_local.rpc.call import Call
+from zstor_local.rpc.call import Call, Work
+from zstor_local.rpc.connection import Connection
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.server import Server
@@ -31,6 +33,7 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.reading import ObjectReader
+from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import StreamSource
 from zstor_local.store.store import Store
 
@@ -396,6 +399,46 @@ async def test_what_was_not_sent_cannot_be_acknowledged(scene: Scene, peer: Peer
         await peer.result("stream.ack", stream=again, seq=seq)
     for stream_id in (stream, again):  # all has been acknowledged: nothing is known of them any more
         assert error_type(await peer.refusal("stream.ack", stream=stream_id, seq=3)) == "not_found"
+
+
+async def test_long_chunks_are_cut_and_no_piece_is_acknowledged_before_it_was_sent(scene: Scene, peer: Peer) -> None:
+    data = content(1, 2 * PIECE + 5)
+    go = trio.Event()
+    streams = Streams(CountingRandomness())
+
+    async def send(sink: OrderedSink, caller: Caller) -> object:
+        await go.wait()
+        await sink.write([data[:7], data[7:]])
+        await sink.write([])
+        return None
+
+    @scene.world.registry.method("late")
+    async def late(call: Call, /) -> Opened:
+        """A read that sends when the test says so."""
+        return streams.read(call, send)
+
+    early, stream = [str((await peer.result("late"))["stream"]) for _ in range(2)]
+    assert error_type(await peer.refusal("stream.ack", stream=early, seq=0)) == "conflict"
+    go.set()
+    assert await peer.read(stream) == (data, {"stream": stream, "result": None})
+
+
+async def test_a_version_that_was_freed_before_the_read_began_is_not_missed(
+    scene: Scene, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = content(1, 3 * CHUNK), content(2, 3 * CHUNK)
+    await put(scene.store, "a", old)
+    begin = Connection.begin
+
+    async def write_again_and_begin(connection: Connection, work: Work) -> None:
+        await put(scene.store, "a", new)
+        await freed(scene.store)
+        begin(connection, work)
+
+    monkeypatch.setattr(Connection, "begin", lambda self, work: self._start_soon(partial(write_again_and_begin, self, work)))
+    found, end = await peer.read(await peer.open_read("a"))
+    assert found == new
+    assert end["result"]["metadata"] == (await peer.result("object.stat", key="a"))["metadata"]
 
 
 async def test_a_piece_that_is_too_large_is_refused_and_the_stream_goes_on(scene: Scene, peer: Peer) -> None:

@@ -48,9 +48,6 @@ class Streams:
         call.connection.begin(stream)
         try:
             await stream.begun()
-        except ZstorError:
-            own.forget(stream)
-            raise
         finally:
             if not stream.has_begun:
                 stream.call.cancel(call.why_stopped())
