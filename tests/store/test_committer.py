@@ -28,7 +28,7 @@ from zstor_local.metastore.base import CommitRefused, CommitUnknown, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind, VoidRecord
 from zstor_local.store import committer
-from zstor_local.store.committer import Decision
+from zstor_local.store.change import Decision
 from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.store import Store
 

@@ -16,7 +16,7 @@ from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer, RealFiles
 from zstor_local.store.caller import Nobody
-from zstor_local.store.committer import Decision
+from zstor_local.store.change import Decision
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink

@@ -23,8 +23,8 @@ from zstor_local.model.policy import Policy
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.committer import not_enough_shards
 from zstor_local.store.namespaces import Namespace
+from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sources import FileSource, StreamSource
 
 INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding

@@ -8,20 +8,18 @@ entry that is flushed before the error is answered; where that is impossible the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Conflict, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.errors import Conflict, IoError, NoSpace, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
     Debt,
-    Garbage,
-    Intent,
     Metastore,
     MetastoreClosed,
     Owed,
@@ -30,12 +28,14 @@ from zstor_local.metastore.base import (
     StoreState,
     Transaction,
 )
-from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
+from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
 from zstor_local.shards.index import FLUSH_AT, LogIndex
 from zstor_local.shards.pool import ShardPool
+from zstor_local.store.change import Committed, Decide, Decision, NewRecord
+from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
 
 RESERVE: Final = 1 << 16  # sequence numbers reserved at once
@@ -43,55 +43,6 @@ RESERVE_LOW: Final = 4 * limits.GROUP_CHANGES  # reserve more while at least thi
 CHECKPOINT_EVERY: Final = 1_000  # commits between two checkpoints of the metastore: some 16 MiB of WAL
 
 log = logging.getLogger("zstor.store")
-
-
-@dataclass(frozen=True, slots=True)
-class NewRecord:
-    """A record to seal and publish: to the metastore and, as a copy, to the logs of `copies`."""
-
-    kind: Kind
-    key_hash: KeyHash
-    version: Version
-    plain: bytes
-    copies: Sequence[int]  # shard numbers
-    shares: Mapping[int, tuple[int, bytes]] = field(default_factory=dict)  # shard number → (share index, small share)
-    quorum: int = 0  # of `shares` (or, without them, of `copies`) that must be durable
-    k: int = 1  # shares that make the version readable: decides whether a void reached far enough
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a change comes to, given the row's committed envelope.
-
-    `others` are records of other rows of the same space that change with it, all or none. If a shard of `resend` does not take
-    its copies, the change is refused.
-    """
-
-    record: NewRecord | None = None
-    others: Mapping[str, NewRecord] = field(default_factory=dict)
-    intents: Sequence[Intent] = ()
-    intents_done: Sequence[Version] = ()
-    garbage: Sequence[Garbage] = ()
-    garbage_freed: Sequence[Garbage] = ()
-    debts: Sequence[Debt] = ()
-    debts_paid: Sequence[Debt] = ()
-    references: Sequence[Reference] = ()
-    references_gone: Sequence[Reference] = ()
-    resend: Mapping[int, Sequence[Envelope]] = field(default_factory=dict)  # shard number → copies that it has missed
-    objects: int = 0  # what it adds to the store's count of objects
-    bytes: int = 0  # and to their plain bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The outcome of a change: the row's envelope now (None for bookkeeping) and the shards that still have to be told or filled."""
-
-    envelope: Envelope | None
-    owed: tuple[int, ...] = ()
-    shares_owed: tuple[int, ...] = ()
-
-
-Decide = Callable[[Envelope | None], Decision]
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +102,7 @@ class Committer:
         """The counters of the last committed group."""
         return self._state
 
-    async def begin(self) -> None:
+    async def begin(self, k: int) -> None:
         """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void.
 
         CommitRefused (as on a full disk) or CommitUnknown if the metastore does not take that: such a life only reads.
@@ -163,7 +114,7 @@ class Committer:
         for shard in self._pool.opened():
             shard.start(state.writer, self._runtime.randomness)
         if first <= last:
-            await self._runtime.threads.run_commit(self._void_and_commit, first, last)
+            await self._runtime.threads.run_commit(self._void_and_commit, first, last, k)
 
     async def run(self) -> None:
         """Commit until `stop`; ends when nothing waits any more, and sets `ended`."""
@@ -367,9 +318,14 @@ class Committer:
         self._next += 1
         return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
 
-    def _void_and_commit(self, first: int, last: int) -> None:
-        """At a start: void the sequences of an earlier life, and remember that this was done."""
-        self._append_void(first, last, range(first, last + 1))
+    def _void_and_commit(self, first: int, last: int, k: int) -> None:
+        """At a start: void the sequences of an earlier life, and remember that this was done.
+
+        CommitRefused if k shards that are there did not take the void: together they could bring back what was never committed.
+        """
+        unreached = self._append_void(first, last, range(first, last + 1))
+        if len(unreached) >= k:
+            raise CommitRefused("too many logs failed to say in them what was not committed", no_space=False)
         state = replace(self._state, sequence=self._next - 1)
         self._metastore.commit(Transaction(state))
         self._state = state
@@ -467,24 +423,6 @@ def _give_up(changes: Sequence[_Change]) -> None:
     """Wake whoever waits for changes that nobody will answer any more: their outcome stays unknown."""
     for change in changes:
         change.done.set()
-
-
-def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError]) -> ZstorError:
-    """The error for a write that too few shards can take: `no_space` if room is what they lack."""
-    shards = {name: {"state": error.state, "detail": str(error)} for name, error in sorted(failed.items())}
-    full = sorted(name for name, error in failed.items() if error.state == "full")
-    if full and len(full) == len(failed):
-        return NoSpace(
-            f"{', '.join(full)} full: {durable} of the {quorum} shards a write needs could take it",
-            hint="free some room on the disk, or add a shard",
-            shard=full[0],
-            shards=shards,
-        )
-    return NotEnoughShards(
-        f"{durable} of the {quorum} shards a write needs could take it; nothing visible changed",
-        hint="bring the missing shards back (`zstor status` names them), or give the store new ones with `zstor shard replace`",
-        shards=shards,
-    )
 
 
 def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:

@@ -14,7 +14,8 @@ from typing import Final
 from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Reference
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
-from zstor_local.store.committer import Committer, Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object

@@ -19,7 +19,8 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.change import Decision
+from zstor_local.store.committer import Committer
 
 BATCH: Final = 500  # rows freed between two commits
 

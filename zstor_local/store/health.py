@@ -26,7 +26,8 @@ from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
-from zstor_local.store.committer import Committer, Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareBad, ShareState, VersionShares

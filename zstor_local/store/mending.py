@@ -18,7 +18,8 @@ from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import STORE_WIDE, Envelope
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
-from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.change import Decision
+from zstor_local.store.committer import Committer
 from zstor_local.store.health import Health
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.shares import ShareState

@@ -11,7 +11,8 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, NamespaceRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.committer import Committer, Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.committer import Committer
 from zstor_local.store.sealing import RecordSealer
 
 

@@ -15,7 +15,8 @@ from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
 from zstor_local.store.caller import Caller
-from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.change import Decision
+from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.sealing import RecordSealer

@@ -22,7 +22,8 @@ from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.directory import DirectoryShard, marker_store
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.pool import Absent, ShardPool
-from zstor_local.store.committer import Committer, Decision
+from zstor_local.store.change import Decision
+from zstor_local.store.committer import Committer
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look, shard_places
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -102,7 +103,7 @@ class Store:
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
         try:
-            await self.committer.begin()
+            await self.committer.begin(self.config.policy.k)
         except (CommitRefused, CommitUnknown) as error:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)

@@ -18,12 +18,14 @@ from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
+from zstor_local.store.change import Decision
 from zstor_local.store.coding import INLINE_CODING_BYTES, Coded, LargeWrite, ScratchPool, code_small, new_version
-from zstor_local.store.committer import Committer, Decision, not_enough_shards
+from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
 from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
