@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from zstor_local.errors import NotFound, OutcomeUnknown, ZstorError
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import NO_VERSION
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import Source, Stored, WriteOptions
+from zstor_local.store.renaming import Renaming
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
@@ -78,6 +80,14 @@ class Account:
         return repr([(key, sorted({hash(value) for value in values.values()})) for key, values in sorted(self.possible.items())])
 
 
+class Move(Protocol):
+    """Rename or copy."""
+
+    async def __call__(
+        self, name: ObjectName, new_key: str, if_version: Version | None, caller: Nobody, *, exclusive: bool
+    ) -> Stored: ...
+
+
 class Client:
     """Uses a store and keeps its account. Its calls return what the store answered, typed errors too; others go on."""
 
@@ -105,6 +115,30 @@ class Client:
             return self._failed(attempt, error)
         self.account.done(attempt)
         return owed
+
+    async def rename(self, key: str, new_key: str) -> Stored | ZstorError:
+        return await self._move(self._renaming().rename, key, new_key, {key: None})
+
+    async def copy(self, key: str, new_key: str) -> Stored | ZstorError:
+        return await self._move(self._renaming().copy, key, new_key, {})
+
+    async def _move(self, move: Move, key: str, new_key: str, left: dict[str, Value]) -> Stored | ZstorError:
+        changes = {**left, new_key: await self.get(key)}
+        attempts = [self.account.begin(each, value) for each, value in changes.items()]
+        try:
+            stored = await move(name(key), new_key, None, Nobody(), exclusive=False)
+        except ZstorError as error:
+            for attempt in attempts:
+                self._failed(attempt, error)
+            return error
+        for attempt in attempts:
+            self.account.done(attempt)
+        return stored
+
+    def _renaming(self) -> Renaming:
+        store = self.store
+        wake = store.freeing.wake
+        return Renaming(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=wake)
 
     def _failed(self, attempt: Attempt, error: ZstorError) -> ZstorError:
         if isinstance(error, OutcomeUnknown):

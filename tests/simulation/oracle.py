@@ -16,6 +16,7 @@ from zstor_local.model.ids import KeyHash, NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, VoidRecord
 from zstor_local.shards.directory import LOG, SHARES, TEMPORARY
 from zstor_local.store.store import Store
+from zstor_local.store.stored import open_object
 
 
 class BadState(AssertionError):
@@ -116,6 +117,30 @@ def check_shares(store: Store, cell: Cell, house: House, *, tidy: bool) -> None:
             raise BadState(f"the log of shard {number} lacks the shares {sorted(lacking)}")
         if strange := [name for name in files.list(f"{root}/{LOG}") if not name.endswith(".log")]:
             raise BadState(f"shard {number} has strange files beside its log: {strange}")
+
+
+def check_rows(store: Store, cell: Cell) -> None:
+    """What the metastore says of its objects fits together: both ends of each link, the index of references, the counts."""
+    records = {at: open_object(store.sealer, each) for at, each in cell.records.items() if each.kind is Kind.OBJECT}
+    for (space, key), record in records.items():
+        if record.key != key:
+            raise BadState(f"the row {key!r} holds the record of {record.key!r}")
+        following = None if record.next_key is None else records.get((space, record.next_key))
+        if record.next_key is not None and (following is None or following.previous_key != key or following.created <= record.created):
+            raise BadState(f"the link from {key!r} to {record.next_key!r} has no other end")
+        before = None if record.previous_key is None else records.get((space, record.previous_key))
+        if record.previous_key is not None and (before is None or before.next_key != key):
+            raise BadState(f"the link from {key!r} back to {record.previous_key!r} has no other end")
+    found = {(reference.space, reference.name, reference.hash) for reference in cell.references}
+    wanted = set()
+    for (space, key), record in records.items():
+        namespace = store.namespaces.by_id(space)
+        assert namespace is not None
+        wanted |= {(space, key, namespace.reference_hash(reference)) for reference in record.references}
+    if found != wanted:
+        raise BadState(f"the index has {len(found - wanted)} references that no object has, and lacks {len(wanted - found)}")
+    if (cell.state.objects, cell.state.bytes) != (len(records), sum(record.size for record in records.values())):
+        raise BadState(f"{len(records)} objects are counted as {cell.state.objects}")
 
 
 def live_records(store: Store, cell: Cell) -> Iterator[tuple[Version, ObjectRecord]]:

@@ -11,6 +11,7 @@ from tests.simulation.account import Client
 from tests.simulation.house import House, policy
 from tests.simulation.outcomes import ALL
 from tests.simulation.sweep import Program, Run, base, live, nothing, rehearse
+from zstor_local.store.links import Previous
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.sources import FileSource
 
@@ -116,6 +117,39 @@ async def large_beside_small(client: Client) -> None:
         nursery.start_soon(client.delete, "m")
 
 
+async def put_list(client: Client) -> None:
+    await client.put("a", SMALL, WriteOptions(references=["x"]))
+    await client.put("b", LARGE, WriteOptions(references=["x", "y"], previous=Previous("a")))
+    await client.put("c", MIDDLE, WriteOptions(previous=Previous("b")))
+
+
+async def link(client: Client) -> None:
+    await client.put("d", LARGE_2, WriteOptions(previous=Previous("c")))
+    await client.put("e", SMALL, WriteOptions(previous=Previous("c")))  # a second successor
+
+
+async def unlink(client: Client) -> None:
+    await client.delete("b")
+
+
+async def rename(client: Client) -> None:
+    await client.rename("b", "d")
+    await client.rename("d", "c")  # takes the one that followed out of the list
+
+
+async def copy(client: Client) -> None:
+    await client.copy("b", "d")
+    await client.delete("b")
+    await client.delete("d")
+
+
+async def copy_together(client: Client) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.copy, "b", "d")
+        nursery.start_soon(client.delete, "b")
+        nursery.start_soon(client.put, "d", SMALL_2)
+
+
 # --- What happens to the world in between ---
 
 
@@ -167,6 +201,12 @@ PROGRAMS: Final = [
     Program("two keys in a group", APART, two_keys, (put_small,)),
     Program("one key twice in a group", TOGETHER, one_key_twice, (put_small,)),
     Program("large beside small", APART, large_beside_small, (put_small, put_middle)),
+    Program("link to a list", APART, link, (put_list,)),
+    Program("delete in the middle of a list", TOGETHER, unlink, (put_list,)),
+    Program("delete in a list, a shard missing", FOUR, unlink, (put_list,), between=without_last_shard),
+    Program("rename in a list", APART, rename, (put_list,)),
+    Program("copy and delete both", APART, copy, (put_list,)),
+    Program("copy, delete and write in a group", TOGETHER, copy_together, (put_list,)),
     Program("restart", APART, put_small_2, (put_large, put_small), from_start=True),
     Program(
         "restart after a crash before the commit",

@@ -20,7 +20,7 @@ import trio.testing
 from tests.simulation.account import Account, Client, Value
 from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.house import STORE, House
-from tests.simulation.oracle import BadState, check_logs, check_shares, live_records
+from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares, live_records
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.points import Site, under
 from tests.simulation.world import World, run_until_power_loss
@@ -265,6 +265,7 @@ async def check(client: Client, world: World, house: House, *, tidy: bool) -> No
     """The oracles on a store at rest."""
     truth = cell(world, STORE)
     check_logs(client.store, truth)
+    check_rows(client.store, truth)
     check_shares(client.store, truth, house, tidy=tidy)
     await check_redundancy(client, world, house)
 

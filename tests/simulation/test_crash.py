@@ -26,6 +26,9 @@ LONG: Final = (
     "new large, 4+2",
     "put and delete",
     "large beside small",
+    "link to a list",
+    "rename in a list",
+    "copy and delete both",
     "restart",
 )
 
