@@ -14,6 +14,7 @@ MESSAGE_VALUES: Final = 100_000  # JSON values in a message: `[],[],…` parses 
 JSON_DEPTH: Final = 64
 INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
 BATCH_ITEMS: Final = 1_000
+RUNNING_INPUT_BYTES: Final = 32 * MIB  # messages of a connection's running calls together; further calls wait in order
 CALLS_PER_CONNECTION: Final = 64  # running at once; further ones wait in order
 LONG_POLLS_PER_CONNECTION: Final = 32
 LONG_POLL_SECONDS: Final = 300

@@ -108,6 +108,19 @@ async def test_further_calls_wait_in_order_and_the_reader_reads_on(world: World,
         assert [(await client.reply())["id"] for _ in range(4)] == [5, limit, limit + 1, limit + 2]
 
 
+async def test_large_requests_run_only_as_many_as_their_messages_fit(world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RUNNING_INPUT_BYTES", 200)
+    async with world.serving(), world.client() as client:
+        for number in range(4):
+            await client.request("hold", [str(number) + "x" * 60], id=number)  # each some 120 bytes
+        await client.request("urgent", id="urgent")
+        assert (await client.reply())["id"] == "urgent"
+        assert len(gate.started) == 1
+        for number in range(4):
+            gate.open(str(number) + "x" * 60)
+            assert (await client.reply())["id"] == number
+
+
 async def test_members_of_a_batch_take_their_turn_and_answer_together(world: World, gate: Gate) -> None:
     limit = limits.CALLS_PER_CONNECTION
     for number in range(limit + 8):

@@ -29,6 +29,7 @@ class _Task:
     id: Id
     answer: Answer
     urgent: bool
+    size: int  # bytes of its message
     cost: int = 0  # bytes of the input budget that it holds while it waits
     waiting: bool = False
     answered: bool = False
@@ -55,6 +56,7 @@ class Calls:
         self._send = send
         self._on_idle = on_idle
         self._running = {False: 0, True: 0}  # by urgency
+        self._running_bytes = 0
         self._queue: deque[_Task] = deque()
         self._tasks: set[_Task] = set()
         self._begun: set[Work] = set()
@@ -67,9 +69,9 @@ class Calls:
 
     def admit(self, call: Call, identity: Id, answer: Answer, *, urgent: bool, size: int) -> None:
         """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
-        task = _Task(call, identity, answer, urgent)
+        task = _Task(call, identity, answer, urgent, size)
         most = limits.URGENT_CALLS_PER_CONNECTION if urgent else limits.CALLS_PER_CONNECTION
-        if self._running[urgent] < most:
+        if (self._running[True] < most) if urgent else (not self._queue and self._may_start(task)):
             self._start(task)
         elif not urgent and self._budget.take(size):
             task.cost = size
@@ -118,8 +120,14 @@ class Calls:
         if answer.complete:
             answer.sent.set()
 
+    def _may_start(self, task: _Task) -> bool:
+        """Whether a call that is not urgent may run now: not too many, and not too large ones together."""
+        room = not self._running_bytes or self._running_bytes + task.size <= limits.RUNNING_INPUT_BYTES
+        return room and self._running[False] < limits.CALLS_PER_CONNECTION
+
     def _start(self, task: _Task) -> None:
         self._running[task.urgent] += 1
+        self._running_bytes += task.size
         self._start_soon(functools.partial(self._run, task))
 
     async def _run(self, task: _Task) -> None:
@@ -132,7 +140,8 @@ class Calls:
             await self._conclude(task, outcome)
         task.call.replied()
         self._running[task.urgent] -= 1
-        while self._queue and self._running[False] < limits.CALLS_PER_CONNECTION:
+        self._running_bytes -= task.size
+        while self._queue and self._may_start(self._queue[0]):
             following = self._queue.popleft()
             following.waiting = False
             self._budget.give(following.cost)
