@@ -40,6 +40,7 @@ from zstor_local.store.sealing import RecordSealer
 
 RESERVE: Final = 1 << 16  # sequence numbers reserved at once
 RESERVE_LOW: Final = 4 * limits.GROUP_CHANGES  # reserve more while at least this many are left: a group and its voids always fit
+QUIET_TURNS: Final = 3  # a request is read in one turn of the event loop and decided on in the next
 CHECKPOINT_EVERY: Final = 1_000  # commits between two checkpoints of the metastore: some 16 MiB of WAL
 
 log = logging.getLogger("zstor.store")
@@ -122,6 +123,7 @@ class Committer:
         try:
             with trio.CancelScope(shield=True):
                 while await self._wait_for_work():
+                    await self._let_others_join()
                     group, self._waiting = self._waiting[: limits.GROUP_CHANGES], self._waiting[limits.GROUP_CHANGES :]
                     await self._commit_group(group)
         finally:
@@ -134,6 +136,17 @@ class Committer:
             self._wake = trio.Event()
             await self._wake.wait()
         return bool(self._waiting)
+
+    async def _let_others_join(self) -> None:
+        """Let requests that lie in the sockets already come into this group: a flush costs as much for one change as for sixteen.
+
+        It ends after QUIET_TURNS turns of the event loop that brought nothing new: some 20 µs where nobody else is writing.
+        """
+        quiet, known = 0, 0
+        while quiet < QUIET_TURNS and len(self._waiting) < limits.GROUP_CHANGES:
+            quiet = quiet + 1 if len(self._waiting) == known else 0
+            known = len(self._waiting)
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _commit_group(self, group: list[_Change]) -> None:
         try:
