@@ -282,7 +282,7 @@ def _log_format() -> str:
 
 
 def _keep_buffers() -> None:
-    """Have glibc keep freed chunk buffers: mapping and zeroing them anew for each chunk costs a tenth of a large read. See mallopt(3)."""
+    """Have glibc keep freed chunk buffers: mapping and zeroing them anew costs a tenth of a large read. See mallopt(3)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 16 * limits.MIB)
