@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -14,7 +16,7 @@ from tests.rpc.conftest import World, error_type
 from tests.rpc.test_framing import json_values
 from zstor_local.errors import Conflict
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.registry import NamedFirst, Registry
 from zstor_local.rpc.schema import Length, Mismatch, Pattern, Range, Schemas, described
 from zstor_local.rpc.strict_json import Base64, Json, JsonObject
 
@@ -330,3 +332,29 @@ async def test_check_runs_nothing(methods: World) -> None:
         assert await client.result("rpc.check", {"method": "effect", "params": ["x"]}) == {"ok": True}
         assert error_type(await client.error("rpc.check", {"method": "nobody"})) == "method_not_found"
     assert ran == []
+
+
+def _plain(call: object, /, key: str, size: int = 0, *, fd: int | None = None) -> None: ...
+
+
+def _many(call: object, /, key: str = "", *rest: int) -> None: ...
+
+
+@pytest.mark.parametrize("function", [_plain, _many], ids=["named", "variadic"])
+@given(
+    positional=st.lists(st.integers(), max_size=4),
+    named=st.dictionaries(st.sampled_from(["key", "size", "fd", "rest", "call", "other"]), st.integers()),
+)
+def test_a_quick_signature_binds_just_what_the_library_would(
+    function: Callable[..., None], positional: list[int], named: dict[str, int]
+) -> None:
+    signature = inspect.signature(function)
+
+    def binds(candidate: inspect.Signature) -> bool:
+        try:
+            candidate.bind("call", *positional, **named)
+        except TypeError:
+            return False
+        return True
+
+    assert binds(NamedFirst.of(signature)) is binds(signature)
