@@ -1,4 +1,4 @@
-"""The shapes of the daemon's answers, as far as the command reads them (docs/api.md has them whole)."""
+"""The shapes of the daemon's answers, as far as the command reads them (`zstor call rpc.discover` has them whole)."""
 
 from __future__ import annotations
 
