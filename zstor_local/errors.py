@@ -1,7 +1,7 @@
 """Every error a caller can see: one class each, with its code, its type and whether trying again helps.
 
-The codes are a promise (`zstor call rpc.discover` lists them): positive ones are ours and never reused, negative ones are those of JSON-RPC 2.0 and LSP.
-A message says what happened, to what; the hint says what to do now. Neither ever holds a secret or an exception's text.
+The codes are a promise (`zstor call rpc.discover` lists them): positive ones are ours and never reused, negative ones those of JSON-RPC
+2.0 and LSP. A message says what happened, to what; the hint says what to do now. Neither ever holds a secret or an exception's text.
 """
 
 from __future__ import annotations
