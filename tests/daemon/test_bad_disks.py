@@ -15,6 +15,7 @@ import pytest
 from tests.daemon.client import Client, error_type
 from tests.daemon.conftest import unharmed
 from tests.daemon.process import Daemon, Ended
+from tests.lacking import lacking
 
 OBJECTS = {
     f"{kind} {number}": random.Random(f"{kind} {number}").randbytes(size)
@@ -263,14 +264,14 @@ MOUNTS = 'for shard in 0 1 2 3 4 5; do mount -t tmpfs -o size=20m tmpfs "$SHARDS
 
 
 def mounted(daemon: Daemon, mounts: str) -> None:
-    """Have the daemon run behind these mounts; skip where nobody may mount anything."""
+    """Have the daemon run behind these mounts; without them the test says what is lacking."""
     for number in range(M):
         shard(daemon, number).mkdir(parents=True, exist_ok=True)
     daemon.environment["SHARDS"] = str(daemon.store / "shards")
     daemon.wrapper = ("unshare", *([] if os.geteuid() == 0 else ["-Ur"]), "-m", "sh", "-c", mounts, "sh")
     probe = subprocess.run([*daemon.wrapper, "true"], env=daemon.environment, capture_output=True, check=False)
     if probe.returncode != 0:
-        pytest.skip("no file system can be mounted here")
+        lacking("no file system can be mounted here")
 
 
 def test_full_disks_refuse_writes_and_go_on_serving(new_daemon: Daemon) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tests.daemon.client import Client, close, error_type, message, pipe
 from tests.daemon.conftest import unharmed
 from tests.daemon.process import Daemon
+from tests.lacking import lacking
 from zstor_local import limits
 
 OLD = b"what was there before"
@@ -619,5 +620,5 @@ def test_a_full_disk_behind_a_descriptor(objects: None, daemon: Daemon, place: P
     command: list[Any] = ["unshare", *users, "-m", "sh", "-c", script, "sh", place, sys.executable, FULL, root, daemon.socket]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.stderr.startswith(("mount:", "unshare:")):
-        pytest.skip("no file system can be mounted here")
+        lacking("no file system can be mounted here")
     assert child.stdout.split() == ["no_space", "no_space"], child.stderr
