@@ -16,16 +16,8 @@ import trio.testing
 
 from tests.simulation.points import under
 from tests.simulation.world import Mount, World
-from zstor_local.runtime import (
-    RealFiles,
-    RealRandomness,
-    RealThreads,
-    read_exactly,
-    read_full,
-    real_runtime,
-    sync_directory,
-    write_all,
-)
+from zstor_local.runtime import read_exactly, read_full, sync_directory, write_all
+from zstor_local.system import RealFiles, RealRandomness, RealThreads, real_runtime
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 

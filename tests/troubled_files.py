@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zstor_local.runtime import Buffer, FileStatus, RealFiles, Runtime, real_runtime
+from zstor_local.runtime import Buffer, FileStatus, Runtime
+from zstor_local.system import RealFiles, real_runtime
 
 Where = Callable[[str], bool]
 

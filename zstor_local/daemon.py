@@ -1,4 +1,4 @@
-"""`zstor daemon`: the socket, the signals, one nursery for each lifetime.
+"""`zstor daemon`: everything put together, one nursery for each lifetime.
 
     main ─ lock of the socket ─ open_store (committer, freeing) ─ server (connections ─ calls)
 
@@ -8,22 +8,18 @@ Stopping goes from the inside out: no new connections, running calls end, the co
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import logging
 import os
-import signal
-import socket
-import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from zstor_local import __version__, limits
+from zstor_local import __version__, limits, sd_notify
 from zstor_local.config import Config
+from zstor_local.listener import AlreadyServed, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.rpc.methods import changes as change_methods
@@ -38,7 +34,9 @@ from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
-from zstor_local.runtime import RealClientFiles, Runtime, real_runtime
+from zstor_local.runtime import Runtime
+from zstor_local.sd_notify import Notifier
+from zstor_local.signals import heed, stop_signals
 from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -46,12 +44,11 @@ from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_d
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
+from zstor_local.system import RealClientFiles, real_runtime
 
 EXIT_DONE: Final = 0
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
 EXIT_FAULT: Final = 78  # EX_CONFIG
-BACKLOG: Final = 128
-SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
 
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 _M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
@@ -61,20 +58,17 @@ _STORE_HINT: Final = "six directories on one disk survive damaged files, not a l
 log = logging.getLogger("zstor.daemon")
 
 
-class AlreadyServed(Exception):
-    """Another daemon has this socket."""
-
-
 def main(config: Config) -> int:
     """Serve until a signal; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
     os.umask(0o077)
     _keep_memory_private()
     _keep_buffers()
+    notifier = sd_notify.in_environment()
     runtime = real_runtime()
     engines = SqliteEngines(runtime.files)
     try:
-        trio.run(_serve, runtime, engines, config)
+        trio.run(_serve, runtime, engines, config, notifier)
     except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
         cause = _first(error)
         if isinstance(cause, (StoreInUse, AlreadyServed)):
@@ -128,26 +122,25 @@ def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str,
         return _refuse(error, EXIT_FAULT), None
 
 
-async def _serve(runtime: Runtime, engines: Engines, config: Config) -> None:
+async def _serve(runtime: Runtime, engines: Engines, config: Config, notifier: Notifier) -> None:
     async with trio.open_nursery() as nursery:
-        with _listening(config.socket) as listener:
+        with listening(runtime.files, config.socket) as listener:
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
                 server = Server(_registry(store, config), runtime.randomness)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    nursery.start_soon(_stop_on_signal, signals, server, nursery.cancel_scope)
-                    _say(f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards")
+
+                def stop() -> None:
+                    notifier.stopping()
+                    _say("stopping: running calls end first; another signal stops at once")
+                    server.stop()
+
+                with stop_signals() as signals:
+                    nursery.start_soon(functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel))
+                    state = f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards"
+                    _say(state)
                     _say(f"listening on {config.socket}")
+                    notifier.ready(state)
                     await server.serve([listener])
         nursery.cancel_scope.cancel()
-
-
-async def _stop_on_signal(signals: AsyncIterator[int], server: Server, everything: trio.CancelScope) -> None:
-    """The first signal stops gently, the second at once."""
-    await anext(signals)
-    _say("stopping: running calls end first; another signal stops at once")
-    server.stop()
-    await anext(signals)
-    everything.cancel()
 
 
 def _registry(store: Store, config: Config) -> Registry:
@@ -176,74 +169,6 @@ def _paths(store: Store, config: Config) -> Paths:
     )
     runtime = store.runtime
     return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots)
-
-
-# --- The socket ---
-
-
-@contextmanager
-def _listening(path: str) -> Iterator[trio.SocketListener]:
-    """The socket, bound under its name while its lock is held, and gone at the end.
-
-    Its directory is 0700 and ours, itself 0600 from the first moment. A socket that a dead daemon left is replaced: the lock tells
-    that nobody serves it. Raises AlreadyServed, or StoreFault for a directory that others can enter.
-    """
-    directory, name = os.path.split(path)
-    if len(os.fsencode(name)) > SOCKET_NAME_BYTES:
-        raise StoreFault(
-            f"the socket's name {name} is too long", f"at most {SOCKET_NAME_BYTES} bytes; its directory may be as long as it likes"
-        )
-    make_directories(real_runtime().files, directory)
-    directory_fd = os.open(directory, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(directory_fd)
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise StoreFault(f"the socket's directory {directory} is open to others", f"chmod 700 {directory}, or set another socket")
-        # Names relative to the directory's descriptor: any length of path works, and nobody can put another directory in its place.
-        beneath = f"/proc/self/fd/{directory_fd}"
-        lock_fd = _lock(f"{beneath}/{name}.lock", path)
-        try:
-            listener = _bind(beneath, name)
-            try:
-                yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{beneath}/{name}")
-                listener.close()
-        finally:
-            os.close(lock_fd)
-    finally:
-        os.close(directory_fd)
-
-
-def _lock(path: str, shown: str) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise AlreadyServed(f"another daemon serves {shown}") from None
-    return fd
-
-
-def _bind(beneath: str, name: str) -> socket.socket:
-    """Bound under a temporary name with mode 0600, then renamed: nobody ever meets a socket that is not ready."""
-    temporary = f"{beneath}/{name}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(temporary)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        previous = os.umask(0o177)
-        try:
-            listener.bind(temporary)
-        finally:
-            os.umask(previous)
-        listener.listen(BACKLOG)
-        os.rename(temporary, f"{beneath}/{name}")
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 # --- Words for people ---

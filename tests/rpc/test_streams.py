@@ -28,7 +28,6 @@ from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.server import Server
 from zstor_local.rpc.streams import Opened, Streams
-from zstor_local.runtime import RealClientFiles
 from zstor_local.store.caller import Caller
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.paths import Paths, Protected
@@ -36,6 +35,7 @@ from zstor_local.store.reading import ObjectReader
 from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import StreamSource
 from zstor_local.store.store import Store
+from zstor_local.system import RealClientFiles
 
 PIECE = limits.STREAM_MESSAGE_BYTES
 WINDOW = limits.STREAM_WINDOW

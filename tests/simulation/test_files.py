@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.world import Mount, World
-from zstor_local.runtime import Files, RealFiles, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Files, read_exactly, sync_directory, write_all
+from zstor_local.system import RealFiles
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 

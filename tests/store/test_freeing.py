@@ -14,13 +14,14 @@ from zstor_local.errors import Incomplete
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.runtime import Buffer, RealFiles
+from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
 from zstor_local.store.store import Store
+from zstor_local.system import RealFiles
 
 
 def shares(home: Home, store: Store) -> int:

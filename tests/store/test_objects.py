@@ -15,7 +15,6 @@ import trio
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, get, keys, name, put
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, Incomplete, NotFound
 from zstor_local.model.policy import Policy
-from zstor_local.runtime import RealFiles
 from zstor_local.store import reads
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import WriteOptions
@@ -23,6 +22,7 @@ from zstor_local.store.reading import ObjectReader, whole
 from zstor_local.store.sinks import FileSink, PipeSink
 from zstor_local.store.sources import BytesSource, FileSource, PipeSource
 from zstor_local.store.store import Store
+from zstor_local.system import RealFiles
 
 LARGEST_SMALL = 131_008  # bytes whose shares still are log entries with 2 of 3
 SIZES = (0, 1, 2, 63, 10_000, LARGEST_SMALL, LARGEST_SMALL + 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 1_000_003)

@@ -11,12 +11,12 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from zstor_local.config import Config
 from zstor_local.errors import NotFound
 from zstor_local.model.policy import Policy
-from zstor_local.runtime import real_runtime
 from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.system import real_runtime
 
 
 def rebuilt(config: Config, *, accept_loss: bool = False) -> Report:

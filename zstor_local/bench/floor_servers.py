@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from zstor_local.bench.floor_files import K, M
 from zstor_local.limits import GROUP_CHANGES, MIB
-from zstor_local.runtime import RealFiles
+from zstor_local.system import RealFiles
 
 _LOG_BYTES: Final = 64 * MIB  # allocated at the start, so that appending does not change a file's size
 _BACKLOG: Final = 64

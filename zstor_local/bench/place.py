@@ -21,7 +21,7 @@ from zstor_local.bench import load
 from zstor_local.bench.servers import Daemon
 from zstor_local.config import load_config
 from zstor_local.limits import MIB
-from zstor_local.runtime import RealFiles
+from zstor_local.system import RealFiles
 
 P = ParamSpec("P")
 T = TypeVar("T")

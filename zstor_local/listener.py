@@ -1,0 +1,89 @@
+"""The daemon's socket: bound under a lock, 0600 from its first moment, gone at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import trio
+
+from zstor_local.runtime import Files
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.keyfile import make_directories
+
+BACKLOG: Final = 128
+SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
+
+
+class AlreadyServed(Exception):
+    """Another daemon has this socket."""
+
+
+@contextmanager
+def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
+    """The socket, bound under its name while its lock is held, and gone at the end.
+
+    Its directory is 0700 and ours, itself 0600 from the first moment. A socket that a dead daemon left is replaced: the lock tells
+    that nobody serves it. Raises AlreadyServed, or StoreFault for a directory that others can enter.
+    """
+    directory, name = os.path.split(path)
+    if len(os.fsencode(name)) > SOCKET_NAME_BYTES:
+        raise StoreFault(
+            f"the socket's name {name} is too long", f"at most {SOCKET_NAME_BYTES} bytes; its directory may be as long as it likes"
+        )
+    make_directories(files, directory)
+    directory_fd = os.open(directory, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(directory_fd)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise StoreFault(f"the socket's directory {directory} is open to others", f"chmod 700 {directory}, or set another socket")
+        # Names relative to the directory's descriptor: any length of path works, and nobody can put another directory in its place.
+        beneath = f"/proc/self/fd/{directory_fd}"
+        lock_fd = _lock(f"{beneath}/{name}.lock", path)
+        try:
+            listener = _bind(beneath, name)
+            try:
+                yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{beneath}/{name}")
+                listener.close()
+        finally:
+            os.close(lock_fd)
+    finally:
+        os.close(directory_fd)
+
+
+def _lock(path: str, shown: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyServed(f"another daemon serves {shown}") from None
+    return fd
+
+
+def _bind(beneath: str, name: str) -> socket.socket:
+    """Bound under a temporary name with mode 0600, then renamed: nobody ever meets a socket that is not ready."""
+    temporary = f"{beneath}/{name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        previous = os.umask(0o177)
+        try:
+            listener.bind(temporary)
+        finally:
+            os.umask(previous)
+        listener.listen(BACKLOG)
+        os.rename(temporary, f"{beneath}/{name}")
+    except BaseException:
+        listener.close()
+        raise
+    return listener
