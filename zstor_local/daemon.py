@@ -25,6 +25,7 @@ from zstor_local.model.masterkey import MasterKey
 from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
+from zstor_local.rpc.methods import jobs as job_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
@@ -126,7 +127,7 @@ async def _serve(runtime: Runtime, engines: Engines, config: Config, notifier: N
     async with trio.open_nursery() as nursery:
         with listening(runtime.files, config.socket) as listener:
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
-                server = Server(_registry(store, config), runtime.randomness)
+                server = Server(_registry(store, config), runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
                     notifier.stopping()
@@ -156,6 +157,7 @@ def _registry(store: Store, config: Config) -> Registry:
     change_methods.register(registry, store)
     walk_methods.register(registry, store)
     stream_methods.register(registry)
+    job_methods.register(registry, store)
     return registry
 
 

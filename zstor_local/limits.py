@@ -32,6 +32,8 @@ STREAM_WINDOW: Final = 4  # messages of a stream not yet answered: enough to hid
 STREAMS_PER_CONNECTION: Final = 16
 STREAM_IDLE_SECONDS: Final = 60.0  # without the message that a stream waits for; it holds memory and share files meanwhile
 URGENT_CALLS_PER_CONNECTION: Final = 128  # more than full streams have waiting (16 times 4 writes and a close): an abort gets through
+JOBS_RUNNING: Final = 64  # detached calls and the store's own long work
+JOBS_KEPT: Final = 200  # that have ended; their results stay in memory
 SAFE_INTEGER: Final = 2**53 - 1  # what every JSON reader holds exactly
 
 # --- Objects ---

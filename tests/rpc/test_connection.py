@@ -285,7 +285,7 @@ async def test_ill_formed_meta_is_refused(world: World, meta: Json) -> None:
         assert error_type(await client.error("rpc.ping", {"_meta": meta})) == "invalid_params"
 
 
-async def test_meta_of_others_is_left_alone_and_detach_is_not_supported(world: World) -> None:
+async def test_meta_of_others_is_left_alone_and_only_long_methods_are_detached(world: World) -> None:
     async with world.serving(), world.client() as client:
         assert await client.result("rpc.ping", {"_meta": {"example.org/trace": 1, "detach": False}}) == "pong"
         assert error_type(await client.error("rpc.ping", {"_meta": {"detach": True}})) == "not_supported"

@@ -119,6 +119,7 @@ class Call:
         "bound",
         "connection",
         "descriptors",
+        "detach",
         "method",
         "refused",
     )
@@ -130,6 +131,7 @@ class Call:
         self.answered = answered  # set when the reply, or the batch's that it is a part of, is on its way
         self.bound: Callable[[], Awaitable[object]] | None = None  # the method and its arguments, once they are checked
         self.refused: InvalidParams | None = None
+        self.detach = False  # the caller wants a job
         self._progress_token: str | int | None = None
         self._progress_due = -inf
         self._done = -inf
@@ -224,6 +226,10 @@ class Call:
         self._progress_token = progress_token
         if timeout is not None:
             self._deadline = trio.current_time() + timeout
+
+    def follow_by_job(self) -> None:
+        """Progress is wanted for the job that this call has become; a progressToken was for its reply, which is out."""
+        self._progress_token = "job"  # noqa: S105 (no secret)
 
     def cancel(self, reason: ZstorError) -> bool:
         """Stop the call, which then answers the reason; False if it has begun to commit."""

@@ -260,6 +260,8 @@ class Connection:
             if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
                 raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")
             bind(self._dispatcher.registry, request, call)
+            if call.detach:
+                self._dispatcher.detach(request, call)
             urgent = self._dispatcher.registry[request.method].urgent
             if self._stopping and not urgent:  # urgent ones belong to what runs
                 raise stopping()

@@ -72,6 +72,12 @@ class Descriptors:
         self._fds[index] = None
         return fd
 
+    def hand_over(self) -> Descriptors:
+        """What nobody took yet, under the same indices; it is the new owner's to take or close."""
+        rest = Descriptors([])
+        rest._fds, self._fds = self._fds, [None] * len(self._fds)
+        return rest
+
     def close(self) -> None:
         """Close what nobody took."""
         left = [fd for fd in self._fds if fd is not None]

@@ -13,22 +13,27 @@ jsonrpcserver looks the method up and binds the parameters. Four things are done
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar, cast
 
+import trio
 from jsonrpcserver.dispatcher import dispatch_request
 from jsonrpcserver.request import Request as LibraryRequest
 from jsonrpcserver.result import Result
 from oslash.either import Left
 
 from zstor_local import errors, limits
-from zstor_local.errors import Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
+from zstor_local.errors import Cancelled, Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.registry import Registry, explain
+from zstor_local.rpc.descriptors import NO_DESCRIPTORS
+from zstor_local.rpc.detached import JobConnection
+from zstor_local.rpc.registry import Method, Registry, explain
 from zstor_local.rpc.strict_json import Json, JsonObject, encode
 from zstor_local.runtime import Randomness
+from zstor_local.store.jobs import Job, Jobs
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("zstor.rpc")
@@ -108,15 +113,46 @@ def bind(registry: Registry, request: Request, call: Call) -> None:
     if call.refused is not None:
         raise call.refused
     if request.meta != {}:
-        _read_meta(request.meta, call)
+        _read_meta(request.meta, call, registry[request.method])
 
 
 class Dispatcher:
     """Runs bound calls and words their outcome."""
 
-    def __init__(self, registry: Registry, randomness: Randomness) -> None:
+    def __init__(self, registry: Registry, randomness: Randomness, jobs: Jobs | None = None) -> None:
         self.registry: Final = registry
         self._randomness = randomness
+        self._jobs = jobs
+
+    def detach(self, request: Request, call: Call) -> None:
+        """Have a bound call start a job that does its work, and answer {job} at once."""
+        if self._jobs is None:
+            raise NotSupported("_meta.detach: there are no jobs here", hint="call it without detach and ask for progress")
+        connection = JobConnection(call.peer)
+        inner = Call(call.method, connection, NO_DESCRIPTORS, trio.Event())
+        bind(self.registry, request, inner)
+        inner.follow_by_job()
+        call.bound = functools.partial(self._start_job, self._jobs, call, inner, connection)
+
+    async def _start_job(self, jobs: Jobs, call: Call, inner: Call, connection: JobConnection) -> object:
+        inner.descriptors = call.descriptors.hand_over()
+
+        async def work(job: Job) -> object:
+            connection.job = job
+            try:
+                outcome = await self.run(inner)
+            finally:
+                inner.descriptors.close()
+            if isinstance(outcome, ZstorError):
+                raise outcome
+            return outcome
+
+        try:
+            job = jobs.start(call.method, work, cancel=lambda: inner.cancel(Cancelled("the job was cancelled")))
+        except ZstorError:
+            inner.descriptors.close()
+            raise
+        return {"job": job.id}
 
     async def run(self, call: Call) -> object:
         """The method's result, or the ZstorError that is the call's outcome."""
@@ -180,7 +216,7 @@ def reply_too_large() -> TooLarge:
     )
 
 
-def _read_meta(meta: Json, call: Call) -> None:
+def _read_meta(meta: Json, call: Call, method: Method) -> None:
     """Take what `_meta` asks for; members that we do not know are somebody else's."""
     if not isinstance(meta, dict):
         raise InvalidParams("_meta must be an object", parameter="_meta")
@@ -190,6 +226,10 @@ def _read_meta(meta: Json, call: Call) -> None:
     timeout = meta.get("timeoutSeconds")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float, type(None))) or (timeout is not None and timeout <= 0):
         raise InvalidParams("_meta.timeoutSeconds must be a number above 0", parameter="_meta")
-    if meta.get("detach", False) is not False:
-        raise NotSupported("_meta.detach: this method has no jobs", hint="call it without detach and ask for progress")
+    detach = meta.get("detach", False)
+    if not isinstance(detach, bool):
+        raise InvalidParams("_meta.detach must be true or false", parameter="_meta")
+    if detach and not method.long:
+        raise NotSupported(f"_meta.detach: {method.name} is not long work", hint="call it without detach")
+    call.detach = detach
     call.configure(progress_token=token, timeout=cast("float | None", timeout))

@@ -67,6 +67,8 @@ def _method(method: Method) -> JsonObject:
         members["description"] = method.description
     if method.variadic is not None:
         members["x-rest"] = _parameter(method.variadic)
+    if method.long:
+        members["x-detach"] = True
     if method.errors:
         members["errors"] = [_error(error) for error in method.errors]
     return members
@@ -98,6 +100,8 @@ def manual(method: Method) -> str:
     rows = [*method.parameters, *([method.variadic] if method.variadic else [])]
     if rows:
         parts.append("Parameters:\n" + "\n".join(_row(parameter) for parameter in rows))
+    if method.long:
+        parts.append("With `_meta.detach: true` it answers {job} at once and goes on as a job (job.wait).")
     if method.errors:
         parts.append("Errors:\n" + "\n".join(f"  {error.code} {error.type}: {_first_line(error)}" for error in method.errors))
     return "\n\n".join(parts)

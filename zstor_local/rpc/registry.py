@@ -52,6 +52,7 @@ class Method:
     result: Type
     errors: tuple[type[ZstorError], ...]
     urgent: bool
+    long: bool
 
     @property
     def synopsis(self) -> str:
@@ -78,9 +79,18 @@ class Registry:
         self._methods: dict[str, Method] = {}
 
     def method(
-        self, name: str, summary: str | None = None, *, errors: Sequence[type[ZstorError]] = (), urgent: bool = False
+        self,
+        name: str,
+        summary: str | None = None,
+        *,
+        errors: Sequence[type[ZstorError]] = (),
+        urgent: bool = False,
+        long: bool = False,
     ) -> Callable[[Function], Function]:
-        """Register an async function. The summary and description come from its docstring; `urgent` calls do not wait their turn."""
+        """Register an async function. The summary and description come from its docstring.
+
+        `urgent` calls do not wait their turn; `long` ones may be detached, and go on as a job.
+        """
 
         def register(function: Function) -> Function:
             if name in self._methods:
@@ -102,6 +112,7 @@ class Registry:
                 result=self.schemas.compile(hints["return"]),
                 errors=tuple(errors),
                 urgent=urgent,
+                long=long,
             )
             self._methods[name] = method
             self.bindings[name] = _binding(function, method, signature)

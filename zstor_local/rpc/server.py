@@ -19,6 +19,7 @@ from zstor_local.rpc.connection import Connection
 from zstor_local.rpc.dispatch import Dispatcher, error_reply
 from zstor_local.rpc.registry import Registry
 from zstor_local.runtime import Randomness
+from zstor_local.store.jobs import Jobs
 
 logger: Final = logging.getLogger("zstor.rpc")
 
@@ -30,8 +31,8 @@ _LAST_REPLIES_SECONDS: Final = 1.0  # to send `shutting_down`; clients must not 
 class Server:
     """All connections of the daemon. Listeners come bound and listening; making the socket file is the daemon's work."""
 
-    def __init__(self, registry: Registry, randomness: Randomness, *, uid: int | None = None) -> None:
-        self._dispatcher = Dispatcher(registry, randomness)
+    def __init__(self, registry: Registry, randomness: Randomness, *, jobs: Jobs | None = None, uid: int | None = None) -> None:
+        self._dispatcher = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
         self.budget: Final = InputBudget()
         self._connections: set[Connection] = set()

@@ -29,6 +29,7 @@ from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.health import Health
+from zstor_local.store.jobs import Jobs
 from zstor_local.store.keyfile import make_directories, read_key
 from zstor_local.store.lock import store_lock
 from zstor_local.store.mending import Mending
@@ -70,6 +71,7 @@ class Store:
         self.index = index
         self.sealer = sealer
         self.read_only = read_only
+        self.jobs = Jobs(runtime)
         self.committer = Committer(runtime, metastore, pool, index, sealer)
         if read_only is not None:
             self.committer.failure = read_only
@@ -179,6 +181,7 @@ async def open_store(
         try:
             async with trio.open_nursery() as nursery:
                 try:
+                    await nursery.start(store.jobs.run)
                     if store.read_only is None:
                         await store.recover()
                     if store.committer.failure is None:

@@ -38,7 +38,7 @@ def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
     names = Names(store)
 
-    @registry.method("object.check", errors=[NotFound, CorruptRecord])
+    @registry.method("object.check", errors=[NotFound, CorruptRecord], long=True)
     async def check(
         call: Call,
         /,
@@ -59,7 +59,9 @@ def register(registry: Registry, store: Store) -> None:
         }
 
     @registry.method(
-        "object.repair", errors=[NotFound, CorruptRecord, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable]
+        "object.repair",
+        errors=[NotFound, CorruptRecord, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable],
+        long=True,
     )
     async def repair(
         call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None

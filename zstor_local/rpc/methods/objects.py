@@ -187,7 +187,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
             )
         return await store_it(_Producer(call), target, BytesSource(data), options)
 
-    @registry.method("object.write_file", errors=WRITE_ERRORS)
+    @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
     async def write_file(
         call: Call,
         /,
@@ -218,7 +218,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         with opened as source:
             return await store_it(_Producer(call), target, source, options)
 
-    @registry.method("object.write_stream", errors=WRITE_ERRORS)
+    @registry.method("object.write_stream", errors=WRITE_ERRORS, long=True)
     async def write_stream(
         call: Call,
         /,
@@ -283,7 +283,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
             return {"value_b64": Base64(data), "references": references, "metadata": about}
         return {"value": _text(data), "references": references, "metadata": about}
 
-    @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists])
+    @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
         call: Call,
         /,
@@ -311,7 +311,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 await handover.to_file(call, objects, stored, part, fd, sync=sync)
         return {"metadata": describe(stored, store.pool), "bytes": part.length}
 
-    @registry.method("object.read_stream", errors=[*READ_ERRORS, *FILE_ERRORS])
+    @registry.method("object.read_stream", errors=[*READ_ERRORS, *FILE_ERRORS], long=True)
     async def read_stream(
         call: Call,
         /,
