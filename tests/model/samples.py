@@ -12,6 +12,7 @@ from zstor_local.model.record import (
     NamespaceRecord,
     ObjectRecord,
     Record,
+    RowRecord,
     ShardEntry,
     ShardsRecord,
     StoreRecord,
@@ -75,5 +76,6 @@ RECORDS: Final[dict[str, Record]] = {
         )
     ),
     "void": VoidRecord(7, 2**62),
+    "row": RowRecord("row/names/ü", b"value", 1_700_000_000_000_005),
 }
 ENVELOPE: Final = Envelope(Kind.TOMBSTONE, NAMESPACE, KeyHash(b"a hashed key 16b"), VERSION, 2**63, b"sealed bytes")

@@ -132,7 +132,7 @@ class MemoryMetastore:
             name = (row.space, row.name)
             dead = row.envelope.kind is Kind.TOMBSTONE
             (cell.tombstones if dead else cell.records)[name] = row.envelope
-            if row.envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE):
+            if row.envelope.kind in (Kind.OBJECT, Kind.ROW, Kind.TOMBSTONE):
                 (cell.records if dead else cell.tombstones).pop(name, None)
         cell.intents.update((intent.version, intent) for intent in transaction.intents)
         for version in transaction.intents_done:

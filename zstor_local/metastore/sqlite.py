@@ -195,7 +195,7 @@ class SqliteMetastore:
                 )
                 db.executemany(
                     f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
-                    [(space, name) for space, name, envelope in rows if envelope.kind in (Kind.OBJECT, Kind.TOMBSTONE)],
+                    [(space, name) for space, name, envelope in rows if envelope.kind in (Kind.OBJECT, Kind.ROW, Kind.TOMBSTONE)],
                 )
         if transaction.intents:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])

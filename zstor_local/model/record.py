@@ -41,6 +41,7 @@ class Kind(IntEnum):
     STORE = 4
     SHARDS = 5
     VOID = 6
+    ROW = 7
 
 
 _HEADER: Final = struct.Struct("<B16s16s16sQ")
@@ -256,7 +257,25 @@ class VoidRecord:
         return cls(_take(plain, 1, int), _take(plain, 2, int))
 
 
-Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord
+@dataclass(frozen=True, slots=True)
+class RowRecord:
+    """A store-wide row, schema 1: bytes under a name, whose meaning is its table's (`store.storewide`)."""
+
+    name: str  # of the row in the metastore
+    value: bytes
+    changed: int  # microseconds since 1970 UTC
+
+    def encode(self) -> bytes:
+        return encode({0: 1, 1: self.name, 2: self.value, 4: self.changed})
+
+    @classmethod
+    def decode(cls, data: bytes) -> RowRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        return cls(_take(plain, 1, str), _take(plain, 2, bytes), _take(plain, 4, int))
+
+
+Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord | RowRecord
 
 
 def encode(plain: Plain) -> bytes:

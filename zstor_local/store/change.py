@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zstor_local.metastore.base import Debt, Garbage, Intent, Reference
-from zstor_local.model.ids import KeyHash, Version
+from zstor_local.model.ids import KeyHash, NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind
+
+RowName = tuple[NamespaceId, str]  # the space and name of a row in the metastore
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,11 @@ class NewRecord:
 class Decision:
     """What a change comes to, given the row's committed envelope.
 
-    `others` are records of other rows of the same space that change with it, all or none. If a shard of `resend` does not take
-    its copies, the change is refused.
+    `records` are the rows that change, of whatever space, all or none. If a shard of `resend` does not take its copies, the change
+    is refused.
     """
 
-    record: NewRecord | None = None
-    others: Mapping[str, NewRecord] = field(default_factory=dict)
+    records: Mapping[RowName, NewRecord] = field(default_factory=dict)
     intents: Sequence[Intent] = ()
     intents_done: Sequence[Version] = ()
     garbage: Sequence[Garbage] = ()

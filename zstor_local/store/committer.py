@@ -34,7 +34,7 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
 from zstor_local.shards.index import FLUSH_AT, LogIndex
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Committed, Decide, Decision, NewRecord
+from zstor_local.store.change import Committed, Decide, Decision, NewRecord, RowName
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
 
@@ -55,17 +55,14 @@ class _Change:
     outcome: Committed | ZstorError | None = None
 
 
-_RowName = tuple[NamespaceId, str]
-
-
 @dataclass(slots=True, eq=False)
 class _Item:
     """A decided change on its way through its group, with what it writes by row."""
 
     change: _Change
     decision: Decision
-    sealed: Mapping[_RowName, tuple[NewRecord, Envelope]]
-    seen: Set[_RowName]  # rows as changes before it in the group left them
+    sealed: Mapping[RowName, tuple[NewRecord, Envelope]]
+    seen: Set[RowName]  # rows as changes before it in the group left them
     error: ZstorError | None = None
 
     @property
@@ -90,9 +87,9 @@ class Committer:
         self._wake = trio.Event()
         self._stopping = False
         self._since_checkpoint = 0
-        self._newest: dict[_RowName, Envelope] = {}  # what the group that is being decided has changed so far
-        self._naming: dict[Version, set[_RowName]] = {}  # its rows by the versions that they name, or named on the way
-        self._seen: set[_RowName] = set()  # those that the change being decided has looked at
+        self._newest: dict[RowName, Envelope] = {}  # what the group that is being decided has changed so far
+        self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
+        self._seen: set[RowName] = set()  # those that the change being decided has looked at
         self._news = trio.Event()
         self.failure: str | None = None
         self.ended = trio.Event()
@@ -221,8 +218,7 @@ class Committer:
             except ZstorError as error:
                 refused[change] = error
                 continue
-            records = dict(decision.others) if decision.record is None else {change.name: decision.record, **decision.others}
-            sealed = {(change.space, name): (record, self._seal(change.space, record)) for name, record in records.items()}
+            sealed = {row: (record, self._seal(row[0], record)) for row, record in decision.records.items()}
             for row, (_, envelope) in sealed.items():
                 self._newest[row] = envelope
                 self._naming.setdefault(envelope.version, set()).add(row)
@@ -285,7 +281,7 @@ class Committer:
 
     def _apply_quorum(self, items: Sequence[_Item], failed: Mapping[int, ShardError]) -> None:
         """Items whose shares are not durable on enough shards fail, and whatever was decided on top of them."""
-        broken: set[_RowName] = set()
+        broken: set[RowName] = set()
         for item in items:
             if not broken.isdisjoint(item.sealed) or not broken.isdisjoint(item.seen):
                 item.error = Conflict("a change before this one that it builds on failed", hint="try again", retryable=True)

@@ -14,7 +14,7 @@ from typing import Final
 from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Reference
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
-from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.sealing import RecordSealer
@@ -77,7 +77,7 @@ class Edits:
     def decision(self, now: int, *, new: NewShares | None = None, insist: bool = True) -> Decision:
         """All that changes. Records must reach their policy's write quorum if the change may fail for want of shards (`insist`)."""
         quorum_of_new = {} if new is None else {new.key: new}
-        records: dict[str, NewRecord] = {}
+        records: dict[RowName, NewRecord] = {}
         for key, before, after in self._changed():
             shards = sorted({*_placement(before), *_placement(after)})
             if after is not None:
@@ -86,13 +86,15 @@ class Edits:
                 plain, k = after.record.encode(), after.record.policy.k
                 shares = fresh.shares if fresh else {}
                 hashed = self._namespace.key_hash(key)
-                records[key] = NewRecord(Kind.OBJECT, hashed, after.version, plain, shards, shares, quorum, k)
+                records[self._namespace.id, key] = NewRecord(Kind.OBJECT, hashed, after.version, plain, shards, shares, quorum, k)
             elif before is not None:
                 plain, k = Tombstone(key, now).encode(), before.record.policy.k
-                records[key] = NewRecord(Kind.TOMBSTONE, self._namespace.key_hash(key), before.version, plain, shards, k=k)
+                records[self._namespace.id, key] = NewRecord(
+                    Kind.TOMBSTONE, self._namespace.key_hash(key), before.version, plain, shards, k=k
+                )
         garbage, paid = self._left_behind()
         return Decision(
-            others=records,
+            records=records,
             garbage=garbage,
             debts_paid=paid,
             references=list(self._references(self._after, self._before)),

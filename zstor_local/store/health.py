@@ -268,18 +268,18 @@ class Health:
             if current is None or current.version != stored.version:
                 raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
             published = replace(open_object(self._sealer, current), placement=placement)
-            others = {name: self._other(namespace, name) for name in self._committer.named(namespace.id, stored.version) - {record.key}}
+            records = {
+                (namespace.id, name): self._record(namespace, stored, replace(other, placement=placement), record.placement)
+                for name in self._committer.named(namespace.id, stored.version) - {record.key}
+                for other in [self._other(namespace, name)]
+            }
             debts = self._metastore.debts_of(stored.version)
             paid = [debt for debt in debts if debt.kind is Owed.RECORD or debt.index in there]
             new = self._record(namespace, stored, published, record.placement)
             shares = {targets[index]: (index, share) for index, share in made.items()}
-            new = replace(new, shares=shares, quorum=min(1, len(made)))
-            copies = {
-                name: self._record(namespace, stored, replace(other, placement=placement), record.placement)
-                for name, other in others.items()
-            }
+            records[namespace.id, record.key] = replace(new, shares=shares, quorum=min(1, len(made)))
             freed = [garbage for garbage in reserved if garbage.share.index in targets]
-            return Decision(new, copies, garbage=left, garbage_freed=freed, debts_paid=paid)
+            return Decision(records, garbage=left, garbage_freed=freed, debts_paid=paid)
 
         committed = await self._committer.commit(namespace.id, record.key, decide)
         if committed.envelope is None:

@@ -95,7 +95,7 @@ class Namespaces:
                 quorum=len(shards) // 2 + 1,
                 k=len(shards) // 2 + 1,
             )
-            return Decision(copies)
+            return Decision({(STORE_WIDE, row_name(name)): copies})
 
         await self._committer.commit(STORE_WIDE, row_name(name), decide)
         envelope = self._metastore.get(STORE_WIDE, row_name(name))

@@ -26,6 +26,7 @@ from zstor_local.model.record import (
     Kind,
     NamespaceRecord,
     ObjectRecord,
+    RowRecord,
     ShardEntry,
     ShardsRecord,
     StoreRecord,
@@ -198,7 +199,7 @@ class _Rebuild:
     # --- Choose ---
 
     def _store_rows(self) -> tuple[KeyHasher, list[Row]]:
-        """The newest records of the store itself: its own, the list of shards, the namespaces."""
+        """The newest records of the store itself: its own, the list of shards, the namespaces, the rows."""
         newest: dict[KeyHash, tuple[Envelope, bytes]] = {}
         for envelope in self._candidates(STORE_WIDE):
             if envelope.key_hash not in newest:
@@ -217,6 +218,10 @@ class _Rebuild:
                 rows.append(Row(STORE_WIDE, SHARDS_ROW, envelope))
             elif envelope.kind is Kind.NAMESPACE:
                 rows.append(Row(STORE_WIDE, row_name(NamespaceRecord.decode(plain).name), envelope))
+            elif envelope.kind is Kind.ROW:
+                rows.append(Row(STORE_WIDE, RowRecord.decode(plain).name, envelope))
+            elif envelope.kind is Kind.TOMBSTONE:
+                rows.append(Row(STORE_WIDE, Tombstone.decode(plain).key, envelope))
         if hash_key is None or not any(row.name == SHARDS_ROW for row in rows):
             raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
         return KeyHasher(hash_key), rows

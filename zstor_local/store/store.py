@@ -38,6 +38,7 @@ from zstor_local.store.objects import Objects
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
+from zstor_local.store.storewide import StoreWide
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
 
@@ -76,6 +77,7 @@ class Store:
         if read_only is not None:
             self.committer.failure = read_only
         self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, config.policy)
+        self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
         self.objects = Objects(
             runtime,
             metastore,

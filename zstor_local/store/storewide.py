@@ -1,0 +1,132 @@
+"""Store-wide rows: small durable values outside of namespaces (permissions, signing keys, names, settings), by table and name.
+
+A row is a record like any other: sealed, in the metastore, and copied to the logs of all shards, of which a majority must have it
+before its commit. So `zstor rebuild` brings every row back. A row that was removed leaves a tombstone and does not come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local import limits
+from zstor_local.coding.keys import KeyHasher
+from zstor_local.errors import Conflict, TooLarge
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, RowRecord, Tombstone
+from zstor_local.runtime import Runtime
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.committer import Committer
+from zstor_local.store.sealing import RecordSealer
+
+_PREFIX: Final = "row/"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row as it was committed. `sequence` is the store's and grows with every change, removals too; `changed` in microseconds."""
+
+    name: str
+    value: bytes
+    sequence: int
+    changed: int
+
+
+Change = Callable[[StoredRow | None], bytes | None]
+
+
+class StoreWide:
+    """The rows of one store. Tables are words of the program, without a slash; names are any text."""
+
+    def __init__(
+        self, runtime: Runtime, metastore: Metastore, committer: Committer, pool: ShardPool, sealer: RecordSealer, hasher: KeyHasher
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._committer = committer
+        self._pool = pool
+        self._sealer = sealer
+        self._hasher = hasher
+
+    def get(self, table: str, name: str) -> StoredRow | None:
+        """The row as last committed."""
+        envelope = self._metastore.get(STORE_WIDE, _row(table, name))
+        return None if envelope is None else self._open(table, envelope)
+
+    def scan(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> list[StoredRow]:
+        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
+        behind = None if after is None else _row(table, after)
+        return [self._open(table, row.envelope) for row in self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit)]
+
+    async def put(self, table: str, name: str, value: bytes, *, if_sequence: int | None = None) -> StoredRow:
+        """Set the row; durable when this returns. With `if_sequence` only where the row has that one (0: none), else Conflict."""
+
+        def change(current: StoredRow | None) -> bytes:
+            sequence = 0 if current is None else current.sequence
+            if if_sequence is not None and sequence != if_sequence:
+                raise Conflict("the row has changed meanwhile", hint="read it again", current=sequence)
+            return value
+
+        row = await self.change(table, name, change)
+        if row is None:
+            raise AssertionError("a row that was put is there")
+        return row
+
+    async def remove(self, table: str, name: str) -> None:
+        """Remove the row, if it is there."""
+        await self.change(table, name, lambda current: None)
+
+    async def change(self, table: str, name: str, change: Change) -> StoredRow | None:
+        """Set the row to what `change` makes of it, None to remove it; nothing happens if that is what it is. Returns the row then.
+
+        `change` runs in the committer's thread and sees what every change before it left: no update is lost. It may raise a ZstorError.
+        """
+        result: StoredRow | None = None
+
+        def decide(_: Envelope | None) -> Decision:
+            nonlocal result
+            result = current = self.look(table, name)
+            value = change(current)
+            if value == (None if current is None else current.value):
+                return Decision()
+            return Decision(self.removed(table, name) if value is None else self.written(table, name, value))
+
+        committed = await self._committer.commit(STORE_WIDE, _row(table, name), decide)
+        if committed.envelope is None:
+            return result
+        return None if committed.envelope.kind is Kind.TOMBSTONE else self._open(table, committed.envelope)
+
+    # --- For decisions that change rows together with other things: only in the committer's thread, while it decides ---
+
+    def look(self, table: str, name: str) -> StoredRow | None:
+        """The row as the changes before left it."""
+        envelope = self._committer.look(STORE_WIDE, _row(table, name))
+        return None if envelope is None else self._open(table, envelope)
+
+    def written(self, table: str, name: str, value: bytes) -> Mapping[RowName, NewRecord]:
+        """What to put into `Decision.records` to set the row. TooLarge for a value over limits.ROW_BYTES."""
+        if len(value) > limits.ROW_BYTES:
+            raise TooLarge(f"the value has {len(value)} bytes, {limits.ROW_BYTES} is the limit", limit=limits.ROW_BYTES)
+        row = _row(table, name)
+        return self._record(row, Kind.ROW, RowRecord(row, value, self._runtime.clock.now()))
+
+    def removed(self, table: str, name: str) -> Mapping[RowName, NewRecord]:
+        """What to put into `Decision.records` to remove the row."""
+        row = _row(table, name)
+        return self._record(row, Kind.TOMBSTONE, Tombstone(row, self._runtime.clock.now()))
+
+    def _record(self, row: str, kind: Kind, record: Record) -> Mapping[RowName, NewRecord]:
+        shards = self._pool.numbers
+        majority = len(shards) // 2 + 1
+        hashed = self._hasher.key_hash(STORE_WIDE, row)
+        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, record.encode(), shards, quorum=majority, k=majority)}
+
+    def _open(self, table: str, envelope: Envelope) -> StoredRow:
+        record = RowRecord.decode(self._sealer.open(envelope))
+        return StoredRow(record.name.removeprefix(_row(table, "")), record.value, envelope.sequence, record.changed)
+
+
+def _row(table: str, name: str) -> str:
+    return f"{_PREFIX}{table}/{name}"
