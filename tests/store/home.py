@@ -19,6 +19,7 @@ from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.runtime import Files, Runtime
+from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
 from zstor_local.store.objects import Source, Stored, WriteOptions
@@ -200,7 +201,7 @@ class SharePlace:
 def share_place(store: Store, stored: Stored, index: int) -> SharePlace:
     number = stored.record.placement[index]
     shard = store.pool.get(number)
-    assert shard is not None
+    assert isinstance(shard, DirectoryShard)
     if stored.record.small:
         place = store.index.find(number, ShareId(stored.version, index))
         assert place is not None

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
-from zstor_local.runtime import Buffer
+from zstor_local.runtime import Buffer, Randomness
 
 ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
 
@@ -31,6 +31,10 @@ class ShardError(Exception):
 
 class ShareMissing(Exception):
     """The shard is there, the share is not."""
+
+
+class ShareLate(Exception):
+    """The share takes longer than is usual: another one may be faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,19 @@ class Room:
 
 
 class ShareReader(Protocol):
-    """One share, opened. `read` gives the bytes of its block area (coding.share); short reads happen only at its end."""
+    """One share, opened. `read` gives the bytes of its block area (coding.share); short reads happen only at its end.
 
-    def read(self, offset: int, length: int) -> Buffer: ...
+    Of a shard on another machine opening asks for nothing: ShareMissing and ShardError may come from the first read.
+    """
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Begin to fetch what a `read` of the same stretch will ask for. Never waits, never raises; nothing where no network is."""
+        ...
+
+    def read(self, offset: int, length: int, *, patient: bool = True) -> Buffer:
+        """The bytes. Without patience ShareLate once it takes longer than is usual; a later, patient read waits for the same ones."""
+        ...
+
     def read_nowait(self, offset: int, length: int) -> Buffer:
         """As read, but BlockingIOError where it would wait for the disk."""
         ...
@@ -93,8 +107,30 @@ class ShareWriter(Protocol):
         ...
 
 
+class Flushable(Protocol):
+    """A log on a file system of this machine, where one syncfs flushes several of them."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def file_system_key(self) -> tuple[int, str]:
+        """The file system it lies on: device number and type."""
+        ...
+
+    def flush_file_system(self) -> None:
+        """One syncfs for every log on this shard's file system; the caller tells the other shards."""
+        ...
+
+    def flushed_by_file_system(self) -> None: ...
+    def close_for_good(self, reason: str) -> None:
+        """A flush that covered this shard's log failed elsewhere."""
+        ...
+
+
 class Shard(Protocol):
     """Laws. Methods may be called from any worker thread; any of them raises ShardError when the shard cannot serve.
+
+    `number` to `on_disk`, `check`, `recent_state` and `last_error` never wait for a network, so the event loop may call them too.
 
     - What `finish` or `flush` answered without an error survives a power loss; before that nothing is promised.
     - After a failed flush the shard never accepts entries again in this process: the state is `failed`.
@@ -111,6 +147,26 @@ class Shard(Protocol):
     def url(self) -> str: ...
     @property
     def group(self) -> str: ...
+    @property
+    def on_disk(self) -> Flushable | None:
+        """Its log as one on a file system of this machine; None where it is none."""
+        ...
+
+    def start(self, writer: int, randomness: Randomness) -> None:
+        """Make it writable for this daemon, whose writer number is higher than all before. If it cannot be, `check` tells why."""
+        ...
+
+    def newest_writer(self) -> int:
+        """The highest writer number that it has seen."""
+        ...
+
+    def newest_committed(self) -> int:
+        """The highest committed sequence that an entry of its log tells of."""
+        ...
+
+    def recent_state(self) -> ShardState:
+        """What the last look said while that was good: every append looks anyway, so a write need not look before it."""
+        ...
 
     def check(self) -> ShardState:
         """Look whether the shard is there and writable, cheaply; never raises."""
@@ -121,6 +177,10 @@ class Shard(Protocol):
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """Put entries behind the log's end, in order. Durable only after `flush`."""
+        ...
+
+    def start_flush(self) -> None:
+        """Begin what `flush` will wait for, without waiting: so that several machines are waited for at once. Never raises."""
         ...
 
     def flush(self) -> None: ...

@@ -155,6 +155,10 @@ class DirectoryShard:
     def group(self) -> str:
         return self._entry.group
 
+    @property
+    def on_disk(self) -> DirectoryShard:
+        return self
+
     def start(self, writer: int, randomness: Randomness) -> None:
         """Make it writable for this daemon, whose writer number is higher than all before. If it cannot be, `check` tells why."""
         try:
@@ -174,6 +178,9 @@ class DirectoryShard:
     def newest_writer(self) -> int:
         with self._failing():
             return self.log.newest_writer()
+
+    def newest_committed(self) -> int:
+        return self._index.progress(self.number).committed
 
     def check(self) -> ShardState:
         self._seen = self._broken or self._look()
@@ -215,9 +222,15 @@ class DirectoryShard:
             self._must_be_there()
             self.log.append(entries, committed)
 
+    def start_flush(self) -> None:
+        pass  # the disk is waited for in `flush`
+
     def flush(self) -> None:
         with self._failing(lasting=True):
             self.log.flush()
+
+    def flushed_by_file_system(self) -> None:
+        self.log.flushed_by_file_system()
 
     def flush_file_system(self) -> None:
         """One syncfs for every log on this shard's file system; the caller tells the other shards."""
@@ -390,7 +403,10 @@ class _FileShareReader:
         self._files = files
         self._fd = fd
 
-    def read(self, offset: int, length: int) -> bytearray:
+    def prefetch(self, offset: int, length: int) -> None:
+        pass
+
+    def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
         with self._shard._failing():
             return read_exactly(self._files, self._fd, length, SHARE_HEADER_BYTES + offset)
 
@@ -426,7 +442,10 @@ class _LogShareReader:
         self._shard = shard
         self._place = place
 
-    def read(self, offset: int, length: int) -> bytearray:
+    def prefetch(self, offset: int, length: int) -> None:
+        pass
+
+    def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
         return self._read(offset, length, wait=True)
 
     def read_nowait(self, offset: int, length: int) -> bytearray:

@@ -9,8 +9,7 @@ from typing import Final
 
 from zstor_local.model.ids import Version
 from zstor_local.model.record import ShardEntry
-from zstor_local.shards.base import Entry, ShardError, ShardState
-from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.base import Entry, Flushable, Shard, ShardError, ShardState
 
 # File systems whose syncfs(2) returns only when everything is on the disk, and reports errors (Linux 5.8).
 SYNCFS_KINDS: Final = frozenset({"ext4", "xfs", "btrfs"})
@@ -28,7 +27,7 @@ class Absent:
 class ShardPool:
     """All shards of a store by number; which of them are usable may change from call to call."""
 
-    def __init__(self, shards: Iterable[DirectoryShard], absent: Iterable[Absent]) -> None:
+    def __init__(self, shards: Iterable[Shard], absent: Iterable[Absent]) -> None:
         self._shards = {shard.number: shard for shard in shards}
         self.absent = {slot.entry.number: slot for slot in absent}
         self._large_writes = 0
@@ -38,11 +37,11 @@ class ShardPool:
         """The numbers of all shards, absent ones included."""
         return sorted([*self._shards, *self.absent])
 
-    def get(self, number: int) -> DirectoryShard | None:
+    def get(self, number: int) -> Shard | None:
         """An opened shard, whatever its state now; None if it is absent."""
         return self._shards.get(number)
 
-    def opened(self) -> list[DirectoryShard]:
+    def opened(self) -> list[Shard]:
         return [self._shards[number] for number in sorted(self._shards)]
 
     def usable(self) -> list[int]:
@@ -110,23 +109,28 @@ class ShardPool:
     def flush(self, numbers: Iterable[int]) -> dict[int, ShardError]:
         """Make what was appended to these logs durable. Returns the shards for which it failed."""
         shards = [self._shards[number] for number in numbers]
-        if self._flush_together(shards):
-            return self._flush_file_system(shards)
-        failed: dict[int, ShardError] = {}
         for shard in shards:
+            shard.start_flush()
+        together = self._flushed_together([disk for shard in shards if (disk := shard.on_disk) is not None])
+        failed = self._flush_file_system(together) if together else {}
+        done = {disk.number for disk in together}
+        for shard in shards:
+            if shard.number in done:
+                continue
             try:
                 shard.flush()
             except ShardError as error:
                 failed[shard.number] = error
         return failed
 
-    def _flush_together(self, shards: Sequence[DirectoryShard]) -> bool:
-        if len(shards) < 2 or self._large_writes:
-            return False
-        systems = {shard.file_system_key for shard in shards}
-        return len(systems) == 1 and systems.pop()[1] in SYNCFS_KINDS
+    def _flushed_together(self, disks: Sequence[Flushable]) -> Sequence[Flushable]:
+        """The logs that one syncfs is to flush: all on this machine, or none."""
+        if len(disks) < 2 or self._large_writes:
+            return []
+        systems = {disk.file_system_key for disk in disks}
+        return disks if len(systems) == 1 and systems.pop()[1] in SYNCFS_KINDS else []
 
-    def _flush_file_system(self, shards: Sequence[DirectoryShard]) -> dict[int, ShardError]:
+    def _flush_file_system(self, shards: Sequence[Flushable]) -> dict[int, ShardError]:
         try:
             shards[0].flush_file_system()
         except ShardError as error:
@@ -134,7 +138,7 @@ class ShardPool:
                 shard.close_for_good(f"a flush of its file system failed ({error})")
             return {shard.number: error for shard in shards}
         for shard in shards:
-            shard.log.flushed_by_file_system()
+            shard.flushed_by_file_system()
         return {}
 
     def close(self) -> None:

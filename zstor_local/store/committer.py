@@ -109,8 +109,7 @@ class Committer:
         state = replace(self._state, writer=self._state.writer + 1, reserved=self._state.reserved + RESERVE)
         await self._runtime.threads.run_commit(self._metastore.commit, Transaction(state))
         self._state = state
-        for shard in self._pool.opened():
-            shard.start(state.writer, self._runtime.randomness)
+        await self._runtime.threads.run_commit(self._start_shards, state.writer)
         if first <= last:
             await self._runtime.threads.run_commit(self._void_and_commit, first, last, k)
 
@@ -194,6 +193,10 @@ class Committer:
         self._wake.set()
 
     # --- In the committer's thread ---
+
+    def _start_shards(self, writer: int) -> None:
+        for shard in self._pool.opened():
+            shard.start(writer, self._runtime.randomness)
 
     def _commit(self, group: Sequence[_Change]) -> list[Committed | ZstorError]:
         if self.failure is not None:

@@ -16,8 +16,7 @@ from zstor_local.metastore.base import Garbage, Metastore
 from zstor_local.model.ids import Version
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import ShardError
-from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
@@ -73,7 +72,7 @@ class Freeing:
                 return 0  # the rows stay; what they name is freed again, which is fine
         return len(freed)
 
-    async def _free(self, shard: DirectoryShard, rows: Sequence[Garbage], *, small: bool) -> Sequence[Garbage]:
+    async def _free(self, shard: Shard, rows: Sequence[Garbage], *, small: bool) -> Sequence[Garbage]:
         """The rows whose shares are durably gone. Small ones are the committer's thread's to free: it owns the log's end."""
         if not rows:
             return []

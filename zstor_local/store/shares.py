@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 from zstor_local.coding.block import BadBlock, Buffer
@@ -13,7 +14,7 @@ from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_
 from zstor_local.errors import CorruptRecord, Unreadable
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.record import ObjectRecord
-from zstor_local.shards.base import ShardError, ShareMissing, ShareReader
+from zstor_local.shards.base import ShardError, ShareLate, ShareMissing, ShareReader
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import block_sealer
 from zstor_local.store.namespaces import Namespace
@@ -45,6 +46,7 @@ class VersionShares:
         self._lock = threading.Lock()
         self._readers: dict[int, ShareReader] = {}
         self._states: dict[int, ShareState] = {}
+        self._late: set[int] = set()  # shares that took longer than others would have
         self._table: ChunkTable | None = None
         self.blocks_read = 0
 
@@ -59,25 +61,39 @@ class VersionShares:
         `among` limits the share indices. Unreadable if fewer than k are good; BlockingIOError if not `wait` and a disk would be.
         """
         blocks: dict[int, Buffer] = {}
-        for index in self._order() if among is None else among:
-            try:
-                blocks[index] = self.block(index, chunk, wait=wait)
-            except ShareBad as bad:
-                self._states[index] = bad.state
-            else:
-                if len(blocks) == self._policy.k:
-                    return blocks
+        order = list(self._order() if among is None else among)
+        if wait:
+            for index in order[: self._policy.k]:
+                self._prefetch(index, chunk)
+        late: list[int] = []
+        for patient, indices in ((False, order), (True, late)):
+            for index in indices:
+                try:
+                    blocks[index] = self.block(index, chunk, wait=wait, patient=patient)
+                except ShareLate:
+                    late.append(index)
+                    self._late.add(index)
+                except ShareBad as bad:
+                    self._states[index] = bad.state
+                else:
+                    if len(blocks) == self._policy.k:
+                        return blocks
         raise self._unreadable()
 
-    def block(self, index: int, chunk: int, *, wait: bool = True) -> Buffer:
-        """One opened block, or ShareBad."""
+    def _prefetch(self, index: int, chunk: int) -> None:
+        table = self.table()
+        with suppress(ShareBad):  # `block` will say so
+            self.reader(index).prefetch(table.offset(chunk), table.offset(chunk + 1) - table.offset(chunk))
+
+    def block(self, index: int, chunk: int, *, wait: bool = True, patient: bool = True) -> Buffer:
+        """One opened block, or ShareBad; without patience ShareLate if its shard is slower than usual."""
         table = self.table()
         shape = table.shape(chunk)
         offset = table.offset(chunk)
         reader = self.reader(index)
         try:
             length = table.offset(chunk + 1) - offset
-            data = memoryview(reader.read(offset, length) if wait else reader.read_nowait(offset, length))
+            data = memoryview(reader.read(offset, length, patient=patient) if wait else reader.read_nowait(offset, length))
             self.blocks_read += 1
             if data[:BLOCK_HEADER_BYTES] != pack_block_header(chunk, shape, self._policy.padding):
                 raise BadBlock("another block lies there")
@@ -140,10 +156,10 @@ class VersionShares:
         raise self._unreadable()
 
     def _order(self) -> Sequence[int]:
-        """Share indices, the most promising first: data before parity, those found bad last (another chunk of theirs may be good)."""
-        if not self._states:
+        """Share indices, the most promising first: data before parity, late and bad ones last (another chunk may be good)."""
+        if not self._states and not self._late:
             return range(self._policy.m)
-        return sorted(range(self._policy.m), key=lambda index: index in self._states)
+        return sorted(range(self._policy.m), key=lambda index: (index in self._states, index in self._late))
 
     def _unreadable(self) -> Unreadable:
         shares = [

@@ -146,8 +146,8 @@ class Store:
         for number, state in ((number, self.pool.state(number)) for number in self.pool.numbers):
             if state != "ok":
                 found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
-        devices = {shard.file_system_key[0] for shard in self.pool.opened()}
-        if len(devices) == 1 and len(self.pool.opened()) > 1:
+        devices = {None if shard.on_disk is None else shard.on_disk.file_system_key[0] for shard in self.pool.opened()}
+        if len(devices - {None}) == len(devices) == 1 and len(self.pool.opened()) > 1:
             found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
         return found
 
@@ -305,7 +305,7 @@ def _rolled_back(metastore: Metastore, pool: ShardPool, index: LogIndex) -> str 
     """Why this metastore must not be written: it is older than what the logs have seen."""
     state = metastore.state()
     for shard in pool.opened():
-        if index.progress(shard.number).committed > state.sequence:
+        if shard.newest_committed() > state.sequence:
             return f"the metastore is older than shard {shard.id}: it was rolled back; `zstor rebuild` makes a new one"
         if shard.newest_writer() > state.writer:
             return f"shard {shard.id} was written by a later daemon than this metastore knows; `zstor rebuild` makes a new one"
