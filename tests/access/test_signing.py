@@ -83,7 +83,7 @@ def test_a_signed_trust_document_is_no_token() -> None:
     signed = sign_trust(KEY, {"issuer": "zstor:ab", "organization": "local"})
     assert jwt.get_unverified_header(signed)["typ"] == TRUST_TYPE
     payload = jwt.decode(signed, options={"verify_signature": False})
-    assert payload == {"iss": "zstor:ab", "trust": {"issuer": "zstor:ab", "organization": "local"}}
+    assert payload == {"iss": "zstor:ab", "issuer": "zstor:ab", "organization": "local"}
     assert "scope" not in payload
     assert "exp" not in payload
 

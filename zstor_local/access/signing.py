@@ -101,4 +101,4 @@ def sign_token(key: SigningKey, claims: Claims) -> str:
 
 def sign_trust(key: SigningKey, document: TrustDocument) -> str:
     """A trust document that whoever knows one of the issuer's keys can take from anybody."""
-    return key.sign({"iss": document["issuer"], "trust": document}, TRUST_TYPE)
+    return key.sign({"iss": document["issuer"], **document}, TRUST_TYPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
 from zstor_local.metastore.base import Metastore
@@ -107,6 +108,9 @@ class Namespaces:
         record = NamespaceRecord.decode(self._sealer.open(envelope))
         namespace = Namespace(record.name, record.id, record.policy, self._sealer.keys(record.id), self._hasher)
         return self._known.setdefault(record.name, namespace)
+
+
+PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
 
 
 def row_name(namespace: str) -> str:

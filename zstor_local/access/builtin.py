@@ -1,0 +1,203 @@
+"""The authority that is built in: rights and signing keys are rows of the store, sealed and copied to all shards like its others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
+from zstor_local.access.keyring import KeyRing
+from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
+from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
+from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
+from zstor_local.model.ids import StoreId
+from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, Permission, Rights, scope
+from zstor_local.model.record import decode, encode
+from zstor_local.runtime import Runtime
+from zstor_local.store.namespaces import PERMISSIONS_TABLE
+from zstor_local.store.storewide import StoredRow, StoreWide
+
+SECOND: Final = 1_000_000  # microseconds
+JTI_BYTES: Final = 16
+SCHEMA: Final = 1
+
+_AUTHORITY: Final = "authority"
+_KEYS: Final = "keys"  # its one row
+
+
+class BuiltInAuthority:
+    """See the laws of access.authority.Authority. `exists` tells whether the store has a namespace of that name."""
+
+    kind: AuthorityKind = "builtin"
+
+    def __init__(
+        self, runtime: Runtime, rows: StoreWide, store_id: StoreId, *, organization: str, exists: Callable[[str], bool]
+    ) -> None:
+        self._runtime = runtime
+        self._rows = rows
+        self._issuer = f"zstor:{store_id.hex()}"
+        self.organization = organization
+        self._exists = exists
+
+    # --- Namespaces and rights ---
+
+    async def create(self, namespace: str) -> None:
+        def change(current: StoredRow | None) -> bytes:
+            if current is not None and self._exists(namespace):
+                raise AlreadyExists(f"there is a namespace {namespace} already")
+            return _encode({})  # also over what a creation that was broken off has left
+
+        await self._rows.change(PERMISSIONS_TABLE, namespace, change)
+
+    async def delete(self, namespace: str) -> None:
+        await self._rows.remove(PERMISSIONS_TABLE, namespace)
+
+    async def namespaces(self) -> Sequence[str]:
+        names: list[str] = []
+        while page := self._rows.scan(PERMISSIONS_TABLE, after=names[-1] if names else None):
+            names += [row.name for row in page]
+        return names
+
+    async def give(self, namespace: str, user: str, rights: Rights) -> Given:
+        return Given(await self._change(namespace, user, lambda had: had | rights))
+
+    async def remove(self, namespace: str, user: str, rights: Rights) -> Given:
+        return Given(await self._change(namespace, user, lambda had: had - rights))
+
+    async def get(self, namespace: str, user: str) -> Rights:
+        return ALL if user == OWNER else self._users(namespace).get(user, Rights())
+
+    async def users(self, namespace: str) -> Mapping[str, Rights]:
+        return self._users(namespace)
+
+    async def _change(self, namespace: str, user: str, change: Callable[[Rights], Rights]) -> Rights:
+        if user == OWNER:
+            raise InvalidParams(f"{OWNER} is the daemon's own user and has every right", parameter="user")
+        self._must_exist(namespace, self._rows.get(PERMISSIONS_TABLE, namespace))
+        result = Rights()
+
+        def changed(current: StoredRow | None) -> bytes:
+            nonlocal result
+            users = {} if current is None else dict(_decode(current.value))
+            result = change(users.pop(user, Rights()))
+            return _encode({**users, user: result} if result else users)
+
+        await self._rows.change(PERMISSIONS_TABLE, namespace, changed)
+        return result
+
+    def _users(self, namespace: str) -> Mapping[str, Rights]:
+        row = self._rows.get(PERMISSIONS_TABLE, namespace)
+        self._must_exist(namespace, row)
+        return {} if row is None else _decode(row.value)
+
+    def _must_exist(self, namespace: str, row: StoredRow | None) -> None:
+        """Namespaces that a first write made have no row here before somebody is given something."""
+        if row is None and not self._exists(namespace):
+            raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them")
+
+    # --- Tokens ---
+
+    async def token(self, namespace: str, permissions: Sequence[Permission], user: str | None, seconds: int) -> Token:
+        bearer = OWNER if user is None else user
+        rights = await self.get(namespace, bearer)
+        if bearer == OWNER:
+            self._must_exist(namespace, self._rows.get(PERMISSIONS_TABLE, namespace))
+        lacking = [permission for permission in permissions if not rights.allows(permission)]
+        if lacking or not permissions:
+            raise PermissionDenied(
+                f"{bearer} has no permission to {' or '.join(lacking) or 'do nothing'} in {namespace}",
+                hint="`zstor perm give` gives it",
+            )
+        scopes = tuple(scope(self.organization, namespace, permission) for permission in permissions)
+        key, ring = await self._signing()
+        issued = ring.first_second(bearer, namespace, self._now())
+        claims = Claims(
+            issuer=self._issuer,
+            audience=AUDIENCE,
+            user=bearer,
+            scopes=scopes,
+            issued=issued,
+            expires=issued + seconds,
+            jti=self._runtime.randomness.bytes(JTI_BYTES).hex(),
+        )
+        return Token(sign_token(key, claims), claims.expires, scopes)
+
+    async def trust(self) -> TrustDocument:
+        await self._signing()
+        row = self._rows.get(_AUTHORITY, _KEYS)
+        now = self._now()
+        ring = _ring(row).pruned(now)
+        return {
+            "issuer": self._issuer,
+            "organization": self.organization,
+            "profile": "zstor",
+            "audience": AUDIENCE,
+            "keys": [kept.key.jwk() for kept in ring.keys],
+            "revoked": [each.document() for each in ring.revoked],
+            "updated": 0 if row is None else row.sequence,
+        }
+
+    async def signed_trust(self) -> str:
+        document = await self.trust()
+        key, _ = await self._signing()
+        return sign_trust(key, document)
+
+    async def rotate(self, *, signs_in_seconds: int) -> str:
+        key = self._new_key()
+        now = self._now()
+        await self._signing()
+        await self._change_ring(lambda ring: ring.with_key(key, now + signs_in_seconds, now))
+        return key.kid
+
+    async def revoke(self, what: Revoked) -> None:
+        now = self._now()
+        if what.kid is not None:
+            kid = what.kid
+            await self._change_ring(lambda ring: self._able(ring.without_key(kid, now), now))
+            return
+        until = now + TOKEN_SECONDS_MAX + LEEWAY_SECONDS + 1
+        revocation = Revocation(until, what.jti, None if what.jti is not None else now, what.user, what.namespace)
+        await self._change_ring(lambda ring: ring.with_revocation(revocation, now))
+
+    async def _signing(self) -> tuple[SigningKey, KeyRing]:
+        """The key that signs now, made if there is none yet, and its ring."""
+        ring = _ring(self._rows.get(_AUTHORITY, _KEYS))
+        if ring.signer(self._now()) is None:
+            ring = await self._change_ring(lambda ring: self._able(ring, self._now()))
+        key = ring.signer(self._now())
+        if key is None:
+            raise CorruptRecord("the authority has no key to sign with", hint="`zstor token keys --rotate` makes one")
+        return key, ring
+
+    def _able(self, ring: KeyRing, now: int) -> KeyRing:
+        """The ring with a key that signs now. A later one that waits stays in it: with the clock set back it would else be lost."""
+        if ring.signer(now) is not None:
+            return ring
+        return KeyRing((*KeyRing().with_key(self._new_key(), now, now).keys, *ring.keys), ring.revoked)
+
+    def _new_key(self) -> SigningKey:
+        return SigningKey.from_seed(self._runtime.randomness.bytes(SEED_BYTES))
+
+    async def _change_ring(self, change: Callable[[KeyRing], KeyRing]) -> KeyRing:
+        row = await self._rows.change(_AUTHORITY, _KEYS, lambda current: change(_ring(current)).encode())
+        return _ring(row)
+
+    def _now(self) -> int:
+        return self._runtime.clock.now() // SECOND
+
+
+def _ring(row: StoredRow | None) -> KeyRing:
+    return KeyRing() if row is None else KeyRing.decode(row.value)
+
+
+def _encode(users: Mapping[str, Rights]) -> bytes:
+    bits = {user: sum(1 << PERMISSIONS.index(name) for name in rights.names) for user, rights in users.items()}
+    return encode({0: SCHEMA, 1: bits})
+
+
+def _decode(data: bytes) -> Mapping[str, Rights]:
+    plain = decode(data)
+    users = plain.get(1)
+    if plain.get(0) != SCHEMA or not isinstance(users, dict) or any(type(bits) is not int for bits in users.values()):
+        raise CorruptRecord("the permissions of a namespace are malformed", hint="use the newest zstor that wrote to this store")
+    return {user: Rights.of(name for at, name in enumerate(PERMISSIONS) if bits >> at & 1) for user, bits in users.items()}

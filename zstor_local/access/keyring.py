@@ -1,0 +1,83 @@
+"""What the built-in authority keeps to sign with: its keys and revocations, as one row that changes as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from zstor_local.access.signing import SigningKey
+from zstor_local.access.trust import LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation
+from zstor_local.errors import CorruptRecord, NotFound
+from zstor_local.model.record import decode, encode
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKey:
+    """A key and from when on it signs, in seconds since 1970 UTC."""
+
+    key: SigningKey
+    signs_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """Keys in the order in which they sign, and what was revoked. Times are seconds since 1970 UTC."""
+
+    keys: tuple[KeptKey, ...] = ()
+    revoked: tuple[Revocation, ...] = ()
+
+    def signer(self, now: int) -> SigningKey | None:
+        """The newest key whose time has come; None if there is none."""
+        return next((kept.key for kept in reversed(self.keys) if kept.signs_from <= now), None)
+
+    def known(self, now: int) -> tuple[SigningKey, ...]:
+        """Keys of which a valid token may be about, or will be."""
+        return tuple(kept.key for kept in self.pruned(now).keys)
+
+    def with_key(self, key: SigningKey, signs_from: int, now: int) -> KeyRing:
+        """The ring with one key more. One that was to sign later than this is dropped: it has signed nothing."""
+        kept = tuple(each for each in self.pruned(now).keys if each.signs_from <= signs_from)
+        return replace(self, keys=(*kept, KeptKey(key, signs_from)))
+
+    def without_key(self, kid: str, now: int) -> KeyRing:
+        """The ring without a key, at once: its tokens count no more. NotFound if it is not in it."""
+        left = tuple(kept for kept in self.pruned(now).keys if kept.key.kid != kid)
+        if len(left) == len(self.pruned(now).keys):
+            raise NotFound("there is no such signing key", hint="`zstor token keys` lists them")
+        return replace(self, keys=left)
+
+    def with_revocation(self, revocation: Revocation, now: int) -> KeyRing:
+        return replace(self.pruned(now), revoked=(*self.pruned(now).revoked, revocation))
+
+    def first_second(self, user: str, namespace: str, now: int) -> int:
+        """When a new token of the user may claim to be issued: behind the last second that a revocation covers."""
+        covered = (
+            each.issued_until
+            for each in self.revoked
+            if each.issued_until is not None and each.sub in (None, user) and each.namespace in (None, namespace)
+        )
+        return max((now, *(second + 1 for second in covered)))
+
+    def pruned(self, now: int) -> KeyRing:
+        """Without what can concern no valid token any more: a key goes once its successor has signed for the longest life of one."""
+        successors = [*(kept.signs_from for kept in self.keys[1:]), None]
+        over = now - TOKEN_SECONDS_MAX - LEEWAY_SECONDS
+        keys = (kept for kept, until in zip(self.keys, successors, strict=False) if until is None or until > over)
+        return KeyRing(tuple(keys), tuple(each for each in self.revoked if each.until > now))
+
+    def encode(self) -> bytes:
+        revoked = [[each.until, each.jti, each.issued_until, each.sub, each.namespace] for each in self.revoked]
+        return encode({0: SCHEMA, 1: [[kept.key.secret, kept.signs_from] for kept in self.keys], 2: revoked})
+
+    @classmethod
+    def decode(cls, data: bytes) -> KeyRing:
+        """The reverse of `encode`; CorruptRecord for anything else."""
+        plain = decode(data)
+        try:
+            if plain[0] != SCHEMA:
+                raise CorruptRecord("the signing keys were written by a newer version", hint="use the newer zstor that wrote them")
+            keys = tuple(KeptKey(SigningKey.parse(secret), signs_from) for secret, signs_from in plain[1])  # type: ignore[attr-defined]
+            return cls(keys, tuple(Revocation(*each) for each in plain[2]))  # type: ignore[attr-defined]
+        except (KeyError, TypeError, ValueError):
+            raise CorruptRecord("the signing keys are malformed") from None
