@@ -19,6 +19,7 @@ import trio
 
 from zstor_local import __version__, limits, sd_notify
 from zstor_local.config import Config
+from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
@@ -26,6 +27,7 @@ from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import jobs as job_methods
+from zstor_local.rpc.methods import ns as name_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
@@ -158,6 +160,7 @@ def _registry(store: Store, config: Config) -> Registry:
     walk_methods.register(registry, store)
     stream_methods.register(registry)
     job_methods.register(registry, store)
+    name_methods.register(registry, Names(store.rows))
     return registry
 
 

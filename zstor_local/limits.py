@@ -45,6 +45,9 @@ USER_METADATA_BYTES: Final = 16 * KIB  # the `user` member, as CBOR
 LIST_ITEMS: Final = 1_000
 LIST_BYTES: Final = 8 * MIB
 
+# --- Names ---
+NAME_VALUE_BYTES: Final = 512 * KIB  # half of what a store-wide row holds; what is larger belongs into the content store
+
 # --- Coding ---
 CHUNK_SIZE_MIN: Final = 256 * KIB
 CHUNK_SIZE_MAX: Final = 4 * MIB

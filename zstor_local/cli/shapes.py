@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class Policy(TypedDict):
@@ -99,3 +99,24 @@ class Status(TypedDict):
     bytes: int
     queues: dict[str, int]
     warnings: list[str]
+
+
+class NameFetched(TypedDict):
+    """ns.fetch. Without a value nothing is new, or the name was deleted."""
+
+    value_b64: NotRequired[str]
+    seq: int
+    updated_epoch: int | None
+    deleted: NotRequired[bool]
+
+
+class NameListed(TypedDict):
+    name: str
+    seq: int
+    size: int
+    updated_epoch: int
+
+
+class NamesPage(TypedDict):
+    items: list[NameListed]
+    cursor: str | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +33,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.handover import Handover
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
+from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Pattern, Range
 from zstor_local.rpc.streams import Opened, Streams
@@ -174,17 +174,11 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         target = names.target(key, namespace, metadata)
         previous = names.previous(target[0], previous_key, previous_metadata)
         options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
-        _exactly_one(value=value, value_b64=value_b64, fd=fd)
+        exactly_one(value=value, value_b64=value_b64, fd=fd)
         if fd is not None:
             with handover.source(call, fd, stream=True) as source:
                 return await store_it(_Producer(call), target, source, options)
-        data = value.encode() if value is not None else value_b64 or b""
-        if len(data) > limits.INLINE_VALUE_BYTES:
-            raise TooLarge(
-                f"the value has {len(data)} bytes",
-                hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor",
-                limit=limits.INLINE_VALUE_BYTES,
-            )
+        data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
         return await store_it(_Producer(call), target, BytesSource(data), options)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
@@ -213,7 +207,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         target = names.target(key, namespace, metadata)
         previous = names.previous(target[0], previous_key, previous_metadata)
         options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
-        _exactly_one(path=path, fd=fd)
+        exactly_one(path=path, fd=fd)
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
             return await store_it(_Producer(call), target, source, options)
@@ -281,7 +275,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         references, about = list(stored.record.references), describe(stored, store.pool)
         if encoding is None:
             return {"value_b64": Base64(data), "references": references, "metadata": about}
-        return {"value": _text(data), "references": references, "metadata": about}
+        return {"value": text_of(data), "references": references, "metadata": about}
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
@@ -301,7 +295,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
         A file named by its path is replaced by a whole new one, or not touched at all.
         """
-        _exactly_one(path=path, fd=fd)
+        exactly_one(path=path, fd=fd)
         stored = names.find(key, namespace, metadata)
         part = stretch(stored.record, offset, length)
         with names.still_there(stored, by_metadata=metadata is not None):
@@ -462,24 +456,3 @@ def _weigh(value: Json, depth: int = 0) -> int:
 
 def _with_version(options: WriteOptions, version: Version) -> WriteOptions:
     return replace(options, if_version=version)
-
-
-def _exactly_one(**given: object) -> None:
-    names = ", ".join(given)
-    if sum(value is not None for value in given.values()) != 1:
-        raise InvalidParams(f"give exactly one of {names}", parameter=next(iter(given)))
-
-
-_CONTROLS: Final = re.compile(r"[\x00-\x1f]")
-
-
-def _text(data: bytes) -> str:
-    """The bytes as text whose JSON form fits into a reply."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise BadEncoding("the bytes are not UTF-8", hint="read them without `encoding`: value_b64") from None
-    escaped = len(text) if text.isascii() else 6 * len(text)
-    if escaped + 5 * len(_CONTROLS.findall(text)) > limits.MESSAGE_BYTES - limits.MIB:
-        raise BadEncoding("the text is too large once escaped as JSON", hint="read it without `encoding`, or in stretches")
-    return text
