@@ -20,6 +20,7 @@ from zstor_local.coding.seal import BlockBinding, BlockSealer
 from zstor_local.coding.share import ChunkTable, block_size, pack_block_header, pack_chunk_table, pack_share_end
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
+from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
@@ -32,6 +33,13 @@ BATCH_BYTES: Final = (
     8 * limits.MIB
 )  # plain bytes one thread call takes at most: long enough to make the hop cheap, short enough to be fair
 STREAM_BUFFERS: Final = 3  # chunks of a stream in memory: one filling, two in the workers
+
+
+Watch = Callable[[int, memoryview], None]  # is shown each chunk's number and plain bytes, in any order and by any thread
+
+
+def watch_nothing(number: int, plain: memoryview) -> None:
+    """For writes whose bytes nobody else wants to see."""
 
 
 class ScratchPool:
@@ -70,6 +78,22 @@ class Coded:
     def table_in_shares(self) -> bool:
         return len(self.chunk_table) > limits.CHUNK_TABLE_INLINE_BYTES
 
+    def record(self, key: str, policy: Policy, created: int, modified: int) -> ObjectRecord:
+        """The record of a key with these bytes; times in microseconds."""
+        return ObjectRecord(
+            key=key,
+            size=self.size,
+            digest=self.digest,
+            created=created,
+            modified=modified,
+            policy=policy,
+            wrapped_key=self.wrapped_key,
+            placement=self.placement,
+            share_bytes=self.share_bytes,
+            chunk_table=b"" if self.table_in_shares else self.chunk_table,
+            table_blob=self.table_in_shares,
+        )
+
 
 def new_version(runtime: Runtime) -> Version:
     return Version(runtime.randomness.bytes(16))
@@ -87,6 +111,7 @@ def code_small(
     placement: tuple[int, ...],
     data: Buffer,
     scratch: Scratch,
+    watch: Watch = watch_nothing,
 ) -> Coded:
     """All of a small object's shares, in memory."""
     policy = namespace.policy
@@ -95,7 +120,9 @@ def code_small(
     parts: list[list[Buffer]] = [[] for _ in range(policy.m)]
     shapes = []
     for number, start in enumerate(range(0, len(view), policy.chunk_size)):
-        chunk = coder.encode(scratch, number, view[start : start + policy.chunk_size])
+        plain = view[start : start + policy.chunk_size]
+        watch(number, plain)
+        chunk = coder.encode(scratch, number, plain)
         shapes.append(chunk.shape)
         header = pack_block_header(number, chunk.shape, policy.padding)
         for index, block in enumerate(chunk.blocks):
@@ -158,6 +185,7 @@ class LargeWrite:
         version: Version,
         placement: tuple[int, ...],
         quorum: int,
+        watch: Watch = watch_nothing,
     ) -> None:
         self._runtime = runtime
         self._pool = pool
@@ -167,6 +195,7 @@ class LargeWrite:
         self._version = version
         self._placement = placement
         self._quorum = quorum
+        self._watch = watch
         self._data_key = runtime.randomness.bytes(32)
         self._sealer = block_sealer(store_id, namespace, self._policy, version, self._data_key)
         self._coder = ChunkCoder(self._policy, self._sealer)
@@ -268,6 +297,7 @@ class LargeWrite:
         try:
             if fill is not None:
                 fill()
+            self._watch(number, plain)
             packed = self._coder.pack(scratch, plain)
             size = block_size(packed.shape, self._policy.k, self._policy.padding)
             with self._turns.take(number):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -19,7 +19,16 @@ from zstor_local.shards.base import ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.coding import INLINE_CODING_BYTES, Coded, LargeWrite, ScratchPool, code_small, new_version
+from zstor_local.store.coding import (
+    INLINE_CODING_BYTES,
+    Coded,
+    LargeWrite,
+    ScratchPool,
+    Watch,
+    code_small,
+    new_version,
+    watch_nothing,
+)
 from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
@@ -34,6 +43,9 @@ from zstor_local.store.streams import StreamBudget
 DIGEST_PREFIX: Final = "blake3:"
 
 Source = BytesSource | FileSource | StreamSource
+
+T = TypeVar("T")
+Publish = Callable[[Coded], Awaitable[T]]  # what is to be done with coded shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +97,32 @@ class ObjectWriter:
             self._check_conditions(self._metastore.get(namespace.id, name.key), options)
         if options.previous is not None:
             follow(self._edits(namespace, self._metastore.get), name.key, options.previous)
+
+        async def publish(coded: Coded) -> Stored:
+            _check_expected(coded, options)
+            return await self._publish(namespace, name, coded, options, caller)
+
+        return await self.store(namespace, source, publish, caller, expected_size=options.expected_size)
+
+    async def store(
+        self,
+        namespace: Namespace,
+        source: Source,
+        publish: Publish[T],
+        caller: Caller,
+        *,
+        expected_size: int | None = None,
+        watch: Watch = watch_nothing,
+    ) -> T:
+        """Code the bytes into shares and have them published; if that raises (but OutcomeUnknown), the shares are freed.
+
+        `publish` has to commit what `put` or `discard` make of the shares. `expected_size` is only for the progress.
+        """
         data, rest = await self._beginning(namespace, source)
         if rest is None:
-            return await self._write_small(namespace, name, data, options, caller)
+            return await publish(await self._code_small(namespace, data, watch))
         with nullcontext() if isinstance(rest, FileSource) else self._streams.take(namespace.policy):
-            return await self._write_large(namespace, name, data, rest, options, caller)
+            return await self._write_large(namespace, data, rest, publish, caller, expected_size, watch)
 
     async def _beginning(self, namespace: Namespace, source: Source) -> tuple[Buffer, FileSource | StreamSource | None]:
         """The bytes of a small object and None, or what was read of a large one's stream, and where the rest comes from."""
@@ -118,35 +151,42 @@ class ObjectWriter:
             buffer += window[:count]
         return buffer, source
 
-    async def _write_small(self, namespace: Namespace, name: ObjectName, data: Buffer, options: WriteOptions, caller: Caller) -> Stored:
+    async def _code_small(self, namespace: Namespace, data: Buffer, watch: Watch) -> Coded:
         version = new_version(self._runtime)
         placement = self._place(namespace, version)
         key = self._runtime.randomness.bytes(32)
 
         def code() -> Coded:
             with self._scratches.borrow() as scratch:
-                return code_small(self._sealer.store_id, namespace, version, key, placement, data, scratch)
+                return code_small(self._sealer.store_id, namespace, version, key, placement, data, scratch, watch)
 
-        coded = code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code)
-        _check_expected(coded, options)
-        return await self._publish(namespace, name, coded, options, caller)
+        return code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code)
 
     async def _write_large(
         self,
         namespace: Namespace,
-        name: ObjectName,
         data: Buffer,
         source: FileSource | StreamSource,
-        options: WriteOptions,
+        publish: Publish[T],
         caller: Caller,
-    ) -> Stored:
+        expected_size: int | None,
+        watch: Watch,
+    ) -> T:
         version = new_version(self._runtime)
         placement = self._place(namespace, version)
-        await self._committer.commit(namespace.id, name.key, lambda _: Decision(intents=[Intent(version, placement)]))
+        await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(version, placement)]))
         write = LargeWrite(
-            self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, placement, self._quorum(namespace)
+            self._runtime,
+            self._pool,
+            self._scratches,
+            self._sealer.store_id,
+            namespace,
+            version,
+            placement,
+            self._quorum(namespace),
+            watch,
         )
-        total = source.size if isinstance(source, FileSource) else options.expected_size
+        total = source.size if isinstance(source, FileSource) else expected_size
         try:
             with self._pool.large_write():
                 await self._runtime.threads.run(write.begin)
@@ -155,23 +195,19 @@ class ObjectWriter:
                 else:
                     await write.code_stream(data, source, lambda done: caller.progress(done, total))
                 coded = await write.finish()
-            _check_expected(coded, options)
-            return await self._publish(namespace, name, coded, options, caller)
+            return await publish(coded)
         except OutcomeUnknown:
             raise  # its record may be there after the next start, so its shares stay; the intent tells whose they are
         except BaseException as error:
             with trio.CancelScope(shield=True):
-                await self._undo(namespace, name, write, version, placement)
+                await self._undo(namespace, write, version, placement)
             raise single(error) from None
 
-    async def _undo(
-        self, namespace: Namespace, name: ObjectName, write: LargeWrite, version: Version, placement: tuple[int, ...]
-    ) -> None:
+    async def _undo(self, namespace: Namespace, write: LargeWrite, version: Version, placement: tuple[int, ...]) -> None:
         """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it."""
         await self._runtime.threads.run(write.abort)
-        garbage = [Garbage(number, ShareId(version, index), small=False) for index, number in enumerate(placement)]
         try:
-            await self._committer.commit(namespace.id, name.key, lambda _: Decision(intents_done=[version], garbage=garbage))
+            await self._committer.commit(namespace.id, "", lambda _: _garbage(version, placement))
         except ZstorError:
             return
         self._on_garbage()
@@ -192,25 +228,14 @@ class ObjectWriter:
             replaced = old is not None
             references = old.references if options.keep_references and old is not None else options.references
             previous = options.previous.key if options.previous is not None else old.previous_key if old is not None else None
-            published = ObjectRecord(
-                key=name.key,
-                size=coded.size,
-                digest=coded.digest,
-                created=max(earliest, now if old is None else old.created),
-                modified=now,
-                policy=namespace.policy,
-                wrapped_key=coded.wrapped_key,
-                placement=coded.placement,
-                share_bytes=coded.share_bytes,
-                chunk_table=b"" if coded.table_in_shares else coded.chunk_table,
-                table_blob=coded.table_in_shares,
+            published = replace(
+                coded.record(name.key, namespace.policy, max(earliest, now if old is None else old.created), now),
                 references=tuple(references),
                 user=options.user,
                 previous_key=previous,
                 next_key=None if old is None else old.next_key,
             )
-            edits.put(name.key, coded.version, published)
-            return self._put(namespace, name, edits, coded, now)
+            return self.put(namespace, edits, coded, published, now)
 
         with caller.committing():
             committed = await self._committer.commit(namespace.id, name.key, decide)
@@ -222,13 +247,25 @@ class ObjectWriter:
         owed = {*committed.owed, *shares_owed}
         return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
 
-    def _put(self, namespace: Namespace, name: ObjectName, edits: Edits, coded: Coded, now: int) -> Decision:
+    # --- What a change comes to that publishes coded shares: in the committer's thread ---
+
+    def put(self, namespace: Namespace, edits: Edits, coded: Coded, record: ObjectRecord, now: int) -> Decision:
+        """The edits, and the record's key has the coded version."""
+        edits.put(record.key, coded.version, record)
         shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement)} if coded.shares else {}
         debts = [
-            Debt(coded.placement[index], Owed.SHARE, namespace.id, name.key, coded.version, index) for index in sorted(coded.failed)
+            Debt(coded.placement[index], Owed.SHARE, namespace.id, record.key, coded.version, index) for index in sorted(coded.failed)
         ]
-        change = edits.decision(now, new=NewShares(name.key, shares, self._quorum(namespace)))
+        change = edits.decision(now, new=NewShares(record.key, shares, self._quorum(namespace)))
         return replace(change, intents_done=[] if coded.shares else [coded.version], debts=debts)
+
+    def discard(self, edits: Edits, coded: Coded, now: int) -> Decision:
+        """The edits, and nobody needs the coded shares."""
+        change = edits.decision(now)
+        if coded.shares:  # they were never written
+            return change
+        unwanted = _garbage(coded.version, coded.placement)
+        return replace(change, intents_done=unwanted.intents_done, garbage=[*change.garbage, *unwanted.garbage])
 
     def _edits(self, namespace: Namespace, look: Look | None = None) -> Edits:
         return Edits(self._committer, self._metastore, self._sealer, namespace, look)
@@ -276,6 +313,12 @@ class ObjectWriter:
             raise AlreadyExists("the key exists already", hint="leave `exclusive` out to replace it", current=current.version.hex())
         if options.if_version is not None:
             check_version(current, options.if_version)
+
+
+def _garbage(version: Version, placement: tuple[int, ...]) -> Decision:
+    """A large write whose shares nothing will name."""
+    garbage = [Garbage(number, ShareId(version, index), small=False) for index, number in enumerate(placement)]
+    return Decision(intents_done=[version], garbage=garbage)
 
 
 class _Ended:
