@@ -95,13 +95,6 @@ def test_a_good_message_in_between_makes_the_count_begin_anew(client: Client) ->
     assert client.result("rpc.ping") == "pong"
 
 
-def test_http_and_content_length_are_told_what_is_spoken_here(daemon: Daemon) -> None:
-    for first in (b"GET / HTTP/1.1\r\n\r\n", b"POST /rpc HTTP/1.1\r\n\r\n{}", b"Content-Length: 2\r\n\r\n{}"):
-        with daemon.client() as peer:
-            peer.send(first)
-            assert [error_type(reply) for reply in peer.rest()] == ["not_supported"]
-
-
 def test_a_message_that_is_cut_anywhere_by_a_disconnect_does_nothing(daemon: Daemon, client: Client) -> None:
     with ExitStack() as opened:
         reader, _ = pipe(opened)

@@ -403,13 +403,6 @@ async def test_a_reply_over_the_limit_is_an_error(world: World, monkeypatch: pyt
         assert error_type(await client.error("rpc.methods")) == "too_large"
 
 
-async def test_another_transport_gets_a_clear_error_and_the_end(world: World) -> None:
-    for first in ("POST / HTTP/1.1\r\n\r\n", "GET /", "Content-Length: 5\r\n\r\nhello"):
-        async with world.serving(), world.client() as client:
-            await client.send(first)
-            assert error_type(json.loads(await client.rest())) == "not_supported"
-
-
 # --- The mirrored terminator ---
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zstor_local.errors import ParseError, TooLarge
-from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator, Transport, transport_of
+from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
 from zstor_local.rpc.strict_json import Json
 
 CUTS = [1, 2, 3, 7, 64, 1 << 20]
@@ -212,11 +212,3 @@ def test_errors_are_parse_errors_with_a_reason() -> None:
     assert isinstance(event, Fault)
     assert isinstance(event.error, ParseError)
     assert event.error.data == {"reason": "syntax"}
-
-
-def test_the_first_byte_tells_the_transport() -> None:
-    assert {chr(byte): transport_of(byte) for byte in b"CPGHOD"} == {
-        "C": Transport.CONTENT_LENGTH,
-        **dict.fromkeys("PGHOD", Transport.HTTP),
-    }
-    assert {transport_of(byte) for byte in b'{[ \n"1x'} == {Transport.JSON}

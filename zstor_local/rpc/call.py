@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Busy, InvalidParams, ShuttingDown, TimedOut, ZstorError
+from zstor_local.errors import Busy, InvalidParams, NotSupported, ShuttingDown, TimedOut, ZstorError
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.strict_json import JsonObject
 
@@ -32,6 +32,11 @@ class Connection(Protocol):
 
     @property
     def peer(self) -> Peer: ...
+
+    @property
+    def replies_only(self) -> bool:
+        """Nothing but replies can be sent to this client, and each of its messages stands alone."""
+        ...
 
     def state(self, kind: type[T]) -> T:
         """This connection's own `kind`, made without arguments when first asked for."""
@@ -151,6 +156,11 @@ class Call:
     def take_fd(self, index: int) -> int:
         """The descriptor at an index of those sent with the message. The method owns it from now on and closes it."""
         return self.descriptors.take(index)
+
+    def require_messages(self, what: str) -> None:
+        """Raise NotSupported if nothing but a reply can be sent to this client."""
+        if self.connection.replies_only:
+            raise NotSupported(f"{what} cannot come over HTTP", hint="speak JSON lines or Content-Length frames (docs/wire.md)")
 
     def client_gone(self) -> bool:
         """The client is dead. Ask before committing what came from a pipe: its end may be the client's."""

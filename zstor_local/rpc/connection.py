@@ -16,16 +16,19 @@ from typing import Final, TypeVar, cast
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, NotSupported, TooLarge, ZstorError
+from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
+from zstor_local.rpc.content_length import ContentLengthFramer
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
-from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator, Transport, transport_of
+from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
+from zstor_local.rpc.http import HttpFramer, NoDescriptors
 from zstor_local.rpc.outbox import Outbox
 from zstor_local.rpc.strict_json import Json, encode
+from zstor_local.rpc.wire import Wire, wire_of
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("zstor.rpc")
@@ -44,7 +47,8 @@ class Connection:
         self._peer = peer
         self._dispatcher = dispatcher
         self._budget = budget
-        self._framer = Framer()
+        self._framer: Wire = Framer()
+        self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
         self._outbox = Outbox(socket)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
@@ -69,6 +73,10 @@ class Connection:
     @property
     def peer(self) -> Peer:
         return self._peer
+
+    @property
+    def replies_only(self) -> bool:
+        return self._http is not None
 
     def state(self, kind: type[T]) -> T:
         if kind not in self._states:
@@ -143,12 +151,14 @@ class Connection:
             self._active = trio.current_time()
             if len(data) == self._read_size:
                 self._read_size = _READ_BYTES_MAX
-            if self._first and data and transport_of(data[0]) is not Transport.JSON:
+            if self._first and data:
+                self._first = False
+                self._speak(wire_of(data[0]))
+            if self._http is None:
+                await self._take(data, fds)
+            else:
                 close_all(fds)
-                await self._refuse(NotSupported("this socket speaks newline-delimited JSON-RPC 2.0", hint="send one line of JSON"))
-                return
-            self._first = False
-            await self._take(data, fds)
+                await self._take_turns(self._http, data)
             if not data:
                 return
 
@@ -160,6 +170,14 @@ class Connection:
             return await receive(self._socket, self._read_size)
         self._settle(line=False)
         return None
+
+    def _speak(self, wire: Wire) -> None:
+        """What the client's first byte told."""
+        self._framer = wire
+        if isinstance(wire, (HttpFramer, ContentLengthFramer)):
+            self._outbox.frame = wire.frame
+        if isinstance(wire, HttpFramer):
+            self._http = wire
 
     async def _take(self, data: bytes, fds: list[int]) -> None:
         """Handle what one read brought; empty data is the end of the input."""
@@ -180,9 +198,30 @@ class Connection:
             elif isinstance(event, Fault):
                 descriptors.close()
                 await self._bad(event.error, self._ending(event.line))
+                self._closing = self._closing or event.last
             else:
                 await self._message(event, descriptors)
         await self._hold(self._framer.pending)
+
+    async def _take_turns(self, http: HttpFramer, data: bytes) -> None:
+        """As `_take`, for HTTP: one message after the other, each answered before the next is looked at."""
+        if data:
+            http.receive(data)
+        else:
+            http.end()
+        while not self._closing and (event := http.next_event()) is not None:
+            if isinstance(event, Fault):
+                await self._bad(event.error, Ending(True))
+            elif isinstance(event, Message):
+                await self._message(event, NoDescriptors([]))
+                await self._until_idle()
+                if http.unanswered:
+                    await self._outbox.put(b"")
+            self._closing = self._closing or http.closing
+        if told := http.continues():
+            self._outbox.push(told, framed=True)
+        await self._hold(http.pending)
+        self._closing = self._closing or http.closing
 
     def _owners(self, events: list[Event], fds: list[int]) -> Iterator[Descriptors]:
         """The descriptors of each message: those of one read belong to the message that holds its last byte."""
@@ -313,7 +352,12 @@ class Connection:
         self._closing = True
 
     async def _finish(self) -> None:
-        """After the last request: let the calls end, look whether the client is still there."""
+        """After the last request: let the calls end, and their replies go out."""
+        await self._until_idle()
+        await self._outbox.drained()
+
+    async def _until_idle(self) -> None:
+        """While nothing is read: let the calls end, look whether the client is still there."""
         while not self._calls.idle:
             if self.client_gone():
                 raise trio.BrokenResourceError("the client is gone")
@@ -321,7 +365,6 @@ class Connection:
             self._calls.starve()
             with trio.move_on_after(_HANGUP_CHECK_SECONDS):
                 await self._idle.wait()
-        await self._outbox.drained()
 
     def _on_idle(self) -> None:
         self._active = trio.current_time()

@@ -223,6 +223,8 @@ def _read_meta(meta: Json, call: Call, method: Method) -> None:
     token = meta.get("progressToken")
     if isinstance(token, bool) or not isinstance(token, (str, int, type(None))):
         raise InvalidParams("_meta.progressToken must be a string or an integer", parameter="_meta")
+    if token is not None:
+        call.require_messages("progress")
     timeout = meta.get("timeoutSeconds")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float, type(None))) or (timeout is not None and timeout <= 0):
         raise InvalidParams("_meta.timeoutSeconds must be a number above 0", parameter="_meta")

@@ -40,10 +40,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Input that is no message; the reader has found, or looks for, the place to go on."""
+    """Input that is no message; the reader has found, or looks for, the place to go on. After the `last` one there is none."""
 
     error: ZstorError
     line: bool | None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +55,6 @@ class Terminator:
 
 
 Event = Message | Fault | Terminator
-
-
-class Transport(enum.Enum):
-    """What a connection speaks, by its first byte."""
-
-    JSON = "json"
-    HTTP = "http"
-    CONTENT_LENGTH = "content-length"
-
-
-def transport_of(first: int) -> Transport:
-    """C begins a Content-Length header; P, G, H, O and D begin the methods of HTTP; no JSON value begins with any of them."""
-    if first == ord("C"):
-        return Transport.CONTENT_LENGTH
-    return Transport.HTTP if first in b"PGHOD" else Transport.JSON
 
 
 class _State(enum.Enum):

@@ -7,6 +7,7 @@ import os
 import struct
 import termios
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -17,6 +18,7 @@ class Outbox:
     """Lines on their way to a socket. Run `run` in a task; it ends with BrokenResourceError when the client is gone."""
 
     def __init__(self, peer: trio.socket.SocketType) -> None:
+        self.frame: Callable[[bytes], bytes] | None = None  # how a line is sent; None: as it is
         self._peer = peer
         self._waiting: deque[memoryview] = deque()
         self._size = 0
@@ -40,11 +42,11 @@ class Outbox:
             await self._room.park()
         self.push(line)
 
-    def push(self, line: bytes) -> None:
+    def push(self, line: bytes, *, framed: bool = False) -> None:
         """Send a line, whatever waits before it."""
         if self._broken:
             return
-        rest = memoryview(line)
+        rest = memoryview(line if framed or self.frame is None else self.frame(line))
         if not self._waiting:
             # The kernel nearly always has room: then a reply costs no switch to the writer.
             rest = rest[self._write(rest) :]

@@ -42,6 +42,7 @@ class Streams:
 
     async def write(self, call: Call, store: Callable[[StreamSource, Caller], Awaitable[object]]) -> Opened:
         """Begin a write whose bytes the client sends piece by piece. Raises what the write finds wrong before it wants the first."""
+        call.require_messages("a stream inside messages")
         own = call.connection.state(OwnStreams)
         stream = Incoming(own.new_id(self._randomness), call, store)
         own.add(stream)
@@ -55,6 +56,7 @@ class Streams:
 
     def read(self, call: Call, send: Callable[[Outgoing, Caller], Awaitable[object]]) -> Opened:
         """Begin a read whose bytes go to the client piece by piece, as soon as the call has been answered."""
+        call.require_messages("a stream inside messages")
         own = call.connection.state(OwnStreams)
         stream = Outgoing(own.new_id(self._randomness), call)
         stream.call.bound = partial(send, stream, stream.call)
