@@ -23,6 +23,10 @@ class JobConnection:
     def peer(self) -> Peer:
         return self._peer
 
+    @property
+    def replies_only(self) -> bool:
+        return False
+
     def state(self, kind: type[T]) -> T:
         if kind not in self._states:
             self._states[kind] = kind()

@@ -32,6 +32,9 @@ class NoDescriptors(Descriptors):
             "a descriptor cannot come over HTTP", hint="send value_b64 or a path, or JSON lines with the descriptor (docs/wire.md)"
         )
 
+    def hand_over(self) -> Descriptors:
+        return self
+
 
 class HttpFramer:
     """Feed it with `receive` and `end`, take events with `next_event` until it answers None; then `frame` the answer.
