@@ -131,13 +131,23 @@ def test_with_one_shard_lost_writes_are_valid(filled: Daemon) -> None:
     assert not shard(filled, 2).exists()
 
 
-@pytest.mark.parametrize("lose", LOSSES)
+@pytest.mark.parametrize("lose", [remove, empty, move_away])
 def test_two_shards_lost_before_a_start(filled: Daemon, lose: Callable[[Path], None]) -> None:
     for number in (0, 5):
         lose(shard(filled, number))
     filled.start()
     with filled.client() as client:
         assert [states(client)[number] for number in (0, 5)] == ["missing", "missing"]
+        everything_is_exact(client)
+
+
+def test_of_two_shards_with_one_identity_neither_is_used(filled: Daemon) -> None:
+    put_another_in_its_place(shard(filled, 2))
+    filled.start()
+    with filled.client() as client:
+        shards = client.result("daemon.status")["shards"]
+        assert [each["state"] for each in shards] == ["ok", "ok", "missing", "failed", "ok", "ok"]
+        assert "one is a copy" in shards[3]["last_error"]
         everything_is_exact(client)
 
 

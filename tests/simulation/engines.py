@@ -7,14 +7,17 @@ refuses the transaction, any other error leaves its outcome open, and what the p
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from tests.simulation.world import World
+from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDamaged, Transaction
 from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.model.ids import StoreId
+from zstor_local.runtime import Runtime
 from zstor_local.shards.index import LogIndex
+from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
 COMMIT: Final = "metastore:commit"  # the names of the crash points: followed by " before" or " after"
 CREATE: Final = "metastore:create"
@@ -54,6 +57,9 @@ class SimulatedEngines:
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(":memory:")
+
+    def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
+        return {FILE: DirectoryEngine(runtime, store_id, keys, index)}
 
 
 class SimulatedMetastore(MemoryMetastore):

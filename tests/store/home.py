@@ -112,6 +112,11 @@ class Home:
     def bring_back(self, number: int) -> None:
         self.away(number).rename(self.root(number))
 
+    async def return_to(self, store: Store, number: int) -> None:
+        """The shard's directory is back, and the store has looked."""
+        self.bring_back(number)
+        await store.presence.look()
+
     def away(self, number: int) -> Path:
         return self.path / f"away{number}"
 

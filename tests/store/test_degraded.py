@@ -141,7 +141,7 @@ async def test_a_shard_that_comes_back_while_the_daemon_runs_is_used_again(home:
     async with home.open() as store:
         home.take_away(2)
         assert (await put(store, "a", b"1")).owed == 1
-        home.bring_back(2)
+        await home.return_to(store, 2)
         assert store.health == "ok"
         assert (await put(store, "b", b"2")).owed == 0
 
@@ -152,7 +152,7 @@ async def test_an_overwrite_pays_the_debts_of_the_version_it_replaces(home: Home
         home.take_away(2)
         await put(store, "a", content(1, 10_000))
         assert store.metastore.debts_count() > 0
-        home.bring_back(2)
+        await home.return_to(store, 2)
         await put(store, "a", content(2, 10_000))
         assert store.metastore.debts_count() == 0
 

@@ -91,7 +91,7 @@ async def test_shares_of_a_shard_that_is_away_wait_for_it(home: Home) -> None:
         await freed(store)
         assert [garbage.shard for garbage in store.metastore.garbage(1, 10)] == [1]
         assert store.metastore.garbage_count() == 1
-        home.bring_back(1)
+        await home.return_to(store, 1)
         await freed(store)
         assert store.metastore.garbage_count() == 0
         assert len(home.share_files()) == 3

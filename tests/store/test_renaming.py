@@ -242,7 +242,7 @@ async def test_a_change_that_builds_on_one_that_failed_fails_too(home: Home) -> 
         # The copy fails: it needs three shards. The delete, which would free the shares that the copy holds, must not count on it.
         outcomes = await together(home, store, [copying("a", "b"), deleting("a")], while_waiting=away)
         assert codes(outcomes) == ["not_enough_shards", "conflict"]
-        home.bring_back(0)
+        await home.return_to(store, 0)
         assert await get(store, "a") == content(1, 700_000)
         await delete(store, "a")
         await delete(store, "first")
@@ -273,7 +273,7 @@ async def test_a_shard_that_was_away_gets_its_share_whatever_the_key_is_by_then(
         if change is copy:
             await delete(store, "a")
         assert Owed.SHARE in {debt.kind for debt in store.metastore.debts_of(stored.version)}
-        home.bring_back(3)
+        await home.return_to(store, 3)
         await store.mending.mend()
         found = store.objects.find(name("b"))
         assert (found.owed, found.shares_owed) == (0, 0)
@@ -289,7 +289,7 @@ async def test_with_too_few_shards_nothing_is_renamed(home: Home) -> None:
         for change in (rename, copy):
             with pytest.raises(NotEnoughShards):
                 await change(store, "a", "b")
-        home.bring_back(0)
+        await home.return_to(store, 0)
         assert await keys(store) == ["a"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final, TypeVar
 
@@ -212,23 +212,42 @@ class StoreRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One shard of the store: `number` stands in placements, `uid` in the shard's marker, `id` is its name for people."""
+    """One shard of the store: `number` stands in placements, `uid` in the shard's marker, `id` is its name for people.
+
+    `url` may be relative to the store's directory. A `draining` shard gets no new shares. One that was `added` while the store was
+    in use is where this says; of the others the configuration may say something else.
+    """
 
     number: int
     uid: bytes
     id: str
     url: str
     group: str
+    draining: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ShardsRecord:
-    """The list of shards, schema 1."""
+    """The list of shards, schema 1. `numbers_used`: how many numbers were ever given, from 0; none is given twice.
+
+    `home` is the store's directory when a shard was added last: in a copy of the store it tells that it is one.
+    """
 
     shards: tuple[ShardEntry, ...]
+    numbers_used: int = 0
+    home: str = ""
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next new shard."""
+        return max(self.numbers_used, 1 + max((shard.number for shard in self.shards), default=-1))
 
     def encode(self) -> bytes:
-        return encode({0: 1, 1: [[s.number, s.uid, s.id, s.url, s.group] for s in self.shards]})
+        plain: dict[int, object] = {0: 1, 1: [[s.number, s.uid, s.id, s.url, s.group] for s in self.shards]}
+        draining, added = [s.number for s in self.shards if s.draining], [s.number for s in self.shards if s.added]
+        plain.update((number, value) for number, value in enumerate((self.numbers_used, draining, added, self.home), 2) if value)
+        return encode(plain)
 
     @classmethod
     def decode(cls, data: bytes) -> ShardsRecord:
@@ -237,7 +256,9 @@ class ShardsRecord:
         entries = _take_list(plain, 1, list)
         if any([type(field) for field in entry] != [int, bytes, str, str, str] for entry in entries):
             raise CorruptRecord("the list of shards is malformed")
-        return cls(tuple(ShardEntry(*entry) for entry in entries))
+        draining, added = _take_list(plain, 3, int, []), _take_list(plain, 4, int, [])
+        shards = tuple(replace(ShardEntry(*entry), draining=entry[0] in draining, added=entry[0] in added) for entry in entries)
+        return cls(shards, _take(plain, 2, int, 0), _take(plain, 5, str, ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope
+from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Randomness
 
 ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
@@ -136,17 +136,30 @@ class Shard(Protocol):
     - After a failed flush the shard never accepts entries again in this process: the state is `failed`.
     - A share that was written is read back bit by bit, or ShareMissing, or ShardError; other bytes are found by the reader's seals.
     - `append`, `flush`, and freeing small shares are the work of one thread at a time. `free` of what is not there is fine.
-    - A shard without its marker is `missing`: it is never written, never initialised.
+    - A shard without its marker is `missing`: it is never written, never initialised. Once it was seen so it stays so until it is
+      opened anew, as somebody else may have written to it meanwhile.
+    - What was opened is closed in the thread that appends. Readers and writers of shares that are open then end by themselves.
     """
+
+    @property
+    def entry(self) -> ShardEntry:
+        """As it was listed when it was opened."""
+        ...
 
     @property
     def number(self) -> int: ...
     @property
     def id(self) -> str: ...
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """Where it was opened."""
+        ...
+
     @property
-    def group(self) -> str: ...
+    def group(self) -> str:
+        """What it shares its fate with: as recorded, or its file system or host."""
+        ...
+
     @property
     def on_disk(self) -> Flushable | None:
         """Its log as one on a file system of this machine; None where it is none."""
@@ -168,8 +181,16 @@ class Shard(Protocol):
         """What the last look said while that was good: every append looks anyway, so a write need not look before it."""
         ...
 
+    def unsettled(self) -> Sequence[Envelope]:
+        """What its newest writer appended without saying later that it was committed: it may have been, or not."""
+        ...
+
     def check(self) -> ShardState:
         """Look whether the shard is there and writable, cheaply; never raises."""
+        ...
+
+    def may_return(self) -> bool:
+        """Whether a shard that is not well might be, if it were opened anew: nothing of this life's trouble can lie there unseen."""
         ...
 
     def room(self) -> Room: ...

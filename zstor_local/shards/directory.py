@@ -24,9 +24,9 @@ from zstor_local.coding.share import (
     parse_share_footer,
     parse_share_header,
 )
-from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId, Version
+from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
@@ -104,6 +104,8 @@ class DirectoryShard:
         self._root = root
         self._error: str | None = None
         self._broken: ShardState | None = None
+        self._was_gone = False
+        self._open = True
         try:
             self._lock_fd = self._files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
         except OSError as error:
@@ -140,8 +142,8 @@ class DirectoryShard:
         return self._entry.number
 
     @property
-    def uid(self) -> ShardUid:
-        return ShardUid(self._entry.uid)
+    def entry(self) -> ShardEntry:
+        return self._entry
 
     @property
     def id(self) -> str:
@@ -149,18 +151,17 @@ class DirectoryShard:
 
     @property
     def url(self) -> str:
-        return self._entry.url
+        return self._root
 
     @property
     def group(self) -> str:
-        return self._entry.group
+        return self._entry.group or f"fs-{os.major(self._system.device)}-{os.minor(self._system.device)}"
 
     @property
     def on_disk(self) -> DirectoryShard:
         return self
 
     def start(self, writer: int, randomness: Randomness) -> None:
-        """Make it writable for this daemon, whose writer number is higher than all before. If it cannot be, `check` tells why."""
         try:
             with self._failing():
                 self._must_be_there()
@@ -182,24 +183,34 @@ class DirectoryShard:
     def newest_committed(self) -> int:
         return self._index.progress(self.number).committed
 
+    def unsettled(self) -> Sequence[Envelope]:
+        with self._failing():
+            return self.log.unsettled()
+
     def check(self) -> ShardState:
-        self._seen = self._broken or self._look()
+        if self._broken is None and self._look() is None:
+            self._broken = "missing"
+        self._seen = self._broken or "ok"
         return self._seen
 
     def recent_state(self) -> ShardState:
-        """What the last look said while that was good: every append looks anyway, so a write need not look before it."""
         return self._seen if self._seen == "ok" and self._broken is None else self.check()
 
-    def _look(self) -> ShardState:
+    def may_return(self) -> bool:
+        """After a failed flush only from another mount: what the kernel has of this one may not be what lies on the disk."""
+        return self._broken in ("missing", "readonly") or self._look() is None or self._was_gone
+
+    def _look(self) -> FileStatus | None:
+        """The marker that was there when the shard was opened; None if it is not to be seen any more."""
         try:
             seen = self._files.path_status(f"{self._root}/{marker.NAME}")
         except OSError as error:
-            self._error = f"the marker cannot be seen ({_name(error)}): unmounted or emptied"
-            return "missing"
+            self._error, self._was_gone = f"the marker cannot be seen ({_name(error)}): unmounted or emptied", True
+            return None
         if (seen.device, seen.inode) != (self._identity.device, self._identity.inode):
-            self._error = "another marker lies where this shard's was"
-            return "missing"
-        return "ok"
+            self._error, self._was_gone = "another marker lies where this shard's was", True
+            return None
+        return seen
 
     def room(self) -> Room:
         with self._failing():
@@ -211,7 +222,6 @@ class DirectoryShard:
 
     @property
     def file_system_key(self) -> tuple[int, str]:
-        """The file system it lies on: device number and type."""
         return self._system.device, self._system.kind
 
     def last_error(self) -> str | None:
@@ -233,12 +243,10 @@ class DirectoryShard:
         self.log.flushed_by_file_system()
 
     def flush_file_system(self) -> None:
-        """One syncfs for every log on this shard's file system; the caller tells the other shards."""
         with self._failing(lasting=True):
             self._files.syncfs(self.log.current_fd)
 
     def close_for_good(self, reason: str) -> None:
-        """A flush that covered this shard's log failed elsewhere."""
         self.log.close_for_good()
         self._broken, self._error = "failed", reason
 
@@ -294,6 +302,9 @@ class DirectoryShard:
             self._unlinked_in.clear()
 
     def close(self) -> None:
+        if not self._open:
+            return
+        self._open, self._broken = False, self._broken or "missing"
         self.log.close()
         self._files.close(self._lock_fd)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
+from zstor_local.model.record import Envelope
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
@@ -161,6 +162,19 @@ class Log:
             for located in self._scan_segment(number, header, HEADER_BYTES):
                 if isinstance(located.item, ScannedEntry):
                     yield located.item
+
+    def unsettled(self) -> list[Envelope]:
+        """Records at the log's end that no entry behind them says were committed, in the order written."""
+        committed = self._index.progress(self._shard).committed
+        found: list[Envelope] = []
+        for number, header in reversed(self._headers()):
+            located = self._scan_segment(number, header, HEADER_BYTES)
+            here = [each.item.entry.envelope for each in located if isinstance(each.item, ScannedEntry)]
+            later = [envelope for envelope in here if envelope.sequence > committed]
+            found = later + found
+            if len(later) < len(here):
+                break
+        return found
 
     def close(self) -> None:
         self._readers.close()
@@ -322,6 +336,7 @@ class _OpenSegments:
         self._path = path
         self._lock = threading.Lock()
         self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
+        self._keep = OPEN_SEGMENTS
 
     @contextmanager
     def using(self, number: int) -> Iterator[int]:
@@ -337,14 +352,14 @@ class _OpenSegments:
                 self._evict()
 
     def _evict(self) -> None:
-        for number in list(self._open)[: max(0, len(self._open) - OPEN_SEGMENTS)]:
+        for number in list(self._open)[: max(0, len(self._open) - self._keep)]:
             fd, users = self._open[number]
             if users == 0:
                 self._files.close(fd)
                 del self._open[number]
 
     def close(self) -> None:
+        """Those in use are closed when their users are done."""
         with self._lock:
-            for fd, _ in self._open.values():
-                self._files.close(fd)
-            self._open.clear()
+            self._keep = 0
+            self._evict()

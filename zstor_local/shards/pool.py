@@ -25,24 +25,44 @@ class Absent:
 
 
 class ShardPool:
-    """All shards of a store by number; which of them are usable may change from call to call."""
+    """All shards of a store by number; which of them are usable may change from call to call. Any thread may ask."""
 
     def __init__(self, shards: Iterable[Shard], absent: Iterable[Absent]) -> None:
-        self._shards = {shard.number: shard for shard in shards}
-        self.absent = {slot.entry.number: slot for slot in absent}
+        # Never changed in place: whoever looks sees all of one state.
+        self._slots: Mapping[int, Shard | Absent] = {
+            **{shard.number: shard for shard in shards},
+            **{slot.entry.number: slot for slot in absent},
+        }
         self._large_writes = 0
 
     @property
     def numbers(self) -> list[int]:
         """The numbers of all shards, absent ones included."""
-        return sorted([*self._shards, *self.absent])
+        return sorted(self._slots)
 
     def get(self, number: int) -> Shard | None:
         """An opened shard, whatever its state now; None if it is absent."""
-        return self._shards.get(number)
+        slot = self._slots.get(number)
+        return None if isinstance(slot, Absent) else slot
+
+    def entry(self, number: int) -> ShardEntry | None:
+        """The shard as it is listed; None if there is none of that number."""
+        slot = self._slots.get(number)
+        return None if slot is None else slot.entry
 
     def opened(self) -> list[Shard]:
-        return [self._shards[number] for number in sorted(self._shards)]
+        return [slot for _, slot in sorted(self._slots.items()) if not isinstance(slot, Absent)]
+
+    def absent(self) -> list[Absent]:
+        return [slot for _, slot in sorted(self._slots.items()) if isinstance(slot, Absent)]
+
+    def put(self, shard: Shard | Absent) -> None:
+        """A shard is there or away from now on; what was opened under its number is closed. For the thread that appends."""
+        number = shard.entry.number if isinstance(shard, Absent) else shard.number
+        before = self.get(number)
+        self._slots = {**self._slots, number: shard}
+        if before is not None and before is not shard:
+            before.close()
 
     def usable(self) -> list[int]:
         """The numbers of the shards that can be written now."""
@@ -50,29 +70,32 @@ class ShardPool:
 
     def name(self, number: int) -> str:
         """The shard's id for people."""
-        shard = self._shards.get(number)
-        if shard is not None:
-            return shard.id
-        return self.absent[number].entry.id if number in self.absent else str(number)
+        slot = self._slots.get(number)
+        if slot is None:
+            return str(number)
+        return slot.entry.id
 
     def states(self) -> dict[str, ShardState]:
         """Every shard's id and state."""
         return {self.name(number): self.state(number) for number in self.numbers}
 
     def state(self, number: int) -> ShardState:
-        shard = self._shards.get(number)
-        return shard.check() if shard is not None else self.absent[number].state if number in self.absent else "missing"
+        slot = self._slots.get(number)
+        if slot is None:
+            return "missing"
+        return slot.state if isinstance(slot, Absent) else slot.check()
 
     def recent_states(self) -> dict[int, ShardState]:
         """Every shard's state by number; of good ones what the last look said."""
-        return {n: shard.recent_state() if (shard := self._shards.get(n)) is not None else self.absent[n].state for n in self.numbers}
+        slots = sorted(self._slots.items())
+        return {number: slot.state if isinstance(slot, Absent) else slot.recent_state() for number, slot in slots}
 
     def reason(self, number: int) -> str:
         """Why a shard is not usable, for people."""
-        shard = self._shards.get(number)
-        if shard is not None:
-            return shard.last_error() or shard.check()
-        return self.absent[number].reason if number in self.absent else "no shard of this store has that number"
+        slot = self._slots.get(number)
+        if slot is None:
+            return "no shard of this store has that number"
+        return slot.reason if isinstance(slot, Absent) else slot.last_error() or slot.check()
 
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
         """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks.
@@ -97,7 +120,7 @@ class ShardPool:
         """Append to several logs. Returns the shards that failed."""
         failed: dict[int, ShardError] = {}
         for number, batch in entries.items():
-            shard = self._shards.get(number)
+            shard = self.get(number)
             try:
                 if shard is None:
                     raise ShardError("missing", "the shard is not there", untouched=True)
@@ -108,7 +131,7 @@ class ShardPool:
 
     def flush(self, numbers: Iterable[int]) -> dict[int, ShardError]:
         """Make what was appended to these logs durable. Returns the shards for which it failed."""
-        shards = [self._shards[number] for number in numbers]
+        shards = [shard for number in numbers if (shard := self.get(number)) is not None]
         for shard in shards:
             shard.start_flush()
         together = self._flushed_together([disk for shard in shards if (disk := shard.on_disk) is not None])

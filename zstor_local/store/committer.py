@@ -31,7 +31,7 @@ from zstor_local.metastore.base import (
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import Entry, ShardError
+from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.shards.index import FLUSH_AT, LogIndex
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decide, Decision, NewRecord, RowName
@@ -329,6 +329,11 @@ class Committer:
         sequence = self._next
         self._next += 1
         return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
+
+    def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
+        """Say in a shard's log that these never happened, durably; ShardError if it does not take that. In the committer's thread."""
+        shard.append([Entry(self._sealed_void(each, each)) for each in sequences], self._state.sequence)
+        shard.flush()
 
     def _void_and_commit(self, first: int, last: int, k: int) -> None:
         """At a start: void the sequences of an earlier life, and remember that this was done.

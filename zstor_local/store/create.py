@@ -44,23 +44,25 @@ Found = Literal["nothing", "unfinished", "store"]
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """A shard as the configuration names it; `root` is its directory."""
+    """A shard as the configuration names it; `root` is its directory, `url` what the list of shards says of that."""
 
     id: str
     root: str
     group: str
+    url: str
 
 
 def shard_places(config: Config) -> list[ShardPlace]:
     """The configured shards, or the default store's directories, as many as the policy has shares."""
     if not config.shards:
-        return [ShardPlace(str(i), f"{config.store}/shards/{i}", "") for i in range(config.policy.m)]
+        return [ShardPlace(str(i), f"{config.store}/shards/{i}", "", f"shards/{i}") for i in range(config.policy.m)]
     if len(config.shards) < config.policy.m:
         raise StoreFault(
             f"the policy has m = {config.policy.m} shares and the configuration {len(config.shards)} shards",
             "name more shards, or lower m in [policy]",
         )
-    return [ShardPlace(shard.id, _directory(shard.url), shard.group or "") for shard in config.shards]
+    roots = [_directory(shard.url) for shard in config.shards]
+    return [ShardPlace(shard.id, root, shard.group or "", root) for shard, root in zip(config.shards, roots, strict=True)]
 
 
 def _directory(url: str) -> str:
@@ -165,7 +167,7 @@ def _fill(runtime: Runtime, engines: Engines, config: Config, master: MasterKey,
 
 def _entry(master: MasterKey, number: int, place: ShardPlace) -> ShardEntry:
     uid = expand(master.key, b"zstor/1 shard uid" + number.to_bytes(2, "little"), ID_BYTES)
-    return ShardEntry(number, uid, place.id, place.root, place.group)
+    return ShardEntry(number, uid, place.id, place.url, place.group)
 
 
 def first_rows(sealer: RecordSealer, master: MasterKey, entries: list[ShardEntry], now: int) -> list[Row]:

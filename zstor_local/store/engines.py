@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Protocol
 
+from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.metastore.base import Metastore, Transaction
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
-from zstor_local.runtime import Files, sync_directory
+from zstor_local.runtime import Files, Runtime, sync_directory
 from zstor_local.shards.index import LogIndex
+from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
 METASTORE: str = "metastore.sqlite"
 INDEX: str = "index.sqlite"
@@ -30,6 +32,9 @@ class Engines(Protocol):
 
     def open_metastore(self, store: str) -> Metastore: ...
     def open_index(self, store: str) -> LogIndex: ...
+    def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
+        """The kinds of shards there are, by the scheme of their URLs."""
+        ...
 
 
 class SqliteEngines:
@@ -71,3 +76,6 @@ class SqliteEngines:
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(f"{store}/{INDEX}")
+
+    def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
+        return {FILE: DirectoryEngine(runtime, store_id, keys, index)}

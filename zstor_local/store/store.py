@@ -16,15 +16,15 @@ from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.masterkey import MasterKey
-from zstor_local.model.record import STORE_WIDE, ShardEntry, ShardsRecord, StoreRecord
+from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShardState
-from zstor_local.shards.directory import DirectoryShard, marker_store
 from zstor_local.shards.index import LogIndex
-from zstor_local.shards.pool import Absent, ShardPool
+from zstor_local.shards.opening import ShardOpener
+from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
-from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look, shard_places
+from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
@@ -35,6 +35,8 @@ from zstor_local.store.lock import store_lock
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
+from zstor_local.store.places import Places, check_names
+from zstor_local.store.presence import Presence
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
@@ -47,28 +49,30 @@ log = logging.getLogger("zstor.store")
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """A shard as `daemon.status` shows it. Bytes; None where it cannot be told."""
+    """A shard as `daemon.status` shows it. Bytes and milliseconds; None where it cannot be told."""
 
     id: str
     url: str
     group: str
     state: ShardState
-    used: int | None
-    free: int | None
-    last_error: str | None
+    used: int | None = None
+    free: int | None = None
+    latency_ms: float | None = None
+    last_error: str | None = None
 
 
 class Store:
     """The parts of an open store, wired up."""
 
     def __init__(
-        self, runtime: Runtime, config: Config, metastore: Metastore, pool: ShardPool, index: LogIndex, sealer: RecordSealer,
-        hasher: KeyHasher, read_only: str | None,
+        self, runtime: Runtime, config: Config, metastore: Metastore, pool: ShardPool, places: Places, index: LogIndex,
+        sealer: RecordSealer, hasher: KeyHasher, read_only: str | None,
     ) -> None:  # fmt: skip
         self.runtime = runtime
         self.config = config
         self.metastore = metastore
         self.pool = pool
+        self.places = places
         self.index = index
         self.sealer = sealer
         self.read_only = read_only
@@ -102,6 +106,9 @@ class Store:
             on_garbage=self.freeing.wake,
         )
         self.mending = Mending(metastore, pool, self.committer, self.namespaces, self.shares_health, self.objects.find)
+        self.presence = Presence(
+            runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
+        )
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
     async def recover(self) -> None:
@@ -111,6 +118,12 @@ class Store:
         except (CommitRefused, CommitUnknown) as error:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)
+        else:
+            await self.presence.settle()
+
+    def _shards_returned(self) -> None:
+        self.mending.wake()
+        self.freeing.wake()
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
@@ -146,26 +159,28 @@ class Store:
         for number, state in ((number, self.pool.state(number)) for number in self.pool.numbers):
             if state != "ok":
                 found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
-        devices = {None if shard.on_disk is None else shard.on_disk.file_system_key[0] for shard in self.pool.opened()}
-        if len(devices - {None}) == len(devices) == 1 and len(self.pool.opened()) > 1:
+        groups = {shard.group for shard in self.pool.opened()}
+        if len(groups) == 1 and len(self.pool.opened()) > 1:
             found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
         return found
 
     def shard_statuses(self) -> list[ShardStatus]:
-        statuses = []
-        for number in self.pool.numbers:
-            shard = self.pool.get(number)
-            if shard is None:
-                slot = self.pool.absent[number]
-                statuses.append(ShardStatus(slot.entry.id, slot.entry.url, slot.entry.group, slot.state, None, None, slot.reason))
-                continue
-            state = shard.check()
-            used = free = None
-            with suppress(ShardError):
-                room = shard.room()
-                used, free = room.total - room.free, room.free
-            statuses.append(ShardStatus(shard.id, shard.url, shard.group, state, used, free, shard.last_error()))
-        return statuses
+        return [self._shard_status(number) for number in self.pool.numbers]
+
+    def _shard_status(self, number: int) -> ShardStatus:
+        entry, shard, sight = self.pool.entry(number), self.pool.get(number), self.presence.sight(number)
+        if entry is None:
+            raise AssertionError("a shard of the pool is listed")
+        state = self.pool.state(number)
+        if shard is None:
+            return ShardStatus(entry.id, self.places.place(entry), entry.group, state, last_error=self.pool.reason(number))
+        used = free = latency = None
+        if state == "ok" and sight is not None:
+            latency = sight.latency_ms
+        with suppress(ShardError):
+            room = shard.room()
+            used, free = room.total - room.free, room.free
+        return ShardStatus(shard.id, shard.url, shard.group, state, used, free, latency, shard.last_error())
 
 
 @asynccontextmanager
@@ -191,6 +206,7 @@ async def open_store(
                         await store.recover_intents()
                         nursery.start_soon(store.freeing.run)
                         nursery.start_soon(store.mending.run)
+                        nursery.start_soon(store.presence.run)
                         store.freeing.wake()
                         store.mending.wake()
                     yield store
@@ -233,12 +249,16 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
         try:
             metastore = engines.open_metastore(config.store)
             opened.callback(metastore.close)
-            sealer, hasher, entries = _unlock(runtime, config, metastore, master)
+            sealer, hasher, shards = _unlock(runtime, config, metastore, master)
+            for name in check_names(config, shards):
+                log.warning("the configuration names shard %s, which this store does not have any more", name)
             index = engines.open_index(config.store)
             opened.callback(index.close)
-            pool = _open_shards(runtime, config, entries, sealer, master.store_id, index)
+            opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+            places = Places(config, opener, shards)
+            pool = places.open_all()
             opened.callback(pool.close)
-            store = Store(runtime, config, metastore, pool, index, sealer, hasher, _rolled_back(metastore, pool, index))
+            store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool))
         except MetastoreInUse as error:
             raise StoreInUse(f"{config.store}: {error}") from None
         except MetastoreDamaged as error:
@@ -247,9 +267,7 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
         return store
 
 
-def _unlock(
-    runtime: Runtime, config: Config, metastore: Metastore, master: MasterKey
-) -> tuple[RecordSealer, KeyHasher, tuple[ShardEntry, ...]]:
+def _unlock(runtime: Runtime, config: Config, metastore: Metastore, master: MasterKey) -> tuple[RecordSealer, KeyHasher, ShardsRecord]:
     """The store's own records, opened with the master key."""
     if metastore.store_id != master.store_id:
         raise StoreFault(
@@ -267,41 +285,10 @@ def _unlock(
             f"the store at {config.store} does not open with the master key {config.master_key_file}",
             "it is another store's key, or the metastore is damaged: give the right key, or `zstor rebuild`",
         ) from None
-    return sealer, KeyHasher(own.hash_key), shards.shards
+    return sealer, KeyHasher(own.hash_key), shards
 
 
-def _open_shards(
-    runtime: Runtime, config: Config, entries: tuple[ShardEntry, ...], sealer: RecordSealer, store_id: StoreId, index: LogIndex
-) -> ShardPool:
-    """Every shard of the store; where the configuration gives one of them another place, that counts."""
-    moved = {place.id: place.root for place in shard_places(config)} if config.shards else {}
-    unknown = sorted(moved.keys() - {entry.id for entry in entries})
-    if unknown:
-        raise StoreFault(
-            f"the configuration names shard {unknown[0]}, which this store does not have",
-            f"its shards are {', '.join(entry.id for entry in entries)}",
-        )
-    shards: list[DirectoryShard] = []
-    absent: list[Absent] = []
-    for entry in entries:
-        root = moved.get(entry.id) or _found_again(runtime, config, entry, store_id)
-        try:
-            shards.append(DirectoryShard(runtime, entry, root, store_id=store_id, keys=sealer.keys(STORE_WIDE), index=index))
-        except ShardError as error:
-            log.warning("shard %s: %s", entry.id, error)
-            absent.append(Absent(entry, error.state, str(error)))
-    return ShardPool(shards, absent)
-
-
-def _found_again(runtime: Runtime, config: Config, entry: ShardEntry, store_id: StoreId) -> str:
-    """Where a shard lies: its recorded place, or in a store that came to another one (a rebuild elsewhere) its default place there."""
-    elsewhere = f"{config.store}/shards/{entry.id}"
-    if marker_store(runtime.files, entry.url) is None and marker_store(runtime.files, elsewhere) == store_id:
-        return elsewhere
-    return entry.url
-
-
-def _rolled_back(metastore: Metastore, pool: ShardPool, index: LogIndex) -> str | None:
+def _rolled_back(metastore: Metastore, pool: ShardPool) -> str | None:
     """Why this metastore must not be written: it is older than what the logs have seen."""
     state = metastore.state()
     for shard in pool.opened():

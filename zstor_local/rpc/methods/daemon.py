@@ -106,7 +106,7 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
                     "state": shard.state,
                     "used": shard.used,
                     "free": shard.free,
-                    "latency_ms": None,
+                    "latency_ms": shard.latency_ms,
                     "last_error": shard.last_error,
                 }
                 for shard in store.shard_statuses()

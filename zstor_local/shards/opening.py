@@ -1,0 +1,112 @@
+"""Opening shards: the scheme of a shard's URL picks the engine, and nothing above knows which kinds of shards there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.model.ids import StoreId
+from zstor_local.model.record import ShardEntry
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Shard, ShardError
+from zstor_local.shards.directory import DirectoryShard, create_directory_shard, read_identity
+from zstor_local.shards.index import LogIndex
+from zstor_local.shards.marker import NAME, BadMarker, Marker
+
+FILE: Final = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Whose marker lies at a place. `where` is equal for two URLs that lead to one place."""
+
+    marker: Marker
+    where: Hashable
+
+
+class ShardEngine(Protocol):
+    """One kind of shards. Calls may block; each raises ShardError where the place cannot be reached."""
+
+    def open(self, entry: ShardEntry, url: str) -> Shard:
+        """The shard that the entry names, if it lies there: `missing` otherwise, with the reason."""
+        ...
+
+    def identify(self, url: str) -> Identified | None:
+        """The marker that lies there, authenticated; None if there is none, BadMarker if it is none of this store."""
+        ...
+
+    def create(self, url: str, identity: Marker) -> None:
+        """Make an empty place, or one where this was begun before, a shard, durably. BadMarker or `failed` if others are there."""
+        ...
+
+
+class ShardOpener:
+    """All engines of a daemon. A URL without a scheme is a directory's path."""
+
+    def __init__(self, engines: Mapping[str, ShardEngine]) -> None:
+        self._engines = engines
+
+    @property
+    def schemes(self) -> list[str]:
+        return sorted(self._engines)
+
+    def open(self, entry: ShardEntry, url: str) -> Shard:
+        return self._engine(url).open(entry, url)
+
+    def identify(self, url: str) -> Identified | None:
+        return self._engine(url).identify(url)
+
+    def create(self, url: str, identity: Marker) -> None:
+        self._engine(url).create(url, identity)
+
+    def _engine(self, url: str) -> ShardEngine:
+        scheme = url.partition("://")[0] if "://" in url else FILE
+        engine = self._engines.get(scheme)
+        if engine is None:
+            raise ShardError("missing", f"{url}: this version has no shards of the kind {scheme!r}, but {', '.join(self.schemes)}")
+        return engine
+
+
+def directory_of(url: str) -> str:
+    """The path of a directory shard; `missing` if it is not absolute."""
+    path = url.removeprefix("file://").rstrip("/")
+    if not path.startswith("/"):
+        raise ShardError("missing", f"{url} is not an absolute path")
+    return path
+
+
+class DirectoryEngine:
+    """Shards that are directories: `/path` or `file:///path`."""
+
+    def __init__(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> None:
+        self._runtime = runtime
+        self._store_id = store_id
+        self._keys = keys
+        self._index = index
+
+    def open(self, entry: ShardEntry, url: str) -> Shard:
+        root = directory_of(url)
+        return DirectoryShard(self._runtime, entry, root, store_id=self._store_id, keys=self._keys, index=self._index)
+
+    def identify(self, url: str) -> Identified | None:
+        root = directory_of(url)
+        try:
+            found = read_identity(self._runtime.files, root, self._keys, self._store_id)
+            if found is None:
+                return None
+            status = self._runtime.files.path_status(f"{root}/{NAME}")
+        except OSError as error:
+            raise ShardError("missing", f"{root}: {os.strerror(error.errno or 0)}") from error
+        return Identified(found, (status.device, status.inode))
+
+    def create(self, url: str, identity: Marker) -> None:
+        root = directory_of(url)
+        try:
+            create_directory_shard(self._runtime, root, identity, self._keys)
+        except BadMarker:
+            raise
+        except OSError as error:
+            raise ShardError("failed", f"{root}: {os.strerror(error.errno or 0)}") from error

@@ -1,0 +1,188 @@
+"""Presence: which shards are there, looked at all the time, and what becomes of one that comes back.
+
+A shard that was away is opened anew, in the committer's thread: refused if somebody else has written to it meanwhile, and told which
+records at the end of its log never came to be, before anything is appended. Then mending gives it what it missed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.record import Envelope, Kind, ShardEntry, VoidRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Room, Shard, ShardError
+from zstor_local.shards.pool import Absent, ShardPool
+from zstor_local.store.committer import Committer
+from zstor_local.store.rownames import row_name_of
+from zstor_local.store.sealing import RecordSealer
+
+LOOK_EVERY: Final = 5.0  # seconds
+
+log = logging.getLogger("zstor.store")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the last look at a shard saw: how long that took, and its room in bytes (None if it did not tell)."""
+
+    latency_ms: float
+    room: Room | None
+
+
+class Presence:
+    """One task for a store; `wake` it when a shard may have gone or come. `open_shard` opens one at its place, or raises ShardError."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        sealer: RecordSealer,
+        *,
+        open_shard: Callable[[ShardEntry], Shard],
+        on_return: Callable[[], None],
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._sealer = sealer
+        self._open_shard = open_shard
+        self._on_return = on_return
+        self._woken = trio.Event()
+        self._turn = trio.Lock()
+        self._sights: dict[int, Sight] = {}
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def sight(self, number: int) -> Sight | None:
+        """What the last look saw of a shard that is there."""
+        return self._sights.get(number)
+
+    async def run(self) -> None:
+        while True:
+            with trio.move_on_after(LOOK_EVERY):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            await self.look()
+
+    async def look(self) -> None:
+        """Look at every shard now. When this returns, those that came back are open again; what they missed follows."""
+        async with self._turn:
+            returned: list[int] = []
+
+            async def look_at(number: int) -> None:
+                if await self._runtime.threads.run(self._look_at, number):
+                    returned.append(number)
+
+            async with trio.open_nursery() as nursery:
+                for number in self._pool.numbers:
+                    nursery.start_soon(look_at, number)
+            back = [number for number in sorted(returned) if await self._runtime.threads.run_commit(self._bring_back, number)]
+        if back:
+            log.warning("back: shard %s", ", ".join(self._pool.name(number) for number in back))
+            self._on_return()
+
+    async def settle(self) -> None:
+        """At a start: tell the shards that are there what of an earlier life never came to be; one that does not take it is away."""
+        for shard in self._pool.opened():
+            await self._runtime.threads.run_commit(self._settle, shard)
+
+    def _settle(self, shard: Shard) -> None:
+        try:
+            if void := self.never_committed(shard):
+                self._committer.void_on(shard, void)
+        except ShardError as error:
+            self._pool.put(Absent(shard.entry, error.state, str(error)))
+
+    def _look_at(self, number: int) -> bool:
+        """Whether the shard should be opened anew."""
+        shard = self._pool.get(number)
+        if shard is None:
+            return True
+        begin = self._runtime.clock.now()
+        state = shard.check()
+        if state != "ok":
+            if self._sights.pop(number, None) is not None:
+                log.warning("shard %s is %s: %s", shard.id, state, shard.last_error() or state)
+            return shard.may_return()
+        try:
+            room: Room | None = shard.room()
+        except ShardError:
+            room = None
+        self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, room)
+        return False
+
+    # --- In the committer's thread ---
+
+    def _bring_back(self, number: int) -> bool:
+        """Open a shard that is not open, or not well. Returns whether it is well now."""
+        entry = self._pool.entry(number)
+        if entry is None:
+            return False
+        self._pool.put(Absent(entry, self._pool.state(number), self._pool.reason(number)))  # its lock is let go of before it is taken
+        try:
+            shard = self._open_shard(entry)
+        except ShardError as error:
+            self._pool.put(Absent(entry, error.state, str(error)))
+            return False
+        try:
+            self.admit(shard)
+        except ShardError as error:
+            shard.close()
+            self._pool.put(Absent(entry, error.state, str(error)))
+            return False
+        self._pool.put(shard)
+        return True
+
+    def admit(self, shard: Shard) -> None:
+        """Make an opened shard ready for this life of the store. ShardError if it may not be used."""
+        state = self._committer.state
+        if shard.newest_writer() > state.writer or shard.newest_committed() > state.sequence:
+            raise ShardError("failed", f"{shard.url} was written by another daemon meanwhile, or the metastore is an older copy")
+        if self._committer.failure is not None:
+            return  # it serves reads
+        void = self.never_committed(shard)
+        shard.start(state.writer, self._runtime.randomness)
+        if (now := shard.check()) != "ok":
+            raise ShardError(now, shard.last_error() or now)
+        if void:
+            self._committer.void_on(shard, void)
+
+    def never_committed(self, shard: Shard) -> Sequence[int]:
+        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be."""
+        entries = shard.unsettled()
+        known: list[tuple[int, int]] = []
+        for envelope in entries:
+            if envelope.kind is Kind.VOID:
+                try:
+                    void = VoidRecord.decode(self._sealer.open(envelope))
+                except CorruptRecord:
+                    continue
+                known.append((void.first, void.last))
+        wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
+        return [envelope.sequence for envelope in wanted if not self._happened(envelope)]
+
+    def _happened(self, envelope: Envelope) -> bool:
+        """Whether the row has this record or a newer one. What does not open is left alone."""
+        if envelope.sequence > self._committer.state.sequence:
+            return False
+        try:
+            name = row_name_of(envelope.kind, self._sealer.open(envelope))
+        except CorruptRecord:
+            return True
+        newest = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]
+        return any(row is not None and row.sequence >= envelope.sequence for row in newest)
+
+
+def _within(sequence: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    return any(first <= sequence <= last for first, last in ranges)
