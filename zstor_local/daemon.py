@@ -22,11 +22,12 @@ from zstor_local.config import Config
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, listening
 from zstor_local.model.ids import StoreId
-from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import jobs as job_methods
+from zstor_local.rpc.methods import keys as key_methods
 from zstor_local.rpc.methods import ns as name_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
@@ -161,6 +162,7 @@ def _registry(store: Store, config: Config) -> Registry:
     stream_methods.register(registry)
     job_methods.register(registry, store)
     name_methods.register(registry, Names(store.rows))
+    key_methods.register(registry, store)
     return registry
 
 
@@ -170,7 +172,7 @@ def _paths(store: Store, config: Config) -> Paths:
     directories = [config.store, *(place.root for place in shard_places(config)), os.path.dirname(config.socket)]
     protected = Protected(
         directories=[os.path.realpath(directory) for directory in directories],
-        files=[key, key + UNFINISHED, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],
+        files=[key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],
     )
     runtime = store.runtime
     return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots)

@@ -36,6 +36,32 @@ def test_words_and_shards_bring_everything_back(daemon: PrivateDaemon) -> None:
     assert done(zstor(daemon, "ls")) == b"note\n"
 
 
+def test_after_a_rotation_the_new_words_bring_everything_back_and_the_old_ones_do_not(private_daemon: PrivateDaemon) -> None:
+    daemon = private_daemon
+    daemon.start()
+    done(zstor(daemon, "put", "-", "note", stdin=b"buy milk"))
+    old = words_of(daemon)
+    refused = zstor(daemon, "key", "rotate")
+    assert refused.returncode == 3  # secret words, and no terminal
+    assert words_of(daemon) == old
+    printed = done(zstor(daemon, "key", "rotate", "--yes")).decode().partition(":\n")[2]
+    new = " ".join(re.findall(r"\d+ ([a-z]+)", printed)).encode()
+    assert new == words_of(daemon) != old
+    done(zstor(daemon, "put", "-", "later", stdin=b"bread"))
+    daemon.stop()
+    key = daemon.home / "config" / "zstor" / "master.key"
+    for words, status in ((old, 78), (new, 0)):
+        key.unlink()
+        for file in (daemon.home / "data" / "zstor").iterdir():
+            if file.name != "shards":
+                file.unlink()
+        done(zstor(daemon, "key", "restore", stdin=words))
+        assert zstor(daemon, "rebuild").returncode == status
+    daemon.start()
+    assert done(zstor(daemon, "get", "note", "-")) == b"buy milk"
+    assert done(zstor(daemon, "get", "later", "-")) == b"bread"
+
+
 def test_a_key_that_is_there_is_never_replaced(daemon: PrivateDaemon) -> None:
     words = words_of(daemon)
     key = daemon.home / "config" / "zstor" / "master.key"

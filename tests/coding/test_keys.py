@@ -48,7 +48,7 @@ def test_expand_is_hkdf_expand(prk: str, info: str, okm: str) -> None:
 def test_wrap_is_rfc_3394() -> None:
     """§4.6: 256 bits of key data under a 256-bit key."""
     keys = NamespaceKeys(bytes(32))
-    keys._wrapping_key = bytes(range(32))
+    keys._sealing.wrapping = bytes(range(32))
     data_key = bytes.fromhex("00112233445566778899AABBCCDDEEFF000102030405060708090A0B0C0D0E0F")
     wrapped = bytes.fromhex("28C9F404C4B810F4CBCCB35CFB87F8263F5786E2D80ED326CBC7F0E71A99F43BFB988B9B7A02DD21")
     assert keys.wrap(data_key) == wrapped

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from zstor_local.model.ids import KeyHash, NamespaceId, Version
+from zstor_local.model.masterkey import OlderKey
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import (
     Envelope,
+    KeysRecord,
     Kind,
     NamespaceRecord,
     ObjectRecord,
@@ -76,6 +78,7 @@ RECORDS: Final[dict[str, Record]] = {
         )
     ),
     "void": VoidRecord(7, 2**62),
+    "keys": KeysRecord((OlderKey(bytes(range(32)), 2**40), OlderKey(bytes(range(1, 33)))), 1_700_000_000_000_006, settled=True),
     "row": RowRecord("row/names/ü", b"value", 1_700_000_000_000_005),
 }
 ENVELOPE: Final = Envelope(Kind.TOMBSTONE, NAMESPACE, KeyHash(b"a hashed key 16b"), VERSION, 2**63, b"sealed bytes")

@@ -66,13 +66,16 @@ def _read_logs(store: Store) -> tuple[list[Copy], list[tuple[int, int]]]:
     for shard in store.pool.opened():
         for scanned in shard.scan():
             envelope = scanned.entry.envelope
-            if envelope not in opened:
+            if envelope not in opened and envelope.kind is not Kind.KEYS:
                 opened[envelope] = store.sealer.open(envelope)
             if envelope.kind is Kind.VOID:
                 void = VoidRecord.decode(opened[envelope])
                 voided.append((void.first, void.last))
             else:
                 copies.append(Copy(shard.number, envelope))
+    for copy in copies:  # a rotation that did not come to its commit took its key with it
+        if copy.envelope.kind is Kind.KEYS and not any(first <= copy.envelope.sequence <= last for first, last in voided):
+            store.sealer.open(copy.envelope)
     return copies, sorted(set(voided))
 
 

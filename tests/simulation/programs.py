@@ -150,6 +150,21 @@ async def copy_together(client: Client) -> None:
         nursery.start_soon(client.put, "d", SMALL_2)
 
 
+async def rotate(client: Client) -> None:
+    job = await client.store.rotation.rotate()
+    while job.running:
+        await job.news().wait()
+    assert job.state == "done"
+
+
+async def rotate_beside_writes(client: Client) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.put, "a", LARGE)
+        nursery.start_soon(client.put, "m", SMALL_2)
+        nursery.start_soon(client.store.rotation.rotate)
+        nursery.start_soon(client.delete, "b")
+
+
 # --- What happens to the world in between ---
 
 
@@ -174,6 +189,8 @@ def power_lost_in(program: Program, site: str) -> Run:
 
 _LARGE_FOR_LARGE: Final = Program("large for large", APART, put_large_2, (put_large,))
 _RENAME: Final = "zstor_local.shards.directory.FileShareWriter._rename:fsync_directory"
+
+_ROTATION: Final = Program("rotation", APART, rotate, (put_list, unlink))
 
 PROGRAMS: Final = [
     Program("first start, small", TOGETHER, put_small, from_start=True),
@@ -207,6 +224,9 @@ PROGRAMS: Final = [
     Program("rename in a list", APART, rename, (put_list,)),
     Program("copy and delete both", APART, copy, (put_list,)),
     Program("copy, delete and write in a group", TOGETHER, copy_together, (put_list,)),
+    _ROTATION,
+    Program("rotation beside writes", TOGETHER, rotate_beside_writes, (put_list,)),
+    Program("restart in a rotation", APART, from_start=True, between=lambda _: power_lost_in(_ROTATION, "metastore:commit after")),
     Program("restart", APART, put_small_2, (put_large, put_small), from_start=True),
     Program(
         "restart after a crash before the commit",

@@ -29,6 +29,9 @@ LONG: Final = (
     "link to a list",
     "rename in a list",
     "copy and delete both",
+    "rotation",
+    "rotation beside writes",
+    "restart in a rotation",
     "restart",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -11,8 +12,9 @@ from zstor_local.cli import report
 from zstor_local.cli.backup_words import WORDS, BadWords, from_words, to_words
 from zstor_local.cli.handover import as_io_error
 from zstor_local.cli.options import Options, connection, pass_options
+from zstor_local.cli.shapes import Rotated
 from zstor_local.errors import AlreadyExists, IoError, KeyMissing
-from zstor_local.model.masterkey import BadKeyFile, MasterKey
+from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
 
 _PER_LINE = 4
 
@@ -36,7 +38,29 @@ def backup(options: Options, yes: bool) -> None:
     """
     if not sys.stdout.isatty() and not yes:
         raise click.UsageError("the words are secret and standard output is no terminal: --yes prints them all the same")
-    path = Path(options.load().master_key_file)
+    _print_words(Path(options.load().master_key_file))
+
+
+@key.command()
+@click.option("--yes", is_flag=True, help="Print the new words although standard output is no terminal.")
+@connection
+@pass_options
+def rotate(options: Options, yes: bool) -> None:
+    """Give the store a new master key, and print its words.
+
+    The words of earlier backups open nothing that is written from now on: destroy them once you have the new ones on paper. The records
+    are sealed anew in the background, over restarts if need be; `zstor status` tells until when.
+
+    This does not shut out somebody who has the old key and copies of the shards: those copies stay readable to them.
+    """
+    if not sys.stdout.isatty() and not yes:
+        raise click.UsageError("the new words are secret and standard output is no terminal: --yes prints them all the same")
+    with options.connect() as client:
+        rotated = cast(Rotated, client.call("key.rotate", {}))
+    _print_words(Path(rotated["key_file"]))
+
+
+def _print_words(path: Path) -> None:
     master_key = _read(path)
     words = to_words(master_key)
     if from_words(" ".join(words)) != master_key:
@@ -74,6 +98,8 @@ def restore(options: Options) -> None:
 
 
 def _read(path: Path) -> MasterKey:
+    if path.with_name(path.name + NEXT).exists():
+        raise KeyMissing("a rotation of the master key was broken off", hint="start the daemon: it finishes that; then ask again")
     try:
         if path.stat().st_mode & 0o077:
             report.warning(f"others may read {path}:  chmod 600 {path}")

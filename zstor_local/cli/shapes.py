@@ -49,6 +49,12 @@ class Sent(TypedDict):
     bytes: int
 
 
+class Rotated(TypedDict):
+    store: str
+    key_file: str
+    job: str
+
+
 class Deleted(TypedDict):
     deleted: bool
     owed: int

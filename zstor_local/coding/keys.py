@@ -5,13 +5,16 @@
                        └─ record key of the store (namespaces, permissions, names, the list of shards)
 
 HKDF is HKDF-Expand of RFC 5869 with SHA-256: every key that is expanded is already 32 uniform bytes, so there is nothing to extract.
-AES-KW is RFC 3394. Nothing here draws random bytes: salts and keys are passed in.
+AES-KW is RFC 3394. Nothing here draws random bytes: salts and keys are passed in. After a rotation the master keys before it stay: they
+open, each up to its last sequence, and seal nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
+from typing import Final, TypeVar
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -23,6 +26,7 @@ from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 from zstor_local.coding.block import TAG_BYTES
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, StoreId
+from zstor_local.model.masterkey import OlderKey
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
@@ -40,6 +44,8 @@ _REFERENCE_HASH: Final = b"zstor/1 reference hash"
 _NONCE: Final = bytes(12)  # the same always: each of these keys seals one record, once
 _SHA256: Final = SHA256()
 
+Sized = TypeVar("Sized", bound=bytes)
+
 
 def expand(key: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
     """HKDF-Expand (RFC 5869 §2.3) with SHA-256: `length` bytes from a key that is uniform already."""
@@ -51,72 +57,159 @@ def commitment(data_key: bytes) -> bytes:
     return expand(data_key, _COMMITMENT, COMMITMENT_BYTES)
 
 
-class NamespaceKeys:
-    """What opens and seals the records of one namespace, or of the store. Safe to share between threads; repr shows no key."""
+class _RecordKey:
+    """A namespace's keys from one master key."""
 
-    __slots__ = ("_record_key", "_wrapping_key")
+    __slots__ = ("_key", "through", "wrapping")
+
+    def __init__(self, key: bytes, through: int | None) -> None:
+        self._key = key
+        self.through = through
+        self.wrapping = expand(key, _WRAP)
+
+    def sealer(self, salt: bytes) -> AESGCM:
+        return AESGCM(expand(self._key, _RECORD_SEAL + salt))
+
+
+class NamespaceKeys:
+    """What opens and seals the records of one namespace, or of the store. Safe to share between threads; repr shows no key.
+
+    A rotation changes it in place. It seals with one key and opens with each that may have sealed, the newest first.
+    """
+
+    __slots__ = ("_opening", "_sealing")
 
     def __init__(self, record_key: bytes) -> None:
-        self._record_key = _sized(record_key, KEY_BYTES, "record key")
-        self._wrapping_key = expand(record_key, _WRAP)
+        self._sealing = _RecordKey(_sized(record_key, KEY_BYTES, "record key"), None)
+        self._opening: tuple[_RecordKey, ...] = (self._sealing,)
 
-    def seal_record(self, salt: bytes, associated: bytes, plain: bytes) -> bytes:
-        """salt ‖ AES-256-GCM(plain), bound to `associated`. `salt` is 32 fresh random bytes: it makes a key that seals nothing else."""
-        return salt + self._sealer(_sized(salt, SALT_BYTES, "salt")).encrypt(_NONCE, plain, associated)
+    def seal_record(self, salt: bytes, associated: bytes, plain: bytes, *, newest: bool = False) -> bytes:
+        """salt ‖ AES-256-GCM(plain), bound to `associated`. `salt` is 32 fresh random bytes: it makes a key that seals nothing else.
 
-    def open_record(self, associated: bytes, sealed: bytes) -> bytes:
-        """The record that `seal_record` was given, or CorruptRecord."""
+        `newest`: with the key that a rotation is about to bring in.
+        """
+        key = self._opening[0] if newest else self._sealing
+        return salt + key.sealer(_sized(salt, SALT_BYTES, "salt")).encrypt(_NONCE, plain, associated)
+
+    def open_record(self, associated: bytes, sealed: bytes, sequence: int = 0) -> bytes:
+        """The record that `seal_record` was given, or CorruptRecord. A key that was replaced opens no `sequence` after its time."""
+        salt, rest = sealed[:SALT_BYTES], memoryview(sealed)[SALT_BYTES:]
+        for key in self._opening:
+            if key.through is not None and sequence > key.through:
+                continue
+            try:
+                return key.sealer(salt).decrypt(_NONCE, rest, associated)
+            except InvalidTag:
+                continue
+        raise _corrupt("a record failed authentication")
+
+    def is_sealed_anew(self, associated: bytes, sealed: bytes) -> bool:
+        """Whether the key that seals now sealed this record."""
         try:
-            return self._sealer(sealed[:SALT_BYTES]).decrypt(_NONCE, memoryview(sealed)[SALT_BYTES:], associated)
+            self._sealing.sealer(sealed[:SALT_BYTES]).decrypt(_NONCE, memoryview(sealed)[SALT_BYTES:], associated)
         except InvalidTag:
-            raise _corrupt("a record failed authentication") from None
+            return False
+        return True
 
     def wrap(self, data_key: bytes) -> bytes:
         """The 32-byte data key as 40 bytes that only this namespace opens (AES-KW)."""
-        return aes_key_wrap(self._wrapping_key, _sized(data_key, KEY_BYTES, "data key"))
+        return aes_key_wrap(self._sealing.wrapping, _sized(data_key, KEY_BYTES, "data key"))
 
     def unwrap(self, wrapped: bytes) -> bytes:
         """The data key, or CorruptRecord."""
         if len(wrapped) != WRAPPED_KEY_BYTES:
             raise _corrupt(f"a wrapped data key has {len(wrapped)} bytes")
-        try:
-            return aes_key_unwrap(self._wrapping_key, wrapped)
-        except InvalidUnwrap:
-            raise _corrupt("a data key failed authentication") from None
+        for key in self._opening:
+            with suppress(InvalidUnwrap):
+                return aes_key_unwrap(key.wrapping, wrapped)
+        raise _corrupt("a data key failed authentication")
 
-    def _sealer(self, salt: bytes) -> AESGCM:
-        return AESGCM(expand(self._record_key, _RECORD_SEAL + salt))
+    def _set(self, opening: Sequence[tuple[bytes, int | None]], sealing: int) -> None:
+        keys = tuple(_RecordKey(key, through) for key, through in opening)
+        self._opening = keys  # opens more, then seals with another: whoever reads in between finds both
+        self._sealing = keys[sealing]
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class KeyRing:
-    """Every key of one store, from its 32-byte master key. Namespaces' keys are derived once; repr shows no key."""
+    """Every key of one store, from its 32-byte master key and those before it. Safe to share between threads; repr shows no key.
 
-    _master: bytes
-    _store_id: StoreId
-    _opened: dict[NamespaceId | None, NamespaceKeys] = field(init=False, default_factory=dict)
+    A rotation goes: `announce` the new key (it opens, and seals the record of the keys), then `switch` to it (it seals everything),
+    then `limit` what the one before may open.
+    """
 
-    def __post_init__(self) -> None:
-        _sized(self._master, KEY_BYTES, "master key")
-        _sized(self._store_id, ID_BYTES, "store id")
+    __slots__ = ("_lock", "_masters", "_opened", "_sealing", "_store_id")
+
+    def __init__(self, master: bytes, store_id: StoreId, older: Sequence[OlderKey] = ()) -> None:
+        for key in (master, *(each.key for each in older)):
+            _sized(key, KEY_BYTES, "master key")
+        self._store_id = _sized(store_id, ID_BYTES, "store id")
+        self._masters: tuple[OlderKey, ...] = (OlderKey(master), *older)  # the newest first
+        self._sealing = 0  # which of them seals
+        self._opened: dict[NamespaceId | None, NamespaceKeys] = {}
+        self._lock = Lock()
 
     def record_key(self, namespace: NamespaceId) -> bytes:
         """The 32 bytes from which a namespace's records open; an invitation wraps them to another user."""
-        return expand(self._master, _RECORD_KEY + self._store_id + _sized(namespace, ID_BYTES, "namespace id"))
+        return self._record_key(self._masters[self._sealing].key, namespace)
 
     def store_record_key(self) -> bytes:
         """The 32 bytes from which the store-wide records open."""
-        return expand(self._master, _STORE_RECORDS)
+        return self._record_key(self._masters[self._sealing].key, None)
 
     def namespace(self, namespace: NamespaceId) -> NamespaceKeys:
         """The keys of one namespace."""
-        keys = self._opened.get(namespace)
-        return keys if keys is not None else self._opened.setdefault(namespace, NamespaceKeys(self.record_key(namespace)))
+        return self._opened.get(namespace) or self._open(namespace)
 
     def store_wide(self) -> NamespaceKeys:
         """The keys of the store-wide records."""
-        keys = self._opened.get(None)
-        return keys if keys is not None else self._opened.setdefault(None, NamespaceKeys(self.store_record_key()))
+        return self._opened.get(None) or self._open(None)
+
+    @property
+    def master(self) -> bytes:
+        """The master key that seals."""
+        return self._masters[self._sealing].key
+
+    @property
+    def older(self) -> tuple[OlderKey, ...]:
+        """The master keys before it, the newest first."""
+        return self._masters[self._sealing + 1 :]
+
+    def announce(self, master: bytes) -> None:
+        """Open with a new master key too; seal with the one before as yet."""
+        self._change((OlderKey(_sized(master, KEY_BYTES, "master key")), *self._masters), 1)
+
+    def withdraw(self) -> None:
+        """The announced key does not come."""
+        self._change(self._masters[1:], 0)
+
+    def switch(self) -> None:
+        """Seal with the announced key from now on."""
+        self._change(self._masters, 0)
+
+    def limit(self, through: int) -> None:
+        """The key before the present one opens nothing with a sequence above this."""
+        present, before, *others = self._masters
+        self._change((present, OlderKey(before.key, through), *others), 0)
+
+    def _change(self, masters: tuple[OlderKey, ...], sealing: int) -> None:
+        with self._lock:
+            self._masters, self._sealing = masters, sealing
+            for namespace, keys in self._opened.items():
+                self._set(namespace, keys)
+
+    def _open(self, namespace: NamespaceId | None) -> NamespaceKeys:
+        with self._lock:
+            keys = NamespaceKeys(self._record_key(self._masters[0].key, namespace))
+            self._set(namespace, keys)
+            return self._opened.setdefault(namespace, keys)
+
+    def _set(self, namespace: NamespaceId | None, keys: NamespaceKeys) -> None:
+        keys._set([(self._record_key(master.key, namespace), master.through) for master in self._masters], self._sealing)
+
+    def _record_key(self, master: bytes, namespace: NamespaceId | None) -> bytes:
+        if namespace is None:
+            return expand(master, _STORE_RECORDS)
+        return expand(master, _RECORD_KEY + self._store_id + _sized(namespace, ID_BYTES, "namespace id"))
 
 
 class KeyHasher:
@@ -141,7 +234,7 @@ class KeyHasher:
         return ReferenceHash(hasher.digest(16))
 
 
-def _sized(value: bytes, size: int, what: str) -> bytes:
+def _sized(value: Sized, size: int, what: str) -> Sized:
     if len(value) != size:
         raise ValueError(f"a {what} has {size} bytes, not {len(value)}")
     return value

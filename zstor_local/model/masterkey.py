@@ -16,6 +16,7 @@ from zstor_local.model.ids import ID_BYTES, StoreId
 
 KEY_BYTES: Final = 32
 MAX_FILE_BYTES: Final = 4_096
+NEXT: Final = ".next"  # behind the key file's name: the key that a rotation brings in
 
 _FIRST_LINE: Final = "zstor master key 1"
 
@@ -49,3 +50,11 @@ class MasterKey:
         if len(store) != ID_BYTES or len(key) != KEY_BYTES:
             raise BadKeyFile("the store id or the key has the wrong length")
         return cls(StoreId(store), key)
+
+
+@dataclass(frozen=True, slots=True)
+class OlderKey:
+    """A master key that a rotation replaced: it opens what was sealed up to sequence `through` (None: anything), and seals nothing."""
+
+    key: bytes = field(repr=False)
+    through: int | None = None

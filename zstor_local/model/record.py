@@ -18,6 +18,7 @@ import cbor2
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId, Version
+from zstor_local.model.masterkey import KEY_BYTES, OlderKey
 from zstor_local.model.policy import COMPRESSIONS, PADDINGS, Policy
 
 STORE_WIDE: Final = NamespaceId(bytes(ID_BYTES))  # the namespace id of records that belong to no namespace
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     SHARDS = 5
     VOID = 6
     ROW = 7
+    KEYS = 8
 
 
 _HEADER: Final = struct.Struct("<B16s16s16sQ")
@@ -296,7 +298,38 @@ class RowRecord:
         return cls(_take(plain, 1, str), _take(plain, 2, bytes), _take(plain, 4, int))
 
 
-Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord | RowRecord
+@dataclass(frozen=True, slots=True)
+class KeysRecord:
+    """The master keys before the present one, the newest first, schema 1. Sealed under the present one: who has that has all.
+
+    `settled` once every record was sealed anew after the last rotation.
+    """
+
+    older: tuple[OlderKey, ...]
+    rotated: int  # microseconds since 1970 UTC
+    settled: bool = False
+
+    def encode(self) -> bytes:
+        plain: dict[int, object] = {0: 1, 1: [[key.key, key.through] for key in self.older], 4: self.rotated}
+        if self.settled:
+            plain[5] = True
+        return encode(plain)
+
+    @classmethod
+    def decode(cls, data: bytes) -> KeysRecord:
+        plain = decode(data)
+        _expect_schema(plain, 1)
+        entries = _take_list(plain, 1, list)
+        older = [OlderKey(*entry) for entry in entries if len(entry) == 2]
+        if len(older) != len(entries) or not all(
+            type(each.key) is bytes and len(each.key) == KEY_BYTES and (each.through is None or type(each.through) is int)
+            for each in older
+        ):
+            raise CorruptRecord("the record of the older master keys is malformed")
+        return cls(tuple(older), _take(plain, 4, int), _take(plain, 5, bool, False))
+
+
+Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord | RowRecord | KeysRecord
 
 
 def encode(plain: Plain) -> bytes:

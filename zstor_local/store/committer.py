@@ -237,6 +237,19 @@ class Committer:
         current = self._newest[row]
         return None if current.kind is Kind.TOMBSTONE else current
 
+    def newest(self, space: NamespaceId, name: str) -> Envelope | None:
+        """As `look`, but a tombstone is shown too."""
+        row = (space, name)
+        if row not in self._newest:
+            return self._metastore.get(*row) or self._metastore.tombstone(*row)
+        self._seen.add(row)
+        return self._newest[row]
+
+    @property
+    def last_given(self) -> int:
+        """The last sequence that anything was sealed with. For `decide`, like `look`."""
+        return self._next - 1
+
     def named(self, space: NamespaceId, version: Version) -> set[str]:
         """The keys of a namespace whose records name this version, as the changes before left them. For `decide`, like `look`."""
         rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())

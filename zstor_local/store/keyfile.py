@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
-from zstor_local.model.masterkey import MAX_FILE_BYTES, BadKeyFile, MasterKey
+from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, BadKeyFile, MasterKey
 from zstor_local.runtime import Files, read_exactly, sync_directory, write_all
 from zstor_local.store.faults import StoreFault
 
@@ -52,19 +52,21 @@ def _read(files: Files, path: str) -> MasterKey:
         files.close(fd)
 
 
-def unfinished_key(files: Files, path: str) -> MasterKey | None:
-    """The key of an init that was interrupted; None if there is none, or none whole: then nothing was sealed with it yet."""
-    if not key_exists(files, path + UNFINISHED):
+def unfinished_key(files: Files, path: str, suffix: str = UNFINISHED) -> MasterKey | None:
+    """The key of an init (or with NEXT of a rotation) that was interrupted; None if there is none, or none whole: then nothing was
+    sealed with it yet.
+    """
+    if not key_exists(files, path + suffix):
         return None
     try:
-        return _read(files, path + UNFINISHED)
+        return _read(files, path + suffix)
     except BadKeyFile:
         return None
 
 
-def write_unfinished_key(files: Files, path: str, key: MasterKey) -> None:
+def write_unfinished_key(files: Files, path: str, key: MasterKey, suffix: str = UNFINISHED) -> None:
     """The key under its unfinished name, durable when this returns. A beginning of one that lies there is replaced."""
-    temporary = path + UNFINISHED
+    temporary = path + suffix
     with suppress(FileNotFoundError):
         files.unlink(temporary)
     fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -72,12 +74,12 @@ def write_unfinished_key(files: Files, path: str, key: MasterKey) -> None:
         write_all(files, fd, [key.to_text().encode()], 0)
     finally:
         files.close(fd)
-    settle_unfinished_key(files, path)
+    settle_unfinished_key(files, path, suffix)
 
 
-def settle_unfinished_key(files: Files, path: str) -> None:
+def settle_unfinished_key(files: Files, path: str, suffix: str = UNFINISHED) -> None:
     """Make the key under its unfinished name durable: that it can be read does not mean that it is."""
-    fd = files.open(path + UNFINISHED, os.O_RDONLY)
+    fd = files.open(path + suffix, os.O_RDONLY)
     try:
         files.fsync(fd)
     finally:
@@ -85,10 +87,16 @@ def settle_unfinished_key(files: Files, path: str) -> None:
     sync_directory(files, os.path.dirname(path))
 
 
-def finish_key(files: Files, path: str) -> None:
-    """The key gets its name: the store exists from this moment."""
-    files.rename(path + UNFINISHED, path)
+def finish_key(files: Files, path: str, suffix: str = UNFINISHED) -> None:
+    """The key gets its name: from this moment the store exists, or has the next key."""
+    files.rename(path + suffix, path)
     sync_directory(files, os.path.dirname(path))
+
+
+def drop_next_key(files: Files, path: str) -> None:
+    """The key of a rotation that did not come to its commit goes: nothing was sealed with it."""
+    with suppress(FileNotFoundError):
+        files.unlink(path + NEXT)
 
 
 def make_directories(files: Files, path: str) -> None:

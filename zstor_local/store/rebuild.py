@@ -9,8 +9,8 @@ and where something may be missing the caller has to accept it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,17 +35,19 @@ from zstor_local.model.record import (
 )
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShareMissing
-from zstor_local.shards.directory import DirectoryShard, read_identity
+from zstor_local.shards.directory import LOG, DirectoryShard, marker_store, read_identity
 from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log import Log
 from zstor_local.shards.marker import BadMarker
 from zstor_local.store.committer import RESERVE
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, shard_places
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
-from zstor_local.store.keyfile import make_directories, read_key
+from zstor_local.store.keyfile import make_directories
 from zstor_local.store.lock import store_lock
 from zstor_local.store.namespaces import row_name
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.unlocking import KEYS_ROW, key_files, older_keys
 
 BATCH: Final = 5_000  # rows in a transaction
 PROGRESS_EVERY: Final = 10_000
@@ -66,6 +68,7 @@ class Report:
     deleted: int = 0
     records: int = 0
     damaged: int = 0  # entries whose record does not open
+    rotated: bool = False  # the master key was replaced, after the one at hand was written
     seen: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # keys of which fewer than k shares were found
@@ -77,7 +80,8 @@ class Report:
         if self.unseen:
             found.append(f"not seen: shard {', '.join(self.unseen)}; what only they know is missing, deletes among it")
         if self.damaged:
-            found.append(f"{self.damaged} log entries hold a record that does not open")
+            why = "; the master key was rotated, the newer one opens more" if self.rotated else ""
+            found.append(f"{self.damaged} log entries hold a record that does not open{why}")
         if self.unreadable:
             found.append(f"{len(self.unreadable)} objects have too few shares: {_some(self.unreadable)}")
         if self.older:
@@ -90,16 +94,18 @@ def rebuild(runtime: Runtime, engines: Engines, config: Config, *, accept_loss: 
 
     StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed.
     """
-    master = read_key(runtime.files, config.master_key_file)
+    masters = key_files(runtime.files, config.master_key_file)
     make_directories(runtime.files, config.store)
     with store_lock(runtime, config.store):
-        return _rebuild(runtime, engines, config, master, accept_loss=accept_loss, progress=progress)
+        return _rebuild(runtime, engines, config, masters, accept_loss=accept_loss, progress=progress)
 
 
 def _rebuild(
-    runtime: Runtime, engines: Engines, config: Config, master: MasterKey, *, accept_loss: bool, progress: Callable[[str, int], None]
-) -> Report:
-    sealer = RecordSealer(KeyRing(master.key, master.store_id), master.store_id, runtime.randomness)
+    runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], *, accept_loss: bool,
+    progress: Callable[[str, int], None],
+) -> Report:  # fmt: skip
+    master = masters[-1]
+    sealer = _sealer(runtime, masters, _keys_in_logs(runtime, config, masters))
     with ExitStack() as opened:
         index = engines.open_index(config.store)
         opened.callback(index.close)
@@ -107,7 +113,33 @@ def _rebuild(
         for shard in shards:
             opened.callback(shard.close)
         scratch = opened.enter_context(closing(sqlite3.connect("", isolation_level=None)))  # a temporary file of SQLite's own
-        return _Rebuild(runtime, engines, config, sealer, shards, scratch, progress).run(accept_loss=accept_loss)
+        return _Rebuild(runtime, engines, config, masters, sealer, shards, scratch, progress).run(accept_loss=accept_loss)
+
+
+def _sealer(runtime: Runtime, masters: list[MasterKey], envelopes: Iterable[Envelope]) -> RecordSealer:
+    """What opens the records of the store, by its records of older keys if there are some."""
+    found = older_keys(runtime, masters, envelopes)
+    master, older = (masters[-1], ()) if found is None else (found[0], found[1].older)
+    return RecordSealer(KeyRing(master.key, master.store_id, older), master.store_id, runtime.randomness)
+
+
+def _keys_in_logs(runtime: Runtime, config: Config, masters: list[MasterKey]) -> Iterator[Envelope]:
+    """Records of older keys, where the master key alone does not open the marker of a shard."""
+    store_id = masters[-1].store_id
+    keys = KeyRing(masters[-1].key, store_id).store_wide()
+    for place in shard_places(config):
+        if marker_store(runtime.files, place.root) != store_id:
+            continue
+        with suppress(BadMarker, OSError):
+            read_identity(runtime.files, place.root, keys, store_id)
+            if len(masters) == 1:
+                continue
+        with (
+            suppress(ShardError, OSError),
+            closing(LogIndex(":memory:")) as index,
+            closing(Log(runtime.files, f"{place.root}/{LOG}", shard=0, store_id=store_id, index=index)) as log,
+        ):
+            yield from (scanned.entry.envelope for scanned in log.scan() if scanned.entry.envelope.kind is Kind.KEYS)
 
 
 def _open_shards(runtime: Runtime, config: Config, master: MasterKey, sealer: RecordSealer, index: LogIndex) -> list[DirectoryShard]:
@@ -133,12 +165,13 @@ def _open_shards(runtime: Runtime, config: Config, master: MasterKey, sealer: Re
 
 class _Rebuild:
     def __init__(
-        self, runtime: Runtime, engines: Engines, config: Config, sealer: RecordSealer, shards: list[DirectoryShard],
-        scratch: sqlite3.Connection, progress: Callable[[str, int], None],
+        self, runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], sealer: RecordSealer,
+        shards: list[DirectoryShard], scratch: sqlite3.Connection, progress: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._runtime = runtime
         self._engines = engines
         self._config = config
+        self._masters = masters
         self._sealer = sealer
         self._shards = {shard.number: shard for shard in shards}
         self._scratch = scratch
@@ -169,7 +202,8 @@ class _Rebuild:
         """Every record of every log into the scratch table, less what is void."""
         self._scratch.executescript(_SCHEMA)
         self._scratch.execute("begin")
-        voids: list[VoidRecord] = []
+        voids: list[Envelope] = []
+        keys: list[Envelope] = []
         for shard in self._shards.values():
             for scanned in shard.scan():
                 envelope = scanned.entry.envelope
@@ -178,15 +212,17 @@ class _Rebuild:
                 if self._report.records % PROGRESS_EVERY == 0:
                     self._progress("records read", self._report.records)
                 if envelope.kind is Kind.VOID:
-                    voids += self._void(envelope)
+                    voids.append(envelope)
                 else:
+                    if envelope.kind is Kind.KEYS:
+                        keys.append(envelope)
                     self._scratch.execute(
                         "insert or ignore into candidate values(?, ?, ?, ?, ?, ?)",
                         (envelope.namespace, envelope.key_hash, envelope.sequence, envelope.kind, envelope.version, envelope.sealed),
                     )
-        self._scratch.executemany(
-            "delete from candidate where sequence between ? and ?", [(void.first, void.last) for void in set(voids)]
-        )
+        self._sealer = _sealer(self._runtime, self._masters, keys)
+        void = {opened for envelope in voids for opened in self._void(envelope)}
+        self._scratch.executemany("delete from candidate where sequence between ? and ?", [(each.first, each.last) for each in void])
         self._scratch.execute("commit")
 
     def _void(self, envelope: Envelope) -> list[VoidRecord]:
@@ -206,7 +242,10 @@ class _Rebuild:
                 try:
                     newest[envelope.key_hash] = envelope, self._sealer.open(envelope)
                 except CorruptRecord:
-                    self._report.damaged += 1
+                    if envelope.kind is Kind.KEYS:
+                        self._report.rotated = True  # nothing is lost with it as long as the key at hand opens all the others
+                    else:
+                        self._report.damaged += 1
         rows: list[Row] = []
         hash_key: bytes | None = None
         for envelope, plain in newest.values():
@@ -216,6 +255,8 @@ class _Rebuild:
             elif envelope.kind is Kind.SHARDS:
                 self._tell_shards(ShardsRecord.decode(plain))
                 rows.append(Row(STORE_WIDE, SHARDS_ROW, envelope))
+            elif envelope.kind is Kind.KEYS:
+                rows.append(Row(STORE_WIDE, KEYS_ROW, envelope))
             elif envelope.kind is Kind.NAMESPACE:
                 rows.append(Row(STORE_WIDE, row_name(NamespaceRecord.decode(plain).name), envelope))
             elif envelope.kind is Kind.ROW:

@@ -14,24 +14,29 @@ class RecordSealer:
     """Seals and opens every record of one store. Any thread may use it."""
 
     def __init__(self, ring: KeyRing, store_id: StoreId, randomness: Randomness) -> None:
-        self._ring = ring
+        self.ring = ring
         self.store_id = store_id
         self._randomness = randomness
 
     def keys(self, space: NamespaceId) -> NamespaceKeys:
-        return self._ring.store_wide() if space == STORE_WIDE else self._ring.namespace(space)
+        return self.ring.store_wide() if space == STORE_WIDE else self.ring.namespace(space)
 
     def seal(self, kind: Kind, space: NamespaceId, key_hash: KeyHash, version: Version, sequence: int, plain: bytes) -> Envelope:
         associated = associated_data(self.store_id, kind, space, key_hash, version, sequence)
-        sealed = self.keys(space).seal_record(self._randomness.bytes(SALT_BYTES), associated, plain)
+        salt = self._randomness.bytes(SALT_BYTES)
+        sealed = self.keys(space).seal_record(salt, associated, plain, newest=kind is Kind.KEYS)
         return Envelope(kind, space, key_hash, version, sequence, sealed)
 
     def open(self, envelope: Envelope) -> bytes:
         """The record's CBOR, or CorruptRecord."""
-        associated = associated_data(
-            self.store_id, envelope.kind, envelope.namespace, envelope.key_hash, envelope.version, envelope.sequence
-        )
-        return self.keys(envelope.namespace).open_record(associated, envelope.sealed)
+        return self.keys(envelope.namespace).open_record(self._associated(envelope), envelope.sealed, envelope.sequence)
+
+    def is_sealed_anew(self, envelope: Envelope) -> bool:
+        """Whether the master key that seals now sealed this record."""
+        return self.keys(envelope.namespace).is_sealed_anew(self._associated(envelope), envelope.sealed)
+
+    def _associated(self, envelope: Envelope) -> bytes:
+        return associated_data(self.store_id, envelope.kind, envelope.namespace, envelope.key_hash, envelope.version, envelope.sequence)
 
 
 __all__ = ["KeyHasher", "RecordSealer"]

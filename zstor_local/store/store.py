@@ -10,12 +10,11 @@ from typing import Literal
 
 import trio
 
-from zstor_local.coding.keys import KeyHasher, KeyRing
+from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.model.ids import ShareId, StoreId
-from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShardState
@@ -37,10 +36,12 @@ from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.places import Places, check_names
 from zstor_local.store.presence import Presence
+from zstor_local.store.rotation import Rotation
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
+from zstor_local.store.unlocking import KEYS_ROW, settled_ring
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
 
@@ -109,6 +110,7 @@ class Store:
         self.presence = Presence(
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
         )
+        self.rotation = Rotation(runtime, config.master_key_file, metastore, pool, self.committer, sealer, hasher, self.jobs)
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
     async def recover(self) -> None:
@@ -159,6 +161,8 @@ class Store:
         for number, state in ((number, self.pool.state(number)) for number in self.pool.numbers):
             if state != "ok":
                 found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
+        if self.rotation.pending:
+            found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
         groups = {shard.group for shard in self.pool.opened()}
         if len(groups) == 1 and len(self.pool.opened()) > 1:
             found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
@@ -209,6 +213,7 @@ async def open_store(
                         nursery.start_soon(store.presence.run)
                         store.freeing.wake()
                         store.mending.wake()
+                        store.rotation.go_on()
                     yield store
                 finally:
                     store.committer.stop()
@@ -244,17 +249,16 @@ def _locked(runtime: Runtime, engines: Engines, config: Config) -> Iterator[None
 
 
 def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
-    master = read_key(runtime.files, config.master_key_file)
     with ExitStack() as opened:
         try:
             metastore = engines.open_metastore(config.store)
             opened.callback(metastore.close)
-            sealer, hasher, shards = _unlock(runtime, config, metastore, master)
+            sealer, hasher, shards = _unlock(runtime, config, metastore)
             for name in check_names(config, shards):
                 log.warning("the configuration names shard %s, which this store does not have any more", name)
             index = engines.open_index(config.store)
             opened.callback(index.close)
-            opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+            opener = ShardOpener(engines.shard_engines(runtime, sealer.store_id, sealer.keys(STORE_WIDE), index))
             places = Places(config, opener, shards)
             pool = places.open_all()
             opened.callback(pool.close)
@@ -267,15 +271,17 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
         return store
 
 
-def _unlock(runtime: Runtime, config: Config, metastore: Metastore, master: MasterKey) -> tuple[RecordSealer, KeyHasher, ShardsRecord]:
+def _unlock(runtime: Runtime, config: Config, metastore: Metastore) -> tuple[RecordSealer, KeyHasher, ShardsRecord]:
     """The store's own records, opened with the master key."""
+    master = read_key(runtime.files, config.master_key_file)
     if metastore.store_id != master.store_id:
         raise StoreFault(
             f"the master key {config.master_key_file} belongs to store {master.store_id.hex()}, "
             f"the store at {config.store} is {metastore.store_id.hex()}",
             "give the key of this store, or the store of this key",
         )
-    sealer = RecordSealer(KeyRing(master.key, master.store_id), master.store_id, runtime.randomness)
+    ring = settled_ring(runtime, config.master_key_file, metastore.get(STORE_WIDE, KEYS_ROW))
+    sealer = RecordSealer(ring, master.store_id, runtime.randomness)
     try:
         envelopes = [metastore.get(STORE_WIDE, row) for row in (STORE_ROW, SHARDS_ROW)]
         opened = [sealer.open(envelope) for envelope in envelopes if envelope is not None]

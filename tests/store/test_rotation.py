@@ -1,0 +1,239 @@
+"""A new master key: everything stays readable, the old key opens nothing new, and the new one alone brings the store back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import Home, content, delete, get, name, put
+from tests.store.test_rebuild import lose_metastore, rebuilt
+from zstor_local.cli.backup_words import from_words, to_words
+from zstor_local.coding.keys import KeyRing
+from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound
+from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.model.masterkey import NEXT, MasterKey
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.shards.base import ScannedEntry
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.metadata import describe
+from zstor_local.store.objects import WriteOptions
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.store import Store
+
+
+def key_of(home: Home) -> MasterKey:
+    return MasterKey.from_text(home.key_file.read_text())
+
+
+async def rotate(store: Store) -> None:
+    """Rotate, and wait until every record is sealed anew."""
+    job = await store.rotation.rotate()
+    while job.running:
+        await job.news().wait()
+    assert job.state == "done", job.error
+
+
+async def fill(store: Store) -> None:
+    await put(store, "small", content(1, 5_000), WriteOptions(references=("r",), user={"a": "b"}))
+    await put(store, "large", content(2, 700_000))
+    await put(store, "other", content(3, 100), namespace="photos")
+    await put(store, "gone", content(4, 100))
+    await delete(store, "gone")
+    await store.rows.put("table", "row", b"value")
+
+
+async def check(store: Store) -> None:
+    assert await get(store, "small") == content(1, 5_000)
+    assert await get(store, "large") == content(2, 700_000)
+    assert await store.objects.read(store.objects.find(name("other", "photos"))) == content(3, 100)
+    with pytest.raises(NotFound):
+        store.objects.find(name("gone"))
+    row = store.rows.get("table", "row")
+    assert row is not None
+    assert row.value == b"value"
+
+
+def newest_entries(store: Store) -> list[Envelope]:
+    """Of each row the newest record in the logs."""
+    newest: dict[tuple[bytes, bytes], Envelope] = {}
+    for shard in store.pool.opened():
+        scanned: ScannedEntry
+        for scanned in shard.scan():
+            envelope = scanned.entry.envelope
+            at = envelope.namespace, envelope.key_hash
+            if envelope.kind is not Kind.VOID and (at not in newest or newest[at].sequence < envelope.sequence):
+                newest[at] = envelope
+    return list(newest.values())
+
+
+async def test_everything_is_sealed_anew_and_readable(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        before = key_of(home)
+        await rotate(store)
+        after = key_of(home)
+        assert after.key != before.key
+        assert home.key_file.stat().st_mode & 0o777 == 0o600
+        await check(store)
+        await put(store, "new", b"under the new key")
+        only_new = RecordSealer(KeyRing(after.key, after.store_id), after.store_id, store.runtime.randomness)
+        only_old = RecordSealer(KeyRing(before.key, before.store_id), before.store_id, store.runtime.randomness)
+        entries = newest_entries(store)
+        assert len(entries) > 6
+        for envelope in entries:
+            only_new.open(envelope)
+            with pytest.raises(CorruptRecord):
+                only_old.open(envelope)
+        assert not store.rotation.pending
+    async with home.open() as store:
+        await check(store)
+        assert await get(store, "new") == b"under the new key"
+        assert store.health == "ok"
+
+
+async def test_a_data_key_is_wrapped_under_the_new_key_alone(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await rotate(store)
+        stored = store.objects.find(name("large"))
+        after = key_of(home)
+        KeyRing(after.key, after.store_id).namespace(stored.envelope.namespace).unwrap(stored.record.wrapped_key)
+
+
+async def test_the_new_words_alone_bring_everything_back_elsewhere(home: Home, tmp_path: Path) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await rotate(store)
+        await rotate(store)
+        await put(store, "new", content(7, 300))
+    words = " ".join(to_words(key_of(home)))
+    other = Home(tmp_path / "other")
+    other.key_file.parent.mkdir(parents=True)
+    other.key_file.touch(0o600)
+    other.key_file.write_text(from_words(words).to_text())
+    shutil.copytree(Path(home.store) / "shards", Path(other.store) / "shards")
+    shutil.rmtree(home.store)
+    report = rebuilt(other.config())
+    assert report.loss == []
+    assert report.objects == 4
+    async with other.open() as store:
+        await check(store)
+        assert await get(store, "new") == content(7, 300)
+        assert not store.rotation.pending
+        await rotate(store)
+        await check(store)
+
+
+async def test_a_rebuild_in_the_middle_of_a_rotation_finds_old_and_new_records(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await fill(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.rotation, "_renew", _break_off)
+            job = await store.rotation.rotate()
+            while job.running:
+                await job.news().wait()
+        await put(store, "new", content(7, 300))
+        assert store.rotation.pending
+    lose_metastore(home)
+    report = rebuilt(home.config())
+    assert report.loss == []
+    async with home.open() as store:
+        while store.rotation.pending:
+            await store.committer.news().wait()
+        await check(store)
+        assert await get(store, "new") == content(7, 300)
+
+
+async def _break_off(*args: object) -> None:
+    raise NotEnoughShards("broken off by the test")
+
+
+async def test_the_old_key_is_refused_after_the_rotation(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        old = home.key_file.read_text()
+        await rotate(store)
+        await put(store, "new", b"1")
+    home.key_file.write_text(old)
+    with pytest.raises(StoreFault, match="another master key since"):
+        async with home.open():
+            pass
+    lose_metastore(home)
+    with pytest.raises(StoreFault, match="the newer one opens more"):
+        rebuilt(home.config())
+
+
+async def test_the_old_key_forges_nothing_after_its_time(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        old = key_of(home)
+        await rotate(store)
+        forger = RecordSealer(KeyRing(old.key, old.store_id), old.store_id, store.runtime.randomness)
+        stored = store.objects.find(name("small"))
+        plain = store.sealer.open(stored.envelope)
+        parts = (Kind.OBJECT, stored.envelope.namespace, stored.envelope.key_hash, stored.version)
+        store.sealer.open(forger.seal(*parts, 1, plain))
+        with pytest.raises(CorruptRecord):
+            store.sealer.open(forger.seal(*parts, stored.envelope.sequence + 1, plain))
+
+
+async def test_metadata_from_before_is_still_taken(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        seal = describe(store.objects.find(name("large")), store.pool)["seal"]
+        envelope = store.objects.find(name("large")).envelope
+        await rotate(store)
+        assert len(seal) > 100
+        assert await store.objects.read(store.objects.from_seal(envelope.pack())) == content(2, 700_000)
+
+
+async def test_one_rotation_at_a_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await fill(store)
+        monkeypatch.setattr(store.rotation, "_renew", _break_off)
+        await store.rotation.rotate()
+        key = key_of(home)
+        with pytest.raises(Busy):
+            await store.rotation.rotate()
+        assert key_of(home) == key
+
+
+async def test_a_rotation_that_the_metastore_refuses_never_happened(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        key = key_of(home)
+
+        def refuse(transaction: Transaction) -> None:
+            raise CommitRefused("full", no_space=True)
+
+        home.engines.before_commit = refuse
+        with pytest.raises(NoSpace):
+            await store.rotation.rotate()
+        home.engines.before_commit = lambda transaction: None
+        assert key_of(home) == key
+        assert not home.key_file.with_name(home.key_file.name + NEXT).exists()
+        await put(store, "after", b"1")
+        assert store.sealer.is_sealed_anew(store.objects.find(name("after")).envelope)
+        assert store.metastore.get(STORE_WIDE, "keys") is None
+        await rotate(store)
+        await check(store)
+    async with home.open() as store:
+        await check(store)
+
+
+async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+    home.take_away(2)
+    async with home.open() as store:
+        await rotate(store)
+    home.bring_back(2)
+    async with home.open() as store:
+        await check(store)
+        while store.metastore.debts_count():
+            await store.committer.news().wait()
+        shard = store.pool.get(2)
+        assert shard is not None
+        assert Kind.KEYS in {scanned.entry.envelope.kind for scanned in shard.scan()}

@@ -1,0 +1,34 @@
+"""`key.rotate`. The keys themselves never pass the socket: whoever may read the key file reads it there."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from zstor_local.errors import Busy, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.registry import Registry
+from zstor_local.store.store import Store
+
+
+class Rotated(TypedDict):
+    """The store has another master key. `job` seals its records anew; `key_file` is where the key lies."""
+
+    store: str
+    key_file: str
+    job: str
+
+
+def register(registry: Registry, store: Store) -> None:
+    """Add the methods."""
+
+    @registry.method("key.rotate", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
+    async def rotate(call: Call, /) -> Rotated:
+        """Give the store a new master key.
+
+        The words of earlier backups open nothing that is written from now on: write the new ones down. The old key is kept, sealed
+        under the new one, on every shard, and opens what is old until the job has sealed it anew; that goes on over restarts. Somebody
+        who had the old key and copies of the shards can read those copies for ever.
+        """
+        with call.committing():
+            job = await store.rotation.rotate()
+        return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}
