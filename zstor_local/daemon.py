@@ -13,14 +13,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Final
 
 import trio
 
-from zstor_local import __version__, limits, sd_notify
-from zstor_local.config import Config
+from zstor_local import __version__, limits
+from zstor_local.activation import inherited_listener
+from zstor_local.config import Config, ConfigError
 from zstor_local.content.names import Names
-from zstor_local.listener import AlreadyServed, listening
+from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.rpc.methods import changes as change_methods
@@ -40,7 +42,7 @@ from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
 from zstor_local.runtime import Runtime
 from zstor_local.sd_notify import Notifier
-from zstor_local.signals import heed, stop_signals
+from zstor_local.signals import heard, heed
 from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -49,6 +51,7 @@ from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
 from zstor_local.system import RealClientFiles, real_runtime
+from zstor_local.watchdog import keep_telling
 
 EXIT_DONE: Final = 0
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
@@ -59,20 +62,24 @@ _M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
 _M_MMAP_THRESHOLD: Final = -3
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
 
+_PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.NOTSET: 7}  # syslog(3)
+_RECOVERY_SECONDS: Final = 900.0  # reading the logs of all shards again, on slow disks
+_FLUSH_SECONDS: Final = 60.0  # the last commit
+
 log = logging.getLogger("zstor.daemon")
 
 
-def main(config: Config) -> int:
-    """Serve until a signal; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format=_log_format(), stream=sys.stderr)
+def main(config: Config, reread: Callable[[], Config]) -> int:
+    """Serve until a signal; returns the exit status. `reread` gives the configuration as it is now; it may raise ConfigError."""
+    logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
     os.umask(0o077)
     _keep_memory_private()
     _keep_buffers()
-    notifier = sd_notify.in_environment()
+    notifier = Notifier.from_environment(os.environ)
     runtime = real_runtime()
     engines = SqliteEngines(runtime.files)
     try:
-        trio.run(_serve, runtime, engines, config, notifier)
+        trio.run(_serve, runtime, engines, config, reread, notifier)
     except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
         cause = _first(error)
         if isinstance(cause, (StoreInUse, AlreadyServed)):
@@ -126,35 +133,69 @@ def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str,
         return _refuse(error, EXIT_FAULT), None
 
 
-async def _serve(runtime: Runtime, engines: Engines, config: Config, notifier: Notifier) -> None:
+async def _serve(runtime: Runtime, engines: Engines, config: Config, reread: Callable[[], Config], notifier: Notifier) -> None:
+    inherited = inherited_listener(os.environ)
+    if inherited is not None:
+        config = replace(config, socket=os.path.abspath(inherited.getsockname()))
+    listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
     async with trio.open_nursery() as nursery:
-        with listening(runtime.files, config.socket) as listener:
+        with listener as socket:
+            notifier.extend(_RECOVERY_SECONDS)
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
-                server = Server(_registry(store, config), runtime.randomness, jobs=store.jobs)
+                paths = _paths(store, config)
+                server = Server(_registry(store, config, paths), runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
                     notifier.stopping()
+                    notifier.extend(limits.STOP_SECONDS + _FLUSH_SECONDS)
                     _say("stopping: running calls end first; another signal stops at once")
                     server.stop()
 
-                with stop_signals() as signals:
-                    nursery.start_soon(functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel))
-                    state = f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards"
-                    _say(state)
+                def reload() -> None:
+                    notifier.reloading()
+                    _reload(store, paths, reread)
+                    notifier.ready(_state(store))
+
+                with heard() as signals:
+                    heeding = functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel, reload=reload)
+                    nursery.start_soon(heeding)
+                    _say(_state(store))
                     _say(f"listening on {config.socket}")
-                    notifier.ready(state)
-                    await server.serve([listener])
+                    notifier.ready(_state(store))
+                    if notifier.heard:
+                        nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
+                    await server.serve([socket])
         nursery.cancel_scope.cancel()
 
 
-def _registry(store: Store, config: Config) -> Registry:
+def _state(store: Store) -> str:
+    """One line for people."""
+    return f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards"
+
+
+def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
+    """Take what can change while clients are served; say what else has changed. A faulty configuration changes nothing."""
+    try:
+        new = reread()
+        paths.allow(new.allowed_roots)
+    except (ConfigError, OSError) as error:
+        log.error("the configuration was read again and is not taken: %s", error)
+        return
+    old = store.config
+    store.config = replace(old, allowed_roots=new.allowed_roots, default_namespace=new.default_namespace)
+    late = [field.name for field in fields(Config) if getattr(new, field.name) != getattr(store.config, field.name)]
+    late = [name for name in late if name not in ("socket", "file")]  # who handed a socket down says where it is
+    log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
+
+
+def _registry(store: Store, config: Config, paths: Paths) -> Registry:
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
     rpc_methods.register(registry, version=__version__)
     daemon_methods.register(registry, store, identity)
     health_methods.register(registry, store)
-    object_methods.register(registry, store, _paths(store, config))
+    object_methods.register(registry, store, paths)
     reference_methods.register(registry, store)
     renaming_methods.register(registry, store)
     change_methods.register(registry, store)
@@ -208,9 +249,18 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _log_format() -> str:
-    """With the journal the level goes in front as `<N>`; a terminal shows it in words."""
-    return "%(name)s: %(message)s" if "JOURNAL_STREAM" in os.environ else "%(levelname)s %(name)s: %(message)s"
+def _log_handler() -> logging.Handler:
+    """Lines on stderr, the level in words; where the journal reads them, as `<N>` in front (sd-daemon(3))."""
+    handler = logging.StreamHandler(sys.stderr)
+    journal = "JOURNAL_STREAM" in os.environ
+    handler.setFormatter(_JournalFormatter() if journal else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+class _JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(priority for level, priority in _PRIORITIES.items() if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in f"{record.name}: {super().format(record)}".splitlines())
 
 
 def _keep_buffers() -> None:

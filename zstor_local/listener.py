@@ -1,4 +1,4 @@
-"""The daemon's socket: bound under a lock, 0600 from its first moment, gone at the end."""
+"""The daemon's socket: bound under a lock, 0600 from its first moment, gone at the end; or a service manager's, which stays its own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ BACKLOG: Final = 128
 SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
 
 
+_LISTENS: Final = "00010000"  # __SO_ACCEPTCON among the flags of /proc/net/unix
+
+
 class AlreadyServed(Exception):
     """Another daemon has this socket."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @contextmanager
@@ -31,6 +38,29 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
     Its directory is 0700 and ours, itself 0600 from the first moment. A socket that a dead daemon left is replaced: the lock tells
     that nobody serves it. Raises AlreadyServed, or StoreFault for a directory that others can enter.
     """
+    with _locked(files, path) as beneath:
+        name = os.path.basename(path)
+        if _somebody_listens(path):
+            raise AlreadyServed(f"a service manager listens at {path}", "systemctl --user start zstor.service")
+        listener = _bind(beneath, name)
+        try:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{beneath}/{name}")
+            listener.close()
+
+
+@contextmanager
+def handed_down(files: Files, listener: socket.socket) -> Iterator[trio.SocketListener]:
+    """A socket that a service manager opened, with the same lock held: it is neither bound nor removed by us."""
+    with listener, _locked(files, os.path.abspath(listener.getsockname())):
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+
+
+@contextmanager
+def _locked(files: Files, path: str) -> Iterator[str]:
+    """Hold the lock of a socket; yields a name for its directory that is short and cannot be redirected."""
     directory, name = os.path.split(path)
     if len(os.fsencode(name)) > SOCKET_NAME_BYTES:
         raise StoreFault(
@@ -46,17 +76,24 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
         beneath = f"/proc/self/fd/{directory_fd}"
         lock_fd = _lock(f"{beneath}/{name}.lock", path)
         try:
-            listener = _bind(beneath, name)
-            try:
-                yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{beneath}/{name}")
-                listener.close()
+            yield beneath
         finally:
             os.close(lock_fd)
     finally:
         os.close(directory_fd)
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether a living process listens under just this name: a service manager that has not started its service.
+
+    Our own sockets are bound under another name and renamed, so a dead daemon's or a racing one's is not meant.
+    """
+    try:
+        with open("/proc/net/unix") as table:
+            lines = [line.split(maxsplit=7) for line in table]
+    except OSError:
+        return False
+    return any(len(line) == 8 and line[3] == _LISTENS and line[7].rstrip("\n") == path for line in lines)
 
 
 def _lock(path: str, shown: str) -> int:

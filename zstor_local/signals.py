@@ -1,4 +1,4 @@
-"""The signals that stop the daemon: the first one gently, the second at once."""
+"""SIGTERM and SIGINT stop the daemon, gently and then at once; SIGHUP has it read its configuration again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import trio
 
 
 @contextmanager
-def stop_signals() -> Iterator[AsyncIterator[int]]:
-    """SIGTERM and SIGINT, heard from here on instead of ending the process."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+def heard() -> Iterator[AsyncIterator[int]]:
+    """The signals, heard from here on instead of ending the process."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         yield signals
 
 
-async def heed(signals: AsyncIterator[int], *, gently: Callable[[], None], at_once: Callable[[], None]) -> None:
-    """Stop gently on the first signal, at once on the second."""
-    await anext(signals)
-    gently()
-    await anext(signals)
-    at_once()
+async def heed(
+    signals: AsyncIterator[int], *, gently: Callable[[], None], at_once: Callable[[], None], reload: Callable[[], None]
+) -> None:
+    """Stop gently on the first of the deadly signals, at once on the second; reload on SIGHUP until then."""
+    stopping = False
+    async for number in signals:
+        if number == signal.SIGHUP:
+            if not stopping:
+                reload()
+        elif not stopping:
+            stopping = True
+            gently()
+        else:
+            at_once()
+            return

@@ -27,7 +27,7 @@ def daemon(options: Options) -> int:
         return _CONFIGURATION
     from zstor_local.daemon import main
 
-    return main(config)
+    return main(config, options.load)
 
 
 @click.command()

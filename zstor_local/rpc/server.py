@@ -56,7 +56,7 @@ class Server:
             with self._accepting:
                 task_status.started()
                 # It waits and tries again where the process is out of descriptors.
-                await trio.serve_listeners(self._serve_client, [*listeners], handler_nursery=nursery)
+                await trio.serve_listeners(self.serve_client, [*listeners], handler_nursery=nursery)
             await self._stopped.wait()
             await self._wind_down()
             nursery.cancel_scope.cancel()
@@ -81,7 +81,8 @@ class Server:
             self._closed = trio.Event()
             await self._closed.wait()
 
-    async def _serve_client(self, stream: trio.SocketStream) -> None:
+    async def serve_client(self, stream: trio.SocketStream) -> None:
+        """One client until it is gone."""
         refusal: ZstorError | None = None
         peer = peer_of(stream.socket)
         if peer.uid != self._uid or peer.uid == _UNMAPPED_UID:

@@ -11,7 +11,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -43,8 +43,20 @@ class Paths:
         self.client_files = client_files
         self._randomness = randomness
         self._protected = protected
-        self._roots = {root: files.open(root, os.O_PATH | os.O_DIRECTORY) for root in allowed_roots}
+        self._roots: dict[str, int] = {}
+        self.allow(allowed_roots)
         self._own_namespace = client_files.mount_namespace(None)
+
+    def allow(self, roots: Sequence[str]) -> None:
+        """Paths must lie beneath one of these from now on; none: anywhere. OSError, and nothing changed, if one cannot be opened."""
+        with ExitStack() as opened:
+            new = {}
+            for root in roots:
+                new[root] = self.files.open(root, os.O_PATH | os.O_DIRECTORY)
+                opened.callback(self.files.close, new[root])
+            opened.pop_all()
+        self.close()
+        self._roots = new
 
     def close(self) -> None:
         for fd in self._roots.values():
