@@ -44,7 +44,8 @@ class Gate:
         @world.registry.method("commit")
         async def commit(call: Call, /, name: str) -> str:
             """Commit until the test lets go."""
-            with call.committing():
+            call.begin_commit()
+            with trio.CancelScope(shield=True):
                 self.started.append(name)
                 await self.gates.setdefault(name, trio.Event()).wait()
                 self.committed.set()

@@ -718,7 +718,8 @@ class Held:
             while count := await source.read_into(memoryview(buffer)):
                 self.taken += buffer[:count]
             await self.before_commit()
-            with caller.committing():
+            caller.begin_commit()
+            with trio.CancelScope(shield=True):
                 self.committing.set()
                 await self.commit.wait()
             return {"metadata": "the true result"}

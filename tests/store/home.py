@@ -23,6 +23,7 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
 from zstor_local.store.objects import Source, Stored, WriteOptions
+from zstor_local.store.reading import stretch
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store, open_store
 
@@ -159,7 +160,8 @@ async def put(
 
 
 async def get(store: Store, key: str, *, namespace: str = "default", offset: int | None = None, length: int | None = None) -> bytes:
-    return await store.objects.read(store.objects.find(name(key, namespace)), offset, length)
+    stored = store.objects.find(name(key, namespace))
+    return await store.objects.read(stored, stretch(stored.record, offset, length))
 
 
 async def delete(store: Store, key: str, *, namespace: str = "default") -> int:

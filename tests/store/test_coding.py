@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -79,10 +78,9 @@ class LeavingCaller(Nobody):
         if self._scope is not None:
             self._scope.cancel()
 
-    def committing(self) -> AbstractContextManager[None]:
+    def begin_commit(self) -> None:
         if self._scope is None:
             raise Cancelled("cancelled")
-        return nullcontext()
 
 
 async def test_a_file_that_is_cancelled_midway_leaves_nothing(home: Home) -> None:

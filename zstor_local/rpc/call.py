@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -134,7 +134,7 @@ class Call:
         self.connection = connection
         self.descriptors = descriptors
         self.answered = answered  # set when the reply, or the batch's that it is a part of, is on its way
-        self.bound: Callable[[], Awaitable[object]] | None = None  # the method and its arguments, once they are checked
+        self.bound: Callable[[], object] | None = None  # the method and its arguments, once they are checked
         self.refused: InvalidParams | None = None
         self.detach = False  # the caller wants a job
         self._progress_token: str | int | None = None
@@ -182,37 +182,39 @@ class Call:
             params["message"] = message
         self.connection.offer("notifications/progress", params)
 
-    async def reply_room(self, size: int) -> bool:
+    def take_reply_room(self, size: int) -> bool:
         """Whether a reply of about `size` bytes (a message's at most) has room beside those that this client has yet to take.
 
-        Ask before reading them: a client that takes nothing must not fill our memory with what it asked for. False comes after
-        waiting until some were taken: look again, and ask again. True comes without waiting.
+        Ask before reading them: a client that takes nothing must not fill our memory with what it asked for.
         """
-        room = self.connection.state(ReplyRoom)
-        if not room.take(size):
-            await room.wait()
+        if not self.connection.state(ReplyRoom).take(size):
             return False
         self._reply_bytes += size
         return True
+
+    async def reply_room(self, size: int) -> bool:
+        """The same; but False comes after waiting until some were taken: look again, and ask again."""
+        if self.take_reply_room(size):
+            return True
+        await self.connection.state(ReplyRoom).wait()
+        return False
 
     @property
     def commit_started(self) -> bool:
         """Cancel, disconnect and deadline no longer apply."""
         return self._committed
 
-    @contextmanager
-    def committing(self) -> Iterator[None]:
+    def begin_commit(self) -> None:
         """From here on the call's true result is answered: a later cancel, deadline or disconnect does nothing.
 
-        Raises the reason instead if one of them came first. Another task than the call's may commit for it.
+        Raises the reason instead if one of them came first. Another task than the call's may commit for it. Waiting for a commit is
+        nothing that could be cancelled.
         """
-        if trio.current_effective_deadline() == -inf or (self._scope is not None and self._scope.cancel_called):
-            raise self.why_stopped()
-        self._committed = True
         if self._scope is not None:
+            if self._scope.cancel_called or trio.current_effective_deadline() == -inf:
+                raise self.why_stopped()
             self._scope.deadline = inf
-        with trio.CancelScope(shield=True):
-            yield
+        self._committed = True
 
     @contextmanager
     def long_poll(self) -> Iterator[None]:

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import trio
-
 from zstor_local import limits
 from zstor_local.errors import Busy, ZstorError
 from zstor_local.rpc.answer import Answer
 from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.dispatch import Dispatcher, Id, Missing
+from zstor_local.rpc.outbox import Outbox
+from zstor_local.store.later import Later
 
 logger: Final = logging.getLogger("zstor.rpc")
 
@@ -36,7 +36,7 @@ class _Task:
 
 
 class Calls:
-    """What runs and what waits. `start_soon` runs a task of the connection, `send` takes a reply and waits for room.
+    """What runs and what waits. `start_soon` runs a task of the connection, `outbox` takes the replies.
 
     `on_idle` is called when the last call has been answered, and when the last work that calls began has ended.
     """
@@ -47,13 +47,14 @@ class Calls:
         budget: InputBudget,
         *,
         start_soon: Callable[[Callable[[], Awaitable[object]]], None],
-        send: Callable[[bytes], Awaitable[None]],
+        outbox: Outbox,
         on_idle: Callable[[], None],
     ) -> None:
         self._dispatcher = dispatcher
         self._budget = budget
         self._start_soon = start_soon
-        self._send = send
+        self._outbox = outbox
+        self._going_on = False
         self._on_idle = on_idle
         self._running = {False: 0, True: 0}  # by urgency
         self._running_bytes = 0
@@ -116,7 +117,7 @@ class Calls:
         """Add a call's reply to its message's answer; with the last one it is sent."""
         whole = answer.add(identity, reply)
         if whole is not None:
-            await self._send(whole)
+            await self._outbox.put(whole)
         if answer.complete:
             answer.sent.set()
 
@@ -128,40 +129,83 @@ class Calls:
     def _start(self, task: _Task) -> None:
         self._running[task.urgent] += 1
         self._running_bytes += task.size
-        self._start_soon(functools.partial(self._run, task))
+        if not self._dispatcher.registry[task.call.method].plain:
+            self._start_soon(functools.partial(self._run, task))
+            return
+        outcome = self._dispatcher.begin(task.call)
+        if isinstance(outcome, Later):
+            outcome.then(functools.partial(self._come, task, outcome))
+        elif isinstance(outcome, Awaitable):
+            self._start_soon(functools.partial(self._run, task, outcome))
+        else:
+            self._finish(task, outcome)
 
-    async def _run(self, task: _Task) -> None:
-        began = trio.current_time()
-        outcome = await self._dispatcher.run(task.call)
-        if logger.isEnabledFor(logging.DEBUG):
-            word = outcome.type if isinstance(outcome, ZstorError) else "done"
-            logger.debug("%.64r %s: %s in %.1f ms", task.id, task.call.method, word, (trio.current_time() - began) * 1000)
+    async def _run(self, task: _Task, begun: Awaitable[object] | None = None) -> None:
+        await self._finish_in_turn(task, await self._dispatcher.run(task.call, begun))
+
+    def _come(self, task: _Task, later: Later[object]) -> None:
+        self._finish(task, self._dispatcher.outcome(task.call, later))
+
+    def _finish(self, task: _Task, outcome: object) -> None:
+        """Answer a call that has ended. Where the client has yet to take other replies, a task waits for room."""
+        if self._outbox.full:
+            self._start_soon(functools.partial(self._finish_in_turn, task, outcome))
+            return
         if not task.answered:
-            await self._conclude(task, outcome)
-        task.call.replied()
-        self._running[task.urgent] -= 1
-        self._running_bytes -= task.size
+            reply = self._conclude(task, outcome)
+            if reply is not None:
+                self._outbox.push(reply)
+            self._concluded(task)
+        self._go_on(task)
+
+    async def _finish_in_turn(self, task: _Task, outcome: object) -> None:
+        if not task.answered:
+            await self._conclude_in_turn(task, outcome)
+        self._go_on(task)
+
+    def _go_on(self, ended: _Task) -> None:
+        """Its room is free: start what waits for its turn."""
+        ended.call.replied()
+        self._running[ended.urgent] -= 1
+        self._running_bytes -= ended.size
+        if self._going_on:  # what was started below has ended already
+            return
+        self._going_on = True
         while self._queue and self._may_start(self._queue[0]):
             following = self._queue.popleft()
             following.waiting = False
             self._budget.give(following.cost)
             self._start(following)
+        self._going_on = False
 
-    async def _conclude(self, task: _Task, outcome: object) -> None:
+    def _conclude(self, task: _Task, outcome: object) -> bytes | None:
+        """Word a call's outcome. Returns the message's whole reply, if this was its last call."""
         task.answered = True
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%.64r %s: %s", task.id, task.call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
+        if task.id is not Missing.ID:
+            return task.answer.add(task.id, self._dispatcher.reply(task.id, outcome))
+        if isinstance(outcome, ZstorError):
+            logger.info("notification %s: %s", task.call.method, outcome.message)
+        return task.answer.add(task.id, None)
+
+    async def _conclude_in_turn(self, task: _Task, outcome: object) -> None:
         try:
-            if task.id is not Missing.ID:
-                await self.reply(task.answer, task.id, self._dispatcher.reply(task.id, outcome))
-            else:
-                if isinstance(outcome, ZstorError):
-                    logger.info("notification %s: %s", task.call.method, outcome.message)
-                await self.reply(task.answer, task.id, None)
+            reply = self._conclude(task, outcome)
+            if reply is not None:
+                await self._outbox.put(reply)
         finally:
-            self._tasks.discard(task)
-            if self._by_id.get(task.id) is task:
-                del self._by_id[task.id]
-            if not self._tasks:
-                self._on_idle()
+            self._concluded(task)
+
+    def _concluded(self, task: _Task) -> None:
+        """Its reply is out, or never will be."""
+        if task.answer.complete:
+            task.answer.sent.set()
+        self._tasks.discard(task)
+        if self._by_id.get(task.id) is task:
+            del self._by_id[task.id]
+        if not self._tasks:
+            self._on_idle()
 
     async def _carry_on(self, work: Work) -> None:
         try:
@@ -174,4 +218,4 @@ class Calls:
     def _stop(self, task: _Task, reason: ZstorError) -> None:
         if task.call.cancel(reason) and task.waiting and not task.answered:
             task.answered = True
-            self._start_soon(functools.partial(self._conclude, task, reason))
+            self._start_soon(functools.partial(self._conclude_in_turn, task, reason))

@@ -61,7 +61,7 @@ class Connection:
         self._bad_in_a_row = 0
         self._closing = False
         self._stopping = False
-        self._calls = Calls(dispatcher, budget, start_soon=self._start_soon, send=self._outbox.put, on_idle=self._on_idle)
+        self._calls = Calls(dispatcher, budget, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle)
         self._idle = trio.Event()
         self._active = trio.current_time()
         self._poll = select.poll()

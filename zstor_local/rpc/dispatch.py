@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar, cast
 
@@ -34,6 +34,7 @@ from zstor_local.rpc.registry import Method, Registry, explain
 from zstor_local.rpc.strict_json import Json, JsonObject, encode
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Job, Jobs
+from zstor_local.store.later import Later
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("zstor.rpc")
@@ -154,18 +155,41 @@ class Dispatcher:
             raise
         return {"job": job.id}
 
-    async def run(self, call: Call) -> object:
-        """The method's result, or the ZstorError that is the call's outcome."""
+    def begin(self, call: Call) -> object:
+        """Call a plain method: its result, the ZstorError that is its outcome, a `Later`, or what has to be awaited by `run`."""
         if call.bound is None or call.stopped:
             return call.why_stopped()
         try:
+            return call.bound()
+        except ZstorError as error:
+            return error
+        except Exception as error:
+            return self._unexpected(error, call.method)
+
+    async def run(self, call: Call, begun: Awaitable[object] | None = None) -> object:
+        """The method's result, or the ZstorError that is the call's outcome. `begun` is what `begin` gave, if it was called."""
+        if begun is None:
+            outcome = self.begin(call)
+            if not isinstance(outcome, Awaitable):
+                return outcome
+            begun = outcome
+        try:
             with call.scope():
-                return await call.bound()
+                return await begun
         except ZstorError as error:
             return error
         except Exception as error:
             return self._unexpected(error, call.method)
         return call.why_stopped()
+
+    def outcome(self, call: Call, later: Later[object]) -> object:
+        """What has come: the result, or the ZstorError."""
+        try:
+            return later.result()
+        except ZstorError as error:
+            return error
+        except Exception as error:
+            return self._unexpected(error, call.method)
 
     def reply(self, identity: Id, outcome: object) -> bytes:
         """The reply to a request, a line without its newline."""

@@ -15,19 +15,23 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import types
 import typing
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from jsonrpcserver import Success
 
 from zstor_local.errors import InvalidParams, MethodNotFound, ZstorError
 from zstor_local.rpc.schema import Mismatch, Schemas, Type
 from zstor_local.rpc.strict_json import Json
+from zstor_local.store.later import Later
 
-Function = TypeVar("Function", bound=Callable[..., Awaitable[object]])
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., object])
+Soon: TypeAlias = Later[T] | Awaitable[T]  # the result of a method that answers at once, or has to wait in a task
 _BOUND: Final = Success()  # for jsonrpcserver: the method itself runs later, in a task of its own
 
 
@@ -53,6 +57,7 @@ class Method:
     errors: tuple[type[ZstorError], ...]
     urgent: bool
     long: bool
+    plain: bool
 
     @property
     def synopsis(self) -> str:
@@ -66,7 +71,7 @@ class Method:
 class Bindable(Protocol):
     """The call that a binding fills."""
 
-    bound: Callable[[], Awaitable[object]] | None
+    bound: Callable[[], object] | None
     refused: InvalidParams | None
 
 
@@ -87,7 +92,10 @@ class Registry:
         urgent: bool = False,
         long: bool = False,
     ) -> Callable[[Function], Function]:
-        """Register an async function. The summary and description come from its docstring.
+        """Register a function. The summary and description come from its docstring.
+
+        An async one runs in a task of its own. A plain one is called where requests are read, so it must be quick: it answers at
+        once, or with a `Later`, or with what has to be awaited in a task.
 
         `urgent` calls do not wait their turn; `long` ones may be detached, and go on as a job.
         """
@@ -109,10 +117,11 @@ class Registry:
                 description=rest.strip() if summary is None else text,
                 parameters=tuple(parameters),
                 variadic=variadic,
-                result=self.schemas.compile(hints["return"]),
+                result=self.schemas.compile(_result(hints["return"])),
                 errors=tuple(errors),
                 urgent=urgent,
                 long=long,
+                plain=not inspect.iscoroutinefunction(function),
             )
             self._methods[name] = method
             self.bindings[name] = _binding(function, method, signature)
@@ -207,12 +216,21 @@ class NamedFirst(inspect.Signature):
         return super().bind(*args, **kwargs)
 
 
+def _result(hint: object) -> object:
+    """The type of the result itself, of a method that gives it `Soon`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        for each in typing.get_args(hint):
+            if typing.get_origin(each) is Later:
+                return typing.get_args(each)[0]
+    return hint
+
+
 def _is_variadic(signature: inspect.Signature) -> bool:
     *_, last = signature.parameters.values()
     return last.kind is last.VAR_POSITIONAL
 
 
-def _binding(function: Callable[..., Awaitable[object]], method: Method, signature: inspect.Signature) -> Callable[..., object]:
+def _binding(function: Callable[..., object], method: Method, signature: inspect.Signature) -> Callable[..., object]:
     """What jsonrpcserver calls: checks the arguments and leaves the method, ready to run, on the call."""
     names = [parameter.name for parameter in method.parameters]
     checks = {parameter.name: parameter.type.check for parameter in method.parameters}

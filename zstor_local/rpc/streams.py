@@ -8,8 +8,7 @@ and what it wrote so far is gone.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypedDict, TypeVar
 
@@ -133,13 +132,12 @@ class Incoming:
     def progress(self, done: int, total: int | None) -> None:
         """Each answer to a piece tells the client how far it is."""
 
-    @contextmanager
-    def committing(self) -> Iterator[None]:
+    def begin_commit(self) -> None:
         """The commit is that of stream.close too."""
         if self._closer is None or self.call.stopped:
             raise self.call.why_stopped()
-        with self._closer.committing(), self.call.committing():
-            yield
+        self._closer.begin_commit()
+        self.call.begin_commit()
 
     async def _run(self, store: Callable[[StreamSource, Caller], Awaitable[object]]) -> object:
         try:

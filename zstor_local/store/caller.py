@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -13,8 +12,8 @@ class Caller(Protocol):
         """Plain bytes done so far; `total` None if nobody knows."""
         ...
 
-    def committing(self) -> AbstractContextManager[None]:
-        """Entered when the commit begins: raises if the caller has gone or cancelled, and from then on neither counts any more."""
+    def begin_commit(self) -> None:
+        """The commit begins: raises if the caller has gone or cancelled; from here on neither counts any more."""
         ...
 
 
@@ -24,5 +23,5 @@ class Nobody:
     def progress(self, done: int, total: int | None) -> None:
         pass
 
-    def committing(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def begin_commit(self) -> None:
+        pass

@@ -35,6 +35,7 @@ from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.shards.index import FLUSH_AT, LogIndex
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decide, Decision, NewRecord, RowName
+from zstor_local.store.later import Later
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
 
@@ -51,8 +52,7 @@ class _Change:
     space: NamespaceId
     name: str
     decide: Decide
-    done: trio.Event = field(default_factory=trio.Event)
-    outcome: Committed | ZstorError | None = None
+    later: Later[Committed] = field(default_factory=Later)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +86,7 @@ class Committer:
         self._waiting: list[_Change] = []
         self._wake = trio.Event()
         self._stopping = False
+        self._alone = False  # the last group began with one change
         self._since_checkpoint = 0
         self._newest: dict[RowName, Envelope] = {}  # what the group that is being decided has changed so far
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
@@ -136,8 +137,12 @@ class Committer:
     async def _let_others_join(self) -> None:
         """Let requests that lie in the sockets already come into this group: a flush costs as much for one change as for sixteen.
 
-        It ends after QUIET_TURNS turns of the event loop that brought nothing new: some 20 µs where nobody else is writing.
+        It ends after QUIET_TURNS turns of the event loop that brought nothing new. A lone writer, whose last group held one change
+        too, does not wait for others.
         """
+        alone, self._alone = self._alone, len(self._waiting) == 1
+        if alone and self._alone:
+            return
         quiet, known = 0, 0
         while quiet < QUIET_TURNS and len(self._waiting) < limits.GROUP_CHANGES:
             quiet = quiet + 1 if len(self._waiting) == known else 0
@@ -156,17 +161,20 @@ class Committer:
             _give_up(group)
             raise
         for change, outcome in zip(group, outcomes, strict=True):
-            change.outcome = outcome
-            change.done.set()
+            change.later.settle(outcome)
         self._news.set()
         self._news = trio.Event()
         await self._keep_house()
 
     async def commit(self, space: NamespaceId, name: str, decide: Decide) -> Committed:
+        """`submit` a change and wait for its outcome."""
+        return await self.submit(space, name, decide)
+
+    def submit(self, space: NamespaceId, name: str, decide: Decide) -> Later[Committed]:
         """Have a change committed. `decide` runs in the committer's thread, with the row as the changes before it left it.
 
-        It may raise a ZstorError to refuse. From here on the change takes its course: cancelling has no effect, the true result is
-        returned or raised.
+        It may raise a ZstorError to refuse. From here on the change takes its course: cancelling has no effect, the true result
+        comes.
         """
         if self.failure is not None or not self._metastore.writable:
             raise self._unavailable()
@@ -175,13 +183,7 @@ class Committer:
         change = _Change(space, name, decide)
         self._waiting.append(change)
         self._wake.set()
-        with trio.CancelScope(shield=True):
-            await change.done.wait()
-        if isinstance(change.outcome, ZstorError):
-            raise change.outcome
-        if change.outcome is None:
-            raise OutcomeUnknown("the commit was not answered", hint="read the key to see")
-        return change.outcome
+        return change.later
 
     def news(self) -> trio.Event:
         """Set when the next group is committed. Take it before looking, then nothing is missed."""
@@ -452,7 +454,7 @@ class Committer:
 def _give_up(changes: Sequence[_Change]) -> None:
     """Wake whoever waits for changes that nobody will answer any more: their outcome stays unknown."""
     for change in changes:
-        change.done.set()
+        change.later.settle(OutcomeUnknown("the commit was not answered", hint="read the key to see"))
 
 
 def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:

@@ -7,8 +7,7 @@ own durable state and is started again, as a new job, by whoever owns that state
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 import trio
@@ -53,13 +52,10 @@ class Job:
             self.message = message
         self._tell()
 
-    @contextmanager
-    def committing(self) -> Iterator[None]:
-        """One commit of the work's: a cancel that comes meanwhile waits for its end."""
+    def begin_commit(self) -> None:
+        """One commit of the work's begins: a cancel that comes meanwhile waits for its end."""
         if trio.current_effective_deadline() == -float("inf"):
             raise Cancelled("the job was cancelled")
-        with trio.CancelScope(shield=True):
-            yield
 
     # --- For those who wait ---
 

@@ -42,12 +42,14 @@ class Objects:
         )
         finder = ObjectFinder(runtime, metastore, pool, namespaces, sealer, *shared, on_garbage=on_garbage, on_bad_shares=on_bad_shares)
         self.write = writer.write
+        self.write_value = writer.write_value
         self.delete = writer.delete
         self.find = finder.find
         self.from_seal = finder.from_seal
         self.leased = finder.leased
         self.lease = finder.lease
         self.read = finder.read
+        self.read_value = finder.read_value
         self.read_to_file = finder.read_to_file
         self.read_to_stream = finder.read_to_stream
         self.list = finder.list

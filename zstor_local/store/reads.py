@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -19,7 +19,7 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.coding import ScratchPool
 from zstor_local.store.errorgroups import alone
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.reading import INLINE_READ_BYTES, ObjectReader, Range, stretch
+from zstor_local.store.reading import INLINE_READ_BYTES, ObjectReader, Range, whole
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
@@ -78,8 +78,8 @@ class ObjectFinder:
             raise CorruptRecord("the seal is not one of this store's objects", hint="give the metadata as a write returned it")
         return with_debts(self._metastore, Stored(namespace.name, open_object(self._sealer, envelope), envelope))
 
-    @asynccontextmanager
-    async def _reader(self, stored: Stored) -> AsyncIterator[ObjectReader]:
+    @contextmanager
+    def _reader(self, stored: Stored) -> Iterator[ObjectReader]:
         """The version, open; its shares are not freed meanwhile. What was found bad goes on the repair list."""
         namespace = self._namespaces.find(stored.namespace)
         if namespace is None:
@@ -110,28 +110,30 @@ class ObjectFinder:
         """Whether somebody reads this version now."""
         return version in self._leases
 
-    async def read(self, stored: Stored, offset: int | None = None, length: int | None = None) -> bytes:
-        """The bytes in memory; the caller has checked that they are few."""
-        part = stretch(stored.record, offset, length)
-        async with self._reader(stored) as reader:
-            if part.length <= INLINE_READ_BYTES:
-                value = reader.small_value(part)
-                if value is not None:
-                    return value
+    def read_value(self, stored: Stored, part: Range) -> bytes | None:
+        """The bytes of a short stretch, if no disk has to be waited for; else None: `read` them."""
+        if part.length > INLINE_READ_BYTES:
+            return None
+        with self._reader(stored) as reader:
+            return reader.small_value(part)
+
+    async def read(self, stored: Stored, part: Range | None = None) -> bytes:
+        """The bytes in memory, all of them or a part; the caller has checked that they are few."""
+        part = part or whole(stored.record)
+        with self._reader(stored) as reader:
             sink = MemorySink()
             await alone(reader.to_stream(sink, part, lambda done: None))
             return sink.value()
 
     async def read_to_file(self, stored: Stored, sink: FileSink, part: Range, caller: Caller) -> None:
         """The bytes to their places in a regular file."""
-        async with self._reader(stored) as reader:
+        with self._reader(stored) as reader:
             await alone(reader.to_file(sink, part, lambda done: caller.progress(done, part.length)))
 
     async def read_to_stream(self, stored: Stored, sink: OrderedSink, part: Range, caller: Caller) -> None:
         """The bytes in order to a pipe or socket."""
-        with self._streams.take(stored.record.policy):
-            async with self._reader(stored) as reader:
-                await alone(reader.to_stream(sink, part, lambda done: caller.progress(done, part.length)))
+        with self._streams.take(stored.record.policy), self._reader(stored) as reader:
+            await alone(reader.to_stream(sink, part, lambda done: caller.progress(done, part.length)))
 
     async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncIterator[Stored]:
         """Newest versions in the order of their keys' bytes, at most `limit`. A record that does not open ends it with its error."""

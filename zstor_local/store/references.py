@@ -70,8 +70,8 @@ class References:
             edits.put(name.key, found.version, replace(found.record, references=changed))
             return edits.decision(self._runtime.clock.now())
 
-        with caller.committing():
-            await self._committer.commit(namespace.id, name.key, decide)
+        caller.begin_commit()
+        await self._committer.commit(namespace.id, name.key, decide)
         return changed
 
     async def find(self, namespace_name: str, reference: str, after: str | None, limit: int) -> AsyncIterator[str]:

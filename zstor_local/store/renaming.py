@@ -101,8 +101,8 @@ class Renaming:
                 change(edits, source)
             return edits.decision(self._runtime.clock.now())
 
-        with caller.committing():
-            committed = await self._committer.commit(namespace.id, new_key, decide)
+        caller.begin_commit()
+        committed = await self._committer.commit(namespace.id, new_key, decide)
         self._on_garbage()
         envelope = committed.envelope or self._metastore.get(namespace.id, new_key)
         if envelope is None:

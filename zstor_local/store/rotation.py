@@ -141,11 +141,13 @@ class Rotation:
             since = 0
             while rows := [row for row in self._metastore.changes(space, since, BATCH) if row.envelope.sequence <= through]:
                 since = rows[-1].envelope.sequence
-                with job.committing():
+                job.begin_commit()
+                with trio.CancelScope(shield=True):
                     await self._renew(space, rows)
                 done += len(rows)
                 job.progress(done, message="records")
-        with job.committing():
+        job.begin_commit()
+        with trio.CancelScope(shield=True):
             await self._commit(lambda: replace(self._kept(), settled=True))
         return {"records": done}
 

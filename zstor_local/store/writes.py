@@ -18,7 +18,7 @@ from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
-from zstor_local.store.change import Decision
+from zstor_local.store.change import Committed, Decision
 from zstor_local.store.coding import (
     INLINE_CODING_BYTES,
     Coded,
@@ -32,6 +32,7 @@ from zstor_local.store.coding import (
 from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
+from zstor_local.store.later import Later
 from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
@@ -93,16 +94,33 @@ class ObjectWriter:
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
         """Store the bytes as the key's new version; durable when this returns. On any error the old version stays as it was."""
         namespace = await self._namespaces.find_or_create(name.namespace)
-        if options.exclusive or options.if_version is not None:  # before bytes are moved in vain; what counts is the look at the commit
-            self._check_conditions(self._metastore.get(namespace.id, name.key), options)
-        if options.previous is not None:
-            follow(self._edits(namespace, self._metastore.get), name.key, options.previous)
+        self._look_ahead(namespace, name, options)
 
         async def publish(coded: Coded) -> Stored:
             _check_expected(coded, options)
             return await self._publish(namespace, name, coded, options, caller)
 
         return await self.store(namespace, source, publish, caller, expected_size=options.expected_size)
+
+    def write_value(self, name: ObjectName, data: Buffer, options: WriteOptions, caller: Caller) -> Later[Stored] | None:
+        """As `write`, of a small value that is in memory: it is coded at once, and its outcome comes with the commit.
+
+        None, and nothing done, where there is more to it.
+        """
+        namespace = self._namespaces.find(name.namespace)
+        if namespace is None or len(data) > INLINE_CODING_BYTES or not is_small(len(data), namespace.policy):
+            return None
+        self._look_ahead(namespace, name, options)
+        coded = self._small_coding(namespace, data, watch_nothing)()
+        _check_expected(coded, options)
+        return self._publish(namespace, name, coded, options, caller)
+
+    def _look_ahead(self, namespace: Namespace, name: ObjectName, options: WriteOptions) -> None:
+        """Refuse what will be refused, before bytes are moved in vain; what counts is the look at the commit."""
+        if options.exclusive or options.if_version is not None:
+            self._check_conditions(self._metastore.get(namespace.id, name.key), options)
+        if options.previous is not None:
+            follow(self._edits(namespace, self._metastore.get), name.key, options.previous)
 
     async def store(
         self,
@@ -120,7 +138,8 @@ class ObjectWriter:
         """
         data, rest = await self._beginning(namespace, source)
         if rest is None:
-            return await publish(await self._code_small(namespace, data, watch))
+            code = self._small_coding(namespace, data, watch)
+            return await publish(code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code))
         with nullcontext() if isinstance(rest, FileSource) else self._streams.take(namespace.policy):
             return await self._write_large(namespace, data, rest, publish, caller, expected_size, watch)
 
@@ -151,7 +170,8 @@ class ObjectWriter:
             buffer += window[:count]
         return buffer, source
 
-    async def _code_small(self, namespace: Namespace, data: Buffer, watch: Watch) -> Coded:
+    def _small_coding(self, namespace: Namespace, data: Buffer, watch: Watch) -> Callable[[], Coded]:
+        """The work of coding a small object, for the loop or for a thread."""
         version = new_version(self._runtime)
         placement = self._place(namespace, version)
         key = self._runtime.randomness.bytes(32)
@@ -160,7 +180,7 @@ class ObjectWriter:
             with self._scratches.borrow() as scratch:
                 return code_small(self._sealer.store_id, namespace, version, key, placement, data, scratch, watch)
 
-        return code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code)
+        return code
 
     async def _write_large(
         self,
@@ -212,7 +232,7 @@ class ObjectWriter:
             return
         self._on_garbage()
 
-    async def _publish(self, namespace: Namespace, name: ObjectName, coded: Coded, options: WriteOptions, caller: Caller) -> Stored:
+    def _publish(self, namespace: Namespace, name: ObjectName, coded: Coded, options: WriteOptions, caller: Caller) -> Later[Stored]:
         """Commit a coded object as the key's new version: the moment the write happens."""
         now = self._runtime.clock.now()
         published: ObjectRecord | None = None
@@ -237,15 +257,17 @@ class ObjectWriter:
             )
             return self.put(namespace, edits, coded, published, now)
 
-        with caller.committing():
-            committed = await self._committer.commit(namespace.id, name.key, decide)
-        if replaced:
-            self._on_garbage()
-        if published is None or committed.envelope is None:
-            raise AssertionError("a committed write has a record")
-        shares_owed = {*committed.shares_owed, *(coded.placement[index] for index in coded.failed)}
-        owed = {*committed.owed, *shares_owed}
-        return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
+        def stored(committed: Committed) -> Stored:
+            if replaced:
+                self._on_garbage()
+            if published is None or committed.envelope is None:
+                raise AssertionError("a committed write has a record")
+            shares_owed = {*committed.shares_owed, *(coded.placement[index] for index in coded.failed)}
+            owed = {*committed.owed, *shares_owed}
+            return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
+
+        caller.begin_commit()
+        return self._committer.submit(namespace.id, name.key, decide).map(stored)
 
     # --- What a change comes to that publishes coded shares: in the committer's thread ---
 
@@ -288,8 +310,8 @@ class ObjectWriter:
             edits.remove(name.key)
             return edits.decision(self._runtime.clock.now(), insist=False)
 
-        with caller.committing():
-            committed = await self._committer.commit(namespace.id, name.key, decide)
+        caller.begin_commit()
+        committed = await self._committer.commit(namespace.id, name.key, decide)
         self._on_garbage()
         return len(committed.owed)
 

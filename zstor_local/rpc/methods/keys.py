@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+import trio
+
 from zstor_local.errors import Busy, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.registry import Registry
@@ -29,6 +31,7 @@ def register(registry: Registry, store: Store) -> None:
         under the new one, on every shard, and opens what is old until the job has sealed it anew; that goes on over restarts. Somebody
         who had the old key and copies of the shards can read those copies for ever.
         """
-        with call.committing():
+        call.begin_commit()
+        with trio.CancelScope(shield=True):
             job = await store.rotation.rotate()
         return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}

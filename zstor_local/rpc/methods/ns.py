@@ -104,8 +104,8 @@ def register(registry: Registry, names: Names) -> None:
         """
         exactly_one(value=value, value_b64=value_b64)
         data = inline(value, value_b64, hint="put the bytes into the content store (cas.upload) and its id under the name")
-        with call.committing():
-            return {"seq": (await names.update(name, data, if_seq=if_seq)).seq}
+        call.begin_commit()
+        return {"seq": (await names.update(name, data, if_seq=if_seq)).seq}
 
     @registry.method("ns.fetch", errors=[NotFound, *POLL_ERRORS])
     async def fetch(
@@ -153,8 +153,8 @@ def register(registry: Registry, names: Names) -> None:
     @registry.method("ns.delete", errors=[NotFound, *CHANGE_ERRORS])
     async def delete(call: Call, /, name: NameIn, if_seq: IfSeq | None = None) -> NameDeleted:
         """Delete a name. Waiting ns.fetch calls are told; its sequence number is not used again."""
-        with call.committing():
-            return {"deleted": True, "seq": await names.delete(name, if_seq=if_seq)}
+        call.begin_commit()
+        return {"deleted": True, "seq": await names.delete(name, if_seq=if_seq)}
 
 
 def _fetched(found: Name, encoding: str | None) -> NameFetched:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
@@ -34,7 +33,7 @@ from zstor_local.rpc.methods.handover import Handover
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
-from zstor_local.rpc.registry import Registry
+from zstor_local.rpc.registry import Registry, Soon
 from zstor_local.rpc.schema import Length, Pattern, Range
 from zstor_local.rpc.streams import Opened, Streams
 from zstor_local.rpc.strict_json import Base64, Json
@@ -140,14 +139,17 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     objects = store.objects
 
     async def store_it(caller: Caller, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
-        name, version = target
-        if version is not None and options.if_version is None:
-            options = _with_version(options, version)
-        stored = await objects.write(name, source, options, caller)
+        return written(await objects.write(target[0], source, _at(options, target[1]), caller))
+
+    def written(stored: Stored) -> Written:
         return {"metadata": describe(stored, store.pool)}
 
+    async def store_stream(call: Call, fd: int, target: tuple[ObjectName, Version | None], options: WriteOptions) -> Written:
+        with handover.source(call, fd, stream=True) as source:
+            return await store_it(_Producer(call), target, source, options)
+
     @registry.method("object.write", errors=WRITE_ERRORS)
-    async def write(
+    def write(
         call: Call,
         /,
         key: Key | None = None,
@@ -165,7 +167,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         exclusive: Annotated[bool, "refuse to replace an object"] = False,
         expected_size: Size | None = None,
         expected_digest: Digest | None = None,
-    ) -> Written:
+    ) -> Soon[Written]:
         """Store a small object: its bytes come in the call.
 
         Give exactly one of value, value_b64 and fd. The reply means that it is durable. Values over 8 MiB go by object.write_file or
@@ -176,10 +178,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
         exactly_one(value=value, value_b64=value_b64, fd=fd)
         if fd is not None:
-            with handover.source(call, fd, stream=True) as source:
-                return await store_it(_Producer(call), target, source, options)
+            return store_stream(call, fd, target, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
-        return await store_it(_Producer(call), target, BytesSource(data), options)
+        later = objects.write_value(target[0], data, _at(options, target[1]), call)
+        return store_it(_Producer(call), target, BytesSource(data), options) if later is None else later.map(written)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
     async def write_file(
@@ -244,11 +246,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 return await store_it(caller, target, source, options)
 
             return await streams.write(call, store_pieces)
-        with handover.source(call, fd, stream=True) as source:
-            return await store_it(_Producer(call), target, source, options)
+        return await store_stream(call, fd, target, options)
 
     @registry.method("object.read", errors=[*READ_ERRORS, TooLarge, BadEncoding])
-    async def read(
+    def read(
         call: Call,
         /,
         key: Key | None = None,
@@ -257,9 +258,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         encoding: Annotated[Literal["utf-8"] | None, "give the bytes as text"] = None,
         namespace: Namespace | None = None,
         metadata: MetadataIn | None = None,
-    ) -> Value:
+    ) -> Value | Soon[Value]:
         """Give a small object's bytes, or a stretch of a large one's, in the reply."""
-        while True:
+
+        def find() -> tuple[Stored, Part]:
             stored = names.find(key, namespace, metadata)
             part = stretch(stored.record, offset, length)
             if part.length > limits.INLINE_VALUE_BYTES:
@@ -268,14 +270,26 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                     hint="use object.read_file or object.read_stream, or read it in stretches (offset, length)",
                     limit=limits.INLINE_VALUE_BYTES,
                 )
-            if await call.reply_room(part.length):
-                break
-        with names.still_there(stored, by_metadata=metadata is not None):
-            data = await objects.read(stored, offset, length)
-        references, about = list(stored.record.references), describe(stored, store.pool)
-        if encoding is None:
-            return {"value_b64": Base64(data), "references": references, "metadata": about}
-        return {"value": text_of(data), "references": references, "metadata": about}
+            return stored, part
+
+        def value(stored: Stored, data: bytes) -> Value:
+            references, about = list(stored.record.references), describe(stored, store.pool)
+            if encoding is None:
+                return {"value_b64": Base64(data), "references": references, "metadata": about}
+            return {"value": text_of(data), "references": references, "metadata": about}
+
+        async def read_in_turn(stored: Stored, part: Part, *, room: bool) -> Value:
+            while not room:
+                room = await call.reply_room(part.length)
+                if not room:
+                    stored, part = find()
+            with names.still_there(stored, by_metadata=metadata is not None):
+                return value(stored, await objects.read(stored, part))
+
+        stored, part = find()
+        room = call.take_reply_room(part.length)
+        data = objects.read_value(stored, part) if room and metadata is None else None
+        return read_in_turn(stored, part, room=room) if data is None else value(stored, data)
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
@@ -355,9 +369,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         return {"deleted": True, "owed": owed}
 
     @registry.method("object.stat", errors=[NotFound, CorruptRecord])
-    async def stat(
-        call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None
-    ) -> Written:
+    def stat(call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None) -> Written:
         """Tell what is known of an object, without reading it."""
         return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
 
@@ -391,12 +403,10 @@ class _Producer:
     def progress(self, done: int, total: int | None) -> None:
         self._call.progress(done, total)
 
-    @contextmanager
-    def committing(self) -> Iterator[None]:
+    def begin_commit(self) -> None:
         if self._call.client_gone():
             raise Cancelled("the client went away")
-        with self._call.committing():
-            yield
+        self._call.begin_commit()
 
 
 def _options(
@@ -454,5 +464,6 @@ def _weigh(value: Json, depth: int = 0) -> int:
     return 9
 
 
-def _with_version(options: WriteOptions, version: Version) -> WriteOptions:
-    return replace(options, if_version=version)
+def _at(options: WriteOptions, version: Version | None) -> WriteOptions:
+    """The same for a key that must be at this version, if one is given."""
+    return options if version is None or options.if_version is not None else replace(options, if_version=version)
