@@ -61,3 +61,8 @@ SMALL_SHARE_BYTES: Final = 64 * KIB  # a share up to this size is a log entry, a
 SEGMENT_BYTES: Final = 8 * MIB
 ROW_BYTES: Final = MIB  # a store-wide row's value: an eighth of a log segment on every shard
 GROUP_CHANGES: Final = 256  # changes that one group commit takes at most
+
+# --- Content ---
+PINS: Final = 1_000  # owners of one content: they lie in its record
+PIN_REASON_BYTES: Final = 255
+UNPINNED_KEPT_SECONDS: Final = 7 * 24 * 3_600  # content that nobody pins is kept at least so long

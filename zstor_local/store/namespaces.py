@@ -76,12 +76,13 @@ class Namespaces:
                 return found
         return None
 
-    async def find_or_create(self, name: str) -> Namespace:
-        """The namespace, created with the store's policy if it is new; durable when this returns."""
+    async def find_or_create(self, name: str, policy: Policy | None = None) -> Namespace:
+        """The namespace, created with this policy (or the store's) if it is new; durable when this returns."""
         known = self.find(name)
         if known is not None:
             return known
-        record = NamespaceRecord(name, NamespaceId(self._runtime.randomness.bytes(ID_BYTES)), self._runtime.clock.now(), self._policy)
+        identity = NamespaceId(self._runtime.randomness.bytes(ID_BYTES))
+        record = NamespaceRecord(name, identity, self._runtime.clock.now(), policy or self._policy)
 
         def decide(current: Envelope | None) -> Decision:
             if current is not None:  # another call was faster

@@ -43,6 +43,9 @@ class Objects:
         finder = ObjectFinder(runtime, metastore, pool, namespaces, sealer, *shared, on_garbage=on_garbage, on_bad_shares=on_bad_shares)
         self.write = writer.write
         self.write_value = writer.write_value
+        self.store = writer.store
+        self.put = writer.put
+        self.discard = writer.discard
         self.delete = writer.delete
         self.find = finder.find
         self.from_seal = finder.from_seal
