@@ -110,6 +110,20 @@ class ShardLaws:
         writer.abort()
         assert read_share(shard, SHARE, small=False, length=4) == b"good"
 
+    def test_it_tells_every_share_that_lies_here_and_no_other(self, ground: Ground) -> None:
+        shard = ground.new()
+        shard.append([entry(number, b"small", index=2) for number in range(1, 6)], 0)
+        shard.flush()
+        for number in range(6, 9):
+            write_share(shard, ShareId(version(number), 1), [b"large"])
+        shard.free([ShareId(version(3), 2)], small=True)
+        shard.free([ShareId(version(7), 1)], small=False)
+        unfinished = shard.begin(ShareId(version(9), 0), NAMESPACE, POLICY)
+        for opened in (shard, ground.reopen()):
+            assert sorted(opened.held(small=True)) == [ShareId(version(number), 2) for number in (1, 2, 4, 5)]
+            assert sorted(opened.held(small=False)) == [ShareId(version(number), 1) for number in (6, 8)]
+        unfinished.abort()
+
     def test_two_shares_of_one_version_are_two(self, ground: Ground) -> None:
         shard = ground.new()
         write_share(shard, ShareId(version(1), 0), [b"zero"])

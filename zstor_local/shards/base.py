@@ -88,6 +88,10 @@ class ShareReader(Protocol):
         """Whose share it says it is, if it says so: for telling a stale share from a damaged one."""
         ...
 
+    def claimed_namespace(self) -> NamespaceId | None:
+        """The namespace that it says it is of, if it says so: for telling whether a share that no record names is this store's."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -213,6 +217,10 @@ class Shard(Protocol):
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
+        ...
+
+    def held(self, *, small: bool) -> Iterator[ShareId]:
+        """Every share of that kind that lies here, whoever wrote it, in an order that stays; little memory is taken."""
         ...
 
     def free(self, shares: Sequence[ShareId], *, small: bool) -> None:

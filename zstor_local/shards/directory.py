@@ -24,7 +24,7 @@ from zstor_local.coding.share import (
     parse_share_footer,
     parse_share_header,
 )
-from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
+from zstor_local.model.ids import ID_BYTES, NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
@@ -277,6 +277,19 @@ class DirectoryShard:
                 raise ShareMissing from None
             raise
 
+    def held(self, *, small: bool) -> Iterator[ShareId]:
+        if small:
+            try:
+                yield from self._index.shares(self.number)
+            except IndexDamaged as error:
+                raise ShardError("failed", str(error)) from error
+            return
+        with self._failing():
+            for part in self._files.list(f"{self._root}/{SHARES}"):
+                for name in self._files.list(f"{self._root}/{SHARES}/{part}"):
+                    if (share := _share_named(name)) is not None and name.startswith(part):
+                        yield share
+
     def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
         with self._failing():
             self._must_be_there()
@@ -349,6 +362,16 @@ class DirectoryShard:
             if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log.closed:
                 self._broken = state = "failed"
             raise ShardError(state, self._error) from error
+
+
+def _share_named(name: str) -> ShareId | None:
+    """The share whose file has this name; None for what is no share."""
+    version, _, index = name.partition(".")
+    try:
+        share = ShareId(Version(bytes.fromhex(version)), int(index))
+    except ValueError:
+        return None
+    return share if f"{share.version.hex()}.{share.index}" == name and len(share.version) == ID_BYTES else None
 
 
 def _state(error: OSError) -> ShardState:
@@ -438,9 +461,17 @@ class _FileShareReader:
             return read_exactly(self._files, self._fd, footer.table_length, footer.table_offset)
 
     def claimed_version(self) -> Version | None:
+        header = self._header()
+        return None if header is None else header.version
+
+    def claimed_namespace(self) -> NamespaceId | None:
+        header = self._header()
+        return None if header is None else header.namespace
+
+    def _header(self) -> ShareHeader | None:
         with self._shard._failing():
             try:
-                return parse_share_header(read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0)).version
+                return parse_share_header(read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0))
             except BadBlock:
                 return None
 
@@ -476,6 +507,9 @@ class _LogShareReader:
 
     def claimed_version(self) -> Version | None:
         return None  # the index of the logs finds entries by their version
+
+    def claimed_namespace(self) -> NamespaceId | None:
+        return None  # its record lies beside it
 
     def close(self) -> None:
         pass

@@ -21,6 +21,7 @@ from zstor_local.model.ids import ShareId, Version
 FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most this many entries are read again after a kill
 FORMAT: Final = 1
 
+_PAGE: Final = 1_000  # versions read at once
 _PLACE: Final = struct.Struct("<HBIII")
 _SCHEMA: Final = f"""
 begin;
@@ -111,14 +112,23 @@ class LogIndex:
             return self._looked_up[1].get(key)
 
     def shares(self, shard: int) -> Iterator[ShareId]:
-        """Every small share the shard holds, in no order; for comparing both ways. Flushes first."""
+        """Every small share the shard holds, by version; for comparing both ways. Flushes first, takes little memory.
+
+        Shares that come or go meanwhile may be among them or not.
+        """
         self.flush()
+        after = b""
+        while rows := self._page(after):
+            after = rows[-1][0]
+            for version, places in rows:
+                for (number, index), place in _unpack(places).items():
+                    if number == shard and place is not None:
+                        yield ShareId(Version(version), index)
+
+    def _page(self, after: bytes) -> list[tuple[bytes, bytes]]:
         with self._lock, self._noticing_damage():
-            rows = self._reader.execute("select version, places from entry").fetchall()
-        for version, places in rows:
-            for (number, index), place in _unpack(places).items():
-                if number == shard and place is not None:
-                    yield ShareId(Version(version), index)
+            query = "select version, places from entry where version > ? order by version limit ?"
+            return self._reader.execute(query, (after, _PAGE)).fetchall()
 
     @property
     def waiting(self) -> int:

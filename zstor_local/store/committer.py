@@ -262,6 +262,12 @@ class Committer:
                 found.add(row[1])
         return found
 
+    def naming(self, version: Version) -> list[Envelope]:
+        """The records, of any namespace, that name this version, as the changes before left them. For `decide`, like `look`."""
+        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
+        found = (self.look(*row) for row in sorted(rows))
+        return [envelope for envelope in found if envelope is not None and envelope.version == version]
+
     def _seal(self, space: NamespaceId, record: NewRecord) -> Envelope:
         sequence = self._next
         self._next += 1

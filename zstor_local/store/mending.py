@@ -51,6 +51,7 @@ class Mending:
         self._find = find
         self._woken = trio.Event()
         self._suspects: dict[Version, ObjectName] = {}
+        self._room = trio.Event()
         self._hopeless: set[Version] = set()  # tried in this life, in vain
 
     @property
@@ -60,6 +61,12 @@ class Mending:
 
     def wake(self) -> None:
         self._woken.set()
+
+    async def room(self) -> None:
+        """Wait until the repair list has room for one more."""
+        while len(self._suspects) >= REMEMBERED:
+            self._room = trio.Event()
+            await self._room.wait()
 
     def suspect(self, stored: Stored, states: Mapping[int, ShareState]) -> None:
         """A read found these shares bad. Those whose shard is only away are not worth a repair."""
@@ -89,12 +96,15 @@ class Mending:
     async def _pay(self, number: int) -> None:
         """Give a shard the records that it missed, then the shares."""
         owed = self._metastore.debts(number)
-        records = [debt for debt in owed if debt.kind is Owed.RECORD]
-        for start in range(0, len(records), BATCH):
-            await self._tell(number, records[start : start + BATCH])
+        await self.tell(number, [debt for debt in owed if debt.kind is Owed.RECORD])
         for debt in owed:
             if debt.kind is Owed.SHARE:
                 await self._fill(debt)
+
+    async def tell(self, number: int, debts: Sequence[Debt]) -> None:
+        """Give a shard the newest records of these rows, whether it was known or not that it lacks them."""
+        for start in range(0, len(debts), BATCH):
+            await self._tell(number, debts[start : start + BATCH])
 
     async def _tell(self, number: int, debts: Sequence[Debt]) -> None:
         def decide(_: Envelope | None) -> Decision:
@@ -130,3 +140,4 @@ class Mending:
             log.warning("version %s was not repaired: %s", version.hex()[:8], error)
             self._hopeless.add(version)
         self._suspects.pop(version, None)
+        self._room.set()

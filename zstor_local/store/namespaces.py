@@ -16,6 +16,8 @@ from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.committer import Committer
 from zstor_local.store.sealing import RecordSealer
 
+_ALL: Final = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
@@ -71,10 +73,15 @@ class Namespaces:
         for known in self._known.values():
             if known.id == namespace:
                 return known
-        for row in self._metastore.scan(STORE_WIDE, row_name(""), None, 1_000_000):
+        for row in self._metastore.scan(STORE_WIDE, row_name(""), None, _ALL):
             if (found := self._remember(row.envelope)).id == namespace:
                 return found
         return None
+
+    def all(self) -> list[Namespace]:
+        """Every namespace, by name."""
+        rows = self._metastore.scan(STORE_WIDE, row_name(""), None, _ALL)
+        return sorted((self._remember(row.envelope) for row in rows), key=lambda each: each.name)
 
     async def find_or_create(self, name: str, policy: Policy | None = None) -> Namespace:
         """The namespace, created with this policy (or the store's) if it is new; durable when this returns."""

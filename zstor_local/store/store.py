@@ -22,7 +22,9 @@ from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
+from zstor_local.store.collect import Collect
 from zstor_local.store.committer import Committer
+from zstor_local.store.copies import CopyCheck
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -36,11 +38,14 @@ from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.places import Places, check_names
 from zstor_local.store.presence import Presence
+from zstor_local.store.repairall import RepairAll
 from zstor_local.store.rotation import Rotation
+from zstor_local.store.scrub import Scrub
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
+from zstor_local.store.strays import Strays
 from zstor_local.store.unlocking import KEYS_ROW, settled_ring
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
@@ -111,7 +116,25 @@ class Store:
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
         )
         self.rotation = Rotation(runtime, config.master_key_file, metastore, pool, self.committer, sealer, hasher, self.jobs)
+        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending)
+        self.collect = Collect(runtime, metastore, pool, self.committer, sealer, self._strays, self.freeing)
+        self.scrub = Scrub(
+            runtime,
+            metastore,
+            pool,
+            self.namespaces,
+            sealer,
+            self.rows,
+            config.scrub,
+            health=self.shares_health,
+            mending=self.mending,
+            copies=CopyCheck(runtime, metastore, sealer, lambda: [namespace.id for namespace in self.namespaces.all()]),
+            collect=self.collect,
+        )
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
+
+    def _strays(self) -> Strays:
+        return Strays(self.metastore, self.pool, self.sealer, lambda space: self.namespaces.by_id(space) is not None)
 
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
@@ -163,6 +186,10 @@ class Store:
                 found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
         if self.rotation.pending:
             found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
+        if self.read_only is None and self.scrub.overdue():
+            found.append("the scrub is overdue: nothing has been proved for twice as long as a pass may take; `zstor scrub` starts one")
+        if self.scrub.status().found.damage:
+            found.append("the last scrub found what it cannot mend: `zstor scrub --status` tells")
         groups = {shard.group for shard in self.pool.opened()}
         if len(groups) == 1 and len(self.pool.opened()) > 1:
             found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
@@ -211,11 +238,14 @@ async def open_store(
                         nursery.start_soon(store.freeing.run)
                         nursery.start_soon(store.mending.run)
                         nursery.start_soon(store.presence.run)
+                        nursery.start_soon(store.scrub.run)
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()
                     yield store
                 finally:
+                    with trio.CancelScope(shield=True):
+                        await store.scrub.rest()
                     store.committer.stop()
                     with trio.CancelScope(shield=True):
                         await store.committer.ended.wait()

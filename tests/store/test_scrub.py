@@ -1,0 +1,253 @@
+"""A scrub finds everything that is bad, has it mended, and goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place
+from zstor_local.config import ScrubConfig
+from zstor_local.metastore.base import Owed
+from zstor_local.model.policy import Policy
+from zstor_local.store.caller import Nobody
+from zstor_local.store.pace import Pace
+from zstor_local.store.scrub import DAY, Scrub
+from zstor_local.store.scrubrow import Found, ScrubRow
+from zstor_local.store.store import Store
+
+
+async def scrubbed(store: Store) -> Found:
+    """A whole pass, started by hand, and what it found."""
+    await store.scrub.start()
+    while store.scrub.status().state != "idle":
+        await store.scrub.news().wait()
+    return store.scrub.status().found
+
+
+async def optimal(store: Store, key: str) -> bool:
+    return (await store.shares_health.check(store.objects.find(name(key)), Nobody())).status == "optimal"
+
+
+async def test_a_sound_store_is_gone_through_and_nothing_found(home: Home) -> None:
+    async with home.open() as store:
+        for number, size in enumerate((0, 1, *SMALL_AND_LARGE)):
+            await put(store, str(number), content(number, size))
+        await put(store, "elsewhere", b"x", namespace="another")
+        await delete(store, "0")
+        await freed(store)
+        found = await scrubbed(store)
+        assert found == Found(objects=4, bytes=found.bytes)
+        assert found.bytes > 3 * 350_000
+        status = store.scrub.status()
+        assert (status.state, status.percent, status.overdue) == ("idle", 100, False)
+        assert status.last_ended is not None
+        assert store.metastore.debts_count() == store.mending.waiting == 0
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_flipped_and_a_lost_share_are_found_and_made_anew(home: Home, size: int) -> None:
+    async with home.open() as store:
+        for key in ("a", "b", "c"):
+            await put(store, key, content(1, size))
+        share_place(store, store.objects.find(name("b")), 1).flip(60)
+        place = share_place(store, store.objects.find(name("c")), 2)
+        place.overwrite(bytes(place.length))
+        found = await scrubbed(store)
+        assert (found.objects, found.bad_shares, found.unreadable) == (3, 2, 0)
+        await store.mending.mend()
+        for key in ("a", "b", "c"):
+            assert await optimal(store, key)
+            assert await get(store, key) == content(1, size)
+        assert (await scrubbed(store)).bad_shares == 0
+
+
+async def test_what_cannot_be_mended_is_counted_and_told(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        for index in (0, 1):
+            share_place(store, stored, index).flip(20)
+        found = await scrubbed(store)
+        assert (found.bad_shares, found.unreadable, found.damage) == (2, 1, True)
+
+
+async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:
+    """With its log gone a shard would know nothing after a rebuild: neither that the object is there nor that another was deleted."""
+    async with home.open() as store:
+        await put(store, "kept", content(1, 700_000))
+        await put(store, "deleted", content(2, 700_000))
+    for segment in (Path(home.store) / "shards/0/log").glob("*.log"):
+        segment.write_bytes(segment.read_bytes()[:64])  # the header alone
+    for file in Path(home.store).glob("index.sqlite*"):
+        file.unlink()
+    async with home.open() as store:
+        await delete(store, "deleted")
+        found = await scrubbed(store)
+        assert found.lacking_records >= 4  # the store's, the shards', the namespace's, the object's
+        assert (found.unknown_keys, found.unreadable) == (0, 0)
+        shard = store.pool.get(0)
+        assert shard is not None
+        heard = {entry.entry.envelope for entry in shard.scan()}
+        assert store.objects.find(name("kept")).envelope in heard
+        assert (await scrubbed(store)).lacking_records == 0
+
+
+async def test_a_tombstone_that_a_shard_missed_is_given_to_it(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+    home.take_away(1)
+    async with home.open() as store:
+        await delete(store, "a")
+        for debt in store.metastore.debts():  # as if the debt had been lost
+            store.metastore._writer.execute("delete from debt")  # type: ignore[attr-defined]
+            assert debt.kind in (Owed.RECORD, Owed.SHARE)
+    home.bring_back(1)
+    async with home.open() as store:
+        found = await scrubbed(store)
+        assert found.lacking_records == 1
+        shard = store.pool.get(1)
+        namespace = store.namespaces.find("default")
+        assert shard is not None
+        assert namespace is not None
+        assert store.metastore.tombstone(namespace.id, "a") in {entry.entry.envelope for entry in shard.scan()}
+
+
+async def test_shares_that_nothing_names_are_freed_or_told(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        kept = {path: Path(path).read_bytes() for path in home.share_files()}
+        await delete(store, "a")
+        await freed(store)
+        for path, data in kept.items():
+            Path(path).write_bytes(data)
+        await put(store, "lost", content(2, 10_000))
+        store.metastore._writer.execute("delete from record where name=?", (b"lost",))  # type: ignore[attr-defined]
+        found = await scrubbed(store)
+        assert (found.strays_freed, found.strays_kept, found.unknown_keys) == (3, 3, 3)
+        await freed(store)
+        assert home.share_files() == []
+
+
+async def test_a_restart_goes_on_where_it_was_whatever_comes_and_goes(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * 1024), shards=4)
+    seen: list[str] = []
+    async with home.open() as store:
+        for number in range(10):
+            await put(store, f"k{number}", content(number, 5_000))
+        await store.scrub.start()
+        while store.scrub.status().found.objects < 4:
+            await store.scrub.news().wait()
+        await store.scrub.pause()
+        at = store.scrub.status()
+        assert (at.state, 0 < at.percent < 90) == ("paused", True)
+    home.take_away(2)
+    async with home.open() as store:
+        assert store.scrub.status().state == "paused"
+        assert store.scrub.status().found.objects == at.found.objects  # nothing goes on before it is resumed
+        await delete(store, "k1")
+        await put(store, "k55", b"new")
+        await store.scrub.resume()
+        while store.scrub.status().state != "idle":
+            await store.scrub.news().wait()
+        seen.append(str(store.scrub.status().found.objects))
+        assert store.scrub.status().found.objects in (10, 11)  # the others once each; k55 may lie behind
+        assert store.scrub.status().started == at.started
+    home.bring_back(2)
+
+
+async def test_a_crash_looks_again_at_what_was_not_kept_and_misses_nothing(home: Home) -> None:
+    async with home.open() as store:
+        for number in range(8):
+            await put(store, f"k{number}", content(number, 5_000))
+        row = ScrubRow(started=store.runtime.clock.now(), by_hand=True, namespace="default", key="k2")
+        await store.rows.put("scrub", "position", row.encode())
+    async with home.open() as store:
+        store.scrub._asked.set()
+        assert (await scrubbed(store)).objects == 5
+
+
+async def test_pausing_holds_it_and_starting_goes_on(home: Home) -> None:
+    async with home.open() as store:
+        for number in range(5):
+            await put(store, f"k{number}", content(number, 5_000))
+        await store.scrub.pause()
+        assert store.scrub.status().state == "paused"
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.scrub.status().found.objects == 0
+        assert (await scrubbed(store)).objects == 5
+
+
+async def test_a_shard_that_is_away_is_no_damage(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        home.take_away(0)
+        found = await scrubbed(store)
+        assert (found.bad_shares, found.unreadable) == (0, 0)
+
+
+async def test_writers_and_deleters_beside_it_are_never_taken_for_damage(home: Home) -> None:
+    async with home.open() as store:
+        for number in range(12):
+            await put(store, f"k{number}", content(number, 700_000 if number % 3 == 0 else 5_000))
+
+        async def write() -> None:
+            for number in range(12):
+                await put(store, f"k{number}", content(number + 50, 5_000 if number % 3 == 0 else 700_000))
+                await delete(store, f"k{(number * 5) % 12}")
+                await put(store, f"k{(number * 5) % 12}", content(number, 9_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            for _ in range(4):
+                found = await scrubbed(store)
+                assert (found.bad_shares, found.unreadable, found.strays_kept, found.unknown_keys) == (0, 0, 0, 0)
+
+
+async def test_it_is_overdue_when_no_pass_ended_for_too_long(home: Home) -> None:
+    async with home.open() as store:
+        assert not store.scrub.overdue()
+        store.scrub._created -= 2 * 30 * DAY
+        assert store.scrub.overdue()
+        assert any("scrub" in warning for warning in store.warnings())
+        await scrubbed(store)
+        assert not store.scrub.overdue()
+
+
+async def test_a_pass_is_spread_over_its_days_but_never_faster_than_its_rate(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        scrub: Scrub = store.scrub
+        scrub._config = ScrubConfig(days=1, rate=1 << 20)
+        total = scrub._total()
+        assert total >= 1_050_000
+        assert scrub._spread() == pytest.approx(max(total / (86_400 * 0.8), 4_096))
+        scrub._config = ScrubConfig(days=1, rate=5)
+        assert scrub._spread() == 5
+
+
+async def test_the_pace_is_kept_and_a_pause_holds(autojump_clock: trio.testing.MockClock) -> None:
+    pace = Pace(1_000)
+    began = trio.current_time()
+    for _ in range(10):
+        await pace.spend(1_000)
+    assert 9 <= trio.current_time() - began <= 10
+    pace.pause()
+    with trio.move_on_after(50) as waiting:
+        await pace.spend(1)
+    assert waiting.cancelled_caught
+    pace.resume()
+    await pace.spend(1)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ScrubRow(),
+        ScrubRow(started=5, last_ended=3, namespace="a", key="k", shards={3, 1}, found=Found(1, 2, 3, 4, 5, 6, 7, 8)),
+        ScrubRow(started=5, ended=6, last_ended=6, paused=True, by_hand=True, objects_done=True),
+    ],
+)
+def test_the_position_is_kept_as_it_was(row: ScrubRow) -> None:
+    assert ScrubRow.decode(row.encode()) == row

@@ -1,0 +1,126 @@
+"""Whether the logs hold the copies of records that they should: for one shard, both ways.
+
+The log is read once into a table on the side (key → highest sequence, some 60 bytes each, in a temporary file of SQLite's); then the
+metastore is walked and each row is looked up in it. A shard that lacks the newest record of a key, where it ought to have it or has an
+older one, is owed that record and gets it at once. Keys of which the metastore knows nothing are counted: it may have lost them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import closing
+from itertools import islice
+from typing import Final
+
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Debt, Metastore, Owed, Row
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, VoidRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Shard
+from zstor_local.store.pace import Spend
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import open_object
+
+PAGE: Final = 500  # entries or rows that one thread call looks at
+
+_SCHEMA: Final = """
+create table heard(space blob not null, key_hash blob not null, sequence integer not null, kind integer not null,
+    known integer not null default 0, primary key(space, key_hash)) without rowid;
+"""
+
+
+class CopyCheck:
+    """The use case. `spaces` are the ids of all namespaces."""
+
+    def __init__(self, runtime: Runtime, metastore: Metastore, sealer: RecordSealer, spaces: Callable[[], list[NamespaceId]]) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._sealer = sealer
+        self._spaces = spaces
+
+    async def lacking(self, shard: Shard, spend: Spend) -> tuple[list[Debt], int]:
+        """The records that a shard should have and has not, and how many keys it has that the metastore does not know.
+
+        ShardError if the shard goes away.
+        """
+        until = self._metastore.state().sequence  # what comes after it is being written now
+        with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as table:
+            table.executescript(_SCHEMA)
+            voids: set[tuple[int, int]] = set()
+            with closing(self._read(shard, table, voids)) as reading:
+                while (size := await self._runtime.threads.run(lambda: next(reading, None))) is not None:
+                    await spend(size)
+            debts: list[Debt] = []
+            for space in [STORE_WIDE, *self._spaces()]:
+                since = 0
+                while rows := await self._runtime.threads.run(self._metastore.changes, space, since, PAGE):
+                    since = rows[-1].envelope.sequence
+                    debts += await self._runtime.threads.run(self._compare, shard.number, rows, until, table)
+                    await spend(0)
+            unknown = await self._runtime.threads.run(self._unknown, table, voids, until)
+        return debts, unknown
+
+    def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[tuple[int, int]]) -> Generator[int, None, None]:
+        """The log into the table, a page at a time; yields the bytes that were read."""
+        entries = shard.scan()
+        while page := list(islice(entries, PAGE)):
+            envelopes = [scanned.entry.envelope for scanned in page]
+            voids.update(void for envelope in envelopes if (void := self._void(envelope)) is not None)
+            table.execute("begin")
+            table.executemany(
+                "insert into heard(space, key_hash, sequence, kind) values(?, ?, ?, ?) on conflict do update "
+                "set sequence = excluded.sequence, kind = excluded.kind where excluded.sequence > sequence",
+                [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind is not Kind.VOID],
+            )
+            table.execute("commit")
+            yield sum(len(scanned.entry.envelope.sealed) + len(scanned.entry.share) for scanned in page)
+
+    def _compare(self, shard: int, rows: list[Row], until: int, table: sqlite3.Connection) -> list[Debt]:
+        """What the shard lacks of these rows. Those that changed since the log was read are known, and no more is asked of them."""
+        debts = []
+        table.execute("begin")
+        for row in rows:
+            envelope = row.envelope
+            at = (row.space, envelope.key_hash)
+            heard = table.execute("select sequence from heard where space=? and key_hash=?", at).fetchone()
+            if heard is not None:
+                table.execute("update heard set known=1 where space=? and key_hash=?", at)
+                lacks = heard[0] < envelope.sequence
+            else:
+                lacks = self._ought(shard, row)
+            if lacks and envelope.sequence <= until:
+                debts.append(Debt(shard, Owed.RECORD, row.space, row.name, envelope.version))
+        table.execute("commit")
+        return debts
+
+    def _void(self, envelope: Envelope) -> tuple[int, int] | None:
+        if envelope.kind is not Kind.VOID:
+            return None
+        try:
+            void = VoidRecord.decode(self._sealer.open(envelope))
+        except CorruptRecord:
+            return None
+        return void.first, void.last
+
+    def _unknown(self, table: sqlite3.Connection, voids: set[tuple[int, int]], until: int) -> int:
+        """How many keys the metastore should know by what was heard, and does not. Namespaces that are gone took theirs along."""
+        spaces = {STORE_WIDE, *self._spaces()}
+        count = 0
+        rows = table.execute("select space, sequence from heard where known=0 and kind<>? and sequence<=?", (Kind.TOMBSTONE, until))
+        for space, sequence in rows:
+            if space in spaces and not any(first <= sequence <= last for first, last in voids):
+                count += 1
+        return count
+
+    def _ought(self, shard: int, row: Row) -> bool:
+        """Whether a shard that never heard of a row ought to have its record."""
+        if row.envelope.kind is Kind.TOMBSTONE:
+            return False  # there is nothing that it could bury
+        if row.envelope.kind is not Kind.OBJECT:
+            return True
+        try:
+            return shard in open_object(self._sealer, row.envelope).placement
+        except CorruptRecord:
+            return False  # the walk over the objects tells of it

@@ -1,0 +1,48 @@
+"""How fast background work may read: so many bytes a second, and not at all while it is paused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+BURST_SECONDS: Final = 1.0  # what may be read at once after a rest
+
+Spend = Callable[[int], Awaitable[None]]
+
+
+async def unpaced(size: int) -> None:
+    """A `Spend` for work that somebody waits for: it only lets others go first."""
+    await trio.lowlevel.checkpoint()
+
+
+class Pace:
+    """One for each work. `spend` what was read; it returns when more may be."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate` in bytes a second, more than 0."""
+        self.rate = rate
+        self._until = 0.0
+        self._going = trio.Event()
+        self._going.set()
+
+    @property
+    def paused(self) -> bool:
+        return not self._going.is_set()
+
+    def pause(self) -> None:
+        if not self.paused:
+            self._going = trio.Event()
+
+    def resume(self) -> None:
+        self._going.set()
+
+    async def spend(self, size: int) -> None:
+        await self._going.wait()
+        now = trio.current_time()
+        self._until = max(self._until, now - BURST_SECONDS) + size / self.rate
+        if self._until > now:
+            await trio.sleep_until(self._until)
+        await trio.lowlevel.checkpoint()
+        await self._going.wait()

@@ -1,0 +1,84 @@
+"""Repair everything: each object is checked block by block, and what is bad made anew, spare shards used for those that are away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from zstor_local.errors import Conflict, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.metastore.base import Metastore, Row
+from zstor_local.model.record import Kind
+from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.health import Health
+from zstor_local.store.mending import Mending
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import Stored, open_object
+
+PAGE: Final = 100  # rows read at once
+REPORTED: Final = 1_000  # objects told one by one; further ones are counted
+
+
+@dataclass(frozen=True, slots=True)
+class NotRepaired:
+    """An object that stays as it is, and why."""
+
+    namespace: str
+    key: str
+    trouble: str  # the type of the error
+    message: str
+
+
+@dataclass(slots=True)
+class RepairedAll:
+    """What it came to. `repaired` objects had a bad share; `owed` is what shards that are away have still to be given."""
+
+    objects: int = 0
+    repaired: int = 0
+    failed: int = 0
+    owed: int = 0
+    found: list[NotRepaired] = field(default_factory=list)
+
+
+class RepairAll:
+    """The use case. It is idempotent: broken off at any moment, it is begun anew and finds less to do."""
+
+    def __init__(self, metastore: Metastore, namespaces: Namespaces, sealer: RecordSealer, health: Health, mending: Mending) -> None:
+        self._metastore = metastore
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._health = health
+        self._mending = mending
+
+    async def run(self, caller: Caller) -> RepairedAll:
+        """Pay what shards that are there are owed, then go through all objects."""
+        report = RepairedAll()
+        await self._mending.mend()
+        for namespace in self._namespaces.all():
+            after: str | None = None
+            while page := self._metastore.scan(namespace.id, "", after, PAGE):
+                for row in page:
+                    after = row.name
+                    if row.envelope.kind is Kind.OBJECT:
+                        await self._object(namespace, row, report)
+                        caller.progress(report.objects, max(report.objects, self._metastore.state().objects))
+        report.owed = self._metastore.debts_count()
+        return report
+
+    async def _object(self, namespace: Namespace, row: Row, report: RepairedAll) -> None:
+        report.objects += 1
+        try:
+            stored = Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope)
+            _, before = await self._health.repair(stored, Nobody())
+        except Conflict:
+            return  # deleted or written again meanwhile
+        except (Unavailable, ShuttingDown, OutcomeUnknown):
+            raise  # the store takes no changes any more
+        except ZstorError as error:
+            if self._metastore.get(namespace.id, row.name) != row.envelope:
+                return
+            report.failed += 1
+            if len(report.found) < REPORTED:
+                report.found.append(NotRepaired(namespace.name, row.name, error.type, error.message))
+        else:
+            report.repaired += before.status != "optimal"

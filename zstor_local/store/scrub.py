@@ -1,0 +1,327 @@
+"""Scrub: everything the store holds is read and proved, again and again, in the background.
+
+A pass walks first the objects (every block of every share is opened), then each shard: its log must hold the records that it should
+(`copies`), and no share may lie there that no record names (`strays`). What is bad goes on the repair list, what is lacking is given,
+what was left behind is freed; the rest is counted and told. The position is kept in a store-wide row, so a pass goes on where it was
+after a restart. A pass is spread over the configured days and never reads faster than the configured rate; one that a person has
+started reads at that rate.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import trio
+
+from zstor_local import limits
+from zstor_local.config import ScrubConfig
+from zstor_local.errors import CorruptRecord, ZstorError
+from zstor_local.metastore.base import Metastore, Row
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, StoreRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Shard, ShardError
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Nobody
+from zstor_local.store.collect import Collect, Collected
+from zstor_local.store.copies import CopyCheck
+from zstor_local.store.create import STORE_ROW
+from zstor_local.store.health import Checked, Health
+from zstor_local.store.mending import Mending
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.pace import Pace
+from zstor_local.store.scrubrow import Found, ScrubRow
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shares import ShareState
+from zstor_local.store.stored import Stored, open_object
+from zstor_local.store.storewide import StoreWide
+
+TABLE: Final = "scrub"
+ROW: Final = "position"
+PAGE: Final = 100  # rows of the metastore read at once
+OBJECT_BYTES: Final = 4 * limits.KIB  # what looking at a share costs beside its bytes
+REST_SECONDS: Final = 600.0  # after a start, and after an error: others first
+SAVE_SECONDS: Final = 600.0  # at most so much is looked at again after a crash
+LOOK_SECONDS: Final = 3_600.0  # how often an idle scrub looks at the calendar
+SPREAD: Final = 0.8  # of the configured days a pass aims at: room for pauses and restarts
+DAY: Final = 86_400_000_000  # microseconds
+OBJECTS_PART: Final = 0.9  # of a pass, for its progress; the logs are the rest
+
+ScrubState = Literal["idle", "running", "paused"]
+
+log = logging.getLogger("zstor.store")
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """How far it is. Epochs in microseconds; `found` is the present pass's, or the last one's."""
+
+    state: ScrubState
+    percent: float
+    started: int | None
+    last_ended: int | None
+    eta_seconds: int | None
+    overdue: bool
+    found: Found
+
+
+class Scrub:
+    """One task for a store."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        rows: StoreWide,
+        config: ScrubConfig,
+        *,
+        health: Health,
+        mending: Mending,
+        copies: CopyCheck,
+        collect: Collect,
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._rows = rows
+        self._config = config
+        self._health = health
+        self._mending = mending
+        self._copies = copies
+        self._collect = collect
+        self._row = self._load()
+        self._created = self._store_created()
+        self._pace = Pace(config.rate)
+        self._asked = trio.Event()
+        self._news = trio.Event()
+        self._saved = 0.0
+        self._saved_row = self._row.encode()
+        if self._row.paused:
+            self._pace.pause()
+
+    def _load(self) -> ScrubRow:
+        try:
+            stored = self._rows.get(TABLE, ROW)
+            return ScrubRow() if stored is None else ScrubRow.decode(stored.value)
+        except ZstorError as error:
+            log.warning("the position of the scrub cannot be read (%s): it begins anew", error)
+            return ScrubRow()
+
+    def _store_created(self) -> int:
+        envelope = self._metastore.get(STORE_WIDE, STORE_ROW)
+        return 0 if envelope is None else StoreRecord.decode(self._sealer.open(envelope)).created
+
+    # --- For people ---
+
+    async def start(self) -> None:
+        """Begin a pass now, or hurry the one that is under way: as fast as the configured rate."""
+        if self._row.under_way:
+            self._row.by_hand = True
+            self._pace.rate = self._config.rate
+        else:
+            self._begin(by_hand=True)
+        await self.resume()
+
+    async def pause(self) -> None:
+        """Read nothing until it is resumed, over restarts too."""
+        self._row.paused = True
+        self._pace.pause()
+        await self._save()
+
+    async def resume(self) -> None:
+        self._row.paused = False
+        await self._save()
+        self._pace.resume()
+        self._asked.set()
+
+    def news(self) -> trio.Event:
+        """Set when it has come further. Take it before looking, then nothing is missed."""
+        return self._news
+
+    def status(self) -> ScrubStatus:
+        row = self._row
+        state: ScrubState = "paused" if row.paused else "running" if row.under_way else "idle"
+        part = self._part()
+        return ScrubStatus(
+            state=state,
+            percent=round(100 * part, 1),
+            started=row.started,
+            last_ended=row.last_ended,
+            eta_seconds=self._eta(part) if state == "running" else None,
+            overdue=self.overdue(),
+            found=row.found,
+        )
+
+    def overdue(self) -> bool:
+        """No pass has come to its end for twice as long as one may take."""
+        since = self._row.last_ended or self._created
+        return self._runtime.clock.now() - since > 2 * self._config.days * DAY
+
+    def _part(self) -> float:
+        row = self._row
+        if not row.under_way:
+            return 0.0 if row.started is None else 1.0
+        shards = self._pool.numbers
+        objects = 1.0 if row.objects_done else min(1.0, row.found.objects / max(1, self._metastore.state().objects))
+        return OBJECTS_PART * objects + (1 - OBJECTS_PART) * len(row.shards.intersection(shards)) / max(1, len(shards))
+
+    def _eta(self, part: float) -> int:
+        return int((1 - part) * self._total() / self._pace.rate)
+
+    def _total(self) -> int:
+        """Bytes of all shares, about, with what looking at them costs."""
+        state = self._metastore.state()
+        policies = [namespace.policy for namespace in self._namespaces.all()]
+        blown = max((policy.m / policy.k for policy in policies), default=1.0)
+        shares = max((policy.m for policy in policies), default=1)
+        return int(state.bytes * blown) + state.objects * shares * OBJECT_BYTES
+
+    # --- The task ---
+
+    async def run(self) -> None:
+        """Until it is cancelled. The first look comes some time after the start, unless somebody asks for it."""
+        with trio.move_on_after(REST_SECONDS):
+            await self._asked.wait()
+        while True:
+            try:
+                await self._wait_until_due()
+                await self._go_through()
+            except (ZstorError, ShardError) as error:
+                log.warning("the scrub rests: %s", error)
+                with trio.move_on_after(REST_SECONDS):
+                    self._asked = trio.Event()
+                    await self._asked.wait()
+
+    async def _wait_until_due(self) -> None:
+        while not self._row.under_way:
+            if not self._row.paused and self._due_in() <= 0:
+                self._begin(by_hand=False)
+                return
+            self._asked = trio.Event()
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._asked.wait()
+
+    def _due_in(self) -> int:
+        """Microseconds until the next pass is due by itself."""
+        if self._row.started is None:
+            return 0
+        return self._row.started + self._config.days * DAY - self._runtime.clock.now()
+
+    def _begin(self, *, by_hand: bool) -> None:
+        self._row = ScrubRow(
+            started=self._runtime.clock.now(), last_ended=self._row.last_ended, paused=self._row.paused, by_hand=by_hand
+        )
+
+    async def _go_through(self) -> None:
+        """The pass that is under way, from its position to its end."""
+        row = self._row
+        self._pace.rate = self._config.rate if row.by_hand else self._spread()
+        if not row.objects_done:
+            await self._objects(row)
+            row.objects_done = True
+            await self._save()
+        for number in self._pool.numbers:
+            shard = self._pool.get(number)
+            if number in row.shards or shard is None or shard.check() != "ok":
+                continue
+            await self._shard(shard, row.found)
+            row.shards.add(number)
+            await self._save()
+        row.ended = row.last_ended = self._runtime.clock.now()
+        await self._save()
+        log.info("a scrub came to its end: %s", row.found)
+
+    def _spread(self) -> float:
+        """Bytes a second that take a pass through everything in its time."""
+        seconds = self._config.days * DAY / 1e6 * SPREAD
+        return min(self._config.rate, max(self._total() / seconds, OBJECT_BYTES))
+
+    async def _objects(self, row: ScrubRow) -> None:
+        for namespace in self._namespaces.all():
+            if namespace.name < row.namespace:
+                continue
+            if namespace.name != row.namespace:
+                row.namespace, row.key = namespace.name, None
+            while page := self._metastore.scan(namespace.id, "", row.key, PAGE):
+                for at in page:
+                    size = await self._object(namespace, at, row.found)
+                    row.key = at.name
+                    await self._save_now_and_then()
+                    await self._pace.spend(size)
+
+    async def _object(self, namespace: Namespace, at: Row, found: Found) -> int:
+        """Look at one object; if something of it is bad, have it repaired. Returns what it cost, in bytes."""
+        if at.envelope.kind is not Kind.OBJECT:
+            return 0
+        try:
+            stored = Stored(namespace.name, open_object(self._sealer, at.envelope), at.envelope)
+            checked = await self._health.check(stored, Nobody())
+            if _bad(checked) and (newest := self._changed(namespace, at)) is not at.envelope:
+                if newest is None or newest.version != at.envelope.version:
+                    return OBJECT_BYTES  # it was deleted or written again while it was looked at
+                stored = Stored(namespace.name, open_object(self._sealer, newest), newest)  # moved meanwhile, by a repair
+                checked = await self._health.check(stored, Nobody())
+        except CorruptRecord as error:
+            log.error("an object in namespace %s has a record that does not open: %s", namespace.name, error)
+            found.objects += 1
+            found.unreadable += 1
+            return OBJECT_BYTES
+        policy, size = stored.record.policy, stored.record.share_bytes * stored.record.policy.m
+        if bad := _bad(checked):
+            await self._mending.room()
+            self._mending.suspect(stored, bad)
+        found.objects += 1
+        found.bytes += size
+        found.bad_shares += len(bad)
+        found.unreadable += policy.m - len(bad) < policy.k
+        return size + OBJECT_BYTES * policy.m
+
+    def _changed(self, namespace: Namespace, at: Row) -> Envelope | None:
+        """The row as it is now: the same envelope if nothing has changed."""
+        now = self._metastore.get(namespace.id, at.name)
+        return at.envelope if now == at.envelope else now
+
+    async def _shard(self, shard: Shard, found: Found) -> None:
+        debts, unknown = await self._copies.lacking(shard, self._pace.spend)
+        await self._mending.tell(shard.number, debts)
+        found.lacking_records += len(debts)
+        found.unknown_keys += unknown
+        report = Collected()
+        await self._collect.shard(shard, Nobody(), report, dry_run=False, accept_loss=False, spend=self._pace.spend)
+        found.strays_freed += report.left_behind
+        found.strays_kept += report.kept
+
+    # --- The position ---
+
+    async def rest(self) -> None:
+        """Remember the position, for the end of the daemon."""
+        try:
+            await self._save()
+        except ZstorError as error:
+            log.info("the position of the scrub was not kept: %s", error)
+
+    async def _save_now_and_then(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+        if trio.current_time() - self._saved > SAVE_SECONDS:
+            await self._save()
+
+    async def _save(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+        self._saved = trio.current_time()
+        value = self._row.encode()
+        if value != self._saved_row:
+            await self._rows.put(TABLE, ROW, value)
+            self._saved_row = value
+
+
+def _bad(checked: Checked) -> dict[int, ShareState]:
+    """The shares that are bad by themselves, and not only because their shard is away."""
+    return {index: state for index, state in enumerate(checked.states) if state not in ("ok", "unreachable")}
