@@ -76,7 +76,15 @@ class Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
+
+    def hang_up(self) -> None:
+        """End the connection from any thread: the running call is cancelled, whoever waits for its answer gets NoDaemon."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def call(self, method: str, params: Object, *, fds: Sequence[int] = (), progress: Progress | None = None) -> Json:
         """The result of a call. The descriptors stay ours to close.

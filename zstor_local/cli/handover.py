@@ -45,7 +45,7 @@ def source(name: str) -> Iterator[Handover]:
         with _readable(STDIN, "standard input") as handover:
             yield handover
         return
-    with _errors(name):
+    with naming_errors(name):
         fd = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         with _readable(fd, name) as handover:
@@ -68,10 +68,10 @@ def destination(path: Path, *, force: bool) -> Iterator[Handover]:
 
     An existing file keeps its mode, a symbolic link is replaced and not written through; a device or FIFO is written to.
     """
-    with _errors(str(path)):
+    with naming_errors(str(path)):
         mode = _existing_mode(path, force=force)
     if mode is not None and not stat.S_ISREG(mode):
-        with _errors(str(path)):
+        with naming_errors(str(path)):
             fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             with _writable(fd, str(path)) as handover:
@@ -80,14 +80,14 @@ def destination(path: Path, *, force: bool) -> Iterator[Handover]:
             os.close(fd)
         return
     part = path.with_name(f".{path.name[:64]}.{token_hex(4)}.part")
-    with _errors(str(path)):
+    with naming_errors(str(path)):
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        with _termination_raises():
+        with termination_raises():
             if mode is not None:
                 os.fchmod(fd, stat.S_IMODE(mode))
             yield Handover(fd, "file")
-            with _errors(str(path)):
+            with naming_errors(str(path)):
                 os.fsync(fd)
                 _publish(part, path, force=force)
     finally:
@@ -130,7 +130,7 @@ def _publish(part: Path, path: Path, *, force: bool) -> None:
 
 @contextmanager
 def _readable(fd: int, name: str) -> Iterator[Handover]:
-    with _errors(name):
+    with naming_errors(name):
         found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
         raise PathRefused(f"{name} is a directory", hint="tar c DIRECTORY | zstor put - KEY")
@@ -149,7 +149,7 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
 
 @contextmanager
 def _writable(fd: int, name: str) -> Iterator[Handover]:
-    with _errors(name):
+    with naming_errors(name):
         mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         yield Handover(fd, "file")
@@ -180,7 +180,7 @@ def _move(reader: int, writer: int) -> None:
 
 
 @contextmanager
-def _errors(name: str) -> Iterator[None]:
+def naming_errors(name: str) -> Iterator[None]:
     """The system's errors as ours, with the file's name."""
     try:
         yield
@@ -197,7 +197,7 @@ def as_io_error(error: OSError, name: str) -> ZstorError:
 
 
 @contextmanager
-def _termination_raises() -> Iterator[None]:
+def termination_raises() -> Iterator[None]:
     """While it lasts, SIGTERM and SIGHUP leave by an exception, so that the temporary file goes."""
     if threading.current_thread() is not threading.main_thread():
         yield

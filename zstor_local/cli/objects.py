@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import cast
 
 import click
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Json
+from zstor_local.cli.listing import items
 from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
-from zstor_local.cli.shapes import Deleted, Item, Metadata, Page, Written
+from zstor_local.cli.shapes import Deleted, Metadata, Written
 from zstor_local.errors import Cancelled, ZstorError
 
 
 @click.command()
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.option("-r", "recursive", is_flag=True, help="And all objects below KEY/; asks first.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
 @namespace
 @connection
 @pass_options
-def rm(options: Options, keys: tuple[str, ...]) -> int:
+def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> int:
     """Delete objects.
 
     A deleted object stays deleted, also after a rebuild from the shards.
     """
+    if recursive:
+        if not yes and (options.json or not sys.stdin.isatty()):
+            raise click.UsageError("nobody is there to confirm it: --yes deletes without asking")
+        from zstor_local.cli.trees import remove_trees
+
+        return remove_trees(options, keys, yes=yes)
     failed = False
     with options.connect() as client:
         for key in keys:
@@ -56,7 +66,7 @@ def ls(options: Options, prefix: str, long: bool) -> None:
     In the order of their bytes; with --json one line an object.
     """
     with options.connect() as client:
-        for item in _items(client, options, prefix):
+        for item in items(client, options, prefix):
             metadata = item["metadata"]
             if options.json:
                 click.echo(json.dumps(item))
@@ -65,19 +75,6 @@ def ls(options: Options, prefix: str, long: bool) -> None:
                 click.echo(f"{size:>10}  {changed}  {metadata['health']:7}  {text.shown(item['key'])}")
             else:
                 click.echo(text.shown(item["key"]))
-
-
-def _items(client: Client, options: Options, prefix: str) -> Iterator[Item]:
-    """Every object, page by page."""
-    params: dict[str, Json] = {"prefix": prefix} if prefix else {}
-    if options.namespace:
-        params["namespace"] = options.namespace
-    while True:
-        page = cast(Page, client.call("object.list", params))
-        yield from page["items"]
-        if page["cursor"] is None:
-            return
-        params["cursor"] = page["cursor"]
 
 
 @click.command()

@@ -25,8 +25,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 @click.command(epilog="From a pipe:  tar c photos | zstor put - photos.tar")
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="FILE|DIRECTORY|-")
 @click.argument("key", required=False)
+@click.option("-r", "recursive", is_flag=True, help="A DIRECTORY with all in it: KEY/name for each, with mode and time.")
 @click.option("--if-version", metavar="VERSION", help="Only if this is the version that is there.")
 @click.option("--exclusive", is_flag=True, help="Only if no object has the key.")
 @click.option("--user", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Text to keep beside it; may be repeated.")
@@ -43,6 +44,7 @@ def put(
     options: Options,
     file: str,
     key: str | None,
+    recursive: bool,
     if_version: str | None,
     exclusive: bool,
     user: dict[str, str],
@@ -50,12 +52,19 @@ def put(
     previous: str | None,
     size: int | None,
     digest: str | None,
-) -> None:
+) -> int:
     """Store FILE, or a pipe (-), as an object.
 
     KEY is its name, the file's own if not given. Done means durable: it survives a power cut and the loss of some shards. An object
     that is there already gets a new version.
     """
+    if recursive:
+        if if_version or previous or size is not None or digest or file == "-":
+            raise click.UsageError("-r takes a directory, and none of --if-version, --previous, --size and --digest")
+        from zstor_local.cli.trees import put_tree
+
+        extra: dict[str, Json] = {"user": user, "references": list(reference), "exclusive": exclusive}
+        return put_tree(options, file, key or "", {name: value for name, value in extra.items() if value})
     key = key or ("" if file == "-" else Path(file).name)
     if not key:
         raise click.UsageError(f"{file} has no name of its own: give a KEY")
@@ -75,6 +84,7 @@ def put(
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
             answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)
         _tell(cast(Written, answer)["metadata"], json_wanted=options.json)
+    return 0
 
 
 def _tell(metadata: Metadata, *, json_wanted: bool) -> None:

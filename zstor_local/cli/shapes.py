@@ -49,6 +49,10 @@ class Sent(TypedDict):
     bytes: int
 
 
+class Read(TypedDict):
+    value: str
+
+
 class Rotated(TypedDict):
     store: str
     key_file: str

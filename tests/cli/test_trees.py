@@ -1,0 +1,220 @@
+"""Directories as objects and back: everything kept, nothing escapes, nothing is left half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_end_to_end import ZSTOR, done, zstor
+from tests.daemon.client import Client
+from zstor_local.cli.private_daemon import PrivateDaemon
+
+OLD = 1_500_000_000_123_456_789  # nanoseconds
+
+
+@pytest.fixture
+def tree(daemon: PrivateDaemon) -> Path:
+    """A directory with one of each."""
+    top = daemon.home / "tree"
+    (top / "sub" / "deep").mkdir(parents=True)
+    (top / "empty").mkdir()
+    (top / "small").write_bytes(b"small")
+    (top / "sub" / "large").write_bytes(bytes(range(256)) * 8_000)
+    (top / "sub" / "deep" / "ü run").write_bytes(b"#!/bin/sh\n")
+    (top / "sub" / "deep" / "ü run").chmod(0o750)
+    (top / "nothing").touch()
+    (top / "link").symlink_to("sub/large")
+    (top / "up").symlink_to("sub/../small")
+    for path in (top / "small", top / "sub" / "large"):
+        os.utime(path, ns=(OLD, OLD))
+    (top / "empty").chmod(0o700)
+    os.utime(top / "sub", ns=(OLD, OLD))
+    return top
+
+
+def look(top: Path) -> dict[str, object]:
+    """All there is to see of a tree: type, mode, time and content of each thing."""
+    found: dict[str, object] = {}
+    for path in [top, *sorted(top.rglob("*"))]:
+        status = path.lstat()
+        if path.is_symlink():
+            content: object = os.readlink(path)
+        else:
+            content = path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(top))] = (oct(status.st_mode), status.st_mtime_ns, content)
+    return found
+
+
+def remove(top: Path) -> None:
+    subprocess.run(["rm", "-rf", str(top)], check=True)
+
+
+def client(daemon: PrivateDaemon) -> Client:
+    return Client(str(daemon.socket))
+
+
+def test_a_tree_comes_back_as_it_was(daemon: PrivateDaemon, tree: Path) -> None:
+    before = look(tree)
+    assert done(zstor(daemon, "put", "-r", "tree")).startswith(b"stored tree/: 10 objects, 2.0 MiB")
+    assert done(zstor(daemon, "get", "-r", "tree", "back")).startswith(b"wrote back/: 10 objects")
+    assert look(daemon.home / "back") == before
+    remove(daemon.home / "back")
+    remove(tree)
+    done(zstor(daemon, "get", "-r", "tree/"))
+    assert look(tree) == before
+    remove(tree)
+
+
+def test_each_thing_is_an_object_of_its_own(daemon: PrivateDaemon, tree: Path) -> None:
+    lines = [json.loads(line) for line in done(zstor(daemon, "put", "-r", "--json", "tree", "a/b")).splitlines()]
+    assert lines[-1] == {"done": 10, "bytes": 2_048_036, "failed": 0}
+    assert {line["key"] for line in lines[:-1]} >= {"a/b/", "a/b/empty/", "a/b/sub/large", "a/b/link"}
+    assert done(zstor(daemon, "get", "a/b/small", "-")) == b"small"
+    user = json.loads(done(zstor(daemon, "stat", "a/b/small", "--json")))["metadata"]["user"]
+    assert user == {"type": "file", "mode": "0644", "mtime": str(OLD)}
+    remove(tree)
+
+
+def test_again_it_becomes_new_versions_and_files_that_are_there_stay(daemon: PrivateDaemon, tree: Path) -> None:
+    done(zstor(daemon, "put", "-r", "tree", "twice"))
+    (tree / "small").write_bytes(b"newer")
+    done(zstor(daemon, "put", "-r", "tree", "twice"))
+    assert done(zstor(daemon, "get", "twice/small", "-")) == b"newer"
+    (tree / "small").write_bytes(b"mine")
+    top = daemon.home / "twice"
+    tree.rename(top)
+    refused = zstor(daemon, "get", "-r", "twice")
+    assert refused.returncode == 1
+    assert b"is there already" in refused.stderr
+    assert (top / "small").read_bytes() == b"mine"
+    done(zstor(daemon, "get", "-r", "-f", "twice"))
+    assert (top / "small").read_bytes() == b"newer"
+    remove(top)
+
+
+def test_what_cannot_be_stored_is_named_and_the_rest_goes_on(daemon: PrivateDaemon) -> None:
+    top = daemon.home / "odd"
+    top.mkdir()
+    os.mkfifo(top / "fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(top / "socket"))
+    (top / os.fsdecode(b"not \xff utf-8")).write_bytes(b"1")
+    (top / "good").write_bytes(b"1")
+    ended = zstor(daemon, "put", "-r", "odd")
+    assert ended.returncode == 1
+    assert ended.stderr.count(b"passed over") == 2
+    assert b"not \\xff utf-8" in ended.stderr
+    assert b"3 things could not be taken along" in ended.stderr
+    assert done(zstor(daemon, "get", "odd/good", "-")) == b"1"
+    remove(top)
+
+
+EVIL = [
+    "evil/../escaped",
+    "evil//absolute",
+    "evil/a/../../escaped",
+    "evil/./dot",
+    "evil/ends/",
+    "evil/nul\u0001/..",
+]
+
+
+def test_nothing_escapes(daemon: PrivateDaemon) -> None:
+    outside = daemon.home / "outside"
+    outside.mkdir()
+    with client(daemon) as wire:
+        for key in EVIL:
+            wire.write(key, b"evil")
+        wire.write("evil/out", str(outside).encode(), user={"type": "symlink"})
+        wire.write("evil/out/escaped", b"evil")
+        wire.write("evil/up", b"../outside", user={"type": "symlink"})
+        wire.write("evil/through/x", b"evil")
+        wire.write("evil/../", b"", user={"type": "directory", "mode": "0777"})
+        wire.write("evil/set id", b"harmless", user={"mode": "6755", "mtime": "-5", "type": ["odd"]})
+    top = daemon.home / "evil"
+    top.mkdir()
+    (top / "through").symlink_to(outside)
+    ended = zstor(daemon, "get", "-r", "evil")
+    assert ended.returncode == 1
+    assert ended.stderr.count(b"names no place below") == len(EVIL) + 1
+    assert b"leads through a file or a symbolic link" in ended.stderr
+    assert b"would lead out of the tree" in ended.stderr
+    assert list(outside.iterdir()) == []
+    assert not (daemon.home / "escaped").exists()
+    assert sorted(path.name for path in top.iterdir()) == ["out", "set id", "through"]
+    assert (top / "out").is_dir()
+    assert not (top / "out").is_symlink()
+    assert (top / "set id").stat().st_mode & 0o7777 == 0o755
+    again = zstor(daemon, "get", "-r", "-f", "--links-outside", "evil")
+    assert os.readlink(top / "up") == "../outside"
+    assert again.returncode == 1
+    assert list(outside.iterdir()) == []
+    remove(top)
+    remove(outside)
+
+
+def test_rm_r_asks_and_takes_no_neighbour(daemon: PrivateDaemon, tree: Path) -> None:
+    done(zstor(daemon, "put", "-r", "tree", "gone"))
+    for key in ("gone", "gone-not", "go"):
+        done(zstor(daemon, "put", "-", key, stdin=b"1"))
+    refused = zstor(daemon, "rm", "-r", "gone")
+    assert refused.returncode == 3
+    assert b"--yes" in refused.stderr
+    assert zstor(daemon, "rm", "-r", "--yes", "/").returncode == 3
+    assert done(zstor(daemon, "rm", "-r", "--yes", "gone")) == b"deleted 11 objects\n"
+    kept = done(zstor(daemon, "ls", "go")).split()
+    assert kept == [b"go", b"gone-not"]
+    remove(tree)
+
+
+def interrupted(daemon: PrivateDaemon, number: signal.Signals, *command: str) -> None:
+    """Run a command, send it the signal when it has told of the first thing; the last one takes it seconds."""
+    running = subprocess.Popen(
+        [*ZSTOR, *command, "--json"], cwd=daemon.home, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.send_signal(number)
+    _, complaint = running.communicate(timeout=120)
+    assert running.returncode in (130, 128 + number), complaint
+
+
+@pytest.fixture
+def many(daemon: PrivateDaemon) -> Path:
+    top = daemon.home / "many"
+    top.mkdir()
+    for each in range(10):
+        (top / f"{each:03}").write_bytes(bytes(300_000))
+    with (top / "last").open("wb") as file:
+        file.truncate(256 * 1024 * 1024)
+    return top
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_put_interrupted_leaves_whole_objects_only(daemon: PrivateDaemon, many: Path, number: signal.Signals) -> None:
+    interrupted(daemon, number, "put", "-r", "many")
+    with client(daemon) as wire:
+        items = wire.result("object.list", prefix="many/")["items"]
+        assert all(item["metadata"]["size"] in (0, 300_000) for item in items)
+        assert "many/last" not in {item["key"] for item in items}
+        while wire.result("daemon.status")["queues"]["collect"]:
+            pass  # the daemon frees what it had of the last one
+    assert not list((daemon.home / "data" / "zstor" / "shards").glob("*/tmp/*"))
+    remove(many)
+
+
+def test_get_interrupted_leaves_whole_files_only(daemon: PrivateDaemon, many: Path) -> None:
+    done(zstor(daemon, "put", "-r", "many"))
+    interrupted(daemon, signal.SIGINT, "get", "-r", "many", "back")
+    back = daemon.home / "back"
+    assert {path.stat().st_size for path in back.iterdir()} <= {300_000}
+    assert not [path for path in back.iterdir() if path.name.endswith(".part")]
+    done(zstor(daemon, "rm", "-r", "--yes", "many"))
+    remove(many)
+    remove(back)

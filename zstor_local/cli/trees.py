@@ -1,0 +1,320 @@
+"""`put -r`, `get -r` and `rm -r`: a directory as objects, one for each thing in it, and back.
+
+The object of `sub/file` in a tree under the key `photos` is `photos/sub/file`; directories have keys that end with a slash, a symbolic
+link holds its target. `user` has `type` (file, directory, symlink), `mode` (octal, as text) and `mtime` (nanoseconds since 1970, as
+text: JavaScript could not hold the number). What went wrong with one thing is said, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Progress as Show
+from zstor_local.cli.listing import items
+from zstor_local.cli.local_tree import Entry, Tree, check_path
+from zstor_local.cli.options import Options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import Deleted, Item, Read, Sent, Written
+from zstor_local.cli.transfers import transfers
+from zstor_local.errors import InvalidParams, IoError, ZstorError
+
+_TYPES = ("file", "directory", "symlink")
+
+
+@dataclass(slots=True)
+class _Account:
+    """What became of the things of a tree, told as it comes: to programs one line each, to people what went wrong."""
+
+    options: Options
+    show: Show | None
+    done: int = 0
+    bytes: int = 0
+    failed: int = 0
+    owed: int = 0
+
+    def note(self, member: str, name: str, answer: Mapping[str, Json] | ZstorError, size: int = 0, owed: int = 0) -> None:
+        if isinstance(answer, ZstorError):
+            self.failed += 1
+            self._complain(member, name, answer)
+            return
+        self.done, self.bytes, self.owed = self.done + 1, self.bytes + size, max(self.owed, owed)
+        if self.options.json:
+            click.echo(json.dumps({member: name, **answer}))
+        if self.show is not None:
+            self.show(self.bytes, None, "")
+
+    def _complain(self, member: str, name: str, error: ZstorError) -> None:
+        if self.options.json:
+            click.echo(json.dumps({member: name, "error": {"type": error.type, "message": error.message}}))
+        else:
+            report.warning(f"{name}: {error.message}" if name not in error.message else error.message)
+
+    def end(self, line: str) -> int:
+        if self.options.json:
+            click.echo(json.dumps({"done": self.done, "bytes": self.bytes, "failed": self.failed}))
+        else:
+            click.echo(line)
+            if self.failed:
+                report.warning(f"{text.count(self.failed, 'thing')} could not be taken along")
+            if self.owed:
+                report.owed(self.owed)
+        return 1 if self.failed else 0
+
+
+# --- put -r ---
+
+
+def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Json]) -> int:
+    """Store everything in a directory under keys that begin with `key` and a slash."""
+    prefix = key.rstrip("/") or Path(os.path.abspath(directory)).name
+    if not prefix:
+        raise click.UsageError(f"{directory} has no name of its own: give a KEY")
+
+    def store(client: Client, entry: Entry) -> Written:
+        user = {
+            **cast(Mapping[str, Json], extra.get("user", {})),
+            "type": entry.type,
+            "mode": f"{entry.mode:04o}",
+            "mtime": str(entry.mtime),
+        }
+        params = {**extra, "key": _key(prefix, entry), "user": user, **_in(options)}
+        if entry.type == "file":
+            with tree.reading(entry.path) as fd:
+                found = os.fstat(fd)
+                user.update(_times(found.st_mode, found.st_mtime_ns))
+                return cast(Written, client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
+        value = tree.target(entry.path) if entry.type == "symlink" else ""
+        return cast(Written, client.call("object.write", {**params, "value": value}))
+
+    with (
+        Tree(directory) as tree,
+        progress(prefix, wanted=not options.no_progress) as show,
+        transfers(options.connect, _named(tree, account := _Account(options, show)), store) as answers,
+    ):
+        for entry, answer in answers:
+            if isinstance(answer, ZstorError):
+                account.note("path", entry.path, answer)
+            else:
+                metadata = answer["metadata"]
+                account.note(
+                    "path", entry.path, {"key": metadata["key"], "bytes": metadata["size"]}, metadata["size"], metadata["owed"]
+                )
+    return account.end(f"stored {text.shown(prefix)}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
+
+
+def _named(tree: Tree, account: _Account) -> Iterator[Entry]:
+    """What is in the tree and can have a key; the rest goes to the account."""
+    for entry in tree.walk():
+        if isinstance(entry, OSError):
+            account.note("path", str(entry.filename), IoError(f"{entry.filename}: {entry.strerror}"))
+            continue
+        try:
+            entry.path.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(entry.path).decode(errors="backslashreplace")
+            account.note("path", shown, InvalidParams("a key is UTF-8, and this name is not"))
+            continue
+        yield entry
+
+
+def _times(mode: int, mtime: int) -> dict[str, Json]:
+    return {"mode": f"{stat.S_IMODE(mode):04o}", "mtime": str(mtime)}
+
+
+def _key(prefix: str, entry: Entry) -> str:
+    path = f"{prefix}/{entry.path}" if entry.path else prefix
+    return f"{path}/" if entry.type == "directory" else path
+
+
+# --- get -r ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An object of a tree, and what is to be made of it."""
+
+    item: Item
+    path: str
+    type: Literal["file", "directory", "symlink"]
+    mode: int | None
+    mtime: int | None
+
+
+def get_tree(options: Options, key: str, directory: str | None, *, force: bool, outside: bool) -> int:
+    """Make the files of all objects whose keys begin with `key` and a slash, below a directory."""
+    prefix = key.rstrip("/")
+    name = PurePosixPath(prefix).name
+    top = Path(directory or ".")
+    if top.is_dir():
+        if name in ("", "..") or prefix == "":
+            raise click.UsageError(f"{key!r} has no last name: give a DIRECTORY that is not there yet")
+        top /= name
+    later: list[_Wanted] = []  # directories get mode and time when nothing more comes into them, links when all files are there
+    made: dict[str, None] = {}
+
+    def fetch(client: Client, wanted: _Wanted) -> Sent:
+        with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
+            return cast(Sent, client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **_in(options)}, fds=[fd]))
+
+    with progress(name, wanted=not options.no_progress) as show, options.connect() as client:
+        account = _Account(options, show)
+        found = items(client, options, f"{prefix}/")
+        first = next(found, None)
+        if first is None:
+            raise click.UsageError(f"no object's key begins with {prefix + '/'!r}")
+        top.mkdir(mode=0o700, exist_ok=True)
+        with Tree(str(top)) as tree:
+            wanted = _files(tree, prefix, _chain(first, found), later, made, account)
+            with transfers(options.connect, wanted, fetch) as answers:
+                for one, answer in answers:
+                    if isinstance(answer, ZstorError):
+                        account.note("key", one.item["key"], answer)
+                    else:
+                        account.note("key", one.item["key"], {"path": str(top / one.path), "bytes": answer["bytes"]}, answer["bytes"])
+            _finish(client, options, tree, later, made, account, force=force, outside=outside)
+    return account.end(f"wrote {text.shown(str(top))}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
+
+
+def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
+    yield first
+    yield from rest
+
+
+def _files(
+    tree: Tree, prefix: str, found: Iterable[Item], later: list[_Wanted], made: dict[str, None], account: _Account
+) -> Iterator[_Wanted]:
+    """The files, each with its directory made; everything else is kept for later."""
+    made[""] = None
+    for item in found:
+        try:
+            wanted = _plan(prefix, item)
+            if wanted.type != "file":
+                later.append(wanted)
+                continue
+            _make_above(tree, wanted.path, made)
+        except ZstorError as error:
+            account.note("key", item["key"], error)
+            continue
+        yield wanted
+
+
+def _make_above(tree: Tree, path: str, made: dict[str, None]) -> None:
+    above = path.rpartition("/")[0]
+    if above not in made:
+        tree.make_directory(above)
+        parts = above.split("/")
+        made.update(dict.fromkeys("/".join(parts[:depth]) for depth in range(1, len(parts) + 1)))
+
+
+def _finish(
+    client: Client, options: Options, tree: Tree, later: list[_Wanted], made: dict[str, None], account: _Account, *, force: bool,
+    outside: bool,
+) -> None:  # fmt: skip
+    """Links, empty directories, and then the directories' own modes and times, the deepest first."""
+    modes: dict[str, _Wanted] = {}
+
+    def each(wanted: _Wanted, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except ZstorError as error:
+            account.note("key", wanted.item["key"], error)
+        else:
+            account.note("key", wanted.item["key"], {"path": wanted.path, "bytes": 0})
+
+    def directory(wanted: _Wanted) -> None:
+        if wanted.path:
+            _make_above(tree, f"{wanted.path}/x", made)
+        modes[wanted.path] = wanted
+
+    def link(wanted: _Wanted) -> None:
+        _make_above(tree, wanted.path, made)
+        answer = client.call("object.read", {"key": wanted.item["key"], "encoding": "utf-8", **_in(options)})
+        target = cast(Read, answer)["value"]
+        tree.link(wanted.path, target, wanted.mtime, force=force, outside=outside)
+
+    for wanted in later:
+        if wanted.type == "directory":
+            each(wanted, lambda wanted=wanted: directory(wanted))  # type: ignore[misc]
+    for wanted in later:
+        if wanted.type == "symlink":
+            each(wanted, lambda wanted=wanted: link(wanted))  # type: ignore[misc]
+    for path in sorted(made, key=lambda path: path.count("/") if path else -1, reverse=True):
+        own = modes.get(path)
+        tree.settle(path, 0o755 if own is None or own.mode is None else own.mode, None if own is None else own.mtime)
+
+
+def _plan(prefix: str, item: Item) -> _Wanted:
+    """What an object becomes; PathRefused for one that has no place below the top."""
+    path = item["key"].removeprefix(f"{prefix}/")
+    user = item["metadata"]["user"]
+    kind = user.get("type")
+    if kind == "directory" and (path == "" or path.endswith("/")):
+        path = path.rstrip("/")
+        if path:
+            check_path(path)
+    else:
+        check_path(path)
+    type_: Literal["file", "directory", "symlink"] = kind if kind in _TYPES else "file"  # type: ignore[assignment]
+    return _Wanted(item, path, type_, _number(user.get("mode"), 8, 0o7777), _number(user.get("mtime"), 10, 2**63 - 1))
+
+
+def _number(text: object, base: int, most: int) -> int | None:
+    """What a member of `user` says, if it says what `put -r` writes there: anybody may have set it."""
+    try:
+        number = int(str(text), base)
+    except ValueError:
+        return None
+    return number if 0 <= number <= most else None
+
+
+# --- rm -r ---
+
+
+def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
+    """Delete all objects whose keys begin with one of these and a slash, and those of the keys themselves."""
+    if any(key.strip("/") == "" for key in keys):
+        raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
+    account = _Account(options, None)
+    if not yes:
+        with options.connect() as client:
+            number = size = 0
+            for item in _below(client, options, keys):
+                number, size = number + 1, size + item["metadata"]["size"]
+        what = ", ".join(text.shown(key) for key in keys)
+        if not number:
+            raise click.UsageError(f"there is nothing below {what}")
+        if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
+            return account.end("nothing was deleted")
+
+    def delete(client: Client, key: str) -> Deleted:
+        return cast(Deleted, client.call("object.delete", {"key": key, **_in(options)}))
+
+    with options.connect() as client:
+        names = (item["key"] for item in _below(client, options, keys))
+        with transfers(options.connect, names, delete) as answers:
+            for key, answer in answers:
+                if isinstance(answer, ZstorError):
+                    account.note("key", key, answer)
+                else:
+                    account.note("key", key, {"deleted": True}, owed=answer["owed"])
+    return account.end(f"deleted {text.count(account.done, 'object')}")
+
+
+def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
+    for key in keys:
+        bare = key.rstrip("/")
+        yield from (item for item in items(client, options, bare) if item["key"] == bare or item["key"].startswith(f"{bare}/"))
+
+
+def _in(options: Options) -> dict[str, Json]:
+    return {"namespace": options.namespace} if options.namespace else {}
