@@ -18,6 +18,7 @@ from zstor_local.metastore.base import (
     Row,
     StoreState,
     Transaction,
+    Usage,
 )
 from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
@@ -256,3 +257,10 @@ class MetastoreLaws:
         metastore.commit(Transaction(StoreState(sequence=3, reserved=9, writer=2, objects=4, bytes=40)))
         metastore.commit(Transaction(replace(metastore.state(), objects=3, bytes=30)))
         assert (metastore.state().objects, metastore.state().bytes) == (3, 30)
+
+    def test_what_namespaces_hold_adds_up(self, metastore: Metastore) -> None:
+        assert metastore.usage(SPACE) == Usage()
+        for more in (Usage(2, 100), Usage(-1, 50), Usage(0, -10)):
+            metastore.commit(Transaction(StoreState(sequence=1), usage={SPACE: more, OTHER_SPACE: Usage(1, 1)}))
+        assert metastore.usage(SPACE) == Usage(1, 140)
+        assert metastore.usages() == {SPACE: Usage(1, 140), OTHER_SPACE: Usage(3, 3)}

@@ -70,6 +70,7 @@ RECORDS: Final[dict[str, Record]] = {
     "object, many shards and a table in its shares": MANY_SHARDS,
     "tombstone": Tombstone("path/to/ü", 1_700_000_000_000_002),
     "namespace": NamespaceRecord("default", NAMESPACE, 1_700_000_000_000_003, Policy(2, 3, chunk_size=1 << 18)),
+    "namespace, every field": NamespaceRecord("a", NAMESPACE, 1_700_000_000_000_003, Policy(), 2**40, ("disk0", "attic"), True),
     "store": StoreRecord(bytes(range(100, 132)), 1_700_000_000_000_004),
     "shards": ShardsRecord(
         (

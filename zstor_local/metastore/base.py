@@ -28,6 +28,17 @@ class StoreState:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a namespace holds: objects, and their plain bytes."""
+
+    objects: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.objects + other.objects, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A name's newest record."""
 
@@ -98,6 +109,7 @@ class Transaction:
     debts_paid: list[Debt] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     references_gone: list[Reference] = field(default_factory=list)
+    usage: dict[NamespaceId, Usage] = field(default_factory=dict)  # what each namespace has more (or less) than before
 
 
 class MetastoreClosed(Exception):
@@ -146,6 +158,14 @@ class Metastore(Protocol):
     def writable(self) -> bool: ...
 
     def state(self) -> StoreState: ...
+    def usage(self, space: NamespaceId) -> Usage:
+        """What all transactions together have made of the namespace's count."""
+        ...
+
+    def usages(self) -> dict[NamespaceId, Usage]:
+        """That of every namespace that was ever counted."""
+        ...
+
     def get(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:

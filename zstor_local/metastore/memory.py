@@ -17,6 +17,7 @@ from zstor_local.metastore.base import (
     Row,
     StoreState,
     Transaction,
+    Usage,
 )
 from zstor_local.model.ids import NamespaceId, ReferenceHash, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
@@ -36,10 +37,11 @@ class Cell:
     garbage: dict[tuple[int, Version, int], Garbage] = field(default_factory=dict)
     debts: dict[Debt, None] = field(default_factory=dict)
     references: dict[Reference, None] = field(default_factory=dict)
+    usage: dict[NamespaceId, Usage] = field(default_factory=dict)
 
     def copy(self) -> Cell:
         other = copy(self)
-        for name in ("records", "tombstones", "intents", "garbage", "debts", "references"):
+        for name in ("records", "tombstones", "intents", "garbage", "debts", "references", "usage"):
             setattr(other, name, dict(getattr(self, name)))
         return other
 
@@ -65,6 +67,13 @@ class MemoryMetastore:
 
     def state(self) -> StoreState:
         return self.cell.state
+
+    def usage(self, space: NamespaceId) -> Usage:
+        return self.cell.usage.get(space, Usage())
+
+    def usages(self) -> dict[NamespaceId, Usage]:
+        with self._whole:
+            return dict(self.cell.usage)
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None:
         return self.cell.records.get((space, name))
@@ -132,7 +141,7 @@ class MemoryMetastore:
             name = (row.space, row.name)
             dead = row.envelope.kind is Kind.TOMBSTONE
             (cell.tombstones if dead else cell.records)[name] = row.envelope
-            if row.envelope.kind in (Kind.OBJECT, Kind.ROW, Kind.TOMBSTONE):
+            if row.envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE):
                 (cell.records if dead else cell.tombstones).pop(name, None)
         cell.intents.update((intent.version, intent) for intent in transaction.intents)
         for version in transaction.intents_done:
@@ -146,6 +155,8 @@ class MemoryMetastore:
         for reference in transaction.references_gone:
             cell.references.pop(reference, None)
         cell.references.update((reference, None) for reference in transaction.references)
+        for space, more in transaction.usage.items():
+            cell.usage[space] = cell.usage.get(space, Usage()) + more
 
     def checkpoint(self) -> None:
         pass

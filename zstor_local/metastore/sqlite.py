@@ -24,6 +24,7 @@ from zstor_local.metastore.base import (
     Row,
     StoreState,
     Transaction,
+    Usage,
 )
 from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
@@ -55,6 +56,10 @@ create index record_by_version on record(version) where kind = 1;
 create index record_by_sequence on record(space, sequence);
 create index tombstone_by_sequence on tombstone(space, sequence);
 """
+# Since 0.2: stores that were made before get it when they are opened.
+_USAGE_SCHEMA: Final = """
+create table if not exists usage(space blob primary key, objects integer not null, bytes integer not null) without rowid;
+"""
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
 
@@ -75,6 +80,8 @@ class SqliteMetastore:
             opened.append(_connect(path, busy_seconds))
             opened.append(_connect(path, busy_seconds))
             self._writer, self._reader = opened
+            if not self._writer.execute("select 1 from sqlite_master where name = 'usage'").fetchone():
+                self._writer.executescript(_USAGE_SCHEMA)
             self._reader.execute("pragma query_only=on")
             row = self._reader.execute("select format, store_id from store").fetchone()
             if row is None or row[0] != FORMAT:
@@ -93,7 +100,7 @@ class SqliteMetastore:
         """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync); or CommitUnknown."""
         try:
             with closing(_connect(path, BUSY_SECONDS, new=True)) as db:
-                db.executescript(_SCHEMA)
+                db.executescript(_SCHEMA + _USAGE_SCHEMA)
                 db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
                 db.execute("pragma wal_checkpoint(truncate)")
         except sqlite3.Error as error:
@@ -112,6 +119,14 @@ class SqliteMetastore:
         if not rows:
             raise MetastoreDamaged("the metastore has lost its counters")
         return _parsed(StoreState, rows)[0]
+
+    def usage(self, space: NamespaceId) -> Usage:
+        rows = self._all("select objects, bytes from usage where space=?", (space,))
+        return _parsed(_usage, rows)[0] if rows else Usage()
+
+    def usages(self) -> dict[NamespaceId, Usage]:
+        found = _parsed(lambda space, *usage: (NamespaceId(bytes(space)), _usage(*usage)), self._all("select * from usage", ()))
+        return dict(found)
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None:
         return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
@@ -195,7 +210,11 @@ class SqliteMetastore:
                 )
                 db.executemany(
                     f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
-                    [(space, name) for space, name, envelope in rows if envelope.kind in (Kind.OBJECT, Kind.ROW, Kind.TOMBSTONE)],
+                    [
+                        (space, name)
+                        for space, name, envelope in rows
+                        if envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE)
+                    ],
                 )
         if transaction.intents:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
@@ -220,6 +239,11 @@ class SqliteMetastore:
             )
         if transaction.references:
             db.executemany("insert or replace into reference values(?, ?, ?)", [_reference_row(r) for r in transaction.references])
+        for space, more in transaction.usage.items():
+            db.execute(
+                "insert into usage values(?1, ?2, ?3) on conflict(space) do update set objects=objects+?2, bytes=bytes+?3",
+                (space, more.objects, more.bytes),
+            )
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
@@ -329,6 +353,11 @@ def _row(space: bytes, name: bytes, *columns: object) -> Row:
 def _must_be(kind: type, *values: object) -> None:
     if not all(isinstance(value, kind) for value in values):
         raise TypeError
+
+
+def _usage(objects: int, size: int) -> Usage:
+    _must_be(int, objects, size)
+    return Usage(objects, size)
 
 
 def _intent(version: bytes, shards: bytes) -> Intent:

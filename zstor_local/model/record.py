@@ -177,22 +177,40 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceRecord:
-    """A namespace, schema 1: its random id (what shards see of it) and how its objects are stored."""
+    """A namespace, schema 1 or 2: its random id (what shards see of it) and how its objects are stored.
+
+    The members behind `policy` are those of schema 2, written only where there are such. `quota` in plain bytes, None without one;
+    `placement` names the shards or groups that shares go to, empty for all; `deleting` once its deletion has begun.
+    """
 
     name: str
     id: NamespaceId
     created: int
     policy: Policy
+    quota: int | None = None
+    placement: tuple[str, ...] = ()
+    deleting: bool = False
 
     def encode(self) -> bytes:
-        return encode({0: 1, 1: self.name, 2: self.id, 4: self.created, 6: _policy_fields(self.policy)})
+        plain: dict[int, object] = {0: 1, 1: self.name, 2: self.id, 4: self.created, 6: _policy_fields(self.policy)}
+        later = {7: self.quota, 8: [*self.placement] or None, 9: self.deleting or None}
+        later = {number: value for number, value in later.items() if value is not None}
+        return encode(plain | {0: 2} | later if later else plain)
 
     @classmethod
     def decode(cls, data: bytes) -> NamespaceRecord:
         plain = decode(data)
-        _expect_schema(plain, 1)
-        namespace = NamespaceId(_take_sized(plain, 2, ID_BYTES))
-        return cls(_take(plain, 1, str), namespace, _take(plain, 4, int), _policy(plain))
+        if plain.get(0) != 1:
+            _expect_schema(plain, 2)
+        return cls(
+            name=_take(plain, 1, str),
+            id=NamespaceId(_take_sized(plain, 2, ID_BYTES)),
+            created=_take(plain, 4, int),
+            policy=_policy(plain),
+            quota=_take(plain, 7, int) if 7 in plain else None,
+            placement=tuple(_take_list(plain, 8, str, [])),
+            deleting=_take(plain, 9, bool, False),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class ShardPool:
             return str(number)
         return slot.entry.id
 
+    def group(self, number: int) -> str:
+        """The name of those that fail together with it."""
+        slot = self._slots.get(number)
+        return "" if slot is None else slot.entry.group
+
     def states(self) -> dict[str, ShardState]:
         """Every shard's id and state."""
         return {self.name(number): self.state(number) for number in self.numbers}
@@ -100,11 +105,11 @@ class ShardPool:
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
         """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks.
 
-        `states` are those of all shards, from a caller that has just looked.
+        `states` are those of the shards to choose from, by a caller that has just looked.
         """
-        usable = self.usable() if states is None else [number for number in self.numbers if states[number] == "ok"]
+        usable = self.usable() if states is None else [number for number in sorted(states) if states[number] == "ok"]
         turn = version[0] % max(1, len(usable))
-        others = [number for number in self.numbers if number not in usable]
+        others = [number for number in (self.numbers if states is None else sorted(states)) if number not in usable]
         return tuple([*usable[turn:], *usable[:turn], *others][:m])
 
     @contextmanager

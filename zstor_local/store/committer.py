@@ -27,6 +27,7 @@ from zstor_local.metastore.base import (
     Row,
     StoreState,
     Transaction,
+    Usage,
 )
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
@@ -91,6 +92,7 @@ class Committer:
         self._newest: dict[RowName, Envelope] = {}  # what the group that is being decided has changed so far
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
         self._seen: set[RowName] = set()  # those that the change being decided has looked at
+        self._growth: dict[NamespaceId, Usage] = {}  # what it adds to namespaces, without what it takes away
         self._news = trio.Event()
         self.failure: str | None = None
         self.ended = trio.Event()
@@ -106,6 +108,7 @@ class Committer:
 
         CommitRefused (as on a full disk) or CommitUnknown if the metastore does not take that: such a life only reads.
         """
+        self._state = self._metastore.state()  # whose counts may have been corrected
         first, last = self._state.sequence + 1, self._state.reserved
         state = replace(self._state, writer=self._state.writer + 1, reserved=self._state.reserved + RESERVE)
         await self._runtime.threads.run_commit(self._metastore.commit, Transaction(state))
@@ -215,7 +218,7 @@ class Committer:
     def _decide(self, group: Sequence[_Change]) -> tuple[list[_Item], dict[_Change, ZstorError]]:
         items: list[_Item] = []
         refused: dict[_Change, ZstorError] = {}
-        self._newest, self._naming = {}, {}
+        self._newest, self._naming, self._growth = {}, {}, {}
         for change in group:
             self._seen = set()
             try:
@@ -227,6 +230,9 @@ class Committer:
             for row, (_, envelope) in sealed.items():
                 self._newest[row] = envelope
                 self._naming.setdefault(envelope.version, set()).add(row)
+            if decision.objects > 0 or decision.bytes > 0:
+                more = Usage(max(0, decision.objects), max(0, decision.bytes))
+                self._growth[change.space] = self._growth.get(change.space, Usage()) + more
             items.append(_Item(change, decision, sealed, self._seen))
         return items, refused
 
@@ -251,6 +257,10 @@ class Committer:
     def last_given(self) -> int:
         """The last sequence that anything was sealed with. For `decide`, like `look`."""
         return self._next - 1
+
+    def usage(self, space: NamespaceId) -> Usage:
+        """What the namespace holds, at most: what the group takes away counts only from the next one on. For `decide`, like `look`."""
+        return self._metastore.usage(space) + self._growth.get(space, Usage())
 
     def named(self, space: NamespaceId, version: Version) -> set[str]:
         """The keys of a namespace whose records name this version, as the changes before left them. For `decide`, like `look`."""
@@ -404,6 +414,9 @@ class Committer:
         references: dict[Reference, bool] = {}  # whether it is there in the end
         for item in items:
             decision = item.decision
+            if decision.objects or decision.bytes:
+                space = item.change.space
+                transaction.usage[space] = transaction.usage.get(space, Usage()) + Usage(decision.objects, decision.bytes)
             transaction.rows.extend(Row(*row, envelope) for row, (_, envelope) in item.sealed.items())
             transaction.intents.extend(decision.intents)
             transaction.intents_done.extend(decision.intents_done)

@@ -74,8 +74,13 @@ class Edits:
         self.find(key)
         self._after[key] = None
 
-    def decision(self, now: int, *, new: NewShares | None = None, insist: bool = True) -> Decision:
-        """All that changes. Records must reach their policy's write quorum if the change may fail for want of shards (`insist`)."""
+    def decision(self, now: int, *, new: NewShares | None = None, insist: bool = True, closing: bool = False) -> Decision:
+        """All that changes. Records must reach their policy's write quorum if the change may fail for want of shards (`insist`).
+
+        NoSpace over the namespace's quota; Conflict once its deletion has begun, unless this is a part of it (`closing`).
+        """
+        growth = sum(_size(after) - _size(before) for _, before, after in self._changed())
+        self._namespace.gate.check(self._namespace.name, self._committer.usage(self._namespace.id), growth, closing=closing)
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in self._changed():
@@ -100,7 +105,7 @@ class Edits:
             references=list(self._references(self._after, self._before)),
             references_gone=list(self._references(self._before, self._after)),
             objects=sum((after is not None) - (before is not None) for _, before, after in self._changed()),
-            bytes=sum(_size(after) - _size(before) for _, before, after in self._changed()),
+            bytes=growth,
         )
 
     def _changed(self) -> Iterator[tuple[str, Object | None, Object | None]]:

@@ -96,7 +96,7 @@ class Health:
             before = await self._check(stored.record, shares, caller, fast=False)
             if before.status == "invalid":
                 raise self._lost(stored.record, before)
-            targets = self._targets(stored.record, before)
+            targets = self._targets(stored, before)
             if targets or self._metastore.debts_of(stored.version):
                 stored = await self._mend(stored, shares, before, targets)
         self._on_garbage()
@@ -113,10 +113,7 @@ class Health:
         return VersionShares(self._pool, self._sealer.store_id, self._namespace(stored), stored.version, stored.record)
 
     def _namespace(self, stored: Stored) -> Namespace:
-        namespace = self._namespaces.find(stored.namespace)
-        if namespace is None:
-            raise AssertionError("an object that was found has a namespace")
-        return namespace
+        return self._namespaces.get(stored.namespace)
 
     # --- Check ---
 
@@ -168,10 +165,12 @@ class Health:
 
     # --- Repair ---
 
-    def _targets(self, record: ObjectRecord, checked: Checked) -> dict[int, int]:
+    def _targets(self, stored: Stored, checked: Checked) -> dict[int, int]:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none."""
+        record = stored.record
         usable = self._pool.usable()
-        spare = [number for number in usable if number not in record.placement]
+        allowed = self._namespaces.shards_of(self._namespace(stored).placement)
+        spare = [number for number in usable if number in allowed and number not in record.placement]
         targets: dict[int, int] = {}
         for index, state in enumerate(checked.states):
             if state == "ok":

@@ -1,22 +1,55 @@
-"""Namespaces: a name to its random id, its keys and its policy. The first write to a new name creates it."""
+"""Namespaces: a name to its random id, its keys and its policy. Created by name, or by the first write to a new one.
+
+A namespace is a record among the store's own, copied to all shards; when it is deleted a tombstone takes its place, so that a rebuild
+does not bring it back. The same name again is another namespace, with another id and other keys.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final
 
+from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
-from zstor_local.metastore.base import Metastore
+from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound
+from zstor_local.metastore.base import Metastore, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, NamespaceRecord
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, NamespaceRecord, Tombstone
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.storewide import StoreWide
 
-_ALL: Final = 1_000_000
+PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
+
+
+@dataclass(slots=True, eq=False)
+class Gate:
+    """What every change of a namespace's objects passes in the committer's thread, also one that began with an older policy."""
+
+    quota: int | None = None
+    closed: bool = False
+
+    def check(self, name: str, usage: Usage, growth: int, *, closing: bool) -> None:
+        """NoSpace if the namespace would hold more than its quota, Conflict if it is being deleted. `growth` in plain bytes."""
+        if self.closed and not closing:
+            raise Conflict(
+                f"the namespace {name} is being deleted", hint="write to another one, or wait until it is gone", current=None
+            )
+        if growth > 0 and self.quota is not None and usage.bytes + growth > self.quota:
+            raise NoSpace(
+                f"the namespace {name} is full: {usage.bytes} of {self.quota} bytes are used, {growth} more are wanted",
+                hint="delete something, or raise its quota with `zstor namespace set`",
+                namespace=name,
+                quota_bytes=self.quota,
+                used_bytes=usage.bytes,
+                wanted_bytes=growth,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +61,9 @@ class Namespace:
     policy: Policy
     keys: NamespaceKeys
     hasher: KeyHasher
+    created: int = 0
+    placement: tuple[str, ...] = ()
+    gate: Gate = field(default_factory=Gate)
 
     def key_hash(self, key: str) -> KeyHash:
         return self.hasher.key_hash(self.id, key)
@@ -47,6 +83,7 @@ class Namespaces:
         pool: ShardPool,
         sealer: RecordSealer,
         hasher: KeyHasher,
+        rows: StoreWide,
         policy: Policy,
     ) -> None:
         self._runtime = runtime
@@ -55,70 +92,205 @@ class Namespaces:
         self._pool = pool
         self._sealer = sealer
         self._hasher = hasher
+        self._rows = rows
         self._policy = policy
         self._known: dict[str, Namespace] = {}
 
+    # --- Look ---
+
     def find(self, name: str) -> Namespace | None:
-        """The namespace, or None if nothing was ever written to it."""
+        """The namespace, or None if nothing was ever written to it, or if it is being deleted."""
+        known = self._look_up(name)
+        return None if known is None or known.gate.closed else known
+
+    def _look_up(self, name: str) -> Namespace | None:
         known = self._known.get(name)
-        if known is None:
-            envelope = self._metastore.get(STORE_WIDE, row_name(name))
-            if envelope is None:
-                return None
-            known = self._remember(envelope)
+        if known is None and (record := self.record(name)) is not None:
+            known = self._remember(record)
         return known
 
+    def get(self, name: str) -> Namespace:
+        """The namespace, or NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+        return found
+
     def by_id(self, namespace: NamespaceId) -> Namespace | None:
-        """The namespace with this id."""
+        """The namespace with this id, also one that is being deleted."""
         for known in self._known.values():
             if known.id == namespace:
                 return known
-        for row in self._metastore.scan(STORE_WIDE, row_name(""), None, _ALL):
-            if (found := self._remember(row.envelope)).id == namespace:
-                return found
-        return None
+        return next((found for found in self._every() if found.id == namespace), None)
 
     def all(self) -> list[Namespace]:
-        """Every namespace, by name."""
-        rows = self._metastore.scan(STORE_WIDE, row_name(""), None, _ALL)
-        return sorted((self._remember(row.envelope) for row in rows), key=lambda each: each.name)
+        """Every namespace, by name, those included that are being deleted."""
+        return list(self._every())
+
+    def page(self, after: str | None, limit: int) -> list[Namespace]:
+        """Namespaces behind `after`, by name, at most `limit`, without those that are being deleted and those of the store's own."""
+        found: list[Namespace] = []
+        while len(found) < limit:
+            rows = self._metastore.scan(STORE_WIDE, row_name(""), None if after is None else row_name(after), limit - len(found))
+            if not rows:
+                break
+            after = rows[-1].name.removeprefix(row_name(""))
+            opened = [self._remember(self._open(row.envelope)) for row in rows]
+            found += [each for each in opened if not each.gate.closed and not each.name.startswith("_")]
+        return found
+
+    def usage(self, namespace: Namespace) -> Usage:
+        """How many objects it holds, of how many plain bytes."""
+        return self._metastore.usage(namespace.id)
+
+    def record(self, name: str) -> NamespaceRecord | None:
+        """The record as last committed, also of one that is being deleted."""
+        envelope = self._metastore.get(STORE_WIDE, row_name(name))
+        return None if envelope is None else self._open(envelope)
+
+    def smallest_k(self) -> int:
+        """Of all policies: so many shards that did not hear of a void could bring back what was never committed."""
+        return min((namespace.policy.k for namespace in self._every()), default=self._policy.k)
+
+    def ids(self) -> list[NamespaceId]:
+        """Of all namespaces, those included that are being deleted."""
+        return [namespace.id for namespace in self._every()]
+
+    def half_deleted(self) -> list[Namespace]:
+        """Those whose deletion has begun."""
+        return [namespace for namespace in self._every() if namespace.gate.closed]
+
+    def _every(self) -> Iterable[Namespace]:
+        after: str | None = None
+        while rows := self._metastore.scan(STORE_WIDE, row_name(""), after, limits.LIST_ITEMS):
+            after = rows[-1].name
+            for row in rows:
+                with suppress(CorruptRecord):  # whoever asks for it by name is told
+                    yield self._remember(self._open(row.envelope))
+
+    # --- Change ---
 
     async def find_or_create(self, name: str, policy: Policy | None = None) -> Namespace:
-        """The namespace, created with this policy (or the store's) if it is new; durable when this returns."""
-        known = self.find(name)
-        if known is not None:
-            return known
-        identity = NamespaceId(self._runtime.randomness.bytes(ID_BYTES))
-        record = NamespaceRecord(name, identity, self._runtime.clock.now(), policy or self._policy)
+        """The namespace, created with this policy (or the store's) if it is new; durable when this returns. Conflict if it is being
+        deleted.
+        """
+        known = self._look_up(name)
+        if known is None:
+            known = await self._create(name, self._new(name, policy or self._policy), exclusive=False)
+        known.gate.check(name, Usage(), 0, closing=False)
+        return known
 
+    async def create(
+        self, name: str, *, policy: Policy | None = None, quota: int | None = None, placement: tuple[str, ...] = ()
+    ) -> Namespace:
+        """A new namespace; AlreadyExists if there is one of that name, InvalidParams for a policy that this store cannot keep."""
+        record = self._new(name, policy or self._policy, quota, placement)
+        self._must_fit(record)
+        return await self._create(name, record, exclusive=True)
+
+    def _new(self, name: str, policy: Policy, quota: int | None = None, placement: tuple[str, ...] = ()) -> NamespaceRecord:
+        identity = NamespaceId(self._runtime.randomness.bytes(ID_BYTES))
+        return NamespaceRecord(name, identity, self._runtime.clock.now(), policy, quota, placement)
+
+    async def _create(self, name: str, record: NamespaceRecord, *, exclusive: bool) -> Namespace:
         def decide(current: Envelope | None) -> Decision:
-            if current is not None:  # another call was faster
-                return Decision()
-            shards = self._pool.numbers
-            copies = NewRecord(
-                Kind.NAMESPACE,
-                self._hasher.key_hash(STORE_WIDE, name),
-                NO_VERSION,
-                record.encode(),
-                shards,
-                quorum=len(shards) // 2 + 1,
-                k=len(shards) // 2 + 1,
-            )
-            return Decision({(STORE_WIDE, row_name(name)): copies})
+            if current is None:
+                return Decision(self._written(record, None))
+            if exclusive:
+                raise AlreadyExists(f"there is a namespace {name} already", hint="`zstor namespace get` shows it")
+            return Decision()  # another call was faster
 
         await self._committer.commit(STORE_WIDE, row_name(name), decide)
-        envelope = self._metastore.get(STORE_WIDE, row_name(name))
-        if envelope is None:
-            raise AssertionError("a committed namespace is in the metastore")
-        return self._remember(envelope)
+        return self._committed(name)
 
-    def _remember(self, envelope: Envelope) -> Namespace:
-        record = NamespaceRecord.decode(self._sealer.open(envelope))
-        namespace = Namespace(record.name, record.id, record.policy, self._sealer.keys(record.id), self._hasher)
-        return self._known.setdefault(record.name, namespace)
+    async def change(self, name: str, change: Callable[[NamespaceRecord], NamespaceRecord]) -> Namespace:
+        """Set the namespace to what `change` makes of its record, which is the newest; NotFound if it is not there."""
 
+        def decide(current: Envelope | None) -> Decision:
+            if current is None:
+                raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+            record = self._open(current)
+            changed = change(record)
+            self._must_fit(changed)
+            return Decision() if changed == record else Decision(self._written(changed, current))
 
-PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
+        await self._committer.commit(STORE_WIDE, row_name(name), decide)
+        return self._committed(name)
+
+    async def remove(self, namespace: Namespace) -> None:
+        """Delete a namespace that has no objects, and everybody's rights in it. NotEmpty if it has some; NotFound if it is gone."""
+
+        def decide(current: Envelope | None) -> Decision:
+            if current is None or self._open(current).id != namespace.id:
+                raise NotFound(f"there is no namespace {namespace.name}", hint="`zstor namespace ls` lists them")
+            if self._metastore.scan(namespace.id, "", None, 1) or self._committer.usage(namespace.id).objects > 0:
+                raise NotEmpty(f"the namespace {namespace.name} has objects", hint="delete them, or say force")
+            namespace.gate.closed = True  # for whatever is decided from here on
+            row = row_name(namespace.name)
+            tombstone = Tombstone(row, self._runtime.clock.now())
+            buried = self._record(row, Kind.TOMBSTONE, tombstone.encode(), current)
+            rights = self._rows.look(PERMISSIONS_TABLE, namespace.name)
+            return Decision(buried if rights is None else {**buried, **self._rows.removed(PERMISSIONS_TABLE, namespace.name)})
+
+        was_closed = namespace.gate.closed
+        try:
+            await self._committer.commit(STORE_WIDE, row_name(namespace.name), decide)
+        except BaseException:
+            namespace.gate.closed = was_closed
+            raise
+        if self._known.get(namespace.name) is namespace or was_closed:
+            self._known.pop(namespace.name, None)
+
+    def _written(self, record: NamespaceRecord, current: Envelope | None) -> Mapping[RowName, NewRecord]:
+        return self._record(row_name(record.name), Kind.NAMESPACE, record.encode(), current)
+
+    def _record(self, row: str, kind: Kind, plain: bytes, current: Envelope | None) -> Mapping[RowName, NewRecord]:
+        shards = self._pool.numbers
+        majority = len(shards) // 2 + 1
+        # Records of before 0.2 have the hash of the bare name: whatever follows one must lie under the same hash, for a rebuild.
+        hashed = self._hasher.key_hash(STORE_WIDE, row) if current is None else current.key_hash
+        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority, k=majority)}
+
+    def _must_fit(self, record: NamespaceRecord) -> None:
+        places = len(self.shards_of(record.placement))
+        if record.policy.m > places:
+            raise InvalidParams(
+                f"the policy has m = {record.policy.m} shares, and there are {places} shards for them", hint="add shards, or lower m"
+            )
+
+    def shards_of(self, placement: tuple[str, ...]) -> list[int]:
+        """The numbers of the shards that shares may go to. InvalidParams if a name is neither a shard's nor a group's."""
+        if not placement:
+            return [*self._pool.numbers]
+        found: set[int] = set()
+        for name in placement:
+            named = [number for number in self._pool.numbers if name in (self._pool.name(number), self._pool.group(number))]
+            if not named:
+                raise InvalidParams(
+                    f"there is neither a shard nor a group {name!r}", hint="`zstor status` lists them", parameter="placement"
+                )
+            found.update(named)
+        return sorted(found)
+
+    def _committed(self, name: str) -> Namespace:
+        record = self.record(name)
+        if record is None:
+            raise NotFound(f"the namespace {name} was deleted meanwhile", hint="`zstor namespace ls` lists them")
+        return self._remember(record, anew=True)
+
+    def _open(self, envelope: Envelope) -> NamespaceRecord:
+        return NamespaceRecord.decode(self._sealer.open(envelope))
+
+    def _remember(self, record: NamespaceRecord, *, anew: bool = False) -> Namespace:
+        known = self._known.get(record.name)
+        if known is not None and known.id == record.id and not anew:
+            return known
+        gate = known.gate if known is not None and known.id == record.id else Gate()
+        gate.quota, gate.closed = record.quota, gate.closed or record.deleting
+        keys = self._sealer.keys(record.id)
+        made = Namespace(record.name, record.id, record.policy, keys, self._hasher, record.created, record.placement, gate)
+        self._known[record.name] = made
+        return made
 
 
 def row_name(namespace: str) -> str:

@@ -9,10 +9,10 @@ from typing import Final
 
 import trio
 
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName, Version
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
@@ -73,17 +73,18 @@ class ObjectFinder:
     def from_seal(self, seal: bytes) -> Stored:
         """The version that a seal, as a write returned it, names; CorruptRecord if it is not authentic."""
         envelope = Envelope.parse(seal)
-        namespace = self._namespaces.by_id(envelope.namespace)
-        if namespace is None or envelope.kind is not Kind.OBJECT:
+        if envelope.kind is not Kind.OBJECT or envelope.namespace == STORE_WIDE:
             raise CorruptRecord("the seal is not one of this store's objects", hint="give the metadata as a write returned it")
-        return with_debts(self._metastore, Stored(namespace.name, open_object(self._sealer, envelope), envelope))
+        record = open_object(self._sealer, envelope)
+        namespace = self._namespaces.by_id(envelope.namespace)
+        if namespace is None or namespace.gate.closed:
+            raise NotFound("the namespace of that metadata was deleted", hint="`zstor namespace ls` lists those that are there")
+        return with_debts(self._metastore, Stored(namespace.name, record, envelope))
 
     @contextmanager
     def _reader(self, stored: Stored) -> Iterator[ObjectReader]:
         """The version, open; its shares are not freed meanwhile. What was found bad goes on the repair list."""
-        namespace = self._namespaces.find(stored.namespace)
-        if namespace is None:
-            raise AssertionError("an object that was found has a namespace")
+        namespace = self._namespaces.get(stored.namespace)
         version = stored.version
         with self.lease(version):
             reader = ObjectReader(self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, stored.record)

@@ -17,7 +17,7 @@ from typing import Final
 from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import Debt, Owed, Reference, Row, StoreState, Transaction
+from zstor_local.metastore.base import Debt, Owed, Reference, Row, StoreState, Transaction, Usage
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import (
@@ -265,7 +265,8 @@ class _Rebuild:
                 rows.append(Row(STORE_WIDE, Tombstone.decode(plain).key, envelope))
         if hash_key is None or not any(row.name == SHARDS_ROW for row in rows):
             raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
-        return KeyHasher(hash_key), rows
+        # A namespace that was deleted and made again lies under two hashes: the later record counts.
+        return KeyHasher(hash_key), sorted(rows, key=lambda row: row.envelope.sequence)
 
     def _tell_shards(self, record: ShardsRecord) -> None:
         for entry in record.shards:
@@ -359,6 +360,7 @@ class _Rebuild:
             transaction.debts += debts
             if record is not None:
                 objects, size = objects + 1, size + record.size
+                transaction.usage[row.space] = transaction.usage.get(row.space, Usage()) + Usage(1, record.size)
                 transaction.references += [
                     Reference(row.space, hasher.reference_hash(row.space, reference), row.name) for reference in record.references
                 ]

@@ -25,6 +25,7 @@ from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collect
 from zstor_local.store.committer import Committer
 from zstor_local.store.copies import CopyCheck
+from zstor_local.store.counting import recount
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -38,6 +39,7 @@ from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.places import Places, check_names
 from zstor_local.store.presence import Presence
+from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
@@ -86,8 +88,8 @@ class Store:
         self.committer = Committer(runtime, metastore, pool, index, sealer)
         if read_only is not None:
             self.committer.failure = read_only
-        self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, config.policy)
         self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
+        self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, self.rows, config.policy)
         self.objects = Objects(
             runtime,
             metastore,
@@ -111,6 +113,7 @@ class Store:
             freeing=self.freeing.lock,
             on_garbage=self.freeing.wake,
         )
+        self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
         self.mending = Mending(metastore, pool, self.committer, self.namespaces, self.shares_health, self.objects.find)
         self.presence = Presence(
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
@@ -139,7 +142,8 @@ class Store:
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
         try:
-            await self.committer.begin(self.config.policy.k)
+            await self.runtime.threads.run_commit(recount, self.metastore, self.sealer, self.namespaces.ids())
+            await self.committer.begin(self.namespaces.smallest_k())
         except (CommitRefused, CommitUnknown) as error:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)
@@ -239,6 +243,8 @@ async def open_store(
                         nursery.start_soon(store.mending.run)
                         nursery.start_soon(store.presence.run)
                         nursery.start_soon(store.scrub.run)
+                        nursery.start_soon(store.removal.run)
+                        store.removal.wake()
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()

@@ -318,6 +318,8 @@ class ObjectWriter:
     def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
         """Shards for a version's shares; NotEnoughShards at once if too few are there."""
         states = self._pool.recent_states()
+        if namespace.placement:
+            states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
         placement = self._pool.place(version, namespace.policy.m, states)
         usable = sum(states[number] == "ok" for number in placement)
         quorum = self._quorum(namespace)

@@ -1,0 +1,148 @@
+"""Deleting a namespace with all its objects, so that a crash at any moment only delays it.
+
+1  the namespace's record says `deleting`: nobody finds it any more, nothing can be written to it
+2  its objects are buried, some hundreds to a commit, and their shares become garbage
+3  a tombstone takes the record's place, and everybody's rights in it go with the same commit
+
+A start goes on where an earlier life was. The name is free again after step 3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import trio
+
+from zstor_local.errors import CorruptRecord, NotFound, ZstorError
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import NO_VERSION, Envelope, Kind, NamespaceRecord, Tombstone
+from zstor_local.runtime import Runtime
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Caller
+from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.committer import Committer
+from zstor_local.store.edits import Edits
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.sealing import RecordSealer
+
+BATCH: Final = 200  # objects buried by one commit
+
+log = logging.getLogger("zstor.store")
+
+
+@dataclass(slots=True, eq=False)
+class _Removal:
+    """One namespace on its way out, for those who wait for it."""
+
+    total: int
+    done: int = 0
+    error: ZstorError | None = None
+    ended: bool = False
+    news: trio.Event = field(default_factory=trio.Event)
+
+    def tell(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
+
+
+class NamespaceRemoval:
+    """One task for a store. `on_garbage` is called when there is something to free."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        *,
+        on_garbage: Callable[[], None],
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._on_garbage = on_garbage
+        self._woken = trio.Event()
+        self._running: dict[NamespaceId, _Removal] = {}
+
+    async def remove(self, name: str, caller: Caller) -> int:
+        """Delete the namespace and everything in it; returns how many objects that were. NotFound if it is not there.
+
+        Once it has begun it goes on, whether the caller waits or not; where it fails, the next call or start takes it up.
+        """
+        if self._namespaces.record(name) is None:
+            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+
+        def closing(record: NamespaceRecord) -> NamespaceRecord:
+            return replace(record, deleting=True)
+
+        caller.begin_commit()
+        namespace = await self._namespaces.change(name, closing)
+        removal = self._running.setdefault(namespace.id, _Removal(self._namespaces.usage(namespace).objects))
+        self.wake()
+        while not removal.ended:
+            news = removal.news
+            caller.progress(removal.done, removal.total)
+            await news.wait()
+        if removal.error is not None:
+            raise removal.error
+        return removal.done
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            for namespace in self._namespaces.half_deleted():
+                await self._finish(namespace)
+
+    async def _finish(self, namespace: Namespace) -> None:
+        removal = self._running.setdefault(namespace.id, _Removal(self._namespaces.usage(namespace).objects))
+        try:
+            while rows := self._metastore.scan(namespace.id, "", None, BATCH):
+                await self._bury(namespace, [row.name for row in rows])
+                self._on_garbage()
+                removal.done += len(rows)
+                removal.tell()
+            await self._namespaces.remove(namespace)
+        except ZstorError as error:
+            log.warning("the namespace %s is not yet deleted: %s", namespace.name, error)
+            removal.error = error
+        removal.ended = True
+        removal.tell()
+        del self._running[namespace.id]
+
+    async def _bury(self, namespace: Namespace, keys: list[str]) -> None:
+        def decide(_: Envelope | None) -> Decision:
+            edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+            unreadable: dict[RowName, NewRecord] = {}
+            now = self._runtime.clock.now()
+            for key in keys:
+                try:
+                    if edits.find(key) is not None:
+                        edits.remove(key)
+                except CorruptRecord:
+                    unreadable.update(self._unreadable(namespace, key, now))
+            change = edits.decision(now, insist=False, closing=True)
+            return replace(change, records={**change.records, **unreadable}, objects=change.objects - len(unreadable))
+
+        await self._committer.commit(namespace.id, keys[0], decide)
+
+    def _unreadable(self, namespace: Namespace, key: str, now: int) -> Mapping[RowName, NewRecord]:
+        """A record that does not open tells nobody where its shares are: its tombstone goes everywhere, for `zstor collect` to find."""
+        plain = Tombstone(key, now).encode()
+        return {
+            (namespace.id, key): NewRecord(
+                Kind.TOMBSTONE, namespace.key_hash(key), NO_VERSION, plain, self._pool.numbers, k=namespace.policy.k
+            )
+        }
