@@ -113,6 +113,13 @@ class Log:
         progress = Progress(segment.number, segment.header.id, segment.end, sequence, committed)
         self._index.record(self._shard, places, progress)
 
+    def rest(self) -> None:
+        """Give back what is allocated and not used, after a flush: the next append begins a segment."""
+        if self._writer is not None and not self._closed and not self._unsynced:
+            writer, self._writer = self._writer, None
+            self._files.truncate(writer.fd, writer.end)
+            self._files.close(writer.fd)
+
     def flush(self) -> None:
         """Everything appended is durable when this returns. After an error the log is closed for good."""
         segments = [*self._unsynced, self._current()]
@@ -175,6 +182,14 @@ class Log:
             if len(later) < len(here):
                 break
         return found
+
+    def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
+        """Entries behind a place (0, 0: the beginning), each with the place behind it: its segment, and the offset of its end."""
+        for number, header in self._headers(segment):
+            start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
+            for located in self._scan_segment(number, header, start):
+                if isinstance(located.item, ScannedEntry):
+                    yield located.item, number, located.end
 
     def close(self) -> None:
         self._readers.close()
@@ -245,10 +260,12 @@ class Log:
             self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
             raise
 
-    def _headers(self) -> list[tuple[int, SegmentHeader]]:
-        """The readable segments. A damaged header hides a segment whose entries cannot be told from stale bytes."""
+    def _headers(self, first: int = 0) -> list[tuple[int, SegmentHeader]]:
+        """The readable segments, from the first wanted on. A damaged header hides one whose entries cannot be told from stale bytes."""
         found = []
         for number in self.segments():
+            if number < first:
+                continue
             with self._readers.using(number) as fd:
                 try:
                     found.append((number, SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))))

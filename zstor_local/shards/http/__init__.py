@@ -1,0 +1,1 @@
+"""A shard on another machine, reached over HTTP."""

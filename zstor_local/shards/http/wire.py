@@ -1,0 +1,156 @@
+"""What daemon and shard server say to each other: paths, headers, and the bytes of a batch of log entries. docs/shard-server.md.
+
+A batch is a header, entries, freed shares; little-endian, as in the log (docs/format.md):
+
+    header   24 bytes: magic `ZSTBATCH`, format u8, 3 zero bytes, entries u32, freed shares u32, 4 zero bytes
+    entry    80 bytes: kind u8, share index u8 (255: none), 2 zero bytes, record length u32, share length u32, 4 zero bytes,
+             sequence u64, committed u64, namespace id 16, keyed hash of the key 16, version 16; then the sealed record and the small share
+    freed    17 bytes: version 16, share index u8
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local import limits
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ShardUid, ShareId, Version
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.runtime import Buffer
+from zstor_local.shards.base import Entry, ScannedEntry
+
+API: Final = "/v1"
+FENCE: Final = "zstor-writer"  # header of everything that changes something: writer number, a colon, the session's id
+NEXT: Final = "zstor-next"  # header of a page: the cursor of what follows
+DIGEST: Final = "content-digest"  # RFC 9530, sha-256
+
+BATCH_BYTES_MAX: Final = 64 * limits.MIB  # a group: 256 changes with a share of 64 KiB each, records and room
+PART_BYTES_MAX: Final = 8 * limits.MIB
+PAGE_BYTES: Final = 4 * limits.MIB
+
+_FORMAT: Final = 1
+_MAGIC: Final = b"ZSTBATCH"
+_HEADER: Final = struct.Struct("<8sB3xII4x")
+_ENTRY: Final = struct.Struct("<BBxxII4xQQ16s16s16s")
+_FREED: Final = struct.Struct("<16sB")
+_NO_SHARE: Final = 255
+_KINDS: Final = {int(kind): kind for kind in Kind}
+_SHARE: Final = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,2})\Z")
+_ID: Final = re.compile(r"[0-9a-f]{32}\Z")
+
+
+class BadWire(ValueError):
+    """Bytes or a name that are not what the other side should have sent. The text is fit for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is appended to the logs of a space at once, or a page of what lies there."""
+
+    entries: Sequence[ScannedEntry]
+    freed: Sequence[ShareId] = ()
+
+
+def pack_batch(batch: Batch) -> bytes:
+    parts: list[Buffer] = [_HEADER.pack(_MAGIC, _FORMAT, len(batch.entries), len(batch.freed))]
+    for scanned in batch.entries:
+        entry, envelope = scanned.entry, scanned.entry.envelope
+        index = _NO_SHARE if entry.share_index is None else entry.share_index
+        lengths = len(envelope.sealed), len(entry.share)
+        ids = envelope.namespace, envelope.key_hash, envelope.version
+        parts += [_ENTRY.pack(envelope.kind, index, *lengths, envelope.sequence, scanned.committed, *ids), envelope.sealed, entry.share]
+    parts += [_FREED.pack(share.version, share.index) for share in batch.freed]
+    return b"".join(parts)
+
+
+def parse_batch(data: bytes) -> Batch:
+    """The reverse of `pack_batch`; BadWire for anything else."""
+    if len(data) < _HEADER.size:
+        raise BadWire("a batch is cut short")
+    magic, version, entries, freed = _HEADER.unpack_from(data)
+    if magic != _MAGIC or version != _FORMAT:
+        raise BadWire(f"that is no batch of format {_FORMAT}")
+    if entries * _ENTRY.size + freed * _FREED.size > len(data):
+        raise BadWire("a batch is cut short")
+    at = _HEADER.size
+    scanned = []
+    for _ in range(entries):
+        one, at = _parse_entry(data, at)
+        scanned.append(one)
+    if len(data) != at + freed * _FREED.size:
+        raise BadWire("a batch is longer or shorter than it says")
+    gone = [ShareId(Version(share), index) for share, index in _FREED.iter_unpack(data[at:])]
+    return Batch(scanned, gone)
+
+
+def _parse_entry(data: bytes, at: int) -> tuple[ScannedEntry, int]:
+    if at + _ENTRY.size > len(data):
+        raise BadWire("a batch is cut short")
+    kind, index, record_length, share_length, sequence, committed, namespace, key_hash, version = _ENTRY.unpack_from(data, at)
+    at += _ENTRY.size
+    end = at + record_length + share_length
+    if kind not in _KINDS or not record_length or end > len(data) or share_length > limits.SMALL_SHARE_BYTES:
+        raise BadWire("a batch holds an entry that is none")
+    if share_length and index == _NO_SHARE:
+        raise BadWire("a batch holds a share without an index")
+    sealed, share = data[at : at + record_length], data[at + record_length : end]
+    envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, sealed)
+    return ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, share), committed), end
+
+
+# --- Names in paths ---
+
+
+def share_name(share: ShareId) -> str:
+    return f"{share.version.hex()}.{share.index}"
+
+
+def parse_share_name(name: str) -> ShareId:
+    match = _SHARE.match(name)
+    if match is None or int(match[2]) >= limits.SHARES_MAX:
+        raise BadWire("that is no share: 32 hex digits, a dot, an index")
+    return ShareId(Version(bytes.fromhex(match[1])), int(match[2]))
+
+
+def parse_id(text: str) -> bytes:
+    """Sixteen bytes from 32 lower case hex digits."""
+    if not _ID.match(text):
+        raise BadWire("that is no id: 32 hex digits")
+    return bytes.fromhex(text)
+
+
+def space_path(uid: ShardUid) -> str:
+    if len(uid) != ID_BYTES:
+        raise ValueError("a shard uid has 16 bytes")
+    return f"{API}/{uid.hex()}"
+
+
+# --- Headers ---
+
+
+def digest(data: Buffer) -> str:
+    """The value of the digest header."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Which life of a daemon speaks: a number that only grows, and random hex digits that tell two lives of one number apart."""
+
+    writer: int
+    session: str
+
+    def __str__(self) -> str:
+        return f"{self.writer}:{self.session}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fence:
+        writer, _, session = text.partition(":")
+        if not writer.isdecimal() or not writer.isascii() or len(writer) > 19 or not _ID.match(session):
+            raise BadWire("that is no writer: a number, a colon, 32 hex digits")
+        return cls(int(writer), session)

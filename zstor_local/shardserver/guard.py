@@ -1,0 +1,63 @@
+"""Who may do what: a bearer token to what it allows on one space."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zstor_local.access.verify import TokenRefused, TokenVerifier, Verified
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.permission import STORE_NAMESPACE, Permission
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.space import Space
+
+log = logging.getLogger("zstor.shardserver")
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """The bearer of a good token, and until when it is good (seconds since 1970)."""
+
+    token: Verified
+    now: Callable[[], int]
+
+    def owns(self, issuer: str) -> bool:
+        """Whether this is the daemon of a store whose spaces tokens of that issuer open: it may do everything there."""
+        return self.token.issuer == issuer and self.token.allows(STORE_NAMESPACE, "admin")
+
+    def check_owner(self, space: Space) -> None:
+        if not self.owns(space.issuer):
+            raise Refusal("forbidden", "only the owner of the store may do that")
+
+    def check(self, space: Space, namespace: NamespaceId | None, permission: Permission) -> None:
+        """Refusal `forbidden` unless the token gives the permission in the namespace; without one the owner alone is meant."""
+        if self.owns(space.issuer):
+            return
+        room = next((room for room in space.rooms if room.id == namespace), None)
+        if room is None or room.name is None or self.token.issuer != space.issuer or not self.token.allows(room.name, permission):
+            raise Refusal("forbidden", f"the token does not give {permission} there")
+
+    @property
+    def expired(self) -> bool:
+        """Looked at again while a long answer goes out."""
+        return self.now() >= self.token.expires
+
+
+class Guard:
+    """Checks the Authorization header of every request."""
+
+    def __init__(self, verifier: TokenVerifier, now: Callable[[], int]) -> None:
+        self.verifier = verifier
+        self._now = now
+
+    def admit(self, authorization: str | None) -> Guest:
+        """Refusal `unauthenticated`, with the reason, for any but a good bearer token."""
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Refusal("unauthenticated", "a bearer token is needed")
+        try:
+            return Guest(self.verifier.verify(token, self._now()), self._now)
+        except TokenRefused as refused:
+            log.info("a token was refused: %s", refused)
+            raise Refusal("unauthenticated", str(refused)) from None

@@ -1,0 +1,99 @@
+"""The directory of a shard server: its lock, the spaces in it, each opened when it is first asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from zstor_local.model.ids import ShardUid
+from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.shards.base import Room as Free
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.space import Space
+
+LOCK: Final = "lock"
+SPACES: Final = "spaces"
+TRUST: Final = "trust"
+
+
+class VolumeInUse(Exception):
+    """Another shard server has this directory."""
+
+
+class Volume:
+    """All spaces. The methods block but for `lock`; `spaces` holds those that are open."""
+
+    def __init__(self, runtime: Runtime, root: str) -> None:
+        """Make the directory a volume if it is none. VolumeInUse, OSError."""
+        self.runtime = runtime
+        self.root = root
+        self.spaces: dict[ShardUid, Space] = {}
+        self._locks: dict[ShardUid, trio.Lock] = {}
+        files = runtime.files
+        for directory in (root, f"{root}/{SPACES}", f"{root}/{TRUST}"):
+            with suppress(FileExistsError):
+                files.mkdir(directory)
+        sync_directory(files, root)
+        self._lock_fd = files.open(f"{root}/{LOCK}", os.O_RDWR | os.O_CREAT)
+        if not files.lock(self._lock_fd):
+            files.close(self._lock_fd)
+            raise VolumeInUse(f"another shard server has {root}")
+        for name in files.list(f"{root}/{SPACES}"):
+            if "." in name:  # a space that was being made or removed when the server ended
+                shutil.rmtree(f"{root}/{SPACES}/{name}")
+
+    def lock(self, uid: ShardUid) -> trio.Lock:
+        """Held while a space is opened or changed."""
+        return self._locks.setdefault(uid, trio.Lock())
+
+    def path(self, uid: ShardUid) -> str:
+        return f"{self.root}/{SPACES}/{uid.hex()}"
+
+    def find(self, uid: ShardUid) -> Space:
+        """The space, opened if need be; Refusal `no_space_here`. Under its lock."""
+        space = self.spaces.get(uid)
+        if space is None:
+            try:
+                self.runtime.files.path_status(self.path(uid))
+            except FileNotFoundError:
+                raise Refusal("no_space_here", "that shard is not on this server") from None
+            space = self.spaces[uid] = Space(self.runtime, self.path(uid))
+        return space
+
+    def create(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:
+        """A new space. The same one again is fine; Refusal `exists` for another one of that name. Under its lock."""
+        try:
+            space = self.find(uid)
+        except Refusal as refusal:
+            if refusal.type != "no_space_here":
+                raise
+            Space.create(self.runtime, self.path(uid), issuer, marker)
+            return self.find(uid)
+        if (space.issuer, space.marker) != (issuer, marker):
+            raise Refusal("exists", "there is another shard of that id")
+        return space
+
+    def remove(self, uid: ShardUid) -> None:
+        """Take a space away with all that is in it: out of sight at once, durably, then off the disk. Under its lock."""
+        files = self.runtime.files
+        self.find(uid).close()
+        del self.spaces[uid]
+        gone = f"{self.path(uid)}.gone"
+        files.rename(self.path(uid), gone)
+        sync_directory(files, f"{self.root}/{SPACES}")
+        shutil.rmtree(gone)
+
+    def room(self) -> Free:
+        """Bytes of the file system."""
+        system = self.runtime.files.file_system(self._lock_fd)
+        return Free(system.total, system.free)
+
+    def close(self) -> None:
+        for space in self.spaces.values():
+            space.close()
+        self.spaces.clear()
+        self.runtime.files.close(self._lock_fd)
