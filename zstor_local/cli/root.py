@@ -44,6 +44,7 @@ COMMANDS: Final = {
     "check": "health",
     "repair": "health",
     "status": "status",
+    "shard": "shard",
     "call": "call",
     "rebuild": "rebuilding",
     "key": "key",

@@ -18,6 +18,8 @@ Permission = Literal["read", "write", "delete", "admin"]
 PERMISSIONS: Final[tuple[Permission, ...]] = get_args(Permission)
 OWNER: Final = "owner"  # the user of the daemon: has every right, and nobody else may bear the name
 
+STORE_NAMESPACE: Final = "_store"  # no namespace's name: admin there is the daemon of the store itself, which may do everything
+
 _SCOPE_PREFIX: Final = "user:memberof:"
 _MIDDLE: Final = ".0stor."
 _ORGANIZATION: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z")
@@ -72,6 +74,8 @@ def parse_scope(text: str, organization: str) -> tuple[str, Permission] | None:
         return None
     namespace, dot, verb = text[len(stem) :].partition(".")
     permission = next((each for each in PERMISSIONS[:3] if each == verb), None) if dot else "admin"
+    if namespace == STORE_NAMESPACE and permission is not None:
+        return namespace, permission
     try:
         return None if permission is None else (check_namespace(namespace), permission)
     except InvalidParams:

@@ -66,6 +66,7 @@ class Room:
     id: NamespaceId
     number: int  # in the index, from 1
     name: str | None = None
+    issuer: str | None = None  # whose tokens call it so; None: the owner's own
     quota_bytes: int | None = None
     used_bytes: int = 0
     shares: int = 0  # large ones
@@ -134,7 +135,7 @@ class Space:
         for name in self._files.list(f"{self._root}/{ROOMS}"):
             with suppress(FileNotFoundError):  # a crash came before its about.json: nothing lies there
                 about = json.loads(self._read(f"{ROOMS}/{name}/{ABOUT}"))
-                room = Room(NamespaceId(parse_id(name)), about["number"], about["name"], about["quota_bytes"])
+                room = Room(NamespaceId(parse_id(name)), about["number"], about["name"], about["issuer"], about["quota_bytes"])
                 self._rooms[room.id] = room
                 room.used_bytes = self._log_bytes(room)
         for room in self._rooms.values():
@@ -399,15 +400,15 @@ class Space:
         """The room of a namespace by the name that tokens call it."""
         return next((room for room in self._rooms.values() if room.name == name), None)
 
-    def describe(self, namespace: NamespaceId, name: str, quota_bytes: int | None) -> None:
-        """What tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
+    def describe(self, namespace: NamespaceId, name: str, issuer: str | None, quota_bytes: int | None) -> None:
+        """What whose tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
         with _answering():
             room = self._room(namespace)
             for other in self._rooms.values():
                 if other.name == name and other is not room:
                     other.name = None
                     self._write_about(other)
-            room.name, room.quota_bytes = name, quota_bytes
+            room.name, room.issuer, room.quota_bytes = name, issuer, quota_bytes
             self._write_about(room)
 
     def retire(self, namespace: NamespaceId) -> None:
@@ -433,7 +434,7 @@ class Space:
                 self._files.unlink(f"{at}/log/{name}")
             sync_directory(self._files, f"{at}/log")
             room.used_bytes = room.shares = 0
-            room.name = room.quota_bytes = None
+            room.name = room.issuer = room.quota_bytes = None
             self._write_about(room)
 
     def _room(self, namespace: NamespaceId) -> Room:
@@ -452,7 +453,7 @@ class Space:
 
     def _write_about(self, room: Room) -> None:
         at = f"{self._root}/{ROOMS}/{room.id.hex()}"
-        members = {"number": room.number, "name": room.name, "quota_bytes": room.quota_bytes}
+        members = {"number": room.number, "name": room.name, "issuer": room.issuer, "quota_bytes": room.quota_bytes}
         _write_file(self._runtime, f"{at}/{ABOUT}.new", json.dumps(members).encode())
         self._files.rename(f"{at}/{ABOUT}.new", f"{at}/{ABOUT}")
         sync_directory(self._files, at)

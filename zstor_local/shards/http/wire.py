@@ -4,7 +4,7 @@ A batch is a header, entries, freed shares; little-endian, as in the log (docs/f
 
     header   24 bytes: magic `ZSTBATCH`, format u8, 3 zero bytes, entries u32, freed shares u32, 4 zero bytes
     entry    80 bytes: kind u8, share index u8 (255: none), 2 zero bytes, record length u32, share length u32, 4 zero bytes,
-             sequence u64, committed u64, namespace id 16, keyed hash of the key 16, version 16; then the sealed record and the small share
+             sequence u64, committed u64, namespace id 16, keyed hash of the key 16, version 16, record, share
     freed    17 bytes: version 16, share index u8
 """
 

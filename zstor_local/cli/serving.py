@@ -1,0 +1,59 @@
+"""`zstor shard serve`: a shard for daemons on other machines. Works without a daemon."""
+
+from __future__ import annotations
+
+import json as json_text
+import logging
+import os
+import sys
+
+import click
+
+_REFUSED = 78  # EX_CONFIG of sysexits(3)
+_IN_USE = 75  # EX_TEMPFAIL
+
+
+@click.command()
+@click.option("--listen", required=True, metavar="HOST:PORT|unix:PATH", help="Where daemons find it; port 0 takes a free one.")
+@click.option("--data", required=True, metavar="DIR", type=click.Path(file_okay=False), help="Where it keeps what it is given.")
+@click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor token keys` prints: whose tokens count.")
+@click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
+@click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
+@click.option("--plaintext", is_flag=True, help="Listen beyond this machine without TLS: only where the network itself is encrypted.")
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
+def serve(
+    listen: str, data: str, trust: tuple[str, ...], tls_cert: str | None, tls_key: str | None, plaintext: bool, as_json: bool
+) -> int:
+    """Serve a shard to daemons on other machines until SIGTERM or Ctrl-C.
+
+    It stores ciphertext only, checks a token on every request, and can be run by somebody whom nobody trusts.
+    """
+    import trio
+
+    from zstor_local.shardserver.serve import ServerFault, Settings, run
+    from zstor_local.shardserver.volume import VolumeInUse
+    from zstor_local.system import real_runtime
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    os.umask(0o077)
+
+    def ready(url: str) -> None:
+        click.echo(json_text.dumps({"listening": url, "pid": os.getpid()}) if as_json else f"listening on {url}")
+
+    settings = Settings(listen, os.path.abspath(data), trust, tls_cert, tls_key, plaintext)
+    try:
+        trio.run(run, real_runtime(), settings, ready)
+    except* VolumeInUse as group:
+        return _refuse(group.exceptions[0], _IN_USE)
+    except* (ServerFault, OSError) as group:
+        return _refuse(group.exceptions[0], _REFUSED)
+    return 0
+
+
+def _refuse(error: BaseException, status: int) -> int:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    click.echo(f"zstor: error: {error}", err=True)
+    if hint := getattr(error, "hint", None):
+        click.echo(f"  hint: {hint}", err=True)
+    return status

@@ -1,0 +1,449 @@
+"""The shard server's requests: paths and methods to what a space does. ASGI, for hypercorn under trio; docs/shard-server.md.
+
+Each request goes: bearer token → route → body, bounded and compared with its digest → the space, in a worker thread → answer. Errors
+are JSON `{"type", "message"}`. Nothing of a token is ever logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, TypeVarTuple
+from urllib.parse import parse_qsl, unquote
+
+import trio
+
+from zstor_local import limits
+from zstor_local.access.verify import TRUST_BYTES, TokenRefused, verify_trust
+from zstor_local.errors import InvalidParams
+from zstor_local.model.ids import NamespaceId, ShardUid, check_namespace
+from zstor_local.runtime import read_exactly
+from zstor_local.shards import marker
+from zstor_local.shards.http import wire
+from zstor_local.shards.http.wire import BadWire, Fence, parse_id, parse_share_name
+from zstor_local.shardserver.guard import Guard, Guest
+from zstor_local.shardserver.metrics import Metrics
+from zstor_local.shardserver.refusal import Refusal, of_system
+from zstor_local.shardserver.space import Cursor, Space
+from zstor_local.shardserver.trusting import TrustKeeper
+from zstor_local.shardserver.volume import Volume
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+Scope = MutableMapping[str, Any]  # as ASGI types it
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_SECONDS: Final = 60.0  # from the first to the last byte of a body
+BODIES_BYTES: Final = 256 * limits.MIB  # of all requests that are being done
+SEND_BYTES: Final = 256 * limits.KIB
+WAIT_SECONDS: Final = 60  # a page that is waited for, at most
+LIST_NAMES: Final = 10_000
+JSON: Final = "application/json"
+BYTES: Final = "application/octet-stream"
+
+log = logging.getLogger("zstor.shardserver")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back, whole."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Sequence[tuple[str, str]] = ()
+    kind: str = BYTES
+
+
+def _refused(refusal: Refusal) -> Answer:
+    return as_json({"type": refusal.type, "message": refusal.message}, refusal.status)
+
+
+def as_json(value: object, status: int = 200) -> Answer:
+    return Answer(json.dumps(value).encode(), status, kind=JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, its body not yet read."""
+
+    method: str
+    path: Sequence[str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    receive: Receive
+
+    def namespace(self) -> NamespaceId | None:
+        text = self.query.get("namespace")
+        return None if text is None else NamespaceId(parse_id(text))
+
+    def must_namespace(self) -> NamespaceId:
+        found = self.namespace()
+        if found is None:
+            raise Refusal("bad_request", "the query lacks namespace")
+        return found
+
+    def number(self, name: str, default: int | None = None, *, most: int = limits.SAFE_INTEGER) -> int:
+        text = self.query.get(name)
+        if text is None and default is not None:
+            return default
+        if text is None or not text.isascii() or not text.isdecimal() or len(text) > 16 or int(text) > most:
+            raise Refusal("bad_request", f"{name} in the query is a number up to {most}")
+        return int(text)
+
+    def fence(self) -> Fence:
+        return Fence.parse(self.headers.get(wire.FENCE, ""))
+
+
+class App:
+    """One server. `news` is made anew and set whenever something was appended to a space."""
+
+    def __init__(self, volume: Volume, guard: Guard, trust: TrustKeeper, metrics: Metrics) -> None:
+        self._volume = volume
+        self._guard = guard
+        self._trust = trust
+        self._metrics = metrics
+        self._bodies = 0
+        self._news: dict[ShardUid, trio.Event] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await _live(scope, receive, send)
+            return
+        request = Request(
+            scope["method"],
+            [unquote(part) for part in scope["path"].split("/")[1:]],
+            dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
+            {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
+            receive,
+        )
+        with self._metrics.counting(request.method) as outcome:
+            try:
+                answer = await self._answer(request)
+            except Refusal as error:
+                answer = _refused(error)
+            except BadWire as error:
+                answer = _refused(Refusal("bad_request", str(error)))
+            except OSError as error:
+                answer = _refused(of_system(error))
+            outcome(answer.status)
+            await _send(answer, send, head=request.method == "HEAD")
+
+    async def _answer(self, request: Request) -> Answer:
+        if request.path == ["health"] and request.method in ("GET", "HEAD"):
+            return as_json({"status": "ok"})
+        guest = self._guard.admit(request.headers.get("authorization"))
+        match request.path:
+            case ["metrics"] if request.method == "GET":
+                return Answer(self._metrics.text(self._volume).encode(), kind="text/plain; version=0.0.4")
+            case ["v1", "trust"] if request.method == "PUT":
+                return await self._put_trust(request, guest)
+            case ["v1", uid, *rest]:
+                return await self._on_space(request, guest, ShardUid(parse_id(uid)), rest)
+        raise Refusal("bad_request", "there is nothing of that name")
+
+    async def _on_space(self, request: Request, guest: Guest, uid: ShardUid, rest: Sequence[str]) -> Answer:
+        match request.method, rest:
+            case "PUT", []:
+                return await self._create(request, guest, uid)
+            case "GET", []:
+                return await self._describe(guest, uid)
+            case "DELETE", []:
+                return await self._remove(request, guest, uid)
+            case "POST", ["writer"]:
+                return await self._raise_fence(request, guest, uid)
+            case "POST", ["log"]:
+                return await self._append(request, guest, uid)
+            case "GET", ["log"]:
+                return await self._page(request, guest, uid)
+            case (("GET" | "HEAD"), ["shares", name]):
+                return await self._read(request, guest, uid, name)
+            case "GET", ["shares"]:
+                return await self._list(request, guest, uid)
+            case "PUT", ["uploads", name]:
+                return await self._put_part(request, guest, uid, name)
+            case "POST", ["uploads", name]:
+                return await self._finish(request, guest, uid, name)
+            case "DELETE", ["uploads", name]:
+                return await self._abort(request, guest, uid, name)
+            case "POST", ["free"]:
+                return await self._free(request, guest, uid)
+            case "PUT", ["namespaces", name]:
+                return await self._name(request, guest, uid, NamespaceId(parse_id(name)))
+            case "DELETE", ["namespaces", name]:
+                return await self._retire(request, guest, uid, NamespaceId(parse_id(name)))
+        raise Refusal("method_not_allowed", "no such request")
+
+    # --- Spaces ---
+
+    async def _create(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        if not guest.owns(guest.token.issuer):
+            raise Refusal("forbidden", "only the owner of a store may make its shards")
+        body = await self._body(request, marker.MAX_BYTES)
+        async with self._volume.lock(uid):
+            await _in_thread(self._volume.create, uid, guest.token.issuer, body)
+        return Answer(status=204)
+
+    async def _space(self, uid: ShardUid) -> Space:
+        space = self._volume.spaces.get(uid)
+        if space is None:
+            async with self._volume.lock(uid):
+                space = await _in_thread(self._volume.find, uid)
+        return space
+
+    async def _describe(self, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        room = await _in_thread(self._volume.room)
+        return as_json(
+            {
+                "marker": space.marker.hex(),
+                "writer": space.fence.writer,
+                "committed": space.newest_committed,
+                "total_bytes": room.total,
+                "free_bytes": room.free,
+                "used_bytes": sum(each.used_bytes for each in space.rooms),
+                "namespaces": [
+                    {
+                        "id": each.id.hex(),
+                        "name": each.name,
+                        "quota_bytes": each.quota_bytes,
+                        "used_bytes": each.used_bytes,
+                        "large_shares": each.shares,
+                    }
+                    for each in space.rooms
+                ],
+            }
+        )
+
+    async def _remove(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        async with self._volume.lock(uid):
+            space.check_fence(request.fence())
+            await _in_thread(self._volume.remove, uid)
+        return Answer(status=204)
+
+    async def _raise_fence(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        fence = request.fence()
+        async with self._volume.lock(uid):
+            await _in_thread(space.raise_fence, fence)
+        return as_json({"writer": space.fence.writer, "committed": space.newest_committed})
+
+    async def _put_trust(self, request: Request, guest: Guest) -> Answer:
+        """A newer trust document of the bearer's issuer: it proves itself."""
+        body = await self._body(request, TRUST_BYTES)
+        try:
+            known = self._guard.verifier.trusts[guest.token.issuer]
+            text = body.decode("ascii", "replace")
+            trust = verify_trust(text, known)
+        except TokenRefused as error:
+            raise Refusal("bad_request", str(error)) from None
+        await _in_thread(self._trust.keep, trust.issuer, body)
+        self._guard.verifier.trust(trust)
+        return Answer(status=204)
+
+    # --- Logs ---
+
+    async def _append(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        number = request.number("batch")
+        fence = request.fence()
+        body = await self._body(request, wire.BATCH_BYTES_MAX)
+        batch = wire.parse_batch(body)
+        for namespace in {scanned.entry.envelope.namespace for scanned in batch.entries}:
+            guest.check(space, namespace, "write")
+        if batch.freed:
+            guest.check_owner(space)
+        async with self._volume.lock(uid):
+            await _in_thread(space.append, fence, number, batch)
+        self._news.pop(uid, trio.Event()).set()
+        return Answer(status=204)
+
+    async def _page(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        namespace = request.namespace()
+        guest.check(space, namespace, "read")
+        cursor = Cursor.parse(request.query.get("after", str(Cursor())))
+        limit = request.number("limit", wire.PAGE_BYTES, most=wire.PAGE_BYTES)
+        seconds = request.number("wait", 0, most=WAIT_SECONDS)
+        with trio.move_on_after(seconds):
+            while True:
+                news = self._news.setdefault(uid, trio.Event())
+                batch, after = await _in_thread(space.page, namespace, cursor, limit)
+                if batch.entries or not seconds or guest.expired:
+                    break
+                await news.wait()
+        return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
+
+    # --- Shares ---
+
+    async def _read(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
+        space, share = await self._space(uid), parse_share_name(name)
+        namespace = request.namespace()
+        guest.check(space, namespace, "read")
+        wanted = request.headers.get("range")
+
+        def large() -> tuple[bytes, int, int]:
+            with space.large_share(namespace, share) as (fd, size):
+                offset, length = _range(wanted, size)
+                return bytes(read_exactly(self._volume.runtime.files, fd, length, offset)), offset, size
+
+        def small() -> tuple[bytes, int, int]:
+            _, size = space.small_share(namespace, share, 0, 0)
+            offset, length = _range(wanted, size)
+            return space.small_share(namespace, share, offset, length)[0], offset, size
+
+        data, offset, size = await _in_thread(small if request.query.get("small") == "1" else large)
+        if wanted is None:
+            return Answer(data)
+        headers = [("content-range", f"bytes {offset}-{offset + len(data) - 1}/{size}" if data else f"bytes */{size}")]
+        return Answer(data, 206 if data else 416, headers)
+
+    async def _list(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        limit = request.number("limit", 1_000, most=LIST_NAMES)
+        return as_json({"shares": await _in_thread(space.list, request.query.get("after", ""), limit)})
+
+    async def _put_part(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
+        space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
+        guest.check(space, namespace, "write")
+        offset, fence = request.number("offset"), request.fence()
+        body = await self._body(request, wire.PART_BYTES_MAX)
+        await _in_thread(space.put_part, fence, namespace, share, offset, body)
+        return Answer(status=204)
+
+    async def _finish(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
+        space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
+        guest.check(space, namespace, "write")
+        await _in_thread(space.finish, request.fence(), namespace, share, request.number("length"))
+        return Answer(status=201)
+
+    async def _abort(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
+        space, share = await self._space(uid), parse_share_name(name)
+        guest.check(space, request.must_namespace(), "write")
+        space.check_fence(request.fence())
+        await _in_thread(space.abort, share)
+        return Answer(status=204)
+
+    async def _free(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space, namespace = await self._space(uid), request.namespace()
+        guest.check(space, namespace, "delete")
+        batch = wire.parse_batch(await self._body(request, wire.PART_BYTES_MAX))
+        async with self._volume.lock(uid):
+            await _in_thread(space.free, request.fence(), namespace, batch.freed)
+        return Answer(status=204)
+
+    # --- Namespaces ---
+
+    async def _name(self, request: Request, guest: Guest, uid: ShardUid, namespace: NamespaceId) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        try:
+            members = json.loads(await self._body(request, 4_096))
+            name, issuer, quota = members["namespace"], members.get("issuer"), members.get("quota_bytes")
+            check_namespace(name)
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidParams):
+            raise Refusal("bad_request", "the body is JSON with namespace, and issuer and quota_bytes if there are any") from None
+        if not isinstance(issuer, str | None) or not (quota is None or (type(quota) is int and quota >= 0)):
+            raise Refusal("bad_request", "issuer is text, quota_bytes a number")
+        async with self._volume.lock(uid):
+            space.check_fence(request.fence())
+            await _in_thread(space.describe, namespace, name, issuer, quota)
+        return Answer(status=204)
+
+    async def _retire(self, request: Request, guest: Guest, uid: ShardUid, namespace: NamespaceId) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        async with self._volume.lock(uid):
+            space.check_fence(request.fence())
+            await _in_thread(space.retire, namespace)
+        return Answer(status=204)
+
+    # --- Bodies ---
+
+    async def _body(self, request: Request, most: int) -> bytes:
+        """The whole body, bounded before it is taken, and the one that its digest names."""
+        length = request.headers.get("content-length", "")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal("bad_request", "bodies come as they are, not encoded")
+        if not length.isascii() or not length.isdecimal():
+            raise Refusal("bad_request", "a body comes with its content-length")
+        if len(length) > 12 or int(length) > most:
+            raise Refusal("too_large", f"the body has {length[:20]} bytes, at most {most} are taken")
+        size = int(length)
+        if self._bodies + size > BODIES_BYTES:
+            raise Refusal("busy", "too many bodies are on their way in; ask again")
+        self._bodies += size
+        try:
+            with trio.move_on_after(BODY_SECONDS):
+                body = await _receive(request.receive, size)
+                if wire.digest(body) != request.headers.get(wire.DIGEST):
+                    raise Refusal("bad_digest", f"the body is not what its {wire.DIGEST} names (sha-256)")
+                return body
+        finally:
+            self._bodies -= size
+        raise Refusal("bad_request", f"the body did not come within {BODY_SECONDS:.0f} seconds")
+
+
+async def _live(scope: Scope, receive: Receive, send: Send) -> None:
+    """The server's own beginning and end, of which nothing is asked here; WebSockets are not spoken."""
+    while scope["type"] == "lifespan":
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _receive(receive: Receive, size: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refusal("bad_request", "the client went away")
+        body += message.get("body", b"")
+        if len(body) > size:
+            raise Refusal("too_large", "the body is longer than it says")
+        if not message.get("more_body", False):
+            break
+    if len(body) != size:
+        raise Refusal("bad_request", "the body is shorter than it says")
+    return bytes(body)
+
+
+async def _send(answer: Answer, send: Send, *, head: bool) -> None:
+    headers = [("content-type", answer.kind), ("content-length", str(len(answer.body))), *answer.headers]
+    if answer.status == 204:
+        headers = list(answer.headers)
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    body = b"" if head else answer.body
+    for at in range(0, len(body), SEND_BYTES):
+        await send({"type": "http.response.body", "body": body[at : at + SEND_BYTES], "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _range(text: str | None, size: int) -> tuple[int, int]:
+    """Offset and length of a Range header, one range at most (RFC 9110); as much as there is of it."""
+    if text is None:
+        return 0, min(size, wire.PART_BYTES_MAX)
+    unit, _, span = text.partition("=")
+    first, dash, last = span.partition("-")
+    if unit.strip() != "bytes" or not dash or not all(part == "" or (part.isascii() and part.isdecimal()) for part in (first, last)):
+        raise Refusal("bad_request", "the range is bytes=FIRST-LAST or bytes=-COUNT")
+    if len(first) > 16 or len(last) > 16 or (not first and not last):
+        raise Refusal("bad_request", "the range is bytes=FIRST-LAST or bytes=-COUNT")
+    if not first:
+        count = min(int(last), size)
+        return size - count, count
+    end = min(size, int(last) + 1 if last else size)
+    return int(first), max(0, min(end - int(first), wire.PART_BYTES_MAX))
+
+
+async def _in_thread(work: Callable[[*Args], T], *args: *Args) -> T:
+    return await trio.to_thread.run_sync(work, *args)

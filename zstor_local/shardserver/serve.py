@@ -1,0 +1,211 @@
+"""`zstor shard serve`: the listener, TLS, whom to trust, the signals; one nursery for the server's lifetime."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+import httpx
+import trio
+from hypercorn.config import Config as Hypercorn
+from hypercorn.trio import serve as serve_http
+
+from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
+from zstor_local.errors import InvalidParams
+from zstor_local.runtime import Runtime
+from zstor_local.shardserver.app import App
+from zstor_local.shardserver.guard import Guard
+from zstor_local.shardserver.metrics import Metrics
+from zstor_local.shardserver.trusting import TrustKeeper
+from zstor_local.shardserver.volume import TRUST, Volume
+
+BACKLOG: Final = 128
+GRACE_SECONDS: Final = 20.0
+IDLE_SECONDS: Final = 75.0  # longer than a daemon keeps an idle connection, so that it is never cut off in the middle of asking
+TRUST_SECONDS: Final = 300  # between two looks at a trust URL
+FETCH_SECONDS: Final = 10.0
+SECOND: Final = 1_000_000
+
+log = logging.getLogger("zstor.shardserver")
+
+
+class ServerFault(Exception):
+    """The server cannot start as it was told to. `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `zstor shard serve` was told. `trust` holds files and URLs of trust documents."""
+
+    listen: str
+    data: str
+    trust: Sequence[str]
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    plaintext: bool = False  # beyond loopback without TLS, as the network does that itself
+
+
+async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is given the URL once it can be asked. ServerFault, VolumeInUse, OSError."""
+    check(settings)
+    volume = Volume(runtime, settings.data)
+    try:
+        keeper = TrustKeeper(runtime, f"{settings.data}/{TRUST}")
+        verifier = TokenVerifier([])
+        await _load_trust(settings.trust, keeper, verifier, must=True)
+        guard = Guard(verifier, lambda: runtime.clock.now() // SECOND)
+        app = App(volume, guard, keeper, Metrics())
+        listener = _bind(settings.listen)
+        try:
+            async with trio.open_nursery() as nursery:
+                stopping = trio.Event()
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+                    async def stop() -> None:
+                        async for _ in signals:
+                            stopping.set()
+
+                    nursery.start_soon(stop)
+                    nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
+                    ready(_url(settings, listener))
+                    await serve_http(app, _config(settings, listener), shutdown_trigger=stopping.wait)  # type: ignore[arg-type]
+                    nursery.cancel_scope.cancel()
+        finally:
+            listener.close()
+            if settings.listen.startswith("unix:"):
+                with suppress(FileNotFoundError):
+                    os.unlink(settings.listen.removeprefix("unix:"))
+    finally:
+        volume.close()
+
+
+def check(settings: Settings) -> None:
+    """ServerFault where the settings do not go together."""
+    if not settings.trust:
+        raise ServerFault("nobody is trusted", "give --trust FILE with what `zstor token keys` prints, as often as there are stores")
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise ServerFault("a certificate needs its key, and the other way round", "give --tls-cert and --tls-key")
+    host = None if settings.listen.startswith("unix:") else _host_and_port(settings.listen)[0]
+    if host is not None and settings.tls_certificate is None and not settings.plaintext and not _is_loopback(host):
+        raise ServerFault(
+            f"{settings.listen} can be reached from other machines, and tokens would go there in the clear",
+            "give --tls-cert and --tls-key, listen on 127.0.0.1, or say --plaintext where the network itself is encrypted",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+        raise ServerFault(f"{listen} is no place to listen on", "give HOST:PORT or unix:/PATH")
+    return host, int(port)
+
+
+def _bind(listen: str) -> socket.socket:
+    """The listening socket; a Unix one is 0600 from its first moment."""
+    if not listen.startswith("unix:"):
+        host, port = _host_and_port(listen)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    path = listen.removeprefix("unix:")
+    with suppress(FileNotFoundError):
+        _must_be_dead(path)
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _must_be_dead(path: str) -> None:
+    """A socket that nobody serves any more may be replaced: the lock of the data directory tells of our own, connecting of others'."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return
+    raise ServerFault(f"somebody serves {path}", "listen elsewhere")
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    if settings.listen.startswith("unix:"):
+        return f"http+unix://{settings.listen.removeprefix('unix:')}"
+    host = _host_and_port(settings.listen)[0]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.tls_certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
+
+
+def _config(settings: Settings, listener: socket.socket) -> Hypercorn:
+    config = Hypercorn()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.certfile, config.keyfile = settings.tls_certificate, settings.tls_key
+    config.alpn_protocols = ["http/1.1"]
+    config.keep_alive_timeout = IDLE_SECONDS
+    config.keep_alive_max_requests = 1 << 40
+    config.graceful_timeout = GRACE_SECONDS
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = log
+    return config
+
+
+# --- Whom to trust ---
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+async def _load_trust(sources: Sequence[str], keeper: TrustKeeper, verifier: TokenVerifier, *, must: bool) -> None:
+    for source in sources:
+        try:
+            text = await _fetch(source) if _is_url(source) else await trio.Path(source).read_bytes()
+            for trust in keeper.newest([text]):
+                known = verifier.trusts.get(trust.issuer)
+                if known is None or trust.updated > known.updated:
+                    verifier.trust(trust)
+        except (InvalidParams, OSError, httpx.HTTPError) as error:
+            if must:
+                raise ServerFault(f"{source}: {error}", "give what `zstor token keys` prints") from None
+            log.warning("the trust document at %s was not read again: %s", source, error)
+
+
+async def _fetch(url: str) -> bytes:
+    async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=FETCH_SECONDS) as client:
+        with trio.fail_after(FETCH_SECONDS):
+            async with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
+                response.raise_for_status()
+                body = bytearray()
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > TRUST_BYTES:
+                        raise InvalidParams(f"the document is longer than {TRUST_BYTES} bytes")
+                return bytes(body)
+
+
+async def _refresh_trust(urls: Sequence[str], keeper: TrustKeeper, verifier: TokenVerifier) -> None:
+    while urls:
+        await trio.sleep(TRUST_SECONDS)
+        await _load_trust(urls, keeper, verifier, must=False)
