@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 Args = TypeVarTuple("Args")
 Buffer = bytes | bytearray | memoryview
 
@@ -165,6 +166,30 @@ class Readiness(Protocol):
 
     async def readable(self, fd: int) -> None: ...
     async def writable(self, fd: int) -> None: ...
+
+
+class Pending(Protocol[R]):
+    """Something that goes on in the event loop."""
+
+    def wait(self, seconds: float | None = None) -> R:
+        """What became of it; TimeoutError if that takes longer than `seconds` from its beginning. It goes on then."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants it any more. Never waits."""
+        ...
+
+
+class Network(Protocol):
+    """How work in a thread of `Threads` asks other machines: what waits, waits in the event loop."""
+
+    def run(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Wait for it here. Meanwhile the thread's place among those that compute is another's; it ends with its call's deadline."""
+        ...
+
+    def start(self, ask: Callable[[], Awaitable[T]]) -> Pending[T]:
+        """Begin it and go on; also from the event loop."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

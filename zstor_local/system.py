@@ -12,8 +12,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -35,6 +36,8 @@ _FILE_SYSTEM_KINDS: Final = {
     0x9FA0: "proc",
     0x62656572: "sysfs",
 }  # statfs(2)
+_THREADS: Final = 256  # at once, those included that wait for other machines
+_PLACES: Final[ContextVar[trio.CapacityLimiter | None]] = ContextVar("places", default=None)
 _IOV_MAX: Final = 1024  # writev(2)
 _RANDOM_BYTES: Final = 4096  # enough for some fifty small objects
 
@@ -230,18 +233,32 @@ class RealRandomness:
 
 
 class RealThreads:
-    """trio's worker threads: as many at once as there are cores, and one for the committer."""
+    """trio's worker threads: as many at once as there are cores compute, and one for the committer.
+
+    Those that wait for another machine (network.py) give their place to others meanwhile, so there may be more of them.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or max(2, len(os.sched_getaffinity(0)))
-        self._limiter = trio.CapacityLimiter(self._workers)
+        self._places = trio.CapacityLimiter(self._workers)
+        self._limiter = trio.CapacityLimiter(_THREADS)
 
     @property
     def workers(self) -> int:
         return self._workers
 
     async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            await self._places.acquire()
+        before = _PLACES.set(self._places)
+        try:
+            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        finally:
+            _PLACES.reset(before)
+            self._places.release()
 
     async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
         # Half the price of trio.to_thread: there is one committer, which neither is cancelled nor calls back.
@@ -253,6 +270,25 @@ class RealThreads:
         trio.lowlevel.start_thread_soon(partial(work, *args), deliver)
         result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return result
+
+
+@asynccontextmanager
+async def giving_place(places: trio.CapacityLimiter) -> AsyncIterator[None]:
+    """While it lasts, the place of the thread that waits for it among those that compute is another's.
+
+    For functions that trio.from_thread.run runs: they are run by the task that waits for the thread.
+    """
+    places.release()
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await places.acquire()
+
+
+def places_of_thread() -> trio.CapacityLimiter | None:
+    """Where the thread that asks has its place, if it is one of RealThreads.run."""
+    return _PLACES.get()
 
 
 class RealReadiness:

@@ -43,16 +43,14 @@ def serve(
     settings = Settings(listen, os.path.abspath(data), trust, tls_cert, tls_key, plaintext)
     try:
         trio.run(run, real_runtime(), settings, ready)
-    except* VolumeInUse as group:
-        return _refuse(group.exceptions[0], _IN_USE)
-    except* (ServerFault, OSError) as group:
-        return _refuse(group.exceptions[0], _REFUSED)
+    except VolumeInUse as error:
+        return _refuse(error, _IN_USE)
+    except (ServerFault, OSError) as error:
+        return _refuse(error, _REFUSED)
     return 0
 
 
 def _refuse(error: BaseException, status: int) -> int:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
     click.echo(f"zstor: error: {error}", err=True)
     if hint := getattr(error, "hint", None):
         click.echo(f"  hint: {hint}", err=True)

@@ -158,6 +158,10 @@ class App:
                 return await self._append(request, guest, uid)
             case "GET", ["log"]:
                 return await self._page(request, guest, uid)
+            case ("GET", ["unsettled"]):
+                space = await self._space(uid)
+                guest.check_owner(space)
+                return Answer(wire.pack_batch(await _in_thread(space.unsettled)))
             case (("GET" | "HEAD"), ["shares", name]):
                 return await self._read(request, guest, uid, name)
             case "GET", ["shares"]:

@@ -26,7 +26,7 @@ from zstor_local.coding.share import SHARE_HEADER_BYTES, parse_share_header
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
-from zstor_local.shards.base import ScannedEntry
+from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, parse_id, share_name
 from zstor_local.shards.index import FLUSH_AT, IndexDamaged, LogIndex, Place, Progress
 from zstor_local.shards.log import Log, LogClosed
@@ -123,7 +123,7 @@ class Space:
                 with suppress(FileExistsError):
                     files.mkdir(directory)
             about = json.dumps({"format": FORMAT, "issuer": issuer}).encode()
-            for name, content in ((ABOUT, about), (MARKER, data), (FENCE, str(Fence(0, "0" * 32)).encode())):
+            for name, content in ((ABOUT, about), (MARKER, data), (FENCE, str(Fence(0, 0, "0" * 32)).encode())):
                 _write_file(runtime, f"{temporary}/{name}", content)
             sync_directory(files, temporary)
             files.rename(temporary, root)
@@ -151,7 +151,7 @@ class Space:
         """From now on only this life writes, durably. Refusal `fenced` unless it is a later one than all before, or the same."""
         if fence == self.fence:
             return
-        if fence.writer <= self.fence.writer:
+        if not fence.follows(self.fence):
             raise Refusal("fenced", f"writer {self.fence.writer} has this space; a later one than that may take it over")
         with _answering():
             _write_file(self._runtime, f"{self._root}/{TEMPORARY}/{FENCE}", str(fence).encode())
@@ -170,7 +170,7 @@ class Space:
     def append(self, fence: Fence, number: int, batch: Batch) -> None:
         """Append and flush. `number` grows with each batch of a life: the last one is not done twice, when its answer was lost."""
         self.check_fence(fence)
-        if (fence.session, number) == self._done:
+        if (str(fence), number) == self._done:
             return
         self._check_quota(batch.entries)
         with _answering():
@@ -178,7 +178,7 @@ class Space:
                 self._append(batch)
             except LogClosed:
                 raise Refusal("failed", "a flush of the log failed before; the shard server must be started again") from None
-        self._done = fence.session, number
+        self._done = str(fence), number
 
     def _append(self, batch: Batch) -> None:
         touched: dict[int, Log] = {}
@@ -221,6 +221,13 @@ class Space:
                     if size >= limit:
                         return Batch(entries), cursor
         return Batch(entries), cursor
+
+    def unsettled(self) -> Batch:
+        """What the logs hold behind the newest commit that they tell of."""
+        committed = self.newest_committed
+        with _answering():
+            found = [envelope for room in self.rooms for envelope in self._log(room).unsettled() if envelope.sequence > committed]
+        return Batch([ScannedEntry(Entry(envelope), committed) for envelope in found])
 
     @property
     def newest_committed(self) -> int:

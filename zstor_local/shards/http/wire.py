@@ -25,7 +25,7 @@ from zstor_local.runtime import Buffer
 from zstor_local.shards.base import Entry, ScannedEntry
 
 API: Final = "/v1"
-FENCE: Final = "zstor-writer"  # header of everything that changes something: writer number, a colon, the session's id
+FENCE: Final = "zstor-writer"  # header of everything that changes something: writer number, a colon, another, and 32 hex digits
 NEXT: Final = "zstor-next"  # header of a page: the cursor of what follows
 DIGEST: Final = "content-digest"  # RFC 9530, sha-256
 
@@ -41,6 +41,7 @@ _FREED: Final = struct.Struct("<16sB")
 _NO_SHARE: Final = 255
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _SHARE: Final = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,2})\Z")
+_FENCE: Final = re.compile(r"(\d{1,18}):(\d{1,9}):([0-9a-f]{32})\Z", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -140,17 +141,28 @@ def digest(data: Buffer) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Which life of a daemon speaks: a number that only grows, and random hex digits that tell two lives of one number apart."""
+    """Which life of a daemon speaks, and which opening of the shard in it.
+
+    The writer number grows with each life; random hex digits tell two lives of one number apart; a life counts how often it opened the
+    shard, so that what an earlier opening sent late is refused.
+    """
 
     writer: int
+    opening: int
     session: str
 
     def __str__(self) -> str:
-        return f"{self.writer}:{self.session}"
+        return f"{self.writer}:{self.opening}:{self.session}"
+
+    def follows(self, other: Fence) -> bool:
+        """Whether it may take over from the other one."""
+        if self.writer == other.writer:
+            return self.session == other.session and self.opening > other.opening
+        return self.writer > other.writer
 
     @classmethod
     def parse(cls, text: str) -> Fence:
-        writer, _, session = text.partition(":")
-        if not writer.isdecimal() or not writer.isascii() or len(writer) > 19 or not _ID.match(session):
-            raise BadWire("that is no writer: a number, a colon, 32 hex digits")
-        return cls(int(writer), session)
+        match = _FENCE.match(text)
+        if match is None:
+            raise BadWire("that is no writer: two numbers and 32 hex digits, with colons between")
+        return cls(int(match[1]), int(match[2]), match[3])
