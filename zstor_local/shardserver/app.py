@@ -275,12 +275,13 @@ class App:
         cursor = Cursor.parse(request.query.get("after", str(Cursor())))
         limit = request.number("limit", wire.PAGE_BYTES, most=wire.PAGE_BYTES)
         seconds = request.number("wait", 0, most=WAIT_SECONDS)
-        with trio.move_on_after(seconds):
-            while True:
-                news = self._news.setdefault(uid, trio.Event())
-                batch, after = await _in_thread(space.page, namespace, cursor, limit)
-                if batch.entries or not seconds or guest.expired:
-                    break
+        deadline = trio.current_time() + seconds
+        while True:
+            news = self._news.setdefault(uid, trio.Event())
+            batch, after = await _in_thread(space.page, namespace, cursor, limit)
+            if batch.entries or guest.expired or trio.current_time() >= deadline:
+                break
+            with trio.move_on_at(deadline):
                 await news.wait()
         return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
 

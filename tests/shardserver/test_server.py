@@ -1,0 +1,444 @@
+"""What a shard server does when it is asked, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.shardserver.server import (
+    LIMIT,
+    MARKER,
+    NAMESPACE,
+    SESSION,
+    SPACE,
+    Issuer,
+    Server,
+    append,
+    make_space,
+    scanned,
+    send,
+    serving,
+    share_file,
+    upload,
+    version,
+)
+from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.shards.http.wire import parse_batch
+
+OTHER = NamespaceId(b"another name 16b")
+SHARE = ShareId(version(1), 2)
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Issuer:
+    """Another daemon's store, trusted too."""
+    return Issuer(StoreId(b"another store16b"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, issuer: Issuer, stranger: Issuer) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("shard") / "data", issuer, stranger) as running:
+        yield running
+
+
+@pytest.fixture
+def owner(server: Server, issuer: Issuer) -> Iterator[httpx.Client]:
+    """The daemon of the store, its space new."""
+    with server.client(issuer.owner()) as client:
+        client.delete(f"/v1/{SPACE}")
+        make_space(client)
+        yield client
+
+
+def kind(answer: httpx.Response) -> str:
+    return str(answer.json()["type"])
+
+
+# --- Who may ---
+
+
+def test_health_is_told_to_everybody_and_nothing_else(server: Server) -> None:
+    with server.client(None) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        for method, path in (("GET", "/metrics"), ("GET", f"/v1/{SPACE}"), ("PUT", f"/v1/{SPACE}"), ("GET", f"/v1/{SPACE}/log")):
+            answer = client.request(method, path)
+            assert (answer.status_code, kind(answer)) == (401, "unauthenticated")
+
+
+def test_a_bad_token_is_refused_and_not_repeated(server: Server, issuer: Issuer) -> None:
+    expired = issuer.token("photos", "read", seconds=-100)
+    for token in ("nonsense", expired, Issuer().owner()):
+        with server.client(token) as client:
+            answer = client.get(f"/v1/{SPACE}")
+            assert answer.status_code == 401
+            assert token not in answer.text
+
+
+REQUESTS = [
+    ("GET", f"/v1/{SPACE}", None),
+    ("DELETE", f"/v1/{SPACE}", None),
+    ("POST", f"/v1/{SPACE}/writer", None),
+    ("GET", f"/v1/{SPACE}/unsettled", None),
+    ("GET", f"/v1/{SPACE}/shares", None),
+    ("PUT", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),
+    ("DELETE", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),
+    ("GET", f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}", "read"),
+    ("GET", f"/v1/{SPACE}/shares/{version(9).hex()}.0?namespace={NAMESPACE.hex()}", "read"),
+    ("PUT", f"/v1/{SPACE}/uploads/{version(9).hex()}.0?namespace={NAMESPACE.hex()}&offset=0", "write"),
+    ("POST", f"/v1/{SPACE}/uploads/{version(9).hex()}.0?namespace={NAMESPACE.hex()}&length=0", "write"),
+    ("DELETE", f"/v1/{SPACE}/uploads/{version(9).hex()}.0?namespace={NAMESPACE.hex()}", "write"),
+    ("POST", f"/v1/{SPACE}/free?namespace={NAMESPACE.hex()}", "delete"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "permission"), REQUESTS)
+def test_each_request_needs_its_permission(
+    owner: httpx.Client, server: Server, issuer: Issuer, stranger: Issuer, method: str, path: str, permission: str | None
+) -> None:
+    name(owner, NAMESPACE, "photos")
+    for right in ("read", "write", "delete", "admin"):
+        with server.client(issuer.token("photos", right)) as guest:  # type: ignore[arg-type]
+            answer = send(guest, method, path)
+            allowed = permission is not None and right in (permission, "admin")
+            assert (answer.status_code == 403) is not allowed, (right, answer.text)
+    for token in (issuer.token("mail", "admin"), stranger.token("photos", "admin"), stranger.owner()):
+        with server.client(token) as guest:
+            assert send(guest, method, path).status_code == 403
+
+
+def name(owner: httpx.Client, namespace: NamespaceId, text: str, **more: object) -> None:
+    body = json.dumps({"namespace": text, **more}).encode()
+    assert send(owner, "PUT", f"/v1/{SPACE}/namespaces/{namespace.hex()}", body).status_code == 204
+
+
+def test_a_guest_reads_its_namespace_and_no_other(owner: httpx.Client, server: Server, issuer: Issuer) -> None:
+    name(owner, NAMESPACE, "photos")
+    name(owner, OTHER, "mail")
+    assert append(owner, 1, scanned(1, b"ours"), scanned(2, b"theirs", namespace=OTHER)).status_code == 204
+    assert upload(owner, ShareId(version(3), 0), b"blocks" * 100).status_code == 201
+    assert upload(owner, ShareId(version(4), 0), b"blocks" * 100, namespace=OTHER).status_code == 201
+    with server.client(issuer.token("photos", "read")) as guest:
+        page = guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}")
+        assert [each.entry.share for each in parse_batch(page.content).entries] == [b"ours"]
+        own = f"namespace={NAMESPACE.hex()}"
+        assert guest.get(f"/v1/{SPACE}/shares/{version(1).hex()}.0?small=1&{own}").content == b"ours"
+        assert guest.get(f"/v1/{SPACE}/shares/{version(2).hex()}.0?small=1&{own}").status_code == 404
+        assert guest.get(f"/v1/{SPACE}/shares/{version(3).hex()}.0?{own}").status_code == 200
+        assert guest.get(f"/v1/{SPACE}/shares/{version(4).hex()}.0?{own}").status_code == 404
+        for path in (f"log?namespace={OTHER.hex()}", "log", f"shares/{version(1).hex()}.0?small=1"):
+            assert guest.get(f"/v1/{SPACE}/{path}").status_code == 403
+        assert append(guest, 2, scanned(5)).status_code == 403
+
+
+def test_stores_do_not_see_each_other(owner: httpx.Client, server: Server, stranger: Issuer) -> None:
+    assert append(owner, 1, scanned(1, b"ours")).status_code == 204
+    with server.client(stranger.owner()) as other:
+        assert send(other, "PUT", f"/v1/{SPACE}", MARKER).status_code == 409
+        assert other.get(f"/v1/{SPACE}").status_code == 403
+        assert other.get(f"/v1/{SPACE}/log").status_code == 403
+
+
+# --- Logs ---
+
+
+def test_what_was_appended_is_scanned_in_pages(owner: httpx.Client) -> None:
+    entries = [scanned(number, b"x" * 1_000, committed=number - 1) for number in range(1, 21)]
+    assert append(owner, 1, *entries[:10]).status_code == 204
+    assert append(owner, 2, *entries[10:]).status_code == 204
+    found, after = [], "0.0.0"
+    while True:
+        page = owner.get(f"/v1/{SPACE}/log?after={after}&limit=4000")
+        batch = parse_batch(page.content)
+        if not batch.entries:
+            break
+        assert len(batch.entries) <= 4
+        found += batch.entries
+        after = page.headers["zstor-next"]
+    assert found == entries
+
+
+def test_a_batch_that_is_sent_again_is_not_appended_twice(owner: httpx.Client) -> None:
+    for _ in range(2):
+        assert append(owner, 1, scanned(1)).status_code == 204
+    assert len(parse_batch(owner.get(f"/v1/{SPACE}/log").content).entries) == 1
+
+
+def test_a_reader_waits_for_what_comes(owner: httpx.Client, server: Server, issuer: Issuer) -> None:
+    import threading
+
+    name(owner, NAMESPACE, "photos")
+    answers: list[httpx.Response] = []
+    with server.client(issuer.token("photos", "read")) as guest:
+        waiting = threading.Thread(target=lambda: answers.append(guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}&wait=50")))
+        waiting.start()
+        assert append(owner, 1, scanned(1, b"news")).status_code == 204
+        waiting.join(LIMIT)
+    assert [each.entry.share for each in parse_batch(answers[0].content).entries] == [b"news"]
+
+
+def test_a_freed_small_share_is_gone(owner: httpx.Client) -> None:
+    append(owner, 1, scanned(1, b"one"), scanned(2, b"two"))
+    assert append(owner, 2, freed=[ShareId(version(1), 0)]).status_code == 204
+    assert owner.get(f"/v1/{SPACE}/shares/{version(1).hex()}.0?small=1").status_code == 404
+    assert owner.get(f"/v1/{SPACE}/shares/{version(2).hex()}.0?small=1").content == b"two"
+
+
+def test_what_no_entry_says_was_committed_is_told(owner: httpx.Client) -> None:
+    append(owner, 1, scanned(1), scanned(2))
+    append(owner, 2, scanned(3, committed=2))
+    unsettled = parse_batch(owner.get(f"/v1/{SPACE}/unsettled").content)
+    assert [each.entry.envelope.sequence for each in unsettled.entries] == [3]
+
+
+# --- Large shares ---
+
+
+def test_a_large_share_is_read_by_ranges(owner: httpx.Client) -> None:
+    data = share_file(SHARE, bytes(range(256)) * 10)
+    assert upload(owner, SHARE, bytes(range(256)) * 10).status_code == 201
+    path = f"/v1/{SPACE}/shares/{SHARE.version.hex()}.{SHARE.index}"
+    assert owner.get(path).content == data
+    part = owner.get(path, headers={"range": "bytes=64-73"})
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, data[64:74], f"bytes 64-73/{len(data)}")
+    assert owner.get(path, headers={"range": "bytes=-5"}).content == data[-5:]
+    assert owner.get(path, headers={"range": f"bytes={len(data) - 3}-{len(data) + 9}"}).content == data[-3:]
+    assert owner.get(path, headers={"range": f"bytes={len(data)}-"}).status_code == 416
+    for bad in ("bytes=a-b", "lines=1-2", "bytes=5", "bytes=-"):
+        assert owner.get(path, headers={"range": bad}).status_code == 400
+    assert owner.get(f"/v1/{SPACE}/shares").json() == {"shares": [f"{SHARE.version.hex()}.2"]}
+
+
+def test_a_large_share_is_not_visible_before_all_of_it_came(owner: httpx.Client) -> None:
+    data = share_file(SHARE, b"blocks" * 100)
+    at = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.{SHARE.index}?namespace={NAMESPACE.hex()}"
+    read = f"/v1/{SPACE}/shares/{SHARE.version.hex()}.{SHARE.index}"
+    assert send(owner, "PUT", f"{at}&offset=100", data[100:]).status_code == 204
+    assert kind(owner.post(f"{at}&length={len(data)}")) == "unfinished"
+    assert owner.get(read).status_code == 404
+    assert send(owner, "PUT", f"{at}&offset=0", data[:100]).status_code == 204
+    assert kind(owner.post(f"{at}&length={len(data) + 1}")) == "unfinished"
+    assert owner.post(f"{at}&length={len(data)}").status_code == 201
+    assert owner.get(read).content == data
+
+
+def test_a_share_that_says_it_is_another_is_refused(owner: httpx.Client) -> None:
+    at = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.{SHARE.index}?namespace={NAMESPACE.hex()}"
+    for data in (share_file(SHARE, b"x" * 100, OTHER), share_file(ShareId(version(2), 2), b"x" * 100), b"x" * 200):
+        assert send(owner, "PUT", f"{at}&offset=0", data).status_code == 204
+        assert owner.post(f"{at}&length={len(data)}").status_code == 400
+    assert owner.get(f"/v1/{SPACE}/shares/{SHARE.version.hex()}.{SHARE.index}").status_code == 404
+
+
+def test_an_abort_leaves_what_was_there(owner: httpx.Client) -> None:
+    upload(owner, SHARE, b"good" * 100)
+    at = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.{SHARE.index}?namespace={NAMESPACE.hex()}"
+    assert send(owner, "PUT", f"{at}&offset=0", b"anew").status_code == 204
+    assert owner.delete(at).status_code == 204
+    assert kind(owner.post(f"{at}&length=4")) == "unfinished"
+    assert owner.get(f"/v1/{SPACE}/shares/{SHARE.version.hex()}.2").content == share_file(SHARE, b"good" * 100)
+
+
+def test_a_freed_large_share_is_gone(owner: httpx.Client) -> None:
+    from zstor_local.shards.http.wire import Batch, pack_batch
+
+    upload(owner, SHARE, b"good" * 100)
+    for _ in range(2):
+        assert send(owner, "POST", f"/v1/{SPACE}/free", pack_batch(Batch([], [SHARE]))).status_code == 204
+    assert owner.get(f"/v1/{SPACE}/shares/{SHARE.version.hex()}.2").status_code == 404
+
+
+# --- Bodies ---
+
+
+def test_a_body_must_be_what_its_digest_names(owner: httpx.Client) -> None:
+    body = b"not what was meant"
+    path = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.2?namespace={NAMESPACE.hex()}&offset=0"
+    assert kind(owner.put(path, content=body)) == "bad_digest"
+    assert kind(send(owner, "PUT", path, body, content_digest="sha-256=:AAAA:")) == "bad_digest"
+    assert kind(send(owner, "PUT", path, body, content_encoding="gzip")) == "bad_request"
+    assert owner.put(path, content=iter([body])).status_code == 400  # without a length
+    assert kind(send(owner, "PUT", path, b"x" * (9 * 1024 * 1024))) == "too_large"
+
+
+@pytest.mark.parametrize("body", [b"", b"ZSTBATCH", b"x" * 24, b"ZSTBATCH\1\0\0\0\xff\xff\xff\xff" + bytes(8)])
+def test_a_batch_that_is_none_is_refused(owner: httpx.Client, body: bytes) -> None:
+    assert kind(send(owner, "POST", f"/v1/{SPACE}/log?batch=1", body)) == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v2",
+        "/v1/../../etc/passwd",
+        f"/v1/{SPACE}/shares/..%2f..%2fmarker",
+        f"/v1/{SPACE}/shares/{version(1).hex()}.300",
+        f"/v1/{SPACE}/shares/{version(1).hex().upper()}x.1",
+        "/v1/nothing",
+        f"/v1/{SPACE}/log?after=x",
+        f"/v1/{SPACE}/log?namespace=x",
+    ],
+)
+def test_names_that_are_none_are_refused(owner: httpx.Client, path: str) -> None:
+    assert owner.get(path).status_code in (400, 404, 405)
+
+
+# --- Fencing ---
+
+
+def test_an_older_daemon_is_fenced_off(owner: httpx.Client, server: Server, issuer: Issuer) -> None:
+    with server.client(issuer.owner(), writer=2) as later:
+        assert later.post(f"/v1/{SPACE}/writer").json()["writer"] == 2
+        assert append(later, 1, scanned(1)).status_code == 204
+    assert kind(owner.post(f"/v1/{SPACE}/writer")) == "fenced"
+    assert kind(append(owner, 2, scanned(2))) == "fenced"
+    assert kind(upload(owner, SHARE, b"late")) == "fenced"
+    assert kind(owner.delete(f"/v1/{SPACE}")) == "fenced"
+    with server.client(issuer.owner(), writer=2, opening=2) as again:
+        assert again.post(f"/v1/{SPACE}/writer").status_code == 200
+        again.headers["zstor-writer"] = f"2:1:{SESSION}"
+        assert kind(append(again, 3, scanned(3))) == "fenced"
+        again.headers["zstor-writer"] = f"2:9:{'6' * 32}"
+        assert kind(again.post(f"/v1/{SPACE}/writer")) == "fenced"
+        again.headers["zstor-writer"] = f"2:2:{SESSION}"
+        assert again.delete(f"/v1/{SPACE}").status_code == 204
+
+
+# --- Namespaces ---
+
+
+def test_a_quota_is_kept_and_records_alone_go_on(owner: httpx.Client) -> None:
+    name(owner, NAMESPACE, "photos", quota_bytes=10_000)
+    assert upload(owner, SHARE, b"x" * 5_000).status_code == 201
+    over = upload(owner, ShareId(version(2), 0), b"x" * 6_000)
+    assert (over.status_code, kind(over)) == (507, "quota")
+    assert append(owner, 1, scanned(3, b"x" * 6_000)).status_code == 507
+    assert append(owner, 1, scanned(3)).status_code == 204
+    assert append(owner, 2, scanned(4, b"x" * 6_000, namespace=OTHER)).status_code == 204
+
+
+def test_a_retired_namespace_is_removed(owner: httpx.Client, server: Server) -> None:
+    append(owner, 1, scanned(1, b"ours"), scanned(2, b"kept", namespace=OTHER))
+    upload(owner, SHARE, b"x" * 5_000)
+    upload(owner, ShareId(version(9), 0), b"y" * 5_000, namespace=OTHER)
+    assert owner.delete(f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}").status_code == 204
+    assert owner.get(f"/v1/{SPACE}/shares/{SHARE.version.hex()}.2").status_code == 404
+    assert owner.get(f"/v1/{SPACE}/shares/{version(1).hex()}.0?small=1").status_code == 404
+    assert owner.get(f"/v1/{SPACE}/shares/{version(2).hex()}.0?small=1").content == b"kept"
+    assert [each.entry.share for each in parse_batch(owner.get(f"/v1/{SPACE}/log").content).entries] == [b"kept"]
+    used = {each["id"]: each["used_bytes"] for each in owner.get(f"/v1/{SPACE}").json()["namespaces"]}
+    assert used[NAMESPACE.hex()] == 0
+    assert append(owner, 2, scanned(5, b"anew")).status_code == 204
+    assert owner.get(f"/v1/{SPACE}/shares/{version(5).hex()}.0?small=1").content == b"anew"
+
+
+# --- Trust ---
+
+
+def test_a_revoked_token_is_refused_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    issuer = Issuer()
+    token = issuer.token("photos", "read")
+    with serving(tmp_path / "data", issuer) as server, server.client(token) as guest, server.client(issuer.owner()) as owner:
+        make_space(owner)
+        assert guest.get(f"/v1/{SPACE}").status_code == 403
+        revoked = [{"until": 4_000_000_000, "issued_until": 4_000_000_000, "sub": "alice"}]
+        document = issuer.signed_document(updated=1, revoked=revoked).encode()
+        assert send(owner, "PUT", "/v1/trust", issuer.signed_document(updated=0).encode()).status_code == 400
+        assert send(owner, "PUT", "/v1/trust", document[:-8] + b"AAAAAAAA").status_code == 400
+        assert send(owner, "PUT", "/v1/trust", document).status_code == 204
+        name(owner, NAMESPACE, "photos")
+        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 403
+    with serving(tmp_path / "data", issuer) as server, server.client(token) as guest:
+        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 403
+
+
+# --- The process ---
+
+
+def test_everything_is_there_after_a_kill(tmp_path: Path) -> None:
+    issuer = Issuer()
+    with serving(tmp_path / "data", issuer) as server, server.client(issuer.owner()) as owner:
+        make_space(owner)
+        name(owner, NAMESPACE, "photos", quota_bytes=100_000)
+        append(owner, 1, scanned(1, b"small"))
+        upload(owner, SHARE, b"large" * 1_000)
+        at = f"/v1/{SPACE}/uploads/{version(7).hex()}.0?namespace={NAMESPACE.hex()}&offset=0"
+        assert send(owner, "PUT", at, b"on its way").status_code == 204
+        before = owner.get(f"/v1/{SPACE}").json()
+        server.kill()
+    with serving(tmp_path / "data", issuer) as server, server.client(issuer.owner(), writer=2) as owner:
+        assert owner.get(f"/v1/{SPACE}/shares/{version(1).hex()}.0?small=1").content == b"small"
+        assert owner.get(f"/v1/{SPACE}/shares/{SHARE.version.hex()}.2").content == share_file(SHARE, b"large" * 1_000)
+        after = owner.get(f"/v1/{SPACE}").json()
+        assert after["namespaces"][0]["name"] == "photos"
+        assert after["namespaces"][0]["large_shares"] == 1
+        assert (after["writer"], before["writer"]) == (1, 1)
+        assert owner.post(f"/v1/{SPACE}/writer").status_code == 200
+        assert not list((tmp_path / "data" / "spaces" / SPACE / "tmp").iterdir())
+
+
+def test_sigterm_ends_it_gently(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", Issuer()) as server:
+        assert server.stop() == 0
+        assert not (tmp_path / "data.sock").exists()
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "zstor_local", "shard", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
+def test_it_does_not_listen_beyond_this_machine_in_the_clear(tmp_path: Path) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(Issuer().document()))
+    ended = refused("--listen", "0.0.0.0:0", "--data", str(tmp_path / "data"), "--trust", str(trust))
+    assert ended.returncode == 78
+    assert "--tls-cert" in ended.stderr
+
+
+def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
+    issuer = Issuer()
+    with serving(tmp_path / "data", issuer):
+        trust = str(tmp_path / "data.trust0.json")
+        ended = refused("--listen", f"unix:{tmp_path}/other.sock", "--data", str(tmp_path / "data"), "--trust", trust)
+        assert ended.returncode == 75
+
+
+def test_metrics_are_told_to_bearers_of_a_token(owner: httpx.Client) -> None:
+    append(owner, 1, scanned(1, b"x" * 1_000))
+    text = owner.get("/metrics").text
+    assert 'zstor_shard_requests_total{method="POST",status="204"}' in text
+    assert "zstor_shard_disk_free_bytes" in text
+
+
+def test_stopping_waits_for_nobody_that_follows(tmp_path: Path) -> None:
+    import threading
+
+    issuer = Issuer()
+    with serving(tmp_path / "data", issuer) as server, server.client(issuer.owner()) as owner:
+        make_space(owner)
+        ended: list[object] = []
+
+        def follow() -> None:
+            try:
+                ended.append(owner.get(f"/v1/{SPACE}/log?wait=50").status_code)
+            except httpx.TransportError as error:
+                ended.append(error)
+
+        waiting = threading.Thread(target=follow)
+        waiting.start()
+        server.signal(signal.SIGTERM)
+        waiting.join(LIMIT)
+        assert ended
