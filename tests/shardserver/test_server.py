@@ -30,6 +30,7 @@ from tests.shardserver.server import (
     version,
 )
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.http.wire import parse_batch
 
 OTHER = NamespaceId(b"another name 16b")
@@ -109,7 +110,7 @@ def test_each_request_needs_its_permission(
 ) -> None:
     name(owner, NAMESPACE, "photos")
     for right in ("read", "write", "delete", "admin"):
-        with server.client(issuer.token("photos", right)) as guest:  # type: ignore[arg-type]
+        with server.client(issuer.token("photos", right)) as guest:
             answer = send(guest, method, path)
             allowed = permission is not None and right in (permission, "admin")
             assert (answer.status_code == 403) is not allowed, (right, answer.text)
@@ -157,7 +158,8 @@ def test_what_was_appended_is_scanned_in_pages(owner: httpx.Client) -> None:
     entries = [scanned(number, b"x" * 1_000, committed=number - 1) for number in range(1, 21)]
     assert append(owner, 1, *entries[:10]).status_code == 204
     assert append(owner, 2, *entries[10:]).status_code == 204
-    found, after = [], "0.0.0"
+    found: list[ScannedEntry] = []
+    after = "0.0.0"
     while True:
         page = owner.get(f"/v1/{SPACE}/log?after={after}&limit=4000")
         batch = parse_batch(page.content)

@@ -98,7 +98,7 @@ class Request:
 
 
 class App:
-    """One server. `news` is made anew and set whenever something was appended to a space."""
+    """One server. Whoever waits for what comes is answered when `stop` is called."""
 
     def __init__(self, volume: Volume, guard: Guard, trust: TrustKeeper, metrics: Metrics) -> None:
         self._volume = volume
@@ -106,7 +106,14 @@ class App:
         self._trust = trust
         self._metrics = metrics
         self._bodies = 0
-        self._news: dict[ShardUid, trio.Event] = {}
+        self._news: dict[ShardUid, trio.Event] = {}  # set when the next batch was appended to a space
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Let nobody wait any longer for what comes."""
+        self._stopping = True
+        for news in self._news.values():
+            news.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -279,7 +286,7 @@ class App:
         while True:
             news = self._news.setdefault(uid, trio.Event())
             batch, after = await _in_thread(space.page, namespace, cursor, limit)
-            if batch.entries or guest.expired or trio.current_time() >= deadline:
+            if batch.entries or guest.expired or self._stopping or trio.current_time() >= deadline:
                 break
             with trio.move_on_at(deadline):
                 await news.wait()

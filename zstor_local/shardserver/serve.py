@@ -74,6 +74,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
 
                     async def stop() -> None:
                         async for _ in signals:
+                            app.stop()
                             stopping.set()
 
                     nursery.start_soon(stop)
