@@ -48,6 +48,14 @@ LIST_BYTES: Final = 8 * MIB
 # --- Names ---
 NAME_VALUE_BYTES: Final = 512 * KIB  # half of what a store-wide row holds; what is larger belongs into the content store
 
+# --- Logs ---
+LOG_PAGE_ENTRIES: Final = 1_000  # some 100 KiB
+LOG_PAGE_BYTES: Final = 256 * KIB  # a page is closed rather than made larger, for its head is written anew with each append
+LOG_EMBED_BYTES: Final = 64 * KIB  # larger content is never embedded: a page with one entry still fits under a name
+LOG_APPENDS: Final = 256  # appends that wait are published together, at most so many
+LOCAL_HASH_BYTES: Final = 64  # SHA-512
+LOG_PROBLEMS: Final = 100  # that a check names; the first one is the one to look at
+
 # --- Coding ---
 CHUNK_SIZE_MIN: Final = 256 * KIB
 CHUNK_SIZE_MAX: Final = 4 * MIB

@@ -1,0 +1,210 @@
+"""Where in its log's pages an entry lies: by sequence number, by local hash, by content id. Derived from the pages alone.
+
+One SQLite file for all logs, which can be thrown away: a log is then read again from its newest page on. Pages are named by their hash
+and name the page before, so the index of a log is right as a whole if its newest page is the tail of the log's head. Head pages are not
+in it. WAL with synchronous=NORMAL: after a power loss it is older, never wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from zstor_local.errors import IoError
+from zstor_local.formats.cid import BadCid, Cid, from_binary
+from zstor_local.formats.remotelog import Page
+
+FORMAT: Final = 1
+
+_SCHEMA: Final = f"""
+begin;
+create table log(log integer primary key, name text not null unique);
+create table page(log integer not null, last integer not null, first integer not null, cid blob not null,
+    primary key(log, last)) without rowid;
+create index page_cid on page(log, cid);
+create table entry(log integer not null, seq integer not null, hash blob not null, cid blob, primary key(log, seq)) without rowid;
+create index entry_hash on entry(log, hash);
+create index entry_cid on entry(log, cid);
+pragma user_version={FORMAT};
+commit;
+"""
+
+log = logging.getLogger("zstor.content")
+
+
+@dataclass(frozen=True, slots=True)
+class PagePlace:
+    """A page and the numbers of its entries."""
+
+    cid: Cid
+    first: int
+    last: int
+
+
+class PageIndex:
+    """One for a store, used by one thread. The file is made when something is first looked for.
+
+    Where the file fails (damage, a full disk) it goes on in memory, empty: `life` is then another one, and whoever relied on what was
+    in it puts that in again. The call that met the failure raises IoError.
+    """
+
+    def __init__(self, path: str) -> None:
+        """`path` may be ":memory:"."""
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._numbers: dict[str, int] = {}
+        self.life = 0
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- Look ---
+
+    def tip(self, name: str) -> PagePlace | None:
+        """The newest page that is known of a log."""
+        return self._place("select cid, first, last from page where log=? order by last desc limit 1", self._number(name))
+
+    def page(self, name: str, cid: Cid) -> PagePlace | None:
+        return self._place("select cid, first, last from page where log=? and cid=?", self._number(name), cid.binary)
+
+    def page_with(self, name: str, seq: int) -> PagePlace | None:
+        """The page that has the entry of this number."""
+        found = self._place("select cid, first, last from page where log=? and last>=? order by last limit 1", self._number(name), seq)
+        return found if found is not None and found.first <= seq else None
+
+    def pages_above(self, name: str, seq: int) -> list[PagePlace]:
+        """Pages whose newest entry has at least this number, the oldest first."""
+        rows = self._rows("select cid, first, last from page where log=? and last>=? order by last", self._number(name), seq)
+        return [_opened(row) for row in rows]
+
+    def find(self, name: str, local_hash: bytes) -> tuple[int, Cid | None] | None:
+        """The number and content id of the entry with this local hash."""
+        rows = self._rows("select seq, cid from entry where log=? and hash=? order by seq limit 1", self._number(name), local_hash)
+        return (rows[0][0], None if rows[0][1] is None else from_binary(rows[0][1])) if rows else None
+
+    def uses(self, name: str, cid: Cid) -> bool:
+        """Whether some entry has this content."""
+        return bool(self._rows("select 1 from entry where log=? and cid=? limit 1", self._number(name), cid.binary))
+
+    # --- Change ---
+
+    def add(self, name: str, cid: Cid, page: Page) -> None:
+        """A page that lies right above those that are known."""
+        number = self._number(name)
+        entries = [(number, entry.seq, entry.local_hash, None if entry.cid is None else entry.cid.binary) for entry in page.entries]
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute("insert or replace into page values(?, ?, ?, ?)", (number, page.last, page.first, cid.binary))
+            db.executemany("insert or replace into entry values(?, ?, ?, ?)", entries)
+
+        self._change(change)
+
+    def cut(self, name: str, last: int) -> None:
+        """Forget the pages above this number, which ends one."""
+        number = self._number(name)
+
+        def change(db: sqlite3.Connection) -> None:
+            db.execute("delete from page where log=? and last>?", (number, last))
+            db.execute("delete from entry where log=? and seq>?", (number, last))
+
+        self._change(change)
+
+    def rewrite(self, name: str, first: int, last: int, pages: Iterable[tuple[int, Cid]]) -> None:
+        """Pages (newest number, new id) stand for those of these numbers, and the entries from `first` to `last` have no content."""
+        number = self._number(name)
+        renamed = [(cid.binary, number, newest) for newest, cid in pages]
+
+        def change(db: sqlite3.Connection) -> None:
+            db.executemany("update page set cid=? where log=? and last=?", renamed)
+            db.execute("update entry set cid=null where log=? and seq between ? and ?", (number, first, last))
+
+        self._change(change)
+
+    # --- The file ---
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self._connection = _load(self._path)
+            except sqlite3.DatabaseError:
+                _remove(self._path)
+                self._connection = _load_or_do_without(self._path)
+        return self._connection
+
+    def _number(self, name: str) -> int:
+        """What stands for a log in the file."""
+        number = self._numbers.get(name)
+        if number is None:
+            self._change(lambda db: db.execute("insert or ignore into log(name) values(?)", (name,)))
+            number = self._numbers[name] = int(self._rows("select log from log where name=?", name)[0][0])
+        return number
+
+    def _place(self, query: str, *parameters: object) -> PagePlace | None:
+        rows = self._rows(query, *parameters)
+        return _opened(rows[0]) if rows else None
+
+    def _rows(self, query: str, *parameters: object) -> list[Any]:
+        with self._noticing_failure():
+            return self._db.execute(query, parameters).fetchall()
+
+    def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
+        """All or nothing."""
+        with self._noticing_failure():
+            self._db.execute("begin immediate")
+            change(self._db)
+            self._db.execute("commit")
+
+    @contextmanager
+    def _noticing_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, BadCid) as error:
+            log.warning("the index of the logs failed and is made anew in memory: %s", error)
+            self.close()
+            self._numbers = {}
+            self.life += 1
+            self._connection = _load(":memory:")
+            _remove(self._path)
+            raise IoError("the index of the logs failed", hint="try again: it is made anew", retryable=True) from None
+
+
+def _opened(row: tuple[bytes, int, int]) -> PagePlace:
+    return PagePlace(from_binary(row[0]), row[1], row[2])
+
+
+def _load(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("pragma journal_mode=wal")
+        db.execute("pragma synchronous=normal")
+        (version,) = db.execute("pragma user_version").fetchone()
+        if version == 0:
+            db.executescript(_SCHEMA)
+        elif version != FORMAT:
+            raise sqlite3.DatabaseError(f"the index of the logs has format {version}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _load_or_do_without(path: str) -> sqlite3.Connection:
+    try:
+        return _load(path)
+    except sqlite3.DatabaseError as error:
+        log.warning("the index of the logs is kept in memory: %s", error)
+        return _load(":memory:")
+
+
+def _remove(path: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(OSError):
+            os.unlink(path + suffix)
