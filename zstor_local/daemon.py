@@ -41,6 +41,7 @@ from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
 from zstor_local.runtime import Runtime
+from zstor_local.sandbox import Sandbox
 from zstor_local.sd_notify import Notifier
 from zstor_local.signals import heard, heed
 from zstor_local.store.create import shard_places
@@ -216,7 +217,7 @@ def _paths(store: Store, config: Config) -> Paths:
         files=[key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],
     )
     runtime = store.runtime
-    return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots)
+    return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots, Sandbox.of_this_process())
 
 
 # --- Words for people ---

@@ -1,7 +1,7 @@
 """Files, pipes and terminals as descriptors that the daemon takes: it opens no path of ours, so it needs no right to it.
 
-The daemon takes regular files, pipes and stream sockets. For anything else (a terminal, /dev/null) a pipe stands in, with a thread
-that moves the bytes.
+The daemon takes regular files, pipes and stream sockets. For anything else (a terminal, /dev/null, another user's pipe) a pipe of
+ours stands in, with a thread that moves the bytes.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
         raise PathRefused(f"{name} is a directory", hint="tar c DIRECTORY | zstor put - KEY")
     if stat.S_ISREG(found.st_mode):
         yield Handover(fd, "file", found.st_size)
-    elif stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+    elif _is_ours(found):
         yield Handover(fd, "stream")
     else:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -150,10 +150,10 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
 @contextmanager
 def _writable(fd: int, name: str) -> Iterator[Handover]:
     with naming_errors(name):
-        mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
+        found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode):
         yield Handover(fd, "file")
-    elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+    elif _is_ours(found):
         yield Handover(fd, "stream")
     else:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -164,6 +164,11 @@ def _writable(fd: int, name: str) -> Iterator[Handover]:
         finally:
             os.close(writer)
             mover.join()
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """A pipe that the daemon may open anew (one that another user's shell made it may not), or a socket."""
+    return stat.S_ISSOCK(found.st_mode) or (stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid())
 
 
 def _move(reader: int, writer: int) -> None:

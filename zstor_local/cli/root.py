@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "call": "call",
     "rebuild": "rebuilding",
     "key": "key",
+    "systemd": "systemd",
     "bench": "measure",
     "demo": "demo",
     "complete": "complete",

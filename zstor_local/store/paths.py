@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
@@ -21,6 +21,7 @@ from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync
 Mode = Literal["truncate", "append", "exclusive"]
 
 _UNREADABLE_KINDS: Final = frozenset({"proc", "sysfs"})  # files that are no files: reading may have effects, sizes lie
+_SANDBOXED: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})
 _DESCRIPTOR_HINT: Final = "open it yourself and hand the descriptor over (`fd`): that always works"
 
 
@@ -32,17 +33,36 @@ class Protected:
     files: Sequence[str]
 
 
+class Surroundings(Protocol):
+    """What a sandbox around the daemon hides from it."""
+
+    def hides(self, path: str) -> bool:
+        """Whether what lies there for us is not what lies there for everybody else."""
+        ...
+
+    def advice(self, directory: str, *, write: bool) -> str | None:
+        """What to change so that the daemon may use a directory; None where the sandbox is not to blame."""
+        ...
+
+
 class Paths:
     """Opens clients' paths and judges their descriptors."""
 
     def __init__(
-        self, files: Files, client_files: ClientFiles, randomness: Randomness, protected: Protected, allowed_roots: Sequence[str]
+        self,
+        files: Files,
+        client_files: ClientFiles,
+        randomness: Randomness,
+        protected: Protected,
+        allowed_roots: Sequence[str],
+        surroundings: Surroundings | None = None,
     ) -> None:
-        """OSError if a root cannot be opened."""
+        """OSError if a root cannot be opened. No `surroundings`: nothing is hidden."""
         self.files = files
         self.client_files = client_files
         self._randomness = randomness
         self._protected = protected
+        self._surroundings = surroundings
         self._roots: dict[str, int] = {}
         self.allow(allowed_roots)
         self._own_namespace = client_files.mount_namespace(None)
@@ -67,7 +87,8 @@ class Paths:
 
     def open_input(self, path: str, pid: int) -> int:
         """A regular file, open for reading; the caller closes it. PathRefused or IoError."""
-        with self._found(path, pid, os.O_PATH) as fd, _system_errors(path):
+        with self._found(path, pid, os.O_PATH) as fd, self._errors(path, write=False):
+            self._must_be_seen(fd, path, write=False)
             self._must_be_plain_file(fd, path)
             return self.files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
@@ -81,11 +102,12 @@ class Paths:
         name = posixpath.basename(path)
         if name in ("", ".", ".."):
             raise PathRefused(f"{path} names no file", hint="give the path of the file to write")
-        with self._found(posixpath.dirname(path), pid, os.O_PATH | os.O_DIRECTORY) as parent:
+        with self._found(posixpath.dirname(path), pid, os.O_PATH | os.O_DIRECTORY, write=True) as parent:
+            self._must_be_seen(parent, path, write=True)
             self._must_be_free(parent, path)
             beneath = f"/proc/self/fd/{parent}"
             target, part = f"{beneath}/{name}", f"{beneath}/.{self._randomness.bytes(8).hex()}.part"
-            with _system_errors(path):
+            with self._errors(path, write=True):
                 existing = self._existing(target, path)
                 if existing is not None and mode == "exclusive":
                     raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it")
@@ -94,7 +116,7 @@ class Paths:
                 if existing is not None and existing.is_regular:
                     self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
                 yield fd
-                with _system_errors(path):
+                with self._errors(path, write=True):
                     if mode == "append" and existing is not None:
                         self._append(fd, target, path, sync=sync)
                     else:
@@ -111,13 +133,13 @@ class Paths:
                     self.files.unlink(part)
 
     @contextmanager
-    def _found(self, path: str, pid: int, flags: int) -> Iterator[int]:
+    def _found(self, path: str, pid: int, flags: int, *, write: bool = False) -> Iterator[int]:
         """An O_PATH descriptor: nothing is opened yet, so nothing blocks and no device notices."""
         if not path.startswith("/"):
             raise PathRefused(f"{path} is not absolute", hint="the daemon has a working directory of its own: give the whole path")
         if "\0" in path:
             raise PathRefused("a path holds no NUL", hint=_DESCRIPTOR_HINT)
-        with _system_errors(path):
+        with self._errors(path, write=write, directory=path if write else None):
             fd = self._open_in_root(path, flags) if self._roots or self._is_foreign(pid) else self.files.open(path, flags)
         try:
             yield fd
@@ -195,7 +217,7 @@ class Paths:
         return status
 
     def _check(self, fd: int, *, stream: bool) -> FileStatus:
-        with _system_errors("the descriptor"):
+        with self._errors("the descriptor", write=False):
             flags = self.files.open_flags(fd)
             status = self.files.status(fd)
         if flags & (os.O_PATH | os.O_DIRECT):
@@ -228,6 +250,29 @@ class Paths:
         if any(real == directory or real.startswith(directory + "/") for directory in self._protected.directories):
             raise PathRefused(f"{path} lies in the daemon's own store", hint="read and write objects by their keys")
 
+    def _must_be_seen(self, fd: int, path: str, *, write: bool) -> None:
+        """Where a sandbox covers a directory, what is written there is lost, and what is read there is nobody's."""
+        if self._surroundings is not None and self._surroundings.hides(real := self.client_files.real_path(fd)):
+            directory = real if write else posixpath.dirname(real)
+            hint = self._surroundings.advice(directory, write=write)
+            raise PathRefused(f"{path} is hidden from the daemon, which is a service of its own", hint=hint)
+
+    @contextmanager
+    def _errors(self, path: str, *, write: bool, directory: str | None = None) -> Iterator[None]:
+        """The system's errors as ours, with errno's name; where a sandbox is to blame, with the way out of it."""
+        try:
+            yield
+        except ZstorError:
+            raise
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "unknown")
+            directory = directory or posixpath.dirname(path)
+            around = self._surroundings if error.errno in _SANDBOXED and path.startswith("/") else None
+            if around is not None and (advice := around.advice(directory, write=write)):
+                raise PathRefused(f"{path} is closed to the daemon, which is a service of its own ({name})", hint=advice) from None
+            hint = "check the path" if error.errno in (errno.ENOENT, errno.ENOTDIR) else _DESCRIPTOR_HINT
+            raise IoError(f"{path}: {os.strerror(error.errno or 0)} ({name})", hint=hint, errno=name) from None
+
     def _protected_identities(self) -> set[tuple[int, int]]:
         """Device and inode of the daemon's own files, for those who come by another name."""
         found = set()
@@ -239,16 +284,3 @@ class Paths:
 
 def _identity(status: FileStatus) -> tuple[int, int]:
     return status.device, status.inode
-
-
-@contextmanager
-def _system_errors(path: str) -> Iterator[None]:
-    """The system's errors as ours, with errno's name."""
-    try:
-        yield
-    except ZstorError:
-        raise
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "unknown")
-        hint = "check the path" if error.errno in (errno.ENOENT, errno.ENOTDIR) else _DESCRIPTOR_HINT
-        raise IoError(f"{path}: {os.strerror(error.errno or 0)} ({name})", hint=hint, errno=name) from None

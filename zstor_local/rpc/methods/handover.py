@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from zstor_local.errors import PathRefused
 from zstor_local.rpc.call import Call
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.store.objects import Objects
@@ -45,7 +46,7 @@ class Handover:
             elif stat.S_ISSOCK(status.mode):
                 yield SocketSource(self._runtime, self._paths.client_files, fd)
             else:
-                with self._closing(self._files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK)) as own:
+                with self._closing(self._reopen(fd, os.O_RDONLY)) as own:
                     yield PipeSource(self._runtime, own)
 
     async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
@@ -77,13 +78,20 @@ class Handover:
             elif stat.S_ISSOCK(status.mode):
                 await self._pump(call, objects, stored, part, fd, self._paths.client_files.send)
             else:
-                with self._closing(self._files.reopen(fd, os.O_WRONLY | os.O_NONBLOCK)) as own:
+                with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
                     await self._pump(call, objects, stored, part, own, self._files.writev)
 
     async def _pump(
         self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, send: Callable[[int, Sequence[Buffer]], int]
     ) -> None:
         await objects.read_to_stream(stored, PipeSink(self._runtime, fd, send), part, call)
+
+    def _reopen(self, fd: int, flags: int) -> int:
+        """A pipe once more, for O_NONBLOCK must be ours alone."""
+        try:
+            return self._files.reopen(fd, flags | os.O_NONBLOCK)
+        except PermissionError:
+            raise PathRefused("the pipe was made by another user", hint="put a pipe of your own between:  | cat |") from None
 
     @contextmanager
     def _closing(self, fd: int) -> Iterator[int]:
