@@ -22,7 +22,7 @@ from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.content_length import ContentLengthFramer
-from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Truncated, close_all, receive
+from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Receiver, Truncated, close_all
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
 from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
 from zstor_local.rpc.http import HttpFramer, NoDescriptors
@@ -49,6 +49,7 @@ class Connection:
         self._budget = budget
         self._framer: Wire = Framer()
         self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
+        self._receiver = Receiver(socket)
         self._outbox = Outbox(socket)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
@@ -116,6 +117,7 @@ class Connection:
                 descriptors.close()
             self._budget.give(self._held)
             self._calls.close()
+            self._receiver.detach()
             self._socket.close()
 
     def stop(self) -> None:
@@ -165,9 +167,9 @@ class Connection:
     async def _receive(self) -> tuple[bytes, list[int]] | None:
         """Read once. None where the time is up that the last message's terminator had."""
         if self._undecided is None:
-            return await receive(self._socket, self._read_size)
+            return await self._receiver.receive(self._read_size)
         with trio.move_on_after(limits.TERMINATOR_GRACE_SECONDS):
-            return await receive(self._socket, self._read_size)
+            return await self._receiver.receive(self._read_size)
         self._settle(line=False)
         return None
 

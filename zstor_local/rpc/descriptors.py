@@ -20,9 +20,31 @@ class Truncated(Exception):
     """The kernel could not hand over all descriptors of a message; those that came are closed."""
 
 
-async def receive(peer: trio.socket.SocketType, size: int) -> tuple[bytes, list[int]]:
-    """Up to `size` bytes and all descriptors that came with them, close-on-exec. Empty bytes are the end of the input."""
-    data, ancillary, flags, _address = await peer.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+class Receiver:
+    """Reads bytes and descriptors from one socket, which stays its owner's: `detach` before it is closed."""
+
+    def __init__(self, peer: trio.socket.SocketType) -> None:
+        self._view = socket.socket(fileno=peer.fileno())
+
+    async def receive(self, size: int) -> tuple[bytes, list[int]]:
+        """Up to `size` bytes and all descriptors that came with them, close-on-exec. Empty bytes are the end of the input.
+
+        It waits first: a client that has its reply is still reading it, and an attempt in vain costs as much as the real one.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._view)
+            try:
+                received = self._view.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            return _descriptors_of(*received)
+
+    def detach(self) -> None:
+        """Let go of the socket."""
+        self._view.detach()
+
+
+def _descriptors_of(data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int, _: object) -> tuple[bytes, list[int]]:
     if not ancillary and not flags & socket.MSG_CTRUNC:
         return data, []
     fds: list[int] = []

@@ -236,7 +236,6 @@ def _binding(function: Callable[..., object], method: Method, signature: inspect
     checks = {parameter.name: parameter.type.check for parameter in method.parameters}
     variadic = method.variadic
 
-    @functools.wraps(function)
     def bind(call: Bindable, /, *positional: Json, **named: Json) -> object:
         for name, value in zip(names, positional, strict=False):
             named[name] = value

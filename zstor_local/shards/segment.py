@@ -124,7 +124,7 @@ def pack_freed(key: bytes, offset: int, share: ShareId, committed: int) -> list[
 
 def entry_size(entry: Entry) -> int:
     """Bytes an entry takes in a segment."""
-    return aligned(ENTRY_HEADER_BYTES + len(entry.envelope.sealed) + len(entry.share))
+    return -(-(ENTRY_HEADER_BYTES + len(entry.envelope.sealed) + len(entry.share)) // ALIGNMENT) * ALIGNMENT
 
 
 def aligned(length: int) -> int:
@@ -133,8 +133,7 @@ def aligned(length: int) -> int:
 
 def _finish(key: bytes, offset: int, fields: bytes, record: bytes, share: bytes) -> list[bytes]:
     checksum = _checksum(key, offset, fields, record, share)
-    length = ENTRY_HEADER_BYTES + len(record) + len(share)
-    return [fields, checksum, record, share, bytes(aligned(length) - length)]
+    return [fields, checksum, record, share, bytes(-(len(record) + len(share)) % ALIGNMENT)]  # the header's length is aligned
 
 
 def _checksum(key: bytes, offset: int, fields: Buffer, record: Buffer, share: Buffer) -> bytes:

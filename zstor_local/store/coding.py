@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 import blake3
@@ -60,6 +61,9 @@ class ScratchPool:
             self._free.append(scratch)
 
 
+NO_MEMBERS: Final[Mapping[str, object]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
     """An object as its shares hold it. `chunk_table` packed; `wrapped_key` opens its blocks."""
@@ -78,7 +82,18 @@ class Coded:
     def table_in_shares(self) -> bool:
         return len(self.chunk_table) > limits.CHUNK_TABLE_INLINE_BYTES
 
-    def record(self, key: str, policy: Policy, created: int, modified: int) -> ObjectRecord:
+    def record(
+        self,
+        key: str,
+        policy: Policy,
+        created: int,
+        modified: int,
+        *,
+        references: tuple[str, ...] = (),
+        user: Mapping[str, object] = NO_MEMBERS,
+        previous_key: str | None = None,
+        next_key: str | None = None,
+    ) -> ObjectRecord:
         """The record of a key with these bytes; times in microseconds."""
         return ObjectRecord(
             key=key,
@@ -92,6 +107,10 @@ class Coded:
             share_bytes=self.share_bytes,
             chunk_table=b"" if self.table_in_shares else self.chunk_table,
             table_blob=self.table_in_shares,
+            references=references,
+            user=user,
+            previous_key=previous_key,
+            next_key=next_key,
         )
 
 

@@ -440,6 +440,8 @@ class Committer:
 
     def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:
         debts = [*item.decision.debts, *_debts(item, failed)]
+        if not debts:
+            return Committed(item.envelope)
         owed = tuple(sorted({debt.shard for debt in debts}))
         return Committed(item.envelope, owed, tuple(sorted({debt.shard for debt in debts if debt.kind is Owed.SHARE})))
 
@@ -479,6 +481,8 @@ def _give_up(changes: Sequence[_Change]) -> None:
 def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:
     """What the failed shards will have to be given of this item."""
     debts: list[Debt] = []
+    if not failed:
+        return debts
     for row, (record, _) in item.sealed.items():
         debts += [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in failed]
         debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in failed]

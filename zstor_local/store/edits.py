@@ -7,7 +7,7 @@ found as long as their object has them; counts agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,7 +74,16 @@ class Edits:
         self.find(key)
         self._after[key] = None
 
-    def decision(self, now: int, *, new: NewShares | None = None, insist: bool = True, closing: bool = False) -> Decision:
+    def decision(
+        self,
+        now: int,
+        *,
+        new: NewShares | None = None,
+        insist: bool = True,
+        closing: bool = False,
+        intents_done: Sequence[Version] = (),
+        debts: Sequence[Debt] = (),
+    ) -> Decision:
         """All that changes. Records must reach their policy's write quorum if the change may fail for want of shards (`insist`).
 
         NoSpace over the namespace's quota; Conflict once its deletion has begun, unless this is a part of it (`closing`).
@@ -100,7 +109,9 @@ class Edits:
         garbage, paid = self._left_behind()
         return Decision(
             records=records,
+            intents_done=intents_done,
             garbage=garbage,
+            debts=debts,
             debts_paid=paid,
             references=list(self._references(self._after, self._before)),
             references_gone=list(self._references(self._before, self._after)),

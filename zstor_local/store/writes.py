@@ -248,8 +248,11 @@ class ObjectWriter:
             replaced = old is not None
             references = old.references if options.keep_references and old is not None else options.references
             previous = options.previous.key if options.previous is not None else old.previous_key if old is not None else None
-            published = replace(
-                coded.record(name.key, namespace.policy, max(earliest, now if old is None else old.created), now),
+            published = coded.record(
+                name.key,
+                namespace.policy,
+                max(earliest, now if old is None else old.created),
+                now,
                 references=tuple(references),
                 user=options.user,
                 previous_key=previous,
@@ -278,8 +281,12 @@ class ObjectWriter:
         debts = [
             Debt(coded.placement[index], Owed.SHARE, namespace.id, record.key, coded.version, index) for index in sorted(coded.failed)
         ]
-        change = edits.decision(now, new=NewShares(record.key, shares, self._quorum(namespace)))
-        return replace(change, intents_done=[] if coded.shares else [coded.version], debts=debts)
+        return edits.decision(
+            now,
+            new=NewShares(record.key, shares, self._quorum(namespace)),
+            intents_done=() if coded.shares else (coded.version,),
+            debts=debts,
+        )
 
     def discard(self, edits: Edits, coded: Coded, now: int) -> Decision:
         """The edits, and nobody needs the coded shares."""
