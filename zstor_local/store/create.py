@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from zstor_local.coding.keys import KeyHasher, KeyRing, expand
-from zstor_local.config import AuthorityConfig, Config
+from zstor_local.config import Config
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.masterkey import KEY_BYTES, MasterKey
@@ -106,8 +106,6 @@ def _must_be_known(config: Config) -> None:
     """StoreFault for settings of engines that this version does not have: nothing is ignored in silence."""
     if config.metastore_url is not None:
         raise StoreFault(f"metastore {config.metastore_url}: this version keeps its records in the store", "leave [metastore] out")
-    if config.authority != AuthorityConfig():
-        raise StoreFault("this version has only the built-in authority, for the organisation `local`", "leave [authority] out")
 
 
 def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:

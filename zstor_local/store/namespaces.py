@@ -26,6 +26,7 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
+REWRITE_TABLE: Final = "rewrite"  # of store-wide rows: how far a namespace's rewrite has come, by its id
 
 
 @dataclass(slots=True, eq=False)
@@ -229,8 +230,11 @@ class Namespaces:
             row = row_name(namespace.name)
             tombstone = Tombstone(row, self._runtime.clock.now())
             buried = self._record(row, Kind.TOMBSTONE, tombstone.encode(), current)
-            rights = self._rows.look(PERMISSIONS_TABLE, namespace.name)
-            return Decision(buried if rights is None else {**buried, **self._rows.removed(PERMISSIONS_TABLE, namespace.name)})
+            records = dict(buried)
+            for table, name in ((PERMISSIONS_TABLE, namespace.name), (REWRITE_TABLE, namespace.id.hex())):
+                if self._rows.look(table, name) is not None:
+                    records.update(self._rows.removed(table, name))
+            return Decision(records)
 
         was_closed = namespace.gate.closed
         try:

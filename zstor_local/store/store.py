@@ -31,7 +31,7 @@ from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.health import Health
-from zstor_local.store.jobs import Jobs
+from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.keyfile import make_directories, read_key
 from zstor_local.store.lock import store_lock
 from zstor_local.store.mending import Mending
@@ -41,6 +41,7 @@ from zstor_local.store.places import Places, check_names
 from zstor_local.store.presence import Presence
 from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
+from zstor_local.store.rewriting import Rewriting
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
 from zstor_local.store.sealing import RecordSealer
@@ -114,6 +115,7 @@ class Store:
             on_garbage=self.freeing.wake,
         )
         self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
+        self.rewriting = Rewriting(runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects)
         self.mending = Mending(metastore, pool, self.committer, self.namespaces, self.shares_health, self.objects.find)
         self.presence = Presence(
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
@@ -138,6 +140,20 @@ class Store:
 
     def _strays(self) -> Strays:
         return Strays(self.metastore, self.pool, self.sealer, lambda space: self.namespaces.by_id(space) is not None)
+
+    def go_on_rewriting(self) -> None:
+        """At a start: the rewrites that an earlier life did not come to the end of."""
+        for name in self.rewriting.broken_off():
+            self.start_rewrite(name)
+
+    def start_rewrite(self, name: str) -> Job:
+        """The job that writes a namespace's objects again."""
+
+        async def work(job: Job) -> dict[str, object]:
+            rewritten = await self.rewriting.rewrite(name, job)
+            return {"objects": rewritten.objects, "unreadable": rewritten.unreadable}
+
+        return self.jobs.start("namespace.rewrite", work)
 
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
@@ -245,6 +261,7 @@ async def open_store(
                         nursery.start_soon(store.scrub.run)
                         nursery.start_soon(store.removal.run)
                         store.removal.wake()
+                        store.go_on_rewriting()
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()

@@ -1,0 +1,159 @@
+"""Rewriting a namespace: new policy, new data keys, everything else as it was; goes on where it was broken off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+
+from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put
+from zstor_local.errors import NotFound, ZstorError
+from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.model.policy import Policy
+from zstor_local.model.record import Kind
+from zstor_local.store.caller import Nobody
+from zstor_local.store.links import Previous
+from zstor_local.store.namespaces import REWRITE_TABLE
+from zstor_local.store.renaming import Renaming
+from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
+
+OTHER = Policy(1, 3, chunk_size=2 * CHUNK, compression="none", padding="padme")
+
+
+class Told:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int | None]] = []
+
+    def progress(self, done: int, total: int | None) -> None:
+        self.seen.append((done, total))
+
+
+async def change_policy(store: Store) -> None:
+    await store.namespaces.change("default", lambda record: replace(record, policy=OTHER))
+
+
+@pytest.mark.parametrize("size", [0, *SMALL_AND_LARGE])
+async def test_an_object_is_the_same_but_for_how_it_is_stored(home: Home, size: int) -> None:
+    async with home.open() as store:
+        await put(store, "before", b"")
+        options = WriteOptions(references=["r"], user={"a": 1}, previous=Previous("before"))
+        old = await put(store, "a", content(1, size), options)
+        await put(store, "after", b"", WriteOptions(previous=Previous("a")))
+        old = store.objects.find(name("a"))
+        await change_policy(store)
+        told = Told()
+        assert (await store.rewriting.rewrite("default", told)).objects == 3
+        assert told.seen[-1] == (3, 3)
+        new = store.objects.find(name("a"))
+        assert new.version != old.version
+        assert new.record.wrapped_key != old.record.wrapped_key
+        assert new.record.policy == OTHER
+        same = replace(
+            new.record,
+            policy=old.record.policy,
+            wrapped_key=old.record.wrapped_key,
+            placement=old.record.placement,
+            share_bytes=old.record.share_bytes,
+            chunk_table=old.record.chunk_table,
+        )
+        assert same == old.record
+        assert await get(store, "a") == content(1, size)
+        await freed(store)
+        assert not any(old.version.hex() in path for path in home.share_files())
+        assert store.namespaces.usage(store.namespaces.get("default")).bytes == size
+
+
+async def test_keys_that_share_a_version_share_the_new_one(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        renaming = Renaming(
+            store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake
+        )
+        await renaming.copy(name("a"), "b", None, Nobody(), exclusive=False)
+        await change_policy(store)
+        await store.rewriting.rewrite("default", Told())
+        await freed(store)
+        assert store.objects.find(name("a")).version == store.objects.find(name("b")).version
+        assert {store.objects.find(name(key)).record.policy for key in "ab"} == {OTHER}
+        assert len(home.share_files()) == 3
+        assert await get(store, "b") == await get(store, "a") == content(1, 700_000)
+
+
+async def test_it_goes_on_where_it_was_broken_off(home: Home) -> None:
+    """The disk of the metastore is full for a while; the next life ends by itself what was begun."""
+    async with home.open() as store:
+        for number in range(150):
+            await put(store, f"{number:03}", content(number, 10))
+        await change_policy(store)
+        commits = 0
+
+        def full(transaction: Transaction) -> None:
+            nonlocal commits
+            commits += sum(row.envelope.kind is Kind.OBJECT for row in transaction.rows)
+            if commits > 120:
+                raise CommitRefused("the disk is full", no_space=True)
+
+        home.engines.before_commit = full
+        with pytest.raises(ZstorError):
+            await store.rewriting.rewrite("default", Told())
+        first = store.objects.find(name("000")).version
+    home.engines.before_commit = lambda transaction: None
+    async with home.open() as store:
+        (job,) = store.jobs.list()
+        while job.running:
+            news = job.news()
+            if job.running:
+                await news.wait()
+        assert job.state == "done", job.error
+        assert {store.objects.find(name(key)).record.policy for key in await keys(store)} == {OTHER}
+        assert store.objects.find(name("000")).version == first  # done before it was broken off
+        assert store.rows.get(REWRITE_TABLE, store.namespaces.get("default").id.hex()) is None
+        assert await get(store, "149") == content(149, 10)
+
+
+async def test_what_cannot_be_read_is_told_and_kept(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "bad", content(1, 700_000))
+        await put(store, "good", content(2, 700_000))
+        bad = store.objects.find(name("bad"))
+        for path in home.path.rglob(f"{bad.version.hex()}.*"):
+            path.write_bytes(b"")
+        await change_policy(store)
+        result = await store.rewriting.rewrite("default", Told())
+        assert (result.objects, result.unreadable) == (1, ["bad"])
+        assert store.objects.find(name("bad")).version == bad.version
+        assert await get(store, "good") == content(2, 700_000)
+
+
+async def test_writers_and_deleters_are_not_disturbed(home: Home) -> None:
+    async with home.open() as store:
+        for number in range(40):
+            await put(store, f"{number:02}", content(number, 100))
+        await change_policy(store)
+
+        async def write() -> None:
+            for number in range(0, 40, 2):
+                await put(store, f"{number:02}", content(1_000 + number, 100))
+
+        async def remove() -> None:
+            for number in range(1, 40, 4):
+                await delete(store, f"{number:02}")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.rewriting.rewrite, "default", Told())
+            nursery.start_soon(write)
+            nursery.start_soon(remove)
+        for number in range(0, 40, 2):
+            assert await get(store, f"{number:02}") == content(1_000 + number, 100)
+        for number in range(3, 40, 4):
+            assert await get(store, f"{number:02}") == content(number, 100)
+        assert len(await keys(store)) == 30
+        assert {store.objects.find(name(key)).record.policy for key in await keys(store)} == {OTHER}
+
+
+async def test_there_must_be_such_a_namespace(home: Home) -> None:
+    async with home.open() as store:
+        with pytest.raises(NotFound):
+            await store.rewriting.rewrite("music", Told())
