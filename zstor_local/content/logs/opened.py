@@ -138,6 +138,11 @@ class OpenLog:
         with suppress(IoError):
             self._index.rewrite(self.name, first, last, pages)
 
+    async def adopt(self, head: Page) -> None:
+        """Set a head whose pages below are stored and pinned already, and read what they are."""
+        await self._set_head(head)
+        await self._complete_index(head.tail)
+
     async def _set_head(self, page: Page) -> None:
         value = page.encode(self.record.policy.encoding)
         try:
