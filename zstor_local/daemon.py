@@ -19,17 +19,22 @@ from typing import Final
 import trio
 
 from zstor_local import __version__, limits
+from zstor_local.access.authority import Authority
+from zstor_local.access.builtin import builtin_authority
+from zstor_local.access.spaces import Spaces
 from zstor_local.activation import inherited_listener
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import NEXT, MasterKey
+from zstor_local.rpc.methods import access as access_methods
 from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import jobs as job_methods
 from zstor_local.rpc.methods import keys as key_methods
+from zstor_local.rpc.methods import namespaces as namespace_methods
 from zstor_local.rpc.methods import ns as name_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
@@ -144,7 +149,7 @@ async def _serve(runtime: Runtime, engines: Engines, config: Config, reread: Cal
             notifier.extend(_RECOVERY_SECONDS)
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
                 paths = _paths(store, config)
-                server = Server(_registry(store, config, paths), runtime.randomness, jobs=store.jobs)
+                server = Server(_registry(store, builtin_authority(store), config, paths), runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
                     notifier.stopping()
@@ -189,7 +194,7 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
     log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
 
 
-def _registry(store: Store, config: Config, paths: Paths) -> Registry:
+def _registry(store: Store, authority: Authority, config: Config, paths: Paths) -> Registry:
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
@@ -205,6 +210,8 @@ def _registry(store: Store, config: Config, paths: Paths) -> Registry:
     job_methods.register(registry, store)
     name_methods.register(registry, Names(store.rows))
     key_methods.register(registry, store)
+    namespace_methods.register(registry, store, Spaces(store, authority))
+    access_methods.register(registry, authority)
     return registry
 
 

@@ -11,10 +11,11 @@ from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_toke
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.ids import StoreId
-from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, Permission, Rights, scope
+from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
 from zstor_local.model.record import decode, encode
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
+from zstor_local.store.store import Store
 from zstor_local.store.storewide import StoredRow, StoreWide
 
 SECOND: Final = 1_000_000  # microseconds
@@ -42,8 +43,8 @@ class BuiltInAuthority:
     # --- Namespaces and rights ---
 
     async def create(self, namespace: str) -> None:
-        def change(current: StoredRow | None) -> bytes:
-            if current is not None and self._exists(namespace):
+        def change(_: StoredRow | None) -> bytes:
+            if self._exists(namespace):
                 raise AlreadyExists(f"there is a namespace {namespace} already")
             return _encode({})  # also over what a creation that was broken off has left
 
@@ -92,7 +93,7 @@ class BuiltInAuthority:
 
     def _must_exist(self, namespace: str, row: StoredRow | None) -> None:
         """Namespaces that a first write made have no row here before somebody is given something."""
-        if row is None and not self._exists(namespace):
+        if row is None and namespace != STORE_NAMESPACE and not self._exists(namespace):
             raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them")
 
     # --- Tokens ---
@@ -184,6 +185,17 @@ class BuiltInAuthority:
 
     def _now(self) -> int:
         return self._runtime.clock.now() // SECOND
+
+
+def builtin_authority(store: Store) -> BuiltInAuthority:
+    """The authority of an open store."""
+    return BuiltInAuthority(
+        store.runtime,
+        store.rows,
+        store.sealer.store_id,
+        organization=store.config.authority.organization,
+        exists=lambda name: store.namespaces.find(name) is not None,
+    )
 
 
 def _ring(row: StoredRow | None) -> KeyRing:

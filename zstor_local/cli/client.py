@@ -220,6 +220,8 @@ def typed_error(fault: Json) -> errors.ZstorError:
     data = dict(data) if isinstance(data, Mapping) else {}
     kind, retryable, hint = data.pop("type", None), data.pop("retryable", False), data.pop("hint", None)
     data.pop("message", None)
+    if isinstance(detail := data.pop("detail", None), str):  # the message of a protocol fault is only its name
+        message = detail
     for known in _error_classes(errors.ZstorError):
         if known.type == kind:
             break

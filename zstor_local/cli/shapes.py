@@ -130,3 +130,66 @@ class NameListed(TypedDict):
 class NamesPage(TypedDict):
     items: list[NameListed]
     cursor: str | None
+
+
+class NamespacePolicy(TypedDict):
+    k: int
+    m: int
+    chunk_size: int
+    compression: str
+    padding: str
+
+
+class NamespaceShown(TypedDict):
+    """namespace.get, namespace.create, namespace.set."""
+
+    namespace: str
+    policy: NamespacePolicy
+    placement: list[str]
+    objects: int
+    bytes: int
+    quota_bytes: int | None
+    created_epoch: int
+
+
+class NamespacePage(TypedDict):
+    items: list[NamespaceShown]
+    cursor: str | None
+
+
+class NamespaceDeleted(TypedDict):
+    deleted: bool
+    objects: int
+
+
+class JobStarted(TypedDict):
+    job: str
+
+
+class Rights(TypedDict):
+    """permission.get."""
+
+    read: bool
+    write: bool
+    delete: bool
+    admin: bool
+
+
+class PermissionGiven(Rights):
+    """permission.give, permission.remove."""
+
+    namespace: str
+    user: str
+    pending: list[str]
+
+
+class PermissionList(TypedDict):
+    items: list[PermissionGiven]
+
+
+class TokenShown(TypedDict):
+    """token.create."""
+
+    token: str
+    expires_epoch: int
+    scopes: list[str]

@@ -153,7 +153,9 @@ class Store:
             rewritten = await self.rewriting.rewrite(name, job)
             return {"objects": rewritten.objects, "unreadable": rewritten.unreadable}
 
-        return self.jobs.start("namespace.rewrite", work)
+        job = self.jobs.start("namespace.rewrite", work)
+        job.message = name
+        return job
 
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""

@@ -1,0 +1,164 @@
+"""`zstor namespace`: separate sets of keys, each with its policy and quota."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final, cast
+
+import click
+
+from zstor_local.cli import text
+from zstor_local.cli.client import Json
+from zstor_local.cli.options import Decorator, Function, Options, as_json, connection, pass_options
+from zstor_local.cli.shapes import JobStarted, NamespaceDeleted, NamespacePage, NamespaceShown
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 1048576, 1M, 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.match(str(value))
+        if match is None:
+            self.fail(f"{value!r} is no size; write it like 500M, 10GiB or 1048576", param, ctx)
+        return int(match[1]) * _UNITS[match[2].upper()]
+
+
+@click.group()
+def namespace() -> None:
+    """Keep sets of keys apart, each with its policy, quota and permissions."""
+
+
+def _policy_options(function: Function) -> Function:
+    options: list[Decorator] = [
+        click.option("-k", type=int, metavar="K", help="Shares that give an object back."),
+        click.option("-m", type=int, metavar="M", help="Shares in all, one to a shard."),
+        click.option("--chunk-size", type=Size(), metavar="SIZE", help="A power of two from 256K to 4M."),
+        click.option("--compression", type=click.Choice(["zstd", "none"])),
+        click.option("--padding", type=click.Choice(["none", "padme"]), help="padme hides the exact length of chunks."),
+        click.option("--on", "placement", metavar="SHARD|GROUP", multiple=True, help="Where shares go (all shards); may be repeated."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@namespace.command()
+@click.argument("name")
+@_policy_options
+@click.option("--quota", type=Size(), metavar="SIZE", help="Bytes that its objects may have together.")
+@as_json
+@connection
+@pass_options
+def create(options: Options, /, name: str, placement: tuple[str, ...], quota: int | None, **policy: Json) -> None:
+    """Create the namespace NAME.
+
+    A first write to a new name creates one too, with the configured policy.
+    """
+    params = _params(name, placement, policy)
+    if quota is not None:
+        params["quota_bytes"] = quota
+    _shown(options, "namespace.create", params)
+
+
+@namespace.command("set")
+@click.argument("name")
+@_policy_options
+@click.option("--quota", metavar="SIZE|none", help="Bytes that its objects may have together.")
+@click.option("--rewrite", is_flag=True, help="Convert the objects that are there, with new keys, as a job.")
+@as_json
+@connection
+@pass_options
+def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: str | None, rewrite: bool, **policy: Json) -> None:
+    """Change the namespace NAME; what is not named stays.
+
+    A policy is for what is written from now on; --rewrite converts the rest.
+    """
+    params = _params(name, placement, policy)
+    if quota is not None:
+        params["quota_bytes"] = -1 if quota == "none" else Size().convert(quota, None, None)
+    _shown(options, "namespace.set", params)
+    if rewrite:
+        with options.connect() as client:
+            job = cast(JobStarted, client.call("namespace.rewrite", {"namespace": name}))["job"]
+        click.echo(json.dumps({"job": job}) if options.json else f"rewriting it: zstor call job.wait job={job}")
+
+
+@namespace.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Delete its objects with it.")
+@as_json
+@connection
+@pass_options
+def rm(options: Options, name: str, force: bool) -> None:
+    """Delete the namespace NAME and everybody's permissions in it.
+
+    With objects in it only with --force, which deletes them for good.
+    """
+    with options.connect() as client:
+        answer = cast(NamespaceDeleted, client.call("namespace.delete", {"namespace": name, "force": force}))
+    if options.json:
+        click.echo(json.dumps(answer))
+    else:
+        click.echo(f"deleted the namespace {text.shown(name)} and {text.count(answer['objects'], 'object')}")
+
+
+@namespace.command()
+@as_json
+@connection
+@pass_options
+def ls(options: Options) -> None:
+    """List the namespaces; with --json one line each."""
+    params: dict[str, Json] = {}
+    with options.connect() as client:
+        while True:
+            page = cast(NamespacePage, client.call("namespace.list", params))
+            for item in page["items"]:
+                click.echo(json.dumps(item) if options.json else _line(item))
+            if page["cursor"] is None:
+                return
+            params["cursor"] = page["cursor"]
+
+
+@namespace.command()
+@click.argument("name")
+@as_json
+@connection
+@pass_options
+def get(options: Options, name: str) -> None:
+    """Show the policy of the namespace NAME, its quota and what it holds."""
+    _shown(options, "namespace.get", {"namespace": name})
+
+
+def _params(name: str, placement: tuple[str, ...], policy: dict[str, Json]) -> dict[str, Json]:
+    given = {member: value for member, value in policy.items() if value is not None}
+    params: dict[str, Json] = {"namespace": name}
+    if given:
+        params["policy"] = given
+    if placement:
+        params["placement"] = list(placement)
+    return params
+
+
+def _shown(options: Options, method: str, params: dict[str, Json]) -> None:
+    with options.connect() as client:
+        found = cast(NamespaceShown, client.call(method, params))
+    if options.json:
+        click.echo(json.dumps(found))
+        return
+    policy = found["policy"]
+    click.echo(_line(found))
+    chunks = f"chunks of {text.size(policy['chunk_size'])}, compression {policy['compression']}, padding {policy['padding']}"
+    click.echo(f"  any {policy['k']} of {policy['m']} shares give an object back; {chunks}")
+    if found["placement"]:
+        click.echo(f"  shares go to {', '.join(found['placement'])}")
+
+
+def _line(found: NamespaceShown) -> str:
+    quota = "" if found["quota_bytes"] is None else f" of {text.size(found['quota_bytes'])}"
+    return f"{found['namespace']}: {text.count(found['objects'], 'object')}, {text.size(found['bytes'])}{quota}"

@@ -1,0 +1,88 @@
+"""`zstor token`: tokens for shard servers, the keys that these are checked with, and ending tokens early."""
+
+from __future__ import annotations
+
+import json
+from typing import Final, cast
+
+import click
+
+from zstor_local.cli.client import Json
+from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.shapes import TokenShown
+
+WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
+
+
+@click.group()
+def token() -> None:
+    """Sign tokens for shard servers, export the keys, end tokens early."""
+
+
+@token.command()
+@click.argument("namespace")
+@click.argument("permissions", metavar="read|write|delete|admin...", nargs=-1, required=True, type=WORDS)
+@click.option("--user", metavar="USER", help="Whose token it is (the owner's, who has every right).")
+@click.option("--ttl", type=click.IntRange(1, 86_400), metavar="SECONDS", help="When it expires (300).")
+@as_json
+@connection
+@pass_options
+def create(options: Options, namespace: str, permissions: tuple[str, ...], user: str | None, ttl: int | None) -> None:
+    """Print a token for NAMESPACE with these permissions.
+
+    A user gets one only for what was given.
+    """
+    params: dict[str, Json] = {"namespace": namespace, "permission": list(permissions)}
+    params |= {name: value for name, value in (("user", user), ("ttl_seconds", ttl)) if value is not None}
+    with options.connect() as client:
+        made = cast(TokenShown, client.call("token.create", params))
+    click.echo(json.dumps(made) if options.json else made["token"])
+
+
+@token.command()
+@click.option("--rotate", is_flag=True, help="Make a new signing key first.")
+@click.option(
+    "--signs-in",
+    type=click.IntRange(0, 86_400),
+    metavar="SECONDS",
+    help="When the new key begins to sign (3600), so that servers know it.",
+)
+@as_json
+@connection
+@pass_options
+def keys(options: Options, rotate: bool, signs_in: int | None) -> None:
+    """Print the public keys and what was revoked, as JSON.
+
+    It is what `zstor shard serve --trust FILE` takes.
+    """
+    params: dict[str, Json] = {"rotate": True} if rotate else {}
+    if signs_in is not None:
+        if not rotate:
+            raise click.UsageError("--signs-in goes with --rotate")
+        params["signs_in_seconds"] = signs_in
+    with options.connect() as client:
+        document = client.call("token.keys", params)
+    click.echo(json.dumps(document, indent=None if options.json else 2))
+
+
+@token.command()
+@click.option("--user", metavar="USER", help="Every token of USER.")
+@click.option("--namespace", "space", metavar="NAME", help="Every token for this namespace; with --user, the user's.")
+@click.option("--jti", metavar="ID", help="One token, by its id.")
+@click.option("--key", "kid", metavar="ID", help="A signing key, with all that it signed.")
+@click.option("--all", "every", is_flag=True, help="Every token.")
+@as_json
+@connection
+@pass_options
+def revoke(options: Options, user: str | None, space: str | None, jti: str | None, kid: str | None, every: bool) -> None:
+    """End tokens that have not expired. Permissions stay: see `zstor perm remove`.
+
+    It counts on a shard server as soon as it has the new keys.
+    """
+    given: dict[str, Json] = {"user": user, "namespace": space, "jti": jti, "kid": kid}
+    params = {name: value for name, value in given.items() if value is not None} | ({"all": True} if every else {})
+    if not params:
+        raise click.UsageError("say which: --user, --namespace, --jti, --key or --all")
+    with options.connect() as client:
+        answer = client.call("token.revoke", params)
+    click.echo(json.dumps(answer) if options.json else "revoked")
