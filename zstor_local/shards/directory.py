@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from types import TracebackType
 from typing import Final
 
 from zstor_local.coding.block import BadBlock
@@ -106,6 +107,7 @@ class DirectoryShard:
         self._broken: ShardState | None = None
         self._was_gone = False
         self._open = True
+        self._passing, self._lasting = _Failing(self, lasting=False), _Failing(self, lasting=True)
         try:
             self._lock_fd = self._files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
         except OSError as error:
@@ -343,25 +345,41 @@ class DirectoryShard:
         if state != "ok":
             raise ShardError(state, self._error or state, untouched=True)
 
-    @contextmanager
-    def _failing(self, *, lasting: bool = False) -> Iterator[None]:
-        """The system's errors as ShardErrors; after a lasting one the shard takes nothing more in this process.
+    def _failing(self, *, lasting: bool = False) -> _Failing:
+        """Around work on the disk: the system's errors as ShardErrors.
 
-        Failed syncs of what is to stay are lasting: no later one of the same file or directory can be believed.
+        After a lasting one the shard takes nothing more in this process. Failed syncs of what is to stay are lasting: no later one of
+        the same file or directory can be believed.
         """
-        try:
-            yield
-        except BlockingIOError:
-            raise
-        except LogClosed as error:
+        return self._lasting if lasting else self._passing
+
+    def _fail(self, error: BaseException, *, lasting: bool) -> None:
+        if isinstance(error, LogClosed):
             self._broken = "failed"
             raise ShardError("failed", str(error)) from error
-        except OSError as error:
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             state = _state(error)
             self._error = f"{_name(error)}: {error.strerror}"
             if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log.closed:
                 self._broken = state = "failed"
             raise ShardError(state, self._error) from error
+
+
+class _Failing:
+    """What `DirectoryShard._failing` gives: two for a shard, entered again and again, as every read of a small share does it twice."""
+
+    __slots__ = ("_lasting", "_shard")
+
+    def __init__(self, shard: DirectoryShard, *, lasting: bool) -> None:
+        self._shard = shard
+        self._lasting = lasting
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is not None:
+            self._shard._fail(error, lasting=self._lasting)
 
 
 def _share_named(name: str) -> ShareId | None:

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from zstor_local import limits
@@ -355,17 +355,21 @@ class _OpenSegments:
         self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
         self._keep = OPEN_SEGMENTS
 
-    @contextmanager
-    def using(self, number: int) -> Iterator[int]:
+    def using(self, number: int) -> _Using:
+        """Its descriptor, open while this is entered."""
+        return _Using(self, number)
+
+    def take(self, number: int) -> list[int]:
         with self._lock:
             slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]
             self._open[number] = slot
             slot[1] += 1
-        try:
-            yield slot[0]
-        finally:
-            with self._lock:
-                slot[1] -= 1
+        return slot
+
+    def give(self, slot: list[int]) -> None:
+        with self._lock:
+            slot[1] -= 1
+            if len(self._open) > self._keep:
                 self._evict()
 
     def _evict(self) -> None:
@@ -380,3 +384,20 @@ class _OpenSegments:
         with self._lock:
             self._keep = 0
             self._evict()
+
+
+class _Using:
+    """One use of an open segment."""
+
+    __slots__ = ("_number", "_open", "_slot")
+
+    def __init__(self, segments: _OpenSegments, number: int) -> None:
+        self._open = segments
+        self._number = number
+
+    def __enter__(self) -> int:
+        self._slot = self._open.take(self._number)
+        return self._slot[0]
+
+    def __exit__(self, *_: object) -> None:
+        self._open.give(self._slot)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from zstor_local.coding.block import BadBlock, Buffer
+from zstor_local.coding.block import BadBlock, Buffer, ChunkShape
 from zstor_local.coding.chunk import ChunkCoder
 from zstor_local.coding.seal import BlockSealer
 from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table
@@ -22,6 +22,16 @@ from zstor_local.store.namespaces import Namespace
 ShareState = Literal["ok", "missing", "corrupt", "stale", "unreachable"]
 
 _GONE: Final = frozenset({"missing", "failed"})  # states of a shard that answers nothing
+
+
+class _Place(NamedTuple):
+    """A chunk's block in any share: where it lies, and the header with which it begins."""
+
+    chunk: int
+    shape: ChunkShape
+    offset: int
+    length: int
+    header: bytes
 
 
 class ShareBad(Exception):
@@ -61,15 +71,17 @@ class VersionShares:
         `among` limits the share indices. Unreadable if fewer than k are good; BlockingIOError if not `wait` and a disk would be.
         """
         blocks: dict[int, Buffer] = {}
+        place = self._place(chunk)
         order = list(self._order() if among is None else among)
         if wait:
             for index in order[: self._policy.k]:
-                self._prefetch(index, chunk)
+                with suppress(ShareBad):  # reading it will say so
+                    self.reader(index).prefetch(place.offset, place.length)
         late: list[int] = []
         for patient, indices in ((False, order), (True, late)):
             for index in indices:
                 try:
-                    blocks[index] = self.block(index, chunk, wait=wait, patient=patient)
+                    blocks[index] = self._block(index, place, wait=wait, patient=patient)
                 except ShareLate:
                     late.append(index)
                     self._late.add(index)
@@ -80,22 +92,25 @@ class VersionShares:
                         return blocks
         raise self._unreadable()
 
-    def _prefetch(self, index: int, chunk: int) -> None:
-        table = self.table()
-        with suppress(ShareBad):  # `block` will say so
-            self.reader(index).prefetch(table.offset(chunk), table.offset(chunk + 1) - table.offset(chunk))
-
-    def block(self, index: int, chunk: int, *, wait: bool = True, patient: bool = True) -> Buffer:
-        """One opened block, or ShareBad; without patience ShareLate if its shard is slower than usual."""
+    def _place(self, chunk: int) -> _Place:
+        """Where each share has its block of a chunk, and how it begins."""
         table = self.table()
         shape = table.shape(chunk)
         offset = table.offset(chunk)
+        return _Place(chunk, shape, offset, table.offset(chunk + 1) - offset, pack_block_header(chunk, shape, self._policy.padding))
+
+    def block(self, index: int, chunk: int) -> Buffer:
+        """One opened block, or ShareBad."""
+        return self._block(index, self._place(chunk), wait=True, patient=True)
+
+    def _block(self, index: int, place: _Place, *, wait: bool, patient: bool) -> Buffer:
+        """The same; without patience ShareLate if its shard is slower than usual."""
+        chunk, shape, offset, length, header = place
         reader = self.reader(index)
         try:
-            length = table.offset(chunk + 1) - offset
             data = memoryview(reader.read(offset, length, patient=patient) if wait else reader.read_nowait(offset, length))
             self.blocks_read += 1
-            if data[:BLOCK_HEADER_BYTES] != pack_block_header(chunk, shape, self._policy.padding):
+            if data[:BLOCK_HEADER_BYTES] != header:
                 raise BadBlock("another block lies there")
             return self.coder.open_block(chunk, index, shape, data[BLOCK_HEADER_BYTES:])
         except ShareMissing:
