@@ -24,11 +24,13 @@ from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.spaces import Spaces
 from zstor_local.activation import inherited_listener
 from zstor_local.config import Config, ConfigError
+from zstor_local.content.cas import Cas
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.rpc.methods import access as access_methods
+from zstor_local.rpc.methods import cas as content_methods
 from zstor_local.rpc.methods import changes as change_methods
 from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
@@ -208,6 +210,7 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths) 
     walk_methods.register(registry, store)
     stream_methods.register(registry)
     job_methods.register(registry, store)
+    content_methods.register(registry, store, paths, Cas(store))
     name_methods.register(registry, Names(store.rows))
     key_methods.register(registry, store)
     namespace_methods.register(registry, store, Spaces(store, authority))

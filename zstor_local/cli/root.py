@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "cp": "renaming",
     "walk": "walk",
     "ref": "references",
+    "cas": "cas",
     "ns": "ns",
     "check": "health",
     "repair": "health",

@@ -193,3 +193,43 @@ class TokenShown(TypedDict):
     token: str
     expires_epoch: int
     scopes: list[str]
+
+
+class Uploaded(TypedDict):
+    id: str
+    size: int
+    new: bool
+
+
+class Pin(TypedDict):
+    owner: str
+    reason: str
+    since_epoch: int
+
+
+class Content(TypedDict):
+    id: str
+    size: int
+    created_epoch: int
+    pins: list[Pin]
+    kept_until_epoch: int | None
+    stored_size: int
+    health: Literal["optimal", "valid"]
+    owed: int
+
+
+class ContentsPage(TypedDict):
+    items: list[Content]
+    cursor: str | None
+
+
+class Unpinned(TypedDict):
+    deleted: bool
+    content: Content | None
+
+
+class Collected(TypedDict):
+    looked_at: int
+    contents: int
+    bytes: int
+    dry_run: bool

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from zstor_local.errors import PathRefused
+from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.store.objects import Objects
@@ -16,6 +16,21 @@ from zstor_local.store.reading import Range
 from zstor_local.store.sinks import AppendSink, FileSink, PipeSink
 from zstor_local.store.sources import FileSource, PipeSource, SocketSource
 from zstor_local.store.stored import Stored
+
+
+class Producer:
+    """The caller of a write: when its bytes have ended, it must still be there."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def progress(self, done: int, total: int | None) -> None:
+        self._call.progress(done, total)
+
+    def begin_commit(self) -> None:
+        if self._call.client_gone():
+            raise Cancelled("the client went away")
+        self._call.begin_commit()
 
 
 class Handover:
@@ -59,27 +74,42 @@ class Handover:
         fd = call.take_fd(index)
         with self._closing(fd):
             self._paths.check_output(fd, stream=False)
-            if self._files.open_flags(fd) & os.O_APPEND:
-                await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
+            await self._into_file(call, objects, stored, part, fd, sync=sync)
+
+    async def to_either(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
+        """The bytes into whatever was handed over: as `to_file` into a regular file, else as `to_stream`."""
+        fd = call.take_fd(index)
+        with self._closing(fd):
+            if self._paths.check_output(fd, stream=True).is_regular:
+                await self._into_file(call, objects, stored, part, fd, sync=sync)
             else:
-                offset = self._files.seek(fd, 0, os.SEEK_CUR)
-                await objects.read_to_file(stored, FileSink(self._files, fd, offset), part, call)
-                self._files.seek(fd, offset + part.length, os.SEEK_SET)
-            if sync:
-                await self._runtime.threads.run(self._files.fsync, fd)
+                await self._into_stream(call, objects, stored, part, fd)
+
+    async def _into_file(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, *, sync: bool) -> None:
+        if self._files.open_flags(fd) & os.O_APPEND:
+            await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
+        else:
+            offset = self._files.seek(fd, 0, os.SEEK_CUR)
+            await objects.read_to_file(stored, FileSink(self._files, fd, offset), part, call)
+            self._files.seek(fd, offset + part.length, os.SEEK_SET)
+        if sync:
+            await self._runtime.threads.run(self._files.fsync, fd)
 
     async def to_stream(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int) -> None:
         """The bytes into a handed-over pipe or socket (or regular file), in order."""
         fd = call.take_fd(index)
         with self._closing(fd):
-            status = self._paths.check_output(fd, stream=True)
-            if status.is_regular:
+            if self._paths.check_output(fd, stream=True).is_regular:
                 await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
-            elif stat.S_ISSOCK(status.mode):
-                await self._pump(call, objects, stored, part, fd, self._paths.client_files.send)
             else:
-                with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
-                    await self._pump(call, objects, stored, part, own, self._files.writev)
+                await self._into_stream(call, objects, stored, part, fd)
+
+    async def _into_stream(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int) -> None:
+        if stat.S_ISSOCK(self._files.status(fd).mode):
+            await self._pump(call, objects, stored, part, fd, self._paths.client_files.send)
+        else:
+            with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
+                await self._pump(call, objects, stored, part, own, self._files.writev)
 
     async def _pump(
         self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, send: Callable[[int, Sequence[Buffer]], int]

@@ -11,7 +11,6 @@ from zstor_local.errors import (
     AlreadyExists,
     BadEncoding,
     Busy,
-    Cancelled,
     Conflict,
     CorruptRecord,
     Incomplete,
@@ -29,7 +28,7 @@ from zstor_local.errors import (
 )
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.handover import Handover
+from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
@@ -146,7 +145,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
     async def store_stream(call: Call, fd: int, target: tuple[ObjectName, Version | None], options: WriteOptions) -> Written:
         with handover.source(call, fd, stream=True) as source:
-            return await store_it(_Producer(call), target, source, options)
+            return await store_it(Producer(call), target, source, options)
 
     @registry.method("object.write", errors=WRITE_ERRORS)
     def write(
@@ -181,7 +180,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
             return store_stream(call, fd, target, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
         later = objects.write_value(target[0], data, _at(options, target[1]), call)
-        return store_it(_Producer(call), target, BytesSource(data), options) if later is None else later.map(written)
+        return store_it(Producer(call), target, BytesSource(data), options) if later is None else later.map(written)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
     async def write_file(
@@ -212,7 +211,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         exactly_one(path=path, fd=fd)
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
-            return await store_it(_Producer(call), target, source, options)
+            return await store_it(Producer(call), target, source, options)
 
     @registry.method("object.write_stream", errors=WRITE_ERRORS, long=True)
     async def write_stream(
@@ -392,21 +391,6 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 return {"items": items, "cursor": cursor_of(items[-1]["key"])}
             items.append({"key": stored.record.key, "metadata": describe(stored, store.pool)})
         return {"items": items, "cursor": None}
-
-
-class _Producer:
-    """The caller of a write: when its bytes have ended, it must still be there."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    def progress(self, done: int, total: int | None) -> None:
-        self._call.progress(done, total)
-
-    def begin_commit(self) -> None:
-        if self._call.client_gone():
-            raise Cancelled("the client went away")
-        self._call.begin_commit()
 
 
 def _options(

@@ -1,0 +1,218 @@
+"""`zstor cas`: content by its id."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import cast
+
+import click
+
+from zstor_local.cli import text
+from zstor_local.cli.client import Client, Json
+from zstor_local.cli.handover import Handover, destination, source, standard_output
+from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import Collected, Content, ContentsPage, Sent, Unpinned, Uploaded
+
+owned = click.option("--owner", metavar="NAME", help="Whose pin it is (“user” if not given).")
+
+
+@click.group()
+def cas() -> None:
+    """Store content under the id that any IPFS tool computes for it."""
+
+
+@cas.command(epilog="From a pipe:  tar c photos | zstor cas put -")
+@click.argument("files", metavar="FILE|-…", nargs=-1, required=True)
+@click.option("--pin/--no-pin", default=True, help="Without a pin it is kept for 7 days.")
+@owned
+@click.option("--reason", metavar="TEXT", help="Why it is kept.")
+@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="Refuse any other size; a broken pipe looks like its end.")
+@no_progress
+@as_json
+@connection
+@pass_options
+def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, reason: str | None, size: int | None) -> None:
+    """Store each FILE, or a pipe (-), and print its id.
+
+    What is stored already is not stored again. Done means durable.
+    """
+    if not pin and (owner or reason):
+        raise click.UsageError("without a pin there is no owner and no reason")
+    wanted: dict[str, Json] = {"pin": None if pin else False, "owner": owner, "reason": reason, "expected_size": size}
+    params: dict[str, Json] = {"fd": 0, **{name: value for name, value in wanted.items() if value is not None}}
+    with options.connect() as client:
+        for name in files:
+            with source(name) as given:
+                total = size if given.size is None else given.size
+                with progress(name, wanted=not options.no_progress, total=total) as shown:
+                    stored = cast(Uploaded, client.call("cas.upload", params, fds=[given.fd], progress=shown))
+            if options.json:
+                click.echo(json.dumps({**stored, "file": name}))
+            else:
+                click.echo(stored["id"] if len(files) == 1 else f"{stored['id']}  {text.shown(name)}")
+            sys.stdout.flush()
+
+
+@cas.command()
+@click.argument("id_", metavar="ID")
+@click.argument("file", metavar="[FILE|-]", required=False)
+@click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--offset", type=click.IntRange(min=0), metavar="BYTES", help="Leave out the first BYTES.")
+@click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="At most so many bytes.")
+@click.option("--verify", is_flag=True, help="Compare all of it with its id first; its seals are always checked.")
+@no_progress
+@as_json
+@connection
+@pass_options
+def get(options: Options, id_: str, file: str | None, force: bool, offset: int | None, length: int | None, verify: bool) -> None:
+    """Write the content with this ID to FILE, or to a pipe.
+
+    Without FILE: to standard output where that is a file or a pipe, on a terminal to a file named after the ID.
+    """
+    path = None if file == "-" or (file is None and not sys.stdout.isatty()) else Path(file or id_)
+    if path is not None and path.is_dir():
+        path = path / id_
+    if path is None and options.json:
+        raise click.UsageError("--json needs a FILE: standard output has the bytes")
+    wanted: dict[str, Json] = {"offset": offset, "length": length, "verify": verify or None}
+    params: dict[str, Json] = {"id": id_, "fd": 0, "sync": False}
+    params.update((name, value) for name, value in wanted.items() if value is not None)
+    taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
+    with options.connect() as client, taker as taken, progress(id_[:12], wanted=not options.no_progress) as shown:
+        sent = cast(Sent, client.call("cas.fetch", params, fds=[taken.fd], progress=shown))
+    if path is None:
+        return
+    if options.json:
+        click.echo(json.dumps({"id": id_, "bytes": sent["bytes"], "path": str(path.absolute())}))
+    else:
+        click.echo(f"wrote {text.shown(str(path))}: {text.size(sent['bytes'])}")
+
+
+@cas.command()
+@click.argument("id_", metavar="ID")
+@owned
+@click.option("--reason", metavar="TEXT", help="Why it is kept.")
+@as_json
+@connection
+@pass_options
+def pin(options: Options, id_: str, owner: str | None, reason: str | None) -> None:
+    """Keep a content until its owner unpins it."""
+    params: dict[str, Json] = {"id": id_}
+    params.update((name, value) for name, value in (("owner", owner), ("reason", reason)) if value is not None)
+    with options.connect() as client:
+        content = cast(Content, client.call("cas.pin", params))
+    click.echo(json.dumps(content) if options.json else f"pinned {content['id']}: {_keepers(content)}")
+
+
+@cas.command()
+@click.argument("id_", metavar="ID")
+@owned
+@click.option("--forget", is_flag=True, help="Delete it at once, if nobody else keeps it.")
+@as_json
+@connection
+@pass_options
+def unpin(options: Options, id_: str, owner: str | None, forget: bool) -> None:
+    """Let go of a content.
+
+    What nobody pins is kept for 7 days and then deleted by the next collection (`zstor cas collect`).
+    """
+    params: dict[str, Json] = {"id": id_, **({} if owner is None else {"owner": owner}), **({"forget": True} if forget else {})}
+    with options.connect() as client:
+        answer = cast(Unpinned, client.call("cas.unpin", params))
+    if options.json:
+        click.echo(json.dumps(answer))
+    elif answer["content"] is None:
+        click.echo(f"deleted {id_}")
+    else:
+        click.echo(f"unpinned {id_}: {_keepers(answer['content'])}")
+
+
+@cas.command()
+@click.option("--owner", metavar="NAME", help="Only what this owner pins.")
+@as_json
+@connection
+@pass_options
+def ls(options: Options, owner: str | None) -> None:
+    """List contents: id, size and who keeps them."""
+    with options.connect() as client:
+        for content in _items(client, owner):
+            if options.json:
+                click.echo(json.dumps(content))
+            else:
+                click.echo(f"{content['id']}  {text.size(content['size']):>10}  {_keepers(content)}")
+
+
+@cas.command()
+@click.argument("id_", metavar="ID")
+@as_json
+@connection
+@pass_options
+def stat(options: Options, id_: str) -> None:
+    """Tell what is known of a content."""
+    with options.connect() as client:
+        content = cast(Content, client.call("cas.stat", {"id": id_}))
+    if options.json:
+        click.echo(json.dumps(content))
+        return
+    click.echo(f"id       {content['id']}  (profile unixfs-v1-2025)")
+    click.echo(f"size     {text.size(content['size'])}, {text.size(content['stored_size'])} on the shards")
+    click.echo(f"stored   {text.when(content['created_epoch'])}, {content['health']}")
+    for each in content["pins"]:
+        reason = f": {text.shown(each['reason'])}" if each["reason"] else ""
+        click.echo(f"pinned   {text.when(each['since_epoch'])} by {text.shown(each['owner'])}{reason}")
+    if content["kept_until_epoch"] is not None:
+        click.echo(f"kept     {_keepers(content)}")
+
+
+@cas.command()
+@click.argument("id_", metavar="ID")
+@no_progress
+@as_json
+@connection
+@pass_options
+def verify(options: Options, id_: str) -> None:
+    """Read a content and compare it with its id."""
+    with options.connect() as client, progress(id_[:12], wanted=not options.no_progress) as shown:
+        answer = cast(Uploaded, client.call("cas.verify", {"id": id_}, progress=shown))
+    click.echo(json.dumps(answer) if options.json else f"{id_} is what its id says: {text.size(answer['size'])}")
+
+
+@cas.command()
+@click.option("-n", "--dry-run", is_flag=True, help="Only count what would be deleted.")
+@as_json
+@connection
+@pass_options
+def collect(options: Options, dry_run: bool) -> None:
+    """Delete the contents that nobody keeps.
+
+    Reads and writes go on meanwhile.
+    """
+    with options.connect() as client:
+        found = cast(Collected, client.call("cas.collect", {"dry_run": dry_run}))
+    if options.json:
+        click.echo(json.dumps(found))
+        return
+    done = "would delete" if dry_run else "deleted"
+    click.echo(f"{done} {found['contents']} of {text.count(found['looked_at'], 'content')}: {text.size(found['bytes'])}")
+
+
+def _items(client: Client, owner: str | None) -> Iterator[Content]:
+    params: dict[str, Json] = {} if owner is None else {"owner": owner}
+    while True:
+        page = cast(ContentsPage, client.call("cas.list", params))
+        yield from page["items"]
+        if page["cursor"] is None:
+            return
+        params["cursor"] = page["cursor"]
+
+
+def _keepers(content: Content) -> str:
+    """Who keeps it, or how long it is kept without anybody."""
+    if content["pins"]:
+        return "kept by " + ", ".join(text.shown(each["owner"]) for each in content["pins"])
+    return f"not pinned, kept until {text.when(content['kept_until_epoch'] or 0)}"
