@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields, replace
 from typing import Final
 
@@ -25,6 +26,8 @@ from zstor_local.access.spaces import Spaces
 from zstor_local.activation import inherited_listener
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
+from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.logs import Logs
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
@@ -36,6 +39,8 @@ from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import jobs as job_methods
 from zstor_local.rpc.methods import keys as key_methods
+from zstor_local.rpc.methods import logcare as log_care_methods
+from zstor_local.rpc.methods import logs as log_methods
 from zstor_local.rpc.methods import namespaces as namespace_methods
 from zstor_local.rpc.methods import ns as name_methods
 from zstor_local.rpc.methods import objects as object_methods
@@ -68,6 +73,7 @@ EXIT_FAULT: Final = 78  # EX_CONFIG
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 _M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
 _M_MMAP_THRESHOLD: Final = -3
+LOGS_INDEX: Final = "logs.sqlite"  # where entries of logs lie; made anew if it is lost
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
 
 _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.NOTSET: 7}  # syslog(3)
@@ -147,11 +153,12 @@ async def _serve(runtime: Runtime, engines: Engines, config: Config, reread: Cal
         config = replace(config, socket=os.path.abspath(inherited.getsockname()))
     listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
     async with trio.open_nursery() as nursery:
-        with listener as socket:
+        with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
                 paths = _paths(store, config)
-                server = Server(_registry(store, builtin_authority(store), config, paths), runtime.randomness, jobs=store.jobs)
+                registry = _registry(store, builtin_authority(store), config, paths, pages)
+                server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
                     notifier.stopping()
@@ -196,7 +203,7 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
     log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
 
 
-def _registry(store: Store, authority: Authority, config: Config, paths: Paths) -> Registry:
+def _registry(store: Store, authority: Authority, config: Config, paths: Paths, pages: PageIndex) -> Registry:
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
@@ -210,8 +217,12 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths) 
     walk_methods.register(registry, store)
     stream_methods.register(registry)
     job_methods.register(registry, store)
-    content_methods.register(registry, store, paths, Cas(store))
-    name_methods.register(registry, Names(store.rows))
+    names, cas = Names(store.rows), Cas(store)
+    logs = Logs(store.runtime, store.rows, names, cas, pages)
+    content_methods.register(registry, store, paths, cas)
+    name_methods.register(registry, names)
+    log_methods.register(registry, logs, cas)
+    log_care_methods.register(registry, store, paths, logs, cas)
     key_methods.register(registry, store)
     namespace_methods.register(registry, store, Spaces(store, authority))
     access_methods.register(registry, authority)

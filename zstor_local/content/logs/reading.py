@@ -23,10 +23,11 @@ _TRIES: Final = 3  # a log that is scrubbed again and again while it is read
 
 @dataclass(frozen=True, slots=True)
 class FoundPage:
-    """A page of a log; `head` tells whether it is the newest, whose id is that of the name's value."""
+    """A page of a log and its bytes; `head` tells whether it is the newest, whose bytes are the name's value."""
 
     cid: Cid
     page: Page
+    data: bytes
     head: bool
 
 
@@ -74,12 +75,12 @@ class LogReading:
             head = log.head
             in_head = seq is not None and head.page.first <= seq <= head.last
             if (cid is None and seq is None) or cid == head.cid or in_head:
-                return FoundPage(head.cid, head.page, head=True)
+                return FoundPage(head.cid, head.page, head.page.encode(log.record.policy.encoding), head=True)
             place = log.place(seq=seq, cid=cid)
             if place is None:
                 what = f"page {cid}" if cid is not None else f"entry {seq}"
                 raise NotFound(f"log {name!r} has no {what}", hint=f"it has the entries 1 to {head.last}")
-            return FoundPage(place.cid, await log.page(place.cid), head=False)
+            return FoundPage(place.cid, await log.page(place.cid), await log.held.get(place.cid), head=False)
 
         return await self._steadily(name, read)
 

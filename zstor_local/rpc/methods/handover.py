@@ -13,7 +13,7 @@ from zstor_local.runtime import Buffer, Runtime
 from zstor_local.store.objects import Objects
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
-from zstor_local.store.sinks import AppendSink, FileSink, PipeSink
+from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink
 from zstor_local.store.sources import FileSource, PipeSource, SocketSource
 from zstor_local.store.stored import Stored
 
@@ -63,6 +63,26 @@ class Handover:
             else:
                 with self._closing(self._reopen(fd, os.O_RDONLY)) as own:
                     yield PipeSource(self._runtime, own)
+
+    @contextmanager
+    def sink(self, call: Call, index: int) -> Iterator[OrderedSink]:
+        """A handed-over descriptor to write to in order; a regular file is written from its offset on."""
+        fd = call.take_fd(index)
+        with self._closing(fd):
+            status = self._paths.check_output(fd, stream=True)
+            if status.is_regular:
+                yield AppendSink(self._runtime, fd)
+            elif stat.S_ISSOCK(status.mode):
+                yield PipeSink(self._runtime, fd, self._paths.client_files.send)
+            else:
+                with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
+                    yield PipeSink(self._runtime, own, self._files.writev)
+
+    @contextmanager
+    def sink_at(self, call: Call, path: str, mode: Mode) -> Iterator[OrderedSink]:
+        """A file of that name to write in order: there whole and durable in the end, or not touched at all."""
+        with self._paths.destination(path, call.peer.pid, mode, sync=True) as fd:
+            yield AppendSink(self._runtime, fd)
 
     async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
         """The bytes into the file of that name, whole or not at all."""
