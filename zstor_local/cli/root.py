@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "ref": "references",
     "cas": "cas",
     "ns": "ns",
+    "log": "logs",
     "check": "health",
     "repair": "health",
     "namespace": "namespace",

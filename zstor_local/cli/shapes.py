@@ -233,3 +233,57 @@ class Collected(TypedDict):
     contents: int
     bytes: int
     dry_run: bool
+
+
+class LogView(TypedDict):
+    log: str
+    entries: int
+    head: str | None
+    name: str
+    name_seq: int
+    page_size: int
+    embed_last: int
+    encoding: str
+    messages: str
+    created_epoch: int | None
+
+
+class LogsPage(TypedDict):
+    items: list[LogView]
+    cursor: str | None
+
+
+class LogAppended(TypedDict):
+    seq: int
+    id: str
+    head: str
+    new: bool
+
+
+class LogEntry(TypedDict):
+    """An entry; without an id it was scrubbed, without a value that was not asked for or is too large."""
+
+    seq: int
+    local_hash_b64: str
+    id: str | None
+    size: NotRequired[int]
+    value_b64: NotRequired[str]
+
+
+class LogEntries(TypedDict):
+    entries: list[LogEntry]
+    next: int
+
+
+class LogPageView(TypedDict):
+    id: str
+    head: bool
+    first: int
+    last: int
+    value_b64: str
+    view: list[object]
+
+
+class LogHead(TypedDict):
+    log: LogView
+    page: LogPageView
