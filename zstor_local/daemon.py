@@ -48,6 +48,7 @@ from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
 from zstor_local.rpc.methods import streams as stream_methods
+from zstor_local.rpc.methods import upkeep as upkeep_methods
 from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
@@ -210,6 +211,7 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths, 
     rpc_methods.register(registry, version=__version__)
     daemon_methods.register(registry, store, identity)
     health_methods.register(registry, store)
+    upkeep_methods.register(registry, store)
     object_methods.register(registry, store, paths)
     reference_methods.register(registry, store)
     renaming_methods.register(registry, store)

@@ -330,7 +330,15 @@ STATUS: dict[str, Json] = {
     "objects": 3,
     "bytes": 5_000,
     "queues": {"repair": 2, "owed": 0, "collect": 0},
-    "scrub": {"state": "idle"},
+    "scrub": {
+        "state": "running",
+        "cursor_percent": 12.5,
+        "started_epoch": 1,
+        "last_ended_epoch": None,
+        "eta_seconds": 7_300,
+        "overdue": False,
+        "found": {"objects": 1, "bytes": 2, "bad_shares": 3, "unreadable": 0, "strays_kept": 0, "unknown_keys": 0},
+    },
     "warnings": ["shard 1 is missing"],
 }
 
@@ -341,9 +349,10 @@ def test_status_draws_shards_and_warnings(serve: Serve, capsys: pytest.CaptureFi
     out, err = output(capsys)
     lines = [line.split() for line in out.splitlines()]
     assert ["state", "degraded"] in lines
-    assert ["repair", "2", "waiting"] in lines
-    assert ["0", "ok", "10", "B", "2.0", "KiB", "/srv/0"] in lines
-    assert ["1", "missing", "–", "–", "/srv/1"] in lines
+    assert ["repair", "2", "waiting", "(versions", "to", "repair)"] in lines
+    assert ["scrub", "running,", "12.5", "%;", "2", "h", "to", "go;", "3", "bad", "shares"] in lines
+    assert ["0", "ok", "░░░░░░░░░░░░", "10", "B", "2.0", "KiB", "/srv/0"] in lines
+    assert ["1", "missing", "············", "–", "–", "/srv/1"] in lines
     assert err == "zstor: warning: shard 1 is missing\n"
 
 
@@ -354,6 +363,69 @@ def test_status_check_tells_by_its_exit_code(serve: Serve, capsys: pytest.Captur
     state = "degraded"
     assert main(["status", "--check", "--json"]) == 1
     assert json.loads(output(capsys)[0].splitlines()[-1])["state"] == "degraded"
+
+
+def test_status_check_tells_of_an_overdue_scrub(serve: Serve) -> None:
+    serve(lambda request: STATUS | {"state": "ok", "scrub": {"state": "idle", "overdue": True}})
+    assert main(["status", "--check"]) == 1
+
+
+def test_status_watch_looks_again_until_it_is_interrupted(
+    serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = serve(lambda request: STATUS)
+    rests = iter([None, None])
+
+    def rest(seconds: float) -> None:
+        if next(rests, "over") == "over":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("zstor_local.cli.status.time.sleep", rest)
+    assert main(["status", "--watch", "--json"]) == 0
+    assert len(output(capsys)[0].splitlines()) == len(requests(daemon)) == 3
+    rests = iter([None])
+    assert main(["status", "--watch"]) == 0
+    assert "shard 1 is missing" in output(capsys)[0]
+
+
+def test_scrub_collect_and_repair_all_tell_what_they_did(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    answers: dict[str, Json] = {
+        "health.scrub": STATUS["scrub"],
+        "health.collect": {
+            "dry_run": True,
+            "looked_at": 1_200,
+            "freed": 0,
+            "waiting": 5,
+            "kept": 1,
+            "found": [{"shard": "2", "version": "ab" * 16, "index": 1, "reason": "unknown", "namespace": "default", "key": "lost"}],
+            "unseen": ["3"],
+        },
+        "health.repair_all": {
+            "objects": 7,
+            "repaired": 2,
+            "failed": 1,
+            "owed": 0,
+            "found": [{"namespace": "default", "key": "gone", "error": "unreadable", "message": "only 1 of the 4"}],
+        },
+    }
+    daemon = serve(lambda request: answers[str(request["method"])])
+    assert main(["scrub"]) == 0
+    assert "3 bad shares" in output(capsys)[0]
+    assert main(["scrub", "--pause"]) == 0
+    assert main(["collect", "--dry-run"]) == 0
+    out, err = output(capsys)
+    assert "1,200 shares looked at, 0 freed, 5 to be freed, 1 kept" in out
+    assert "unknown    abababab.1 on shard 2  default/lost" in out
+    assert "shard 3" in err
+    assert main(["repair", "--all"]) == 1
+    assert "7 objects: 2 repaired, 1 not" in output(capsys)[0]
+    assert [params for _, params in requests(daemon)] == [
+        {"action": "start", "wait": True},
+        {"action": "pause", "wait": False},
+        {"dry_run": True, "accept_loss": False},
+        {},
+    ]
+    assert main(["repair"]) == main(["repair", "a", "--all"]) == 3
 
 
 def test_call_takes_text_json_and_files(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:

@@ -209,8 +209,9 @@ def _parse(line: bytes) -> Object:
 def _show(params: Json, progress: Progress) -> None:
     if isinstance(params, Mapping):
         done, total, message = params.get("progress"), params.get("total"), params.get("message")
-        if isinstance(done, int):
-            progress(done, total if isinstance(total, int) else None, message if isinstance(message, str) else "")
+        if isinstance(done, int | float):
+            whole = int(total) if isinstance(total, int | float) else None
+            progress(int(done), whole, message if isinstance(message, str) else "")
 
 
 def typed_error(fault: Json) -> errors.ZstorError:

@@ -10,8 +10,9 @@ import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.objects import named
-from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
-from zstor_local.cli.shapes import Written
+from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import RepairedAll, Written
 from zstor_local.errors import Cancelled, ZstorError
 
 
@@ -64,16 +65,37 @@ def _line(key: str, found: Check) -> str:
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.argument("keys", metavar="KEY...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All objects of all namespaces.")
+@no_progress
 @as_json
 @namespace
 @connection
 @pass_options
-def repair(options: Options, keys: tuple[str, ...]) -> int:
+def repair(options: Options, keys: tuple[str, ...], everything: bool) -> int:
     """Make the bad shares of objects anew.
 
     What is good is not touched. A share whose shard is away goes to another shard, if there is one.
     """
+    if bool(keys) == everything:
+        raise click.UsageError("name the keys, or --all")
+    return _repair_all(options) if everything else _repair(options, keys)
+
+
+def _repair_all(options: Options) -> int:
+    with options.connect() as client, progress("repair", wanted=not options.no_progress, counted=True) as shown:
+        found = cast(RepairedAll, client.call("health.repair_all", {}, progress=shown))
+    if options.json:
+        click.echo(json.dumps(found))
+    else:
+        owed = f", {found['owed']:,} things owed to shards that are away" if found["owed"] else ""
+        click.echo(f"{text.count(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{owed}")
+        for each in found["found"]:
+            click.echo(f"{each['error']}  {text.shown(each['namespace'])}/{text.shown(each['key'])}  {text.shown(each['message'])}")
+    return 1 if found["failed"] else 0
+
+
+def _repair(options: Options, keys: tuple[str, ...]) -> int:
     failed = False
     with options.connect() as client:
         for key in keys:

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress(label: str, *, wanted: bool, total: int | None = None) -> Iterator[Progress | None]:
-    """What `Client.call` takes as `progress`; None where no bar is wanted or stderr is no terminal."""
+def progress(label: str, *, wanted: bool, total: int | None = None, counted: bool = False) -> Iterator[Progress | None]:
+    """What `Client.call` takes as `progress`; None where no bar is wanted or stderr is no terminal.
+
+    `counted`: progress counts things and not bytes.
+    """
     if not wanted or not sys.stderr.isatty():
         yield None
         return
-    line = _Line(label, total)
+    line = _Line(label, total, counted=counted)
     try:
         yield line.show
     finally:
@@ -31,34 +34,44 @@ def progress(label: str, *, wanted: bool, total: int | None = None) -> Iterator[
 class _Line:
     """The bar, made at the first news: most calls end before."""
 
-    def __init__(self, label: str, total: int | None) -> None:
+    def __init__(self, label: str, total: int | None, *, counted: bool) -> None:
         self._label = label
+        self._counted = counted
         self._total = total
         self._bar: tuple[Bar, TaskID] | None = None
 
     def show(self, done: int, total: int | None, message: str) -> None:
         if self._bar is None:
-            self._bar = _start(self._label, total if total is not None else self._total)
+            self._bar = _start(self._label, total if total is not None else self._total, counted=self._counted)
         bar, task = self._bar
-        bar.update(task, completed=done, total=total if total is not None else self._total)
+        bar.update(task, completed=done, total=total if total is not None else self._total, message=message)
 
     def clear(self) -> None:
         if self._bar is not None:
             self._bar[0].stop()
 
 
-def _start(label: str, total: int | None) -> tuple[Bar, TaskID]:
+def _start(label: str, total: int | None, *, counted: bool) -> tuple[Bar, TaskID]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
+    amount = (MofNCompleteColumn(),) if counted else (DownloadColumn(binary_units=True), TransferSpeedColumn())
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *amount,
         TimeRemainingColumn(),
+        TextColumn("{task.fields[message]}", markup=False),
         console=Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR"))),
         transient=True,
     )
     bar.start()
-    return bar, bar.add_task(label, total=total)
+    return bar, bar.add_task(label, total=total, message="")

@@ -48,6 +48,8 @@ COMMANDS: Final = {
     "namespace": "namespace",
     "perm": "perm",
     "token": "token",
+    "scrub": "upkeep",
+    "collect": "upkeep",
     "status": "status",
     "shard": "shard",
     "call": "call",

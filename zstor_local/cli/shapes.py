@@ -99,6 +99,56 @@ class Metastore(TypedDict):
     writable: bool
 
 
+class Scrub(TypedDict):
+    """The scrub in daemon.status, and what health.scrub answers."""
+
+    state: Literal["idle", "running", "paused"]
+    cursor_percent: NotRequired[float]
+    started_epoch: NotRequired[int | None]
+    last_ended_epoch: NotRequired[int | None]
+    eta_seconds: NotRequired[int | None]
+    overdue: NotRequired[bool]
+    found: NotRequired[dict[str, int]]
+
+
+class KeptShare(TypedDict):
+    shard: str
+    version: str
+    index: int
+    reason: str
+    namespace: NotRequired[str]
+    key: NotRequired[str]
+
+
+class Collected(TypedDict):
+    """health.collect."""
+
+    dry_run: bool
+    looked_at: int
+    freed: int
+    waiting: int
+    kept: int
+    found: list[KeptShare]
+    unseen: list[str]
+
+
+class NotRepaired(TypedDict):
+    namespace: str
+    key: str
+    error: str
+    message: str
+
+
+class RepairedAll(TypedDict):
+    """health.repair_all."""
+
+    objects: int
+    repaired: int
+    failed: int
+    owed: int
+    found: list[NotRepaired]
+
+
 class Status(TypedDict):
     """daemon.status. What is not known (the room on a missing shard) is null."""
 
@@ -108,6 +158,7 @@ class Status(TypedDict):
     objects: int
     bytes: int
     queues: dict[str, int]
+    scrub: Scrub
     warnings: list[str]
 
 

@@ -1,70 +1,164 @@
-"""`zstor status`: is everything well?"""
+"""`zstor status`: is everything well? Shards, backlog and scrub at a glance, once or again and again."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from zstor_local.cli import report, text
+from zstor_local.cli.client import Client
 from zstor_local.cli.options import Options, as_json, connection, pass_options
-from zstor_local.cli.shapes import Shard, Status
+from zstor_local.cli.shapes import Scrub, Shard, Status
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _COLORS: Final = {"ok": "green", "degraded": "yellow", "readonly": "yellow"}  # anything else is bad: red
 _PIPE_WIDTH: Final = 160  # columns where there is no terminal
+_BAR: Final = 12  # characters that show how full a disk is
+_WATCH_SECONDS: Final = 2.0
+_QUEUES: Final = {"repair": "versions to repair", "owed": "things to tell or give shards that were away", "collect": "shares to free"}
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Exit with 1 unless everything is well: for monitoring.")
+@click.option("--check", is_flag=True, help="Exit with 1 if the store is degraded or its scrub overdue: for monitoring.")
+@click.option("--watch", is_flag=True, help="Draw it again every two seconds, until Ctrl-C; with --json a line each time.")
 @as_json
 @connection
 @pass_options
-def status(options: Options, check: bool) -> int:
-    """Show whether store and shards are well."""
+def status(options: Options, check: bool, watch: bool) -> int:
+    """Show whether store and shards are well, what waits to be done, and how far the scrub is."""
+    if check and watch:
+        raise click.UsageError("--check looks once: leave --watch out")
     with options.connect() as client:
-        answer = cast(Status, client.call("daemon.status", {}))
+        if watch:
+            return _watch(client, json_lines=options.json)
+        answer = _ask(client)
     if options.json:
         click.echo(json.dumps(answer))
     else:
-        _draw(answer)
-    return 1 if check and answer["state"] != "ok" else 0
+        _show(answer)
+    return 1 if check and (answer["state"] != "ok" or answer["scrub"].get("overdue")) else 0
 
 
-def _draw(answer: Status) -> None:
-    state = click.style(answer["state"], fg=_COLORS.get(answer["state"], "red"), bold=True)
-    writable = "" if answer["metastore"]["writable"] else ", not writable"
-    click.echo(f"state    {state}")
-    click.echo(f"objects  {answer['objects']:,}, {text.size(answer['bytes'])}")
-    click.echo(f"records  {answer['metastore']['kind']}{writable}")
-    for name, waiting in answer["queues"].items():
-        if waiting:
-            click.echo(f"{name:<8} {waiting:,} waiting")
-    click.echo()
-    _print(_table(answer["shards"]))
+def _ask(client: Client) -> Status:
+    return cast(Status, client.call("daemon.status", {}))
+
+
+def _watch(client: Client, *, json_lines: bool) -> int:
+    """Until Ctrl-C, which is no error here."""
+    try:
+        if json_lines:
+            while True:
+                click.echo(json.dumps(_ask(client)))
+                sys.stdout.flush()
+                time.sleep(_WATCH_SECONDS)
+        from rich.live import Live
+
+        with Live(_drawn(_ask(client)), auto_refresh=False, screen=sys.stdout.isatty(), console=_console()) as live:
+            while True:
+                live.update(_drawn(_ask(client)), refresh=True)
+                time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _show(answer: Status) -> None:
+    """Once: the picture on stdout, the warnings on stderr."""
+    console = _console()
+    with console.capture() as drawn:
+        console.print(_picture(answer))
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())
     for warning in answer["warnings"]:
         report.warning(warning)
 
 
-def _table(shards: list[Shard]) -> Table:
+def _drawn(answer: Status) -> RenderableType:
+    """For a screen: everything, warnings too."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(_picture(answer), *(Text(text.shown(f"! {warning}"), style="yellow") for warning in answer["warnings"]))
+
+
+def _picture(answer: Status) -> RenderableType:
+    from rich.console import Group
+
+    return Group(_summary(answer), "", _shards(answer["shards"]))
+
+
+def _summary(answer: Status) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    writable = "" if answer["metastore"]["writable"] else ", not writable"
+    rows: list[tuple[str, str | Text]] = [
+        ("state", Text(answer["state"], style=f"bold {_COLORS.get(answer['state'], 'red')}")),
+        ("objects", f"{answer['objects']:,}, {text.size(answer['bytes'])}"),
+        ("records", f"{answer['metastore']['kind']}{writable}"),
+    ]
+    rows += [
+        (name, Text(f"{waiting:,} waiting  ({_QUEUES.get(name, name)})", style="yellow"))
+        for name, waiting in answer["queues"].items()
+        if waiting
+    ]
+    rows.append(("scrub", Text(scrub_line(answer["scrub"]), style="yellow" if answer["scrub"].get("overdue") else "")))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def scrub_line(scrub: Scrub) -> str:
+    """The scrub in a line."""
+    parts: list[str] = [scrub["state"]]
+    if scrub["state"] != "idle":
+        parts[0] += f", {scrub.get('cursor_percent', 0):.1f} %"
+    if (eta := scrub.get("eta_seconds")) is not None:
+        parts.append(f"{text.duration(eta)} to go")
+    if (ended := scrub.get("last_ended_epoch")) is not None:
+        parts.append(f"last ended {text.when(ended)}")
+    found = scrub.get("found", {})
+    parts += [f"{found[name]:,} {words}" for name, words in _FOUND.items() if found.get(name)]
+    if scrub.get("overdue"):
+        parts.append("overdue")
+    return "; ".join(parts)
+
+
+_FOUND: Final = {
+    "bad_shares": "bad shares",
+    "unreadable": "objects unreadable",
+    "lacking_records": "records given back to shards",
+    "strays_freed": "stray shares freed",
+    "strays_kept": "shares that no record names",
+    "unknown_keys": "keys that only a log knows",
+}
+
+
+def _shards(shards: list[Shard]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("SHARD", "STATE"):
         table.add_column(heading)
-    for heading in ("DISK USED", "DISK FREE"):
+    table.add_column("DISK", no_wrap=True)
+    for heading in ("USED", "FREE"):
         table.add_column(heading, justify="right")
     table.add_column("PLACE", overflow="fold")
     for shard in shards:
         table.add_row(
             shard["id"],
             Text(shard["state"], style=_COLORS.get(shard["state"], "red")),
+            _fullness(shard),
             _room(shard["used"]),
             _room(shard["free"]),
             Text(text.shown(shard["url"])),
@@ -72,15 +166,23 @@ def _table(shards: list[Shard]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
+def _fullness(shard: Shard) -> Text:
+    """How full the disk is: ████████░░░░."""
+    from rich.text import Text
+
+    used, free = shard["used"], shard["free"]
+    if used is None or free is None or not used + free:
+        return Text("·" * _BAR, style="red" if shard["state"] != "ok" else "")
+    part = used / (used + free)
+    full = min(_BAR, round(part * _BAR))
+    return Text("█" * full + "░" * (_BAR - full), style="red" if part > 0.97 else "yellow" if part > 0.9 else "green")
+
+
+def _console() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(width=width, no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
-    with console.capture() as drawn:
-        console.print(table)
-    for line in drawn.get().splitlines():
-        click.echo(line.rstrip())
+    return Console(width=width, no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
 
 
 def _room(count: int | None) -> str:

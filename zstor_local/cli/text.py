@@ -21,6 +21,14 @@ def when(epoch: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch // 1_000_000))
 
 
+def duration(seconds: int) -> str:
+    """Roughly how long: 40 s, 12 min, 3 h, 5 days."""
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
 def count(number: int, noun: str) -> str:
     """1 share, 6 shares."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.upkeep import ScrubView, scrub_view
 from zstor_local.rpc.openrpc import wire_limits
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json
@@ -73,6 +74,7 @@ class Status(TypedDict):
     objects: int
     bytes: int
     queues: Queues
+    scrub: ScrubView
     warnings: list[str]
 
 
@@ -119,5 +121,6 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
                 "owed": store.metastore.debts_count(),
                 "collect": store.metastore.garbage_count(),
             },
+            "scrub": scrub_view(store.scrub.status()),
             "warnings": store.warnings(),
         }

@@ -1,0 +1,71 @@
+"""`zstor scrub` and `collect`: the store as a whole, proved and tidied. (`repair --all` is in health.py.)"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import click
+
+from zstor_local.cli import report, text
+from zstor_local.cli.client import Object
+from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.progress import progress
+from zstor_local.cli.shapes import Collected, Scrub, Status
+from zstor_local.cli.status import scrub_line
+
+
+@click.command()
+@click.option("--pause", "action", flag_value="pause", help="Read nothing until it is resumed, over restarts too.")
+@click.option("--resume", "action", flag_value="resume", help="Go on after a pause.")
+@click.option("--status", "action", flag_value="status", help="Only tell how far it is and what it has found.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
+@no_progress
+@as_json
+@connection
+@pass_options
+def scrub(options: Options, action: str | None, no_wait: bool) -> int:
+    """Read and prove everything now, and have repaired what is bad.
+
+    The daemon does so by itself too, spread over the days of [scrub]. Ctrl-C ends the waiting, not the scrub. Exits with 1 if
+    something was found that cannot be mended.
+    """
+    with options.connect() as client:
+        if action == "status":
+            found = cast(Status, client.call("daemon.status", {}))["scrub"]
+        else:
+            params: Object = {"action": action or "start", "wait": action is None and not no_wait}
+            with progress("scrub", wanted=not options.no_progress, counted=True) as shown:
+                found = cast(Scrub, client.call("health.scrub", params, progress=shown))
+    click.echo(json.dumps(found) if options.json else scrub_line(found))
+    told = found.get("found", {})
+    return 1 if any(told.get(name) for name in ("unreadable", "strays_kept", "unknown_keys")) else 0
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Free nothing, only tell.")
+@click.option("--accept-loss", is_flag=True, help="Free also shares that no record names and nothing later buries.")
+@no_progress
+@as_json
+@connection
+@pass_options
+def collect(options: Options, dry_run: bool, accept_loss: bool) -> int:
+    """Free the shares that nothing needs any more.
+
+    Those are what broken-off writes, overwrites and deletes left. A share that no record names and nothing buries is told and kept:
+    the metastore may have lost its record, and `zstor rebuild` would bring it back.
+    """
+    with options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
+        found = cast(Collected, client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
+    if options.json:
+        click.echo(json.dumps(found))
+        return 0
+    numbers = cast(dict[str, int], found)
+    counts = {"shares looked at": "looked_at", "freed": "freed", "to be freed": "waiting", "kept": "kept"}
+    click.echo(", ".join(f"{numbers[name]:,} {words}" for words, name in counts.items()))
+    for share in found["found"]:
+        whose = f"  {text.shown(share['namespace'])}/{text.shown(share['key'])}" if "key" in share and "namespace" in share else ""
+        click.echo(f"{share['reason']:9}  {share['version'][:8]}.{share['index']} on shard {share['shard']}{whose}")
+    for shard in found["unseen"]:
+        report.warning(f"shard {shard} could not be looked at")
+    return 0

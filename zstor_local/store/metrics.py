@@ -1,0 +1,85 @@
+"""The store's figures in the text format of Prometheus (version 0.0.4).
+
+https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from zstor_local.store.store import Store
+
+_STATES: Final = ("ok", "degraded", "readonly", "failed")
+_SHARD_STATES: Final = ("ok", "missing", "readonly", "full", "failed")
+
+Sample = tuple[Mapping[str, str], float | None]
+
+
+def metrics(store: Store) -> str:
+    """Everything, a line for each sample; what cannot be told is left out."""
+    return "".join(f"{line}\n" for line in _lines(store))
+
+
+def _lines(store: Store) -> Iterator[str]:
+    state, scrub, shards = store.committer.state, store.scrub.status(), store.shard_statuses()
+    yield from _metric("state", "gauge", "1 for the state that the store is in.", _one_of(store.health, _STATES))
+    yield from _metric("objects", "gauge", "Objects stored.", [({}, state.objects)])
+    yield from _metric("object_bytes", "gauge", "Plain bytes of all objects.", [({}, state.bytes)])
+    yield from _metric("sequence", "counter", "Sequence of the last committed change.", [({}, state.sequence)])
+    queues = {
+        "repair": store.mending.waiting,
+        "owed": store.metastore.debts_count(),
+        "collect": store.metastore.garbage_count(),
+    }
+    yield from _metric("queue", "gauge", "What waits to be done.", [({"queue": name}, size) for name, size in queues.items()])
+    yield from _metric(
+        "shard_state",
+        "gauge",
+        "1 for the state that a shard is in.",
+        [({"shard": shard.id, **labels}, value) for shard in shards for labels, value in _one_of(shard.state, _SHARD_STATES)],
+    )
+    for name, help_text, attribute in (
+        ("shard_used_bytes", "Bytes used where a shard lies.", "used"),
+        ("shard_free_bytes", "Bytes free where a shard lies.", "free"),
+        ("shard_latency_milliseconds", "How long a shard took to answer.", "latency_ms"),
+    ):
+        yield from _metric(name, "gauge", help_text, [({"shard": shard.id}, getattr(shard, attribute)) for shard in shards])
+    yield from _metric("scrub_state", "gauge", "1 for what the scrub does.", _one_of(scrub.state, ("idle", "running", "paused")))
+    yield from _metric("scrub_percent", "gauge", "How far the scrub is.", [({}, scrub.percent)])
+    yield from _metric("scrub_overdue", "gauge", "1 if no scrub has ended for too long.", [({}, scrub.overdue)])
+    ended = None if scrub.last_ended is None else scrub.last_ended / 1e6
+    yield from _metric("scrub_last_end_seconds", "gauge", "When the last scrub ended, since 1970 UTC.", [({}, ended)])
+    found = scrub.found
+    yield from _metric(
+        "scrub_found",
+        "gauge",
+        "What the present scrub, or the last one, has found.",
+        [
+            ({"kind": "bad_shares"}, found.bad_shares),
+            ({"kind": "unreadable"}, found.unreadable),
+            ({"kind": "lacking_records"}, found.lacking_records),
+            ({"kind": "strays_freed"}, found.strays_freed),
+            ({"kind": "strays_kept"}, found.strays_kept),
+            ({"kind": "unknown_keys"}, found.unknown_keys),
+        ],
+    )
+    jobs = [job.state for job in store.jobs.list()]
+    yield from _metric("jobs_running", "gauge", "Jobs that run.", [({}, jobs.count("running"))])
+
+
+def _one_of(state: str, states: Iterable[str]) -> list[Sample]:
+    return [({"state": each}, each == state) for each in states]
+
+
+def _metric(name: str, kind: str, help_text: str, samples: Iterable[Sample]) -> Iterator[str]:
+    yield f"# HELP zstor_{name} {help_text}"
+    yield f"# TYPE zstor_{name} {kind}"
+    for labels, value in samples:
+        if value is not None:
+            told = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+            yield f"zstor_{name}{{{told}}} {value + 0}" if told else f"zstor_{name} {value + 0}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
