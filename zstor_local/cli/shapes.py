@@ -120,7 +120,7 @@ class KeptShare(TypedDict):
     key: NotRequired[str]
 
 
-class Collected(TypedDict):
+class CollectedShares(TypedDict):
     """health.collect."""
 
     dry_run: bool

@@ -11,7 +11,7 @@ from zstor_local.cli import report, text
 from zstor_local.cli.client import Object
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Collected, Scrub, Status
+from zstor_local.cli.shapes import CollectedShares, Scrub, Status
 from zstor_local.cli.status import scrub_line
 
 
@@ -56,7 +56,7 @@ def collect(options: Options, dry_run: bool, accept_loss: bool) -> int:
     the metastore may have lost its record, and `zstor rebuild` would bring it back.
     """
     with options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
-        found = cast(Collected, client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
+        found = cast(CollectedShares, client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
         return 0

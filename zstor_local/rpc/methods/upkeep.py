@@ -86,7 +86,7 @@ class KeptShare(TypedDict):
     key: NotRequired[str]
 
 
-class CollectedView(TypedDict):
+class CollectedShares(TypedDict):
     """Shares that were freed, that wait to be (their shard is away, they are being read, or it was a dry run), and that are kept.
 
     `found` tells the first 1,000 that are kept, `unseen` the shards that could not be looked at.
@@ -151,7 +151,7 @@ def register(registry: Registry, store: Store) -> None:
         /,
         dry_run: Annotated[bool, "free nothing, only tell"] = False,
         accept_loss: Annotated[bool, "free also what no record names and nothing later buries: it can never be read again"] = False,
-    ) -> CollectedView:
+    ) -> CollectedShares:
         """Free the shares that nothing needs any more; progress counts the shares that were looked at. Writers are not stopped.
 
         Freed is only what a broken-off write, a tombstone, a newer record or a void leaves behind. Any other share without a record is
