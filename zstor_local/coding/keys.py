@@ -70,6 +70,9 @@ class _RecordKey:
     def sealer(self, salt: bytes) -> AESGCM:
         return AESGCM(expand(self._key, _RECORD_SEAL + salt))
 
+    def derive(self, info: bytes, length: int) -> bytes:
+        return expand(self._key, info, length)
+
 
 class NamespaceKeys:
     """What opens and seals the records of one namespace, or of the store. Safe to share between threads; repr shows no key.
@@ -110,6 +113,10 @@ class NamespaceKeys:
         except InvalidTag:
             return False
         return True
+
+    def derive(self, info: bytes, length: int) -> bytes:
+        """Bytes for a purpose of their own, the same after a rotation: from the oldest key that is known."""
+        return self._opening[-1].derive(info, length)
 
     def wrap(self, data_key: bytes) -> bytes:
         """The 32-byte data key as 40 bytes that only this namespace opens (AES-KW)."""

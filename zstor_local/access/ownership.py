@@ -1,0 +1,78 @@
+"""The daemon's own tokens: what a store shows to the shard servers that keep its shards. Pure: the time and random bytes are given.
+
+They are signed with a key that follows from the store's own, so that they can be made before there is a metastore, and whichever
+authority gives tokens to users. A shard server that trusts the document of `owner_document` makes and serves that store's shards.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
+from zstor_local.access.trust import AUDIENCE, TOKEN_SECONDS, TrustDocument
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.model.ids import StoreId
+from zstor_local.model.permission import OWNER, STORE_NAMESPACE, scope
+from zstor_local.runtime import Clock, Randomness
+
+RENEW_SECONDS: Final = 30  # before a token expires
+
+_INFO: Final = b"zstor/1 owner of shards"
+_JTI_BYTES: Final = 16
+_SECOND: Final = 1_000_000
+
+
+def issuer_name(store_id: StoreId) -> str:
+    """The `iss` of a store's tokens."""
+    return f"zstor:{store_id.hex()}"
+
+
+def owner_key(keys: NamespaceKeys) -> SigningKey:
+    """The key of a store's own tokens, from the keys of its store-wide records."""
+    return SigningKey.from_seed(keys.derive(_INFO, SEED_BYTES))
+
+
+def owner_document(key: SigningKey, store_id: StoreId, organization: str) -> TrustDocument:
+    """What a shard server must know of a store before it has seen anything of it."""
+    return {
+        "issuer": issuer_name(store_id),
+        "organization": organization,
+        "profile": "zstor",
+        "audience": AUDIENCE,
+        "keys": [key.jwk()],
+        "revoked": [],
+        "updated": 0,
+    }
+
+
+class OwnerTokens:
+    """One token after the other, each used until shortly before it expires."""
+
+    def __init__(self, key: SigningKey, store_id: StoreId, organization: str, clock: Clock, randomness: Randomness) -> None:
+        self._key = key
+        self._issuer = issuer_name(store_id)
+        self._scope = scope(organization, STORE_NAMESPACE, "admin")
+        self._clock = clock
+        self._randomness = randomness
+        self._token = ""
+        self._expires = 0
+
+    async def token(self, *, anew: bool = False) -> str:
+        """A token that is good for half a minute at least. `anew`: not the one that was refused just now."""
+        now = self._clock.now() // _SECOND
+        if anew or not self._token or not self._expires - TOKEN_SECONDS <= now < self._expires - RENEW_SECONDS:
+            self._expires = now + TOKEN_SECONDS
+            jti = self._randomness.bytes(_JTI_BYTES).hex()
+            self._token = sign_token(
+                self._key,
+                Claims(
+                    issuer=self._issuer,
+                    audience=AUDIENCE,
+                    user=OWNER,
+                    scopes=[self._scope],
+                    issued=now,
+                    expires=self._expires,
+                    jti=jti,
+                ),
+            )
+        return self._token

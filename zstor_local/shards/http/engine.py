@@ -1,0 +1,112 @@
+"""Shards on shard servers: `http://HOST:PORT`, `https://HOST:PORT`, `http+unix:///PATH`, with `/NAME` behind for more than one."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+from urllib.parse import urlsplit
+
+import blake3
+
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
+from zstor_local.model.record import ShardEntry
+from zstor_local.runtime import Network, Runtime
+from zstor_local.shards.base import Shard, ShardError, ShareMissing
+from zstor_local.shards.http.peer import Ask, Peer, TokenSource
+from zstor_local.shards.http.shard import HttpShard, ask_about
+from zstor_local.shards.http.wire import DIGEST, digest, space_path
+from zstor_local.shards.marker import BadMarker, Marker
+from zstor_local.shards.opening import Identified
+
+SCHEMES: Final = ("http", "https", "http+unix")
+PROVE_ONE_IN: Final = 16  # batches of which a small share is read back
+_SALT_BYTES: Final = 32
+
+
+class HttpEngine:
+    """See shards.opening.ShardEngine. One for a store in a daemon's life: its servers are asked through one peer each."""
+
+    def __init__(self, runtime: Runtime, network: Network, tokens: TokenSource, store_id: StoreId, keys: NamespaceKeys) -> None:
+        self._runtime = runtime
+        self._network = network
+        self._tokens = tokens
+        self._store_id = store_id
+        self._keys = keys
+        self._lock = threading.Lock()
+        self._peers: dict[str, Peer] = {}
+        self._openings = 0
+        self._session = runtime.randomness.bytes(ID_BYTES).hex()
+
+    def open(self, entry: ShardEntry, url: str) -> Shard:
+        peer, space = self._place(url)
+        with self._lock:
+            self._openings += 1
+            opening = self._openings
+        try:
+            return HttpShard(
+                entry,
+                url,
+                peer=peer,
+                space=space,
+                network=self._network,
+                store_id=self._store_id,
+                keys=self._keys,
+                opening=opening,
+                session=self._session,
+                prove=lambda: self._runtime.randomness.bytes(1)[0] % PROVE_ONE_IN == 0,
+            )
+        except ShareMissing:
+            raise ShardError("failed", f"{url} answers something else than was asked") from None
+
+    def identify(self, url: str) -> Identified | None:
+        peer, space = self._place(url)
+        try:
+            about = self._network.run(lambda: ask_about(peer, space))
+        except ShardError as error:
+            if "no_space_here" in str(error):
+                return None
+            raise
+        except ShareMissing:
+            raise ShardError("failed", f"{url} answers something else than was asked") from None
+        return Identified(Marker.parse(about.marker, self._keys, self._store_id), (peer.url, space))
+
+    def create(self, url: str, identity: Marker) -> None:
+        peer, space = self._place(url)
+        found = self.identify(url)
+        if found is not None:
+            if found.marker.uid != identity.uid:
+                raise BadMarker("it is already another shard of this store")
+            return
+        body = identity.pack(self._keys, self._runtime.randomness.bytes(_SALT_BYTES))
+        try:
+            self._network.run(lambda: peer.ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
+        except ShareMissing:
+            raise ShardError("failed", f"{url} answers something else than was asked") from None
+
+    def _place(self, url: str) -> tuple[Peer, str]:
+        """The server, and where on it the shard lies: one place for each store and name."""
+        server, name = _split(url)
+        with self._lock:
+            peer = self._peers.get(server)
+            if peer is None:
+                peer = self._peers[server] = Peer(server, self._tokens, self._network, self._runtime.randomness)
+        uid = blake3.blake3(b"zstor/1 space" + self._store_id + name.encode()).digest(ID_BYTES) if name else bytes(self._store_id)
+        return peer, space_path(ShardUid(uid))
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The server's URL and the name behind it; ShardError for what is none."""
+    parts = urlsplit(url)
+    if parts.scheme == "http+unix":
+        path, _, name = parts.path.partition("//")
+        if not path.startswith("/") or parts.netloc:
+            raise ShardError("missing", f"{url}: the socket is an absolute path: http+unix:///run/shard.sock")
+        return f"http+unix://{path}", name
+    try:
+        valid = parts.hostname is not None and parts.port is not None and not parts.username and not parts.query and not parts.fragment
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ShardError("missing", f"{url}: a shard server is http(s)://HOST:PORT, with /NAME behind if need be")
+    return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")

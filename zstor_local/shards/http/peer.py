@@ -1,0 +1,254 @@
+"""One shard server as the daemon sees it: its connections, deadlines, what it may answer, and a breaker while it does not.
+
+Nothing it sends is believed: bodies are read up to what was asked for and no further, as they are on the wire; redirects, encodings and
+other statuses than the one that a request expects are errors. What fails once is not asked again by requests: a probe in the
+background asks whether it is well, and closes the breaker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+import trio
+
+from zstor_local.runtime import Network, Randomness
+from zstor_local.shards.base import ShardError, ShardState, ShareMissing
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECTIONS: Final = 32  # of one daemon to one server
+CONNECT_SECONDS: Final = 3.0
+REQUEST_SECONDS: Final = 10.0  # from the first byte sent to the last one received
+DURABLE_SECONDS: Final = 20.0  # of what the server flushes before it answers
+IDLE_SECONDS: Final = 30.0  # that a connection is kept; the server keeps it longer
+ERROR_BYTES: Final = 4_096  # of an error that are read
+PROBE_SECONDS: Final = (0.5, 10.0)  # between two probes: at first, and at most
+PROBE_DEADLINE: Final = 2.0
+RETRY_SECONDS: Final = 0.1  # about so long is waited before a safe request is sent once more
+USUAL_SECONDS: Final = (0.1, 1.0)  # what takes longer than usual is no less and no more than this
+USUAL_FACTOR: Final = 4.0
+
+_STATES: Final[Mapping[str, ShardState]] = {
+    "no_space_here": "missing",
+    "unauthenticated": "failed",
+    "forbidden": "failed",
+    "fenced": "readonly",
+    "full": "full",
+    "quota": "full",
+    "busy": "failed",
+}
+
+log = logging.getLogger("zstor.shards")
+
+
+class TokenSource(Protocol):
+    """Where tokens for a server come from."""
+
+    async def token(self, *, anew: bool = False) -> str:
+        """One that is good for half a minute at least. `anew`: not the one that was refused just now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request. `most` is how many bytes the answer may have; `safe` whether sending it twice does no more than once."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] | None = None
+    expect: tuple[int, ...] = (204,)
+    most: int = 0
+    seconds: float = REQUEST_SECONDS
+    safe: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with an expected status, its body whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Peer:
+    """A server at `url`: http://HOST:PORT, https://HOST:PORT or http+unix:///PATH. `ask` runs in the event loop."""
+
+    def __init__(self, url: str, tokens: TokenSource, network: Network, randomness: Randomness) -> None:
+        self.url = url
+        self._tokens = tokens
+        self._network = network
+        self._randomness = randomness
+        self._client: httpx.AsyncClient | None = None
+        self._limiter = trio.CapacityLimiter(CONNECTIONS)
+        self._broken: str | None = None
+        self._usual = 0.0
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing is asked of it now; None if it is well, as far as is known."""
+        return self._broken
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an answer is late: some times what is usual."""
+        least, most = USUAL_SECONDS
+        return max(least, min(most, USUAL_FACTOR * self._usual))
+
+    @property
+    def host(self) -> str:
+        """What fails together with it."""
+        return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
+
+    async def ask(self, ask: Ask) -> Reply:
+        """The answer, or ShardError (`untouched` where nothing was sent), or ShareMissing."""
+        if self._broken is not None:
+            raise ShardError("missing", self._broken, untouched=True)
+        token = await self._tokens.token()
+        try:
+            return await self._once_more(ask, token)
+        except _TokenRefused:
+            return await self._once_more(ask, await self._tokens.token(anew=True), last=True)
+
+    async def _once_more(self, ask: Ask, token: str, *, last: bool = False) -> Reply:
+        """Send it; once more where the connection broke and that does no harm: a server may close one that was idle."""
+        try:
+            return await self._send(ask, token, last=last)
+        except _Broke as broke:
+            if not ask.safe or broke.late:
+                self._trip(str(broke))
+                raise ShardError("missing", str(broke), untouched=broke.unsent) from None
+        await trio.sleep(RETRY_SECONDS * (0.5 + self._randomness.bytes(1)[0] / 256))
+        try:
+            return await self._send(ask, token, last=last)
+        except _Broke as broke:
+            self._trip(str(broke))
+            raise ShardError("missing", str(broke), untouched=broke.unsent) from None
+
+    async def _send(self, ask: Ask, token: str, *, last: bool) -> Reply:
+        import httpx
+
+        client = self._opened()
+        headers = {"authorization": f"Bearer {token}", "accept-encoding": "identity", **(ask.headers or {})}
+        try:
+            # Nothing waits in the pool itself: a request that is cancelled there would take its place along for ever.
+            async with self._limiter:
+                began = trio.current_time()
+                with trio.fail_after(ask.seconds):
+                    async with client.stream(ask.method, ask.path, content=ask.body or None, headers=headers) as response:
+                        reply = await self._read(ask, response, last=last)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Broke(f"{self.url} cannot be reached ({type(error).__name__})", unsent=True) from None
+        except (trio.TooSlowError, httpx.TimeoutException):
+            raise _Broke(f"{self.url} did not answer within {ask.seconds:.0f} seconds", late=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _Broke(f"the connection to {self.url} broke ({type(error).__name__})") from None
+        took = trio.current_time() - began
+        self._usual += (took - self._usual) / 8
+        return reply
+
+    async def _read(self, ask: Ask, response: httpx.Response, *, last: bool) -> Reply:
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        expected = response.status_code in ask.expect
+        most = ask.most if expected else ERROR_BYTES
+        if headers.get("content-encoding", "identity") != "identity":
+            raise ShardError("failed", f"{self.url} answers in an encoding that was not asked for")
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > most:
+                if not expected:
+                    break
+                raise ShardError("failed", f"{self.url} sends more than was asked for")
+        if expected:
+            if body and headers.get("content-type") != "application/octet-stream" and headers.get("content-type") != "application/json":
+                raise ShardError("failed", f"{self.url} answers something that is no shard server's")
+            return Reply(response.status_code, headers, bytes(body))
+        raise self._refused(response.status_code, bytes(body[:ERROR_BYTES]), last=last)
+
+    def _refused(self, status: int, body: bytes, *, last: bool) -> Exception:
+        try:
+            kind = json.loads(body)["type"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            kind = None
+        if status == 404 and kind == "not_found":
+            return ShareMissing()
+        if status == 401 and not last:
+            return _TokenRefused()
+        state = _STATES.get(kind, "failed") if isinstance(kind, str) else "failed"
+        words = kind if isinstance(kind, str) and kind in _STATES else f"status {status}"
+        return ShardError(state, f"{self.url} refused: {words}")
+
+    def _opened(self) -> httpx.AsyncClient:
+        """The client; httpx takes a while to import and is not needed without shards on other machines."""
+        if self._client is None:
+            import ssl
+
+            import httpx
+
+            limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
+            scheme, _, path = self.url.partition("://")
+            verify = ssl.create_default_context() if scheme == "https" else False
+            uds = path if scheme == "http+unix" else None
+            self._client = httpx.AsyncClient(
+                base_url="http://shard" if uds else self.url,
+                transport=httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=limits),
+                timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
+                follow_redirects=False,
+                trust_env=False,
+            )
+        return self._client
+
+    # --- The breaker ---
+
+    def _trip(self, reason: str) -> None:
+        """Ask nothing more until a probe was answered."""
+        if self._broken is None:
+            log.warning("%s", reason)
+            self._network.start(self._probe)
+        self._broken = reason
+
+    async def _probe(self) -> None:
+        import httpx
+
+        pause, longest = PROBE_SECONDS
+        while True:
+            await trio.sleep(pause * (0.5 + self._randomness.bytes(1)[0] / 256))
+            pause = min(longest, pause * 2)
+            try:
+                async with self._limiter:
+                    with trio.fail_after(PROBE_DEADLINE):
+                        async with self._opened().stream("GET", "/health") as response:
+                            well = response.status_code == 200
+            except (httpx.HTTPError, trio.TooSlowError):
+                continue
+            if well:
+                log.warning("%s answers again", self.url)
+                self._broken = None
+                return
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            with trio.CancelScope(shield=True):
+                await client.aclose()
+
+
+class _TokenRefused(Exception):
+    """The first token of two."""
+
+
+class _Broke(Exception):
+    """A request without an answer. `unsent`: nothing of it went out; `late`: a deadline passed."""
+
+    def __init__(self, message: str, *, unsent: bool = False, late: bool = False) -> None:
+        super().__init__(message)
+        self.unsent = unsent
+        self.late = late

@@ -1,0 +1,284 @@
+"""A shard on a shard server, one opening of it: whatever goes wrong ends the opening, and the shard is opened anew when it is back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.coding.share import ShareHeader
+from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.model.policy import Policy
+from zstor_local.model.record import Envelope, ShardEntry
+from zstor_local.runtime import Buffer, Network, Pending, Randomness
+from zstor_local.shards.base import Entry, Flushable, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.http.peer import DURABLE_SECONDS, Ask, Peer, Reply
+from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
+from zstor_local.shards.http.wire import (
+    DIGEST,
+    FENCE,
+    NEXT,
+    PAGE_BYTES,
+    BadWire,
+    Batch,
+    Fence,
+    digest,
+    pack_batch,
+    parse_batch,
+    share_name,
+)
+from zstor_local.shards.marker import BadMarker, Marker
+
+ABOUT_BYTES: Final = 1 << 20
+
+T = TypeVar("T")
+
+
+class About:
+    """What a server tells of a space: nothing of it is believed but the marker, which proves itself."""
+
+    def __init__(self, peer: Peer, body: bytes) -> None:
+        """ShardError for what is none."""
+        try:
+            members = json.loads(body)
+            self.marker = bytes.fromhex(members["marker"])
+            self.writer = int(members["writer"])
+            self.committed = int(members["committed"])
+            self.room = Room(int(members["total_bytes"]), int(members["free_bytes"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
+
+
+async def ask_about(peer: Peer, space: str) -> About:
+    reply = await peer.ask(Ask("GET", space, expect=(200,), most=ABOUT_BYTES))
+    return About(peer, reply.body)
+
+
+class HttpShard:
+    """See the laws of shards.base.Shard."""
+
+    on_disk: Flushable | None = None
+
+    def __init__(
+        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys, opening: int,
+        session: str, prove: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """Open it: ShardError if it is not there, or if it is another one than `entry` names. `prove` tells what to read back."""
+        self.entry = entry
+        self.url = url
+        self.peer = peer
+        self.space = space
+        self.network = network
+        self._opening = opening
+        self._session = session
+        self._prove = prove
+        self._fence: Fence | None = None
+        self._lost: tuple[ShardState, str] | None = None
+        self._waiting: list[ScannedEntry] = []
+        self._freed: list[ShareId] = []
+        self._flushing: Pending[None] | None = None
+        self._fresh: dict[ShareId, bytes] = {}  # small shares that were appended and not flushed
+        self._batches = 0
+        about = network.run(lambda: ask_about(peer, space))
+        try:
+            found = Marker.parse(about.marker, keys, store_id)
+        except BadMarker as error:
+            raise ShardError("missing", f"{url}: {error}") from None
+        if found.uid != entry.uid:
+            raise ShardError("missing", f"{url} is shard {found.number}, not {entry.number}")
+        self._writer, self._committed = about.writer, about.committed
+
+    @property
+    def number(self) -> int:
+        return self.entry.number
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def group(self) -> str:
+        return self.entry.group or self.peer.host
+
+    # --- How it is ---
+
+    def start(self, writer: int, randomness: Randomness) -> None:
+        self._fence = fence = Fence(writer, self._opening, self._session)
+        ask = Ask("POST", f"{self.space}/writer", headers={FENCE: str(fence)}, expect=(200,), most=ABOUT_BYTES)
+        try:
+            self.network.run(lambda: self.peer.ask(ask))
+        except ShardError as error:
+            self.failed(error)
+        except ShareMissing:
+            self.failed(ShardError("failed", f"{self.url} knows no writers"))
+
+    def newest_writer(self) -> int:
+        return self._writer
+
+    def newest_committed(self) -> int:
+        return self._committed
+
+    def recent_state(self) -> ShardState:
+        return self.check()
+
+    def unsettled(self) -> Sequence[Envelope]:
+        ask = Ask("GET", f"{self.space}/unsettled", expect=(200,), most=16 * PAGE_BYTES)
+        return [each.entry.envelope for each in self._batch(ask)[0].entries]
+
+    def check(self) -> ShardState:
+        if self._lost is None and self.peer.broken is not None:
+            self._lost = "missing", self.peer.broken
+        return "ok" if self._lost is None else self._lost[0]
+
+    def may_return(self) -> bool:
+        return self.peer.broken is None
+
+    def room(self) -> Room:
+        return self._run(lambda: ask_about(self.peer, self.space)).room
+
+    def last_error(self) -> str | None:
+        return None if self._lost is None else self._lost[1]
+
+    def failed(self, error: ShardError) -> ShardError:
+        """What a request met; anything but a full server ends this opening."""
+        if error.state != "full" and self._lost is None:
+            self._lost = error.state, str(error)
+        return error
+
+    def writing(self) -> dict[str, str]:
+        self._must_be_there()
+        if self._fence is None:
+            raise ShardError("failed", f"{self.url} was never started", untouched=True)
+        return {FENCE: str(self._fence)}
+
+    def _must_be_there(self) -> None:
+        state = self.check()
+        if state != "ok":
+            raise ShardError(state, self.last_error() or state, untouched=True)
+
+    # --- The log ---
+
+    def append(self, entries: Sequence[Entry], committed: int) -> None:
+        self.writing()
+        self._waiting += [ScannedEntry(entry, committed) for entry in entries]
+        for entry in entries:
+            if entry.share_index is not None:
+                self._fresh[ShareId(entry.envelope.version, entry.share_index)] = entry.share
+
+    def start_flush(self) -> None:
+        if self._flushing is None and (self._waiting or self._freed) and self._lost is None:
+            batch, self._waiting, self._freed = Batch(self._waiting, self._freed), [], []
+            self._flushing = self.network.start(lambda: self._send(batch))
+
+    def flush(self) -> None:
+        self._must_be_there()
+        self.start_flush()
+        pending, self._flushing = self._flushing, None
+        if pending is None:
+            return
+        try:
+            pending.wait()
+        except ShardError as error:
+            raise self.failed(error) from None
+        except (ShareMissing, TimeoutError):
+            raise self.failed(ShardError("failed", f"{self.url} says that it stored shares and does not have them")) from None
+        finally:
+            self._fresh.clear()
+
+    async def _send(self, batch: Batch) -> None:
+        self._batches += 1
+        body = pack_batch(batch)
+        headers = {**self.writing(), DIGEST: digest(body)}
+        await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, seconds=DURABLE_SECONDS))
+        shares = [each.entry for each in batch.entries if each.entry.share]
+        if shares and self._prove():
+            await self._read_back(shares[0])
+
+    async def _read_back(self, entry: Entry) -> None:
+        """A server that only says that it stored something is found out."""
+        name = share_name(ShareId(entry.envelope.version, entry.share_index or 0))
+        found = await read_range(self.peer, f"{self.space}/shares/{name}?small=1", 0, len(entry.share))
+        if found != entry.share:
+            raise ShardError("failed", f"{self.url} says that it stored a share and has another one")
+
+    def scan(self) -> Iterator[ScannedEntry]:
+        after = "0.0.0"
+        while True:
+            ask = Ask("GET", f"{self.space}/log?after={after}", expect=(200,), most=2 * PAGE_BYTES)
+            batch, reply = self._batch(ask)
+            yield from batch.entries
+            following = reply.headers.get(NEXT, "")
+            if not batch.entries or following == after:
+                return
+            after = following
+
+    def _batch(self, ask: Ask) -> tuple[Batch, Reply]:
+        reply = self._run(lambda: self.peer.ask(ask))
+        try:
+            return parse_batch(reply.body), reply
+        except BadWire as error:
+            raise self.failed(ShardError("failed", f"{self.url}: {error}")) from None
+
+    # --- Shares ---
+
+    def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> HttpShareWriter:
+        header = ShareHeader(share.index, policy.k, policy.m, policy.padding, share.version, namespace)
+        return HttpShareWriter(self, share, namespace, header)
+
+    def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
+        if small and share in self._fresh:
+            return _Fresh(self._fresh[share])
+        return HttpShareReader(self, share, small=small)
+
+    def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
+        headers = self.writing()
+        if small:
+            self._freed += shares
+            return
+        body = pack_batch(Batch((), shares))
+        ask = Ask("POST", f"{self.space}/free", body, {**headers, DIGEST: digest(body)}, seconds=DURABLE_SECONDS)
+        self._run(lambda: self.peer.ask(ask))
+
+    def settle(self, *, small: bool) -> None:
+        self._must_be_there()
+        if small:
+            self.flush()
+
+    def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return self.network.run(ask)
+        except ShardError as error:
+            raise self.failed(error) from None
+        except ShareMissing:
+            raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+
+    def close(self) -> None:
+        self._lost = self._lost or ("missing", f"{self.url} was closed")
+        if self._flushing is not None:
+            self._flushing.cancel()
+
+
+class _Fresh:
+    """A small share that is on its way to the server."""
+
+    def __init__(self, share: bytes) -> None:
+        self._share = share
+
+    def prefetch(self, offset: int, length: int) -> None:
+        pass
+
+    def read(self, offset: int, length: int, *, patient: bool = True) -> Buffer:
+        return self._share[offset : offset + length]
+
+    def read_nowait(self, offset: int, length: int) -> Buffer:
+        return self._share[offset : offset + length]
+
+    def read_table(self) -> Buffer:
+        raise ShareMissing
+
+    def claimed_version(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
