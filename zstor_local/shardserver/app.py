@@ -320,7 +320,8 @@ class App:
         space = await self._space(uid)
         guest.check_owner(space)
         limit = request.number("limit", 1_000, most=LIST_NAMES)
-        return as_json({"shares": await _in_thread(space.list, request.query.get("after", ""), limit)})
+        names = space.list_small if request.query.get("small") == "1" else space.list_large
+        return as_json({"shares": await _in_thread(names, request.query.get("after", ""), limit)})
 
     async def _put_part(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()

@@ -18,7 +18,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import groupby
+from heapq import merge
+from itertools import groupby, islice
 from typing import Final
 
 from zstor_local.coding.block import BadBlock
@@ -358,7 +359,7 @@ class Space:
             for directory in sorted(directories):
                 sync_directory(self._files, directory)
 
-    def list(self, after: str, limit: int) -> list[str]:
+    def list_large(self, after: str, limit: int) -> list[str]:
         """The names of large shares in their order, behind one."""
         found: list[str] = []
         with _answering():
@@ -370,9 +371,17 @@ class Space:
                     break
         return found[:limit]
 
+    def list_small(self, after: str, limit: int) -> list[str]:
+        """The names of small shares in their order, behind one."""
+        try:
+            names = merge(*(map(share_name, self._index.shares(room.number)) for room in self.rooms))
+            return [*islice((name for name in names if name > after), limit)]
+        except IndexDamaged as error:
+            raise Refusal("failed", str(error)) from None
+
     def _large_shares(self) -> Iterator[tuple[str, int, NamespaceId]]:
         after = ""
-        while names := self.list(after, 1_000):
+        while names := self.list_large(after, 1_000):
             for name in names:
                 fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from zstor_local.coding.keys import NamespaceKeys
@@ -26,11 +27,14 @@ from zstor_local.shards.http.wire import (
     digest,
     pack_batch,
     parse_batch,
+    parse_share_name,
     share_name,
 )
 from zstor_local.shards.marker import BadMarker, Marker
 
 ABOUT_BYTES: Final = 1 << 20
+LIST_NAMES: Final = 10_000  # in a page
+LIST_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
 
@@ -61,8 +65,8 @@ class HttpShard:
     on_disk: Flushable | None = None
 
     def __init__(
-        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys, opening: int,
-        session: str, prove: Callable[[], bool],
+        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
+        opening: int, session: str, prove: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Open it: ShardError if it is not there, or if it is another one than `entry` names. `prove` tells what to read back."""
         self.entry = entry
@@ -231,6 +235,21 @@ class HttpShard:
             return _Fresh(self._fresh[share])
         return HttpShareReader(self, share, small=small)
 
+    def held(self, *, small: bool) -> Iterator[ShareId]:
+        after = ""
+        while True:
+            path = f"{self.space}/shares?after={after}&limit={LIST_NAMES}{'&small=1' if small else ''}"
+            reply = self._run(partial(self.peer.ask, Ask("GET", path, expect=(200,), most=LIST_BYTES)))
+            try:
+                names: list[str] = json.loads(reply.body)["shares"]
+                shares = [parse_share_name(name) for name in names]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise self.failed(ShardError("failed", f"{self.url} lists something that is no share")) from None
+            yield from shares
+            if not names or names[-1] <= after:
+                return
+            after = names[-1]
+
     def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
         headers = self.writing()
         if small:
@@ -278,6 +297,9 @@ class _Fresh:
         raise ShareMissing
 
     def claimed_version(self) -> None:
+        return None
+
+    def claimed_namespace(self) -> None:
         return None
 
     def close(self) -> None:

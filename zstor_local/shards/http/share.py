@@ -130,10 +130,18 @@ class HttpShareReader:
         return await read_range(peer, self._path, footer.table_offset, footer.table_length)
 
     def claimed_version(self) -> Version | None:
+        header = self._header()
+        return None if header is None else header.version
+
+    def claimed_namespace(self) -> NamespaceId | None:
+        header = self._header()
+        return None if header is None else header.namespace
+
+    def _header(self) -> ShareHeader | None:
         if self._small:
-            return None
+            return None  # its record lies beside it
         try:
-            return parse_share_header(self._run(lambda: read_range(self._shard.peer, self._path, 0, SHARE_HEADER_BYTES))).version
+            return parse_share_header(self._run(lambda: read_range(self._shard.peer, self._path, 0, SHARE_HEADER_BYTES)))
         except BadBlock:
             return None
 
