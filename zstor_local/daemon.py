@@ -12,18 +12,20 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import fields, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from zstor_local import __version__, limits
 from zstor_local.access.authority import Authority
 from zstor_local.access.builtin import builtin_authority
+from zstor_local.access.ownership import OwnerTokens, owner_key
 from zstor_local.access.spaces import Spaces
 from zstor_local.activation import inherited_listener
+from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.index import PageIndex
@@ -32,6 +34,7 @@ from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import NEXT, MasterKey
+from zstor_local.network import open_network
 from zstor_local.rpc.methods import access as access_methods
 from zstor_local.rpc.methods import cas as content_methods
 from zstor_local.rpc.methods import changes as change_methods
@@ -53,9 +56,11 @@ from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
-from zstor_local.runtime import Runtime
+from zstor_local.runtime import Network, Runtime
 from zstor_local.sandbox import Sandbox
 from zstor_local.sd_notify import Notifier
+from zstor_local.shards.http.engine import SCHEMES, HttpEngine
+from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
 from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
@@ -66,6 +71,8 @@ from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
 from zstor_local.system import RealClientFiles, real_runtime
 from zstor_local.watchdog import keep_telling
+
+T = TypeVar("T")
 
 EXIT_DONE: Final = 0
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
@@ -92,9 +99,8 @@ def main(config: Config, reread: Callable[[], Config]) -> int:
     _keep_buffers()
     notifier = Notifier.from_environment(os.environ)
     runtime = real_runtime()
-    engines = SqliteEngines(runtime.files)
     try:
-        trio.run(_serve, runtime, engines, config, reread, notifier)
+        trio.run(_serve, runtime, config, reread, notifier)
     except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
         cause = _first(error)
         if isinstance(cause, (StoreInUse, AlreadyServed)):
@@ -109,9 +115,8 @@ def init_store(config: Config) -> int:
     """`zstor init`: make the store and say where it is; what is there stays. Returns the exit status."""
     os.umask(0o077)
     runtime = real_runtime()
-    engines = SqliteEngines(runtime.files)
     try:
-        created = make_store(runtime, engines, config)
+        created = trio.run(_with_engines, runtime, config, lambda engines: make_store(runtime, engines, config))
     except StoreInUse as in_use:
         return _refuse(in_use, EXIT_IN_USE)
     except StoreFault as fault:
@@ -141,19 +146,40 @@ def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str,
     os.umask(0o077)
     runtime = real_runtime()
     try:
-        return EXIT_DONE, rebuild(runtime, SqliteEngines(runtime.files), config, accept_loss=accept_loss, progress=progress)
+
+        def work(engines: Engines) -> Report:
+            return rebuild(runtime, engines, config, accept_loss=accept_loss, progress=progress)
+
+        return EXIT_DONE, trio.run(_with_engines, runtime, config, work)
     except StoreInUse as error:
         return _refuse(error, EXIT_IN_USE), None
     except (StoreFault, OSError) as error:
         return _refuse(error, EXIT_FAULT), None
 
 
-async def _serve(runtime: Runtime, engines: Engines, config: Config, reread: Callable[[], Config], notifier: Notifier) -> None:
+async def _with_engines(runtime: Runtime, config: Config, work: Callable[[Engines], T]) -> T:
+    """Work that blocks, with the engines of a daemon."""
+    async with open_network() as network:
+        return await runtime.threads.run_commit(work, _engines(runtime, network, config))
+
+
+def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
+    """Where everything is kept: SQLite files, directories, and shard servers that the store's own tokens open."""
+
+    def remote(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
+        tokens = OwnerTokens(owner_key(keys), store_id, config.authority.organization, runtime.clock, runtime.randomness)
+        return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys))
+
+    return SqliteEngines(runtime.files, remote)
+
+
+async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config], notifier: Notifier) -> None:
     inherited = inherited_listener(os.environ)
     if inherited is not None:
         config = replace(config, socket=os.path.abspath(inherited.getsockname()))
     listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
-    async with trio.open_nursery() as nursery:
+    async with open_network() as network, trio.open_nursery() as nursery:
+        engines = _engines(runtime, network, config)
         with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
             async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
@@ -234,7 +260,8 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths, 
 def _paths(store: Store, config: Config) -> Paths:
     """The rules for clients' files: the store, the key, the socket's directory and the configuration are ours alone."""
     key = config.master_key_file
-    directories = [config.store, *(place.root for place in shard_places(config)), os.path.dirname(config.socket)]
+    shards = [place.root for place in shard_places(config) if place.root.startswith("/")]
+    directories = [config.store, *shards, os.path.dirname(config.socket)]
     protected = Protected(
         directories=[os.path.realpath(directory) for directory in directories],
         files=[key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],

@@ -19,6 +19,7 @@ class RealNetwork:
     def __init__(self, nursery: trio.Nursery, token: trio.lowlevel.TrioToken) -> None:
         self._nursery = nursery
         self._token = token
+        self._closing: list[Callable[[], Awaitable[None]]] = []
 
     def run(self, ask: Callable[[], Awaitable[T]]) -> T:
         places = places_of_thread()
@@ -35,6 +36,13 @@ class RealNetwork:
         pending = _Pending(self, ask)
         self._token.run_sync_soon(self._nursery.start_soon, pending.run)
         return pending
+
+    def at_end(self, close: Callable[[], Awaitable[None]]) -> None:
+        self._closing.append(close)
+
+    async def end(self) -> None:
+        for close in self._closing:
+            await close()
 
     def soon(self, work: Callable[[], object]) -> None:
         self._token.run_sync_soon(work)
@@ -85,5 +93,10 @@ class _Pending(Generic[T]):
 async def open_network() -> AsyncIterator[RealNetwork]:
     """The network, until the end; what still goes on then is cancelled."""
     async with trio.open_nursery() as nursery:
-        yield RealNetwork(nursery, trio.lowlevel.current_trio_token())
-        nursery.cancel_scope.cancel()
+        network = RealNetwork(nursery, trio.lowlevel.current_trio_token())
+        try:
+            yield network
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await network.end()

@@ -191,6 +191,10 @@ class Network(Protocol):
         """Begin it and go on; also from the event loop."""
         ...
 
+    def at_end(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have it called when the network is not used any more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Runtime:

@@ -219,6 +219,10 @@ class Shard(Protocol):
         """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
         ...
 
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        """Whether the share lies here, whatever its bytes are."""
+        ...
+
     def held(self, *, small: bool) -> Iterator[ShareId]:
         """Every share of that kind that lies here, whoever wrote it, in an order that stays; little memory is taken."""
         ...

@@ -279,6 +279,13 @@ class DirectoryShard:
                 raise ShareMissing from None
             raise
 
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        try:
+            self.open_share(share, small=small).close()
+        except ShareMissing:
+            return False
+        return True
+
     def held(self, *, small: bool) -> Iterator[ShareId]:
         if small:
             try:

@@ -168,7 +168,8 @@ def _config(settings: Settings, listener: socket.socket) -> Hypercorn:
     config.graceful_timeout = GRACE_SECONDS
     config.include_server_header = False
     config.accesslog = None
-    config.errorlog = log
+    config.errorlog = logging.getLogger("zstor.shardserver.http")
+    config.errorlog.setLevel(logging.WARNING)
     return config
 
 

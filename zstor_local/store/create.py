@@ -21,9 +21,10 @@ from zstor_local.model.masterkey import KEY_BYTES, MasterKey
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
-from zstor_local.shards.directory import DirectoryShard, create_directory_shard, marker_store
+from zstor_local.shards.directory import marker_store
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
+from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import (
@@ -44,7 +45,7 @@ Found = Literal["nothing", "unfinished", "store"]
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """A shard as the configuration names it; `root` is its directory, `url` what the list of shards says of that."""
+    """A shard as the configuration names it; `root` is its directory or URL, `url` what the list of shards says of that."""
 
     id: str
     root: str
@@ -61,15 +62,14 @@ def shard_places(config: Config) -> list[ShardPlace]:
             f"the policy has m = {config.policy.m} shares and the configuration {len(config.shards)} shards",
             "name more shards, or lower m in [policy]",
         )
-    roots = [_directory(shard.url) for shard in config.shards]
+    roots = [_root(shard.url) for shard in config.shards]
     return [ShardPlace(shard.id, root, shard.group or "", root) for shard, root in zip(config.shards, roots, strict=True)]
 
 
-def _directory(url: str) -> str:
+def _root(url: str) -> str:
+    """A directory's path, or the URL of a shard on another machine."""
     path = url.removeprefix("file://")
-    if not path.startswith("/"):
-        raise StoreFault(f"shard {url}: this version keeps shards in directories", "give an absolute path")
-    return path.rstrip("/")
+    return path.rstrip("/") if path.startswith("/") else url
 
 
 def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
@@ -94,6 +94,8 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
             "bring the key file back, or restore it with `zstor key restore` from the words of `zstor key backup`",
         )
     for place in shard_places(config):
+        if not place.root.startswith("/"):
+            continue  # a shard server tells strangers nothing
         if (store := marker_store(files, place.root)) is not None:
             raise StoreFault(
                 f"{place.root} is a shard of store {store.hex()}, but there is neither its key nor its metastore",
@@ -146,13 +148,14 @@ def _fill(runtime: Runtime, engines: Engines, config: Config, master: MasterKey,
     sealer = RecordSealer(KeyRing(master.key, store_id), store_id, runtime.randomness)
     entries = [_entry(master, number, place) for number, place in enumerate(places)]
     rows = first_rows(sealer, master, entries, runtime.clock.now())
+    opener = ShardOpener(engines.shard_engines(runtime, store_id, sealer.keys(STORE_WIDE), LogIndex(":memory:")))
     for entry, place in zip(entries, places, strict=True):
         identity = Marker(store_id, ShardUid(entry.uid), entry.number, runtime.clock.now())
         try:
-            create_directory_shard(runtime, place.root, identity, sealer.keys(STORE_WIDE))
+            opener.create(place.root, identity)
         except BadMarker as error:
             raise StoreFault(f"{place.root}: {error}", "start with other directories") from None
-        shard = DirectoryShard(runtime, entry, place.root, store_id=store_id, keys=sealer.keys(STORE_WIDE), index=LogIndex(":memory:"))
+        shard = opener.open(entry, place.root)
         try:
             shard.start(1, runtime.randomness)
             shard.append([Entry(row.envelope) for row in rows], 0)

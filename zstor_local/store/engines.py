@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Protocol
 
@@ -37,11 +37,19 @@ class Engines(Protocol):
         ...
 
 
-class SqliteEngines:
-    """SQLite files in the store's directory."""
+RemoteEngines = Callable[[Runtime, StoreId, NamespaceKeys], Mapping[str, ShardEngine]]
 
-    def __init__(self, files: Files) -> None:
+
+def no_remote_engines(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
+    return {}
+
+
+class SqliteEngines:
+    """SQLite files in the store's directory. `remote` makes the engines of shards on other machines."""
+
+    def __init__(self, files: Files, remote: RemoteEngines = no_remote_engines) -> None:
         self._files = files
+        self._remote = remote
 
     def metastore_exists(self, store: str) -> bool:
         try:
@@ -78,4 +86,4 @@ class SqliteEngines:
         return LogIndex(f"{store}/{INDEX}")
 
     def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
-        return {FILE: DirectoryEngine(runtime, store_id, keys, index)}
+        return {FILE: DirectoryEngine(runtime, store_id, keys, index), **self._remote(runtime, store_id, keys)}

@@ -34,11 +34,12 @@ from zstor_local.model.record import (
     VoidRecord,
 )
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import ShardError, ShareMissing
-from zstor_local.shards.directory import LOG, DirectoryShard, marker_store, read_identity
+from zstor_local.shards.base import Shard, ShardError
+from zstor_local.shards.directory import LOG, marker_store, read_identity
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.log import Log
 from zstor_local.shards.marker import BadMarker
+from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.committer import RESERVE
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, shard_places
 from zstor_local.store.engines import Engines
@@ -109,7 +110,8 @@ def _rebuild(
     with ExitStack() as opened:
         index = engines.open_index(config.store)
         opened.callback(index.close)
-        shards = _open_shards(runtime, config, master, sealer, index)
+        opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+        shards = _open_shards(opener, config, master)
         for shard in shards:
             opened.callback(shard.close)
         scratch = opened.enter_context(closing(sqlite3.connect("", isolation_level=None)))  # a temporary file of SQLite's own
@@ -142,18 +144,18 @@ def _keys_in_logs(runtime: Runtime, config: Config, masters: list[MasterKey]) ->
             yield from (scanned.entry.envelope for scanned in log.scan() if scanned.entry.envelope.kind is Kind.KEYS)
 
 
-def _open_shards(runtime: Runtime, config: Config, master: MasterKey, sealer: RecordSealer, index: LogIndex) -> list[DirectoryShard]:
-    """Every directory of the configuration that is a shard of the key's store."""
-    keys = sealer.keys(STORE_WIDE)
-    found: dict[int, DirectoryShard] = {}
+def _open_shards(opener: ShardOpener, config: Config, master: MasterKey) -> list[Shard]:
+    """Every place of the configuration that is a shard of the key's store."""
+    found: dict[int, Shard] = {}
     for place in shard_places(config):
         try:
-            identity = read_identity(runtime.files, place.root, keys, master.store_id)
-            if identity is None:
+            identified = opener.identify(place.root)
+            if identified is None:
                 continue
+            identity = identified.marker
             entry = ShardEntry(identity.number, identity.uid, place.id, place.root, place.group)
-            found[identity.number] = DirectoryShard(runtime, entry, place.root, store_id=master.store_id, keys=keys, index=index)
-        except (BadMarker, ShardError, OSError):
+            found[identity.number] = opener.open(entry, place.root)
+        except (BadMarker, ShardError):
             continue  # reported as unseen
     if not found:
         raise StoreFault(
@@ -166,7 +168,7 @@ def _open_shards(runtime: Runtime, config: Config, master: MasterKey, sealer: Re
 class _Rebuild:
     def __init__(
         self, runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], sealer: RecordSealer,
-        shards: list[DirectoryShard], scratch: sqlite3.Connection, progress: Callable[[str, int], None],
+        shards: list[Shard], scratch: sqlite3.Connection, progress: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._runtime = runtime
         self._engines = engines
@@ -340,10 +342,9 @@ class _Rebuild:
         if shard is None:
             return False
         try:
-            shard.open_share(share, small=record.small).close()
-        except (ShareMissing, ShardError):
+            return shard.has(share, small=record.small)
+        except ShardError:
             return False
-        return True
 
     # --- Write ---
 

@@ -231,8 +231,10 @@ class Store:
         if state == "ok" and sight is not None:
             latency = sight.latency_ms
         with suppress(ShardError):
-            room = shard.room()
-            used, free = room.total - room.free, room.free
+            seen = None if sight is None else sight.room
+            room = shard.room() if shard.on_disk is not None else seen  # asking another machine takes a while
+            if room is not None:
+                used, free = room.total - room.free, room.free
         return ShardStatus(shard.id, shard.url, shard.group, state, used, free, latency, shard.last_error())
 
 
@@ -245,9 +247,10 @@ async def open_store(
     The very first start creates it and says so.
     """
     with _locked(runtime, engines, config):
-        if (created := _created(runtime, engines, config)) is not None:
+        # In a thread: shards on other machines are waited for.
+        if (created := await runtime.threads.run_commit(_created, runtime, engines, config)) is not None:
             on_created(created)
-        store = _open(runtime, engines, config)
+        store = await runtime.threads.run_commit(_open, runtime, engines, config)
         try:
             async with trio.open_nursery() as nursery:
                 try:

@@ -204,6 +204,7 @@ class Peer:
                 follow_redirects=False,
                 trust_env=False,
             )
+            self._network.at_end(self.close)
         return self._client
 
     # --- The breaker ---

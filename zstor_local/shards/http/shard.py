@@ -235,6 +235,10 @@ class HttpShard:
             return _Fresh(self._fresh[share])
         return HttpShareReader(self, share, small=small)
 
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))
+        return self._run(lambda: self.peer.ask(ask)).status == 200
+
     def held(self, *, small: bool) -> Iterator[ShareId]:
         after = ""
         while True:
