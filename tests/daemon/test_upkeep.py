@@ -128,3 +128,18 @@ def test_metrics_are_what_prometheus_reads(damaged: Client) -> None:
     assert samples['zstor_queue{queue="repair"}'] == 0
     assert samples["zstor_scrub_overdue"] == 0
     assert all(any(line.startswith(f"# TYPE {name.partition('{')[0]} ") for line in lines) for name in samples)
+
+
+def test_metadata_that_was_tampered_with_is_refused_by_everything_that_manages(damaged: Client) -> None:
+    metadata = damaged.result("object.stat", key="a")["metadata"]
+    seal = metadata["seal"]
+    for method in ("object.check", "object.repair", "object.delete", "object.read", "object.stat"):
+        for changed in (
+            {"key": "b"},
+            {"size": metadata["size"] + 1},
+            {"version": "0" * 32},
+            {"seal": seal[:200] + ("A" if seal[200] != "A" else "B") + seal[201:]},
+            {"seal": seal[:30] + ("A" if seal[30] != "A" else "B") + seal[31:]},
+        ):
+            assert damaged.refusal(method, metadata={**metadata, **changed}) in ("corrupt_record", "not_found"), (method, changed)
+    assert damaged.result("object.stat", key="a")["metadata"]["version"] == metadata["version"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from zstor_local.metastore.base import Debt, Garbage, Intent, Reference
 from zstor_local.model.ids import KeyHash, NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind
+from zstor_local.shards.base import Entry
 
 RowName = tuple[NamespaceId, str]  # the space and name of a row in the metastore
 
@@ -43,7 +44,7 @@ class Decision:
     debts_paid: Sequence[Debt] = ()
     references: Sequence[Reference] = ()
     references_gone: Sequence[Reference] = ()
-    resend: Mapping[int, Sequence[Envelope]] = field(default_factory=dict)  # shard number → copies that it has missed
+    resend: Mapping[int, Sequence[Entry]] = field(default_factory=dict)  # shard number → committed things that it has missed
     objects: int = 0  # what it adds to the store's count of objects
     bytes: int = 0  # and to their plain bytes
 

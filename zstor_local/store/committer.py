@@ -306,8 +306,8 @@ class Committer:
                 for number in {*record.copies, *record.shares}:
                     index, share = record.shares.get(number, (None, b""))
                     entries.setdefault(number, []).append(Entry(envelope, index, share))
-            for number, envelopes in item.decision.resend.items():
-                entries.setdefault(number, []).extend(map(Entry, envelopes))
+            for number, missed in item.decision.resend.items():
+                entries.setdefault(number, []).extend(missed)
         failed = self._pool.append(entries, self._state.sequence)
         reached = [number for number in entries if number not in failed]
         failed.update(self._pool.flush(reached))

@@ -23,11 +23,12 @@ from zstor_local.metastore.base import Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import ShardError, ShareWriter
+from zstor_local.shards.base import Entry, ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.committer import Committer
+from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareBad, ShareState, VersionShares
@@ -85,10 +86,12 @@ class Health:
     async def repair(self, stored: Stored, caller: Caller) -> tuple[Stored, Checked]:
         """Make every bad share anew, as far as shards are there. Returns the version and its shares' states before.
 
-        Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind.
+        Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind. Of a key
+        that the metastore has lost the shares are mended where they are, and no record is made.
         """
         async with self._turn, AsyncExitStack() as leases:
             stored = self._newest(stored)
+            lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
             async with self._freeing:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._lease(stored.version))
             shares = self._shares(stored)
@@ -97,7 +100,9 @@ class Health:
             if before.status == "invalid":
                 raise self._lost(stored.record, before)
             targets = self._targets(stored, before)
-            if targets or self._metastore.debts_of(stored.version):
+            if lost:
+                await self._mend_lost(stored, shares, before, targets)
+            elif targets or self._metastore.debts_of(stored.version):
                 stored = await self._mend(stored, shares, before, targets)
         self._on_garbage()
         return stored, before
@@ -196,6 +201,23 @@ class Health:
             made = {}
         there = {*good, *targets}
         return await self._commit(stored, targets, made, moved, there)
+
+    async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> None:
+        """Make the bad shares anew where they were: without a record in the metastore none can move."""
+        record = stored.record
+        own = {index: number for index, number in targets.items() if record.placement[index] == number}
+        good = [index for index, state in enumerate(checked.states) if state == "ok"]
+        if not record.small:
+            await self._runtime.threads.run(self._make_files, stored, shares, good, own)
+            return
+        made = await self._runtime.threads.run(self._make_small, record, shares, good, own)
+        entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
+
+        def decide(_: Envelope | None) -> Decision:
+            is_lost(stored, self._namespace(stored), self._committer.look, self._metastore)
+            return Decision(resend=entries)
+
+        await self._committer.commit(self._namespace(stored).id, record.key, decide)
 
     def _make_small(
         self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]

@@ -16,6 +16,7 @@ from zstor_local.errors import NotFound, ZstorError
 from zstor_local.metastore.base import Debt, Metastore, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import STORE_WIDE, Envelope
+from zstor_local.shards.base import Entry
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
@@ -109,7 +110,7 @@ class Mending:
     async def _tell(self, number: int, debts: Sequence[Debt]) -> None:
         def decide(_: Envelope | None) -> Decision:
             newest = [self._committer.look(debt.space, debt.name) or self._metastore.tombstone(debt.space, debt.name) for debt in debts]
-            return Decision(resend={number: [envelope for envelope in newest if envelope is not None]}, debts_paid=debts)
+            return Decision(resend={number: [Entry(envelope) for envelope in newest if envelope is not None]}, debts_paid=debts)
 
         await self._committer.commit(STORE_WIDE, "", decide)
 

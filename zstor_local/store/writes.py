@@ -34,6 +34,7 @@ from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
 from zstor_local.store.later import Later
 from zstor_local.store.links import Previous, follow, unlink
+from zstor_local.store.lost import bury
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
@@ -299,10 +300,10 @@ class ObjectWriter:
     def _edits(self, namespace: Namespace, look: Look | None = None) -> Edits:
         return Edits(self._committer, self._metastore, self._sealer, namespace, look)
 
-    async def delete(self, name: ObjectName, if_version: Version | None, caller: Caller) -> int:
+    async def delete(self, name: ObjectName, if_version: Version | None, caller: Caller, sealed: Stored | None = None) -> int:
         """Bury the key and join its neighbours; durable when this returns. Returns how many shards still have to be told.
 
-        NotFound if it is not there.
+        NotFound if it is not there; but if the metastore has lost it, whoever has kept its metadata (`sealed`) can have it buried.
         """
         namespace = self._namespaces.find(name.namespace)
         if namespace is None:
@@ -310,7 +311,9 @@ class ObjectWriter:
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
-                raise no_key(name)
+                if sealed is None or self._metastore.tombstone(namespace.id, name.key) is not None:
+                    raise no_key(name)
+                return bury(sealed, namespace, self._edits(namespace), self._committer, self._pool.numbers, self._runtime.clock.now())
             check_version(current, if_version)
             edits = self._edits(namespace)
             unlink(edits, name.key)

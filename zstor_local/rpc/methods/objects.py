@@ -361,10 +361,13 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         namespace: Namespace | None = None,
         metadata: MetadataIn | None = None,
     ) -> Deleted:
-        """Delete an object, durably. With metadata only that version: `conflict` if the key has moved on."""
+        """Delete an object, durably. With metadata only that version: `conflict` if the key has moved on.
+
+        With metadata a key is deleted too of which the metastore knows nothing any more: a rebuild will not bring it back.
+        """
         name, version = names.target(key, namespace, metadata)
         wanted = Version(bytes.fromhex(if_version)) if if_version is not None else version
-        owed = await objects.delete(name, wanted, call)
+        owed = await objects.delete(name, wanted, call, None if metadata is None else names.find(None, namespace, metadata))
         return {"deleted": True, "owed": owed}
 
     @registry.method("object.stat", errors=[NotFound, CorruptRecord])
