@@ -14,7 +14,7 @@ from zstor_local.model.ids import KeyHash, NamespaceId, ShardUid, ShareId, Store
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, Kind, ShardEntry
 from zstor_local.runtime import Runtime, read_exactly, write_all
-from zstor_local.shards.base import Entry, ShareReader
+from zstor_local.shards.base import Entry, Shard, ShareReader
 from zstor_local.shards.directory import TEMPORARY, DirectoryShard, create_directory_shard
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import Marker
@@ -53,6 +53,13 @@ class Ground:
 
     def root(self, number: int = 0) -> str:
         return f"{self.parent}/{number}"
+
+    def url(self, number: int = 0) -> str:
+        return self.root(number)
+
+    def lose_marker(self, shard: Shard) -> None:
+        """The shard's marker goes behind its back."""
+        self.runtime.files.unlink(f"{self.root(shard.number)}/marker")
 
     def create(self, number: int = 0, *, store: StoreId = STORE) -> None:
         create_directory_shard(self.runtime, self.root(number), Marker(store, uid(number), number, 1), keys(store=store))
@@ -118,7 +125,7 @@ class Ground:
             self.runtime.files.close(fd)
 
 
-def write_share(shard: DirectoryShard, share: ShareId, blocks: Sequence[bytes], *, table: bytes = b"") -> None:
+def write_share(shard: Shard, share: ShareId, blocks: Sequence[bytes], *, table: bytes = b"") -> None:
     """A large share, its last block first."""
     writer = shard.begin(share, NAMESPACE, POLICY)
     offsets = [sum(len(block) for block in blocks[:number]) for number in range(len(blocks))]
@@ -127,7 +134,7 @@ def write_share(shard: DirectoryShard, share: ShareId, blocks: Sequence[bytes], 
     writer.finish(b"index", sum(len(block) for block in blocks), table)
 
 
-def read_share(shard: DirectoryShard, share: ShareId, *, small: bool, length: int = 1_000_000) -> bytes:
+def read_share(shard: Shard, share: ShareId, *, small: bool, length: int = 1_000_000) -> bytes:
     reader: ShareReader = shard.open_share(share, small=small)
     try:
         return bytes(reader.read(0, length))

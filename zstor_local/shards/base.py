@@ -20,13 +20,14 @@ ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
 class ShardError(Exception):
     """A shard could not do it. `state` is what the shard is now; the text is fit for people and names no path of a key.
 
-    `untouched`: it was seen before anything was tried, so nothing of it can lie there.
+    `untouched`: it was seen before anything was tried, so nothing of it can lie there. `code`: what a shard server calls it.
     """
 
-    def __init__(self, state: ShardState, message: str, *, untouched: bool = False) -> None:
+    def __init__(self, state: ShardState, message: str, *, untouched: bool = False, code: str | None = None) -> None:
         super().__init__(message)
         self.state: ShardState = state
         self.untouched = untouched
+        self.code = code
 
 
 class ShareMissing(Exception):

@@ -21,6 +21,7 @@ RefusalType = Literal[
     "bad_range",
     "busy",
     "failed",
+    "readonly",
     "full",
     "quota",
 ]
@@ -40,6 +41,7 @@ _STATUS: Final[Mapping[RefusalType, int]] = {
     "bad_range": 416,
     "busy": 503,
     "failed": 500,
+    "readonly": 500,
     "full": 507,
     "quota": 507,
 }
@@ -63,4 +65,6 @@ def of_system(error: OSError) -> Refusal:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refusal("full", f"the disk of the shard server is full ({name})")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return Refusal("readonly", f"the disk of the shard server cannot be written ({name})")
     return Refusal("failed", f"the shard server's disk failed ({name})")

@@ -64,7 +64,7 @@ class HttpEngine:
         try:
             about = self._network.run(lambda: ask_about(peer, space))
         except ShardError as error:
-            if "no_space_here" in str(error):
+            if error.code == "no_space_here":
                 return None
             raise
         except ShareMissing:

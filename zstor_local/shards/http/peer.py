@@ -39,6 +39,7 @@ _STATES: Final[Mapping[str, ShardState]] = {
     "unauthenticated": "failed",
     "forbidden": "failed",
     "fenced": "readonly",
+    "readonly": "readonly",
     "full": "full",
     "quota": "full",
     "busy": "failed",
@@ -175,16 +176,16 @@ class Peer:
 
     def _refused(self, status: int, body: bytes, *, last: bool) -> Exception:
         try:
-            kind = json.loads(body)["type"]
+            members = json.loads(body)
+            kind, words = members["type"], _printable(str(members["message"]))
         except (ValueError, KeyError, TypeError, RecursionError):
-            kind = None
+            kind, words = None, f"status {status}"
         if status == 404 and kind == "not_found":
             return ShareMissing()
         if status == 401 and not last:
             return _TokenRefused()
         state = _STATES.get(kind, "failed") if isinstance(kind, str) else "failed"
-        words = kind if isinstance(kind, str) and kind in _STATES else f"status {status}"
-        return ShardError(state, f"{self.url} refused: {words}")
+        return ShardError(state, f"{self.url}: {words}", code=kind if isinstance(kind, str) and kind in _STATES else None)
 
     def _opened(self) -> httpx.AsyncClient:
         """The client; httpx takes a while to import and is not needed without shards on other machines."""
@@ -240,6 +241,11 @@ class Peer:
             client, self._client = self._client, None
             with trio.CancelScope(shield=True):
                 await client.aclose()
+
+
+def _printable(words: str) -> str:
+    """A server's own words, as far as they can do no harm where they are shown."""
+    return "".join(letter if letter.isprintable() else "?" for letter in words[:200])
 
 
 class _TokenRefused(Exception):

@@ -152,6 +152,9 @@ class HttpShard:
 
     def writing(self) -> dict[str, str]:
         self._must_be_there()
+        return self.fenced()
+
+    def fenced(self) -> dict[str, str]:
         if self._fence is None:
             raise ShardError("failed", f"{self.url} was never started", untouched=True)
         return {FENCE: str(self._fence)}

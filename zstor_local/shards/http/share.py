@@ -40,6 +40,10 @@ class Speaker(Protocol):
         """Headers; ShardError if this opening of the shard may not write."""
         ...
 
+    def fenced(self) -> dict[str, str]:
+        """The same for what takes something back: whatever became of the opening since."""
+        ...
+
     def failed(self, error: ShardError) -> ShardError:
         """Tell the shard what happened to it."""
         ...
@@ -232,7 +236,7 @@ class HttpShareWriter:
         for pending in sent:
             pending.cancel()
         try:
-            ask = Ask("DELETE", self._path, headers=self._shard.writing())
+            ask = Ask("DELETE", self._path, headers=self._shard.fenced())
             self._shard.network.run(lambda: self._shard.peer.ask(ask))
         except (ShardError, ShareMissing):
             pass  # the server forgets it when it is started again, or when the shard is opened again
