@@ -38,11 +38,16 @@ class ShardConfig:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityConfig:
-    """Who creates namespaces and signs tokens: built in, or a service that speaks ItsYou.Online's API at `url`."""
+    """Who creates namespaces and signs tokens: built in, or a service that speaks ItsYou.Online's API at `url`.
+
+    For that service `credentials_file` holds a user's API key and `keys_file` the public key of its tokens.
+    """
 
     kind: AuthorityKind = "builtin"
     url: str | None = None
     organization: str = "local"
+    credentials_file: str | None = None
+    keys_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,11 @@ def _authority(top: Table) -> AuthorityConfig:
         kind=table.choice("kind", kinds) or default.kind,
         url=table.url("url", _AUTHORITY_SCHEMES),
         organization=table.text("organization") or default.organization,
+        credentials_file=table.path("credentials_file"),
+        keys_file=table.path("keys_file"),
     )
+    if authority.kind == "builtin" and (authority.credentials_file or authority.keys_file):
+        raise table.error("kind", "kind builtin has neither credentials_file nor keys_file")
     if (authority.url is None) != (authority.kind == "builtin"):
         raise table.error("kind", "kind itsyouonline needs a url, kind builtin has none")
     table.refuse_the_rest()

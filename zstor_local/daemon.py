@@ -21,7 +21,7 @@ import trio
 
 from zstor_local import __version__, limits
 from zstor_local.access.authority import Authority
-from zstor_local.access.builtin import builtin_authority
+from zstor_local.access.opening import open_authority
 from zstor_local.access.ownership import OwnerTokens, owner_key
 from zstor_local.access.spaces import Spaces
 from zstor_local.activation import inherited_listener
@@ -182,9 +182,10 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
         engines = _engines(runtime, network, config)
         with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
-            async with open_store(runtime, engines, config, on_created=functools.partial(_announce, config)) as store:
+            announce = functools.partial(_announce, config)
+            async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 paths = _paths(store, config)
-                registry = _registry(store, builtin_authority(store), config, paths, pages)
+                registry = _registry(store, authority, config, paths, pages)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
