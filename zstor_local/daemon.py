@@ -50,6 +50,7 @@ from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
+from zstor_local.rpc.methods import shards as shard_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods import upkeep as upkeep_methods
 from zstor_local.rpc.methods import walk as walk_methods
@@ -255,6 +256,7 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths, 
     key_methods.register(registry, store)
     namespace_methods.register(registry, store, Spaces(store, authority))
     access_methods.register(registry, authority)
+    shard_methods.register(registry, store)
     return registry
 
 

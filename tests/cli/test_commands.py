@@ -351,8 +351,8 @@ def test_status_draws_shards_and_warnings(serve: Serve, capsys: pytest.CaptureFi
     assert ["state", "degraded"] in lines
     assert ["repair", "2", "waiting", "(versions", "to", "repair)"] in lines
     assert ["scrub", "running,", "12.5", "%;", "2", "h", "to", "go;", "3", "bad", "shares"] in lines
-    assert ["0", "ok", "░░░░░░░░░░░░", "10", "B", "2.0", "KiB", "/srv/0"] in lines
-    assert ["1", "missing", "············", "–", "–", "/srv/1"] in lines
+    assert ["0", "ok", "░░░░░░░░░░░░", "10", "B", "2.0", "KiB", "ab", "/srv/0"] in lines
+    assert ["1", "missing", "············", "–", "–", "ab", "/srv/1"] in lines
     assert err == "zstor: warning: shard 1 is missing\n"
 
 

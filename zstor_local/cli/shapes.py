@@ -92,6 +92,7 @@ class Shard(TypedDict):
     free: int | None
     latency_ms: float | None
     last_error: str | None
+    draining: bool
 
 
 class Metastore(TypedDict):

@@ -2,14 +2,116 @@
 
 from __future__ import annotations
 
+import json
+import os
+from typing import TypedDict, cast
+
 import click
 
+from zstor_local.cli import text
+from zstor_local.cli.client import Object
+from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.progress import progress
 from zstor_local.cli.serving import serve
+from zstor_local.cli.shapes import Shard
+from zstor_local.cli.status import draw_shards
+
+
+class Removed(TypedDict):
+    """shard.remove and shard.replace."""
+
+    shard: str
+    moved: int
+    lacking: int
 
 
 @click.group()
 def shard() -> None:
-    """Serve a shard to daemons on other machines."""
+    """Give the store disks and take them away; serve a shard to daemons on other machines."""
+
+
+@shard.command()
+@as_json
+@connection
+@pass_options
+def ls(options: Options) -> None:
+    """Look at every shard, and tell how each is."""
+    with options.connect() as client:
+        answer = cast(dict[str, list[Shard]], client.call("shard.list", {}))
+    if options.json:
+        click.echo(json.dumps(answer))
+    else:
+        draw_shards(answer["shards"])
+
+
+@shard.command()
+@click.argument("place", metavar="DIRECTORY|URL")
+@click.option("--group", metavar="NAME", help="What it shares its fate with: a disk, a host. Its file system or host if left out.")
+@as_json
+@connection
+@pass_options
+def add(options: Options, place: str, group: str | None) -> None:
+    """Give the store a new shard, in a new or empty directory.
+
+    New objects use it at once. A shard that is missing, or being drained, is taken back where its directory is named.
+    """
+    params: Object = {"url": _url(place)} | ({"group": group} if group else {})
+    with options.connect() as client:
+        added = cast(Shard, client.call("shard.add", params))
+    if options.json:
+        click.echo(json.dumps(added))
+    else:
+        click.echo(f"shard {added['id']} is at {text.shown(added['url'])}: {added['state']}")
+
+
+@shard.command()
+@click.argument("shard_id", metavar="SHARD")
+@click.argument("place", metavar="[DIRECTORY|URL]", required=False)
+@as_json
+@connection
+@pass_options
+def replace(options: Options, shard_id: str, place: str | None) -> None:
+    """Give a dead shard's id to an empty place, and make anew what it held.
+
+    Without a place: where the dead one was, on the new disk that is mounted there. It goes on if this command is interrupted.
+    """
+    params: Object = {"shard": shard_id} | ({"url": _url(place)} if place else {})
+    _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}"), "replaced")
+
+
+@shard.command()
+@click.argument("shard_id", metavar="SHARD")
+@click.option("--force", is_flag=True, help="Forget it at once, unless objects would be lost; what it held is made anew afterwards.")
+@as_json
+@connection
+@pass_options
+def rm(options: Options, shard_id: str, force: bool) -> None:
+    """Move what a shard holds to others, then forget it.
+
+    It goes on if this command is interrupted; `zstor shard add` with its directory keeps the shard after all.
+    """
+    params: Object = {"shard": shard_id, "force": force}
+    _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}"), "removed")
 
 
 shard.add_command(serve)
+
+
+def _wait(options: Options, method: str, params: Object, label: str) -> Removed:
+    with options.connect() as client, progress(label, wanted=not options.json, counted=True) as show:
+        return cast(Removed, client.call(method, params, progress=show))
+
+
+def _tell(options: Options, removed: Removed, what: str) -> None:
+    if options.json:
+        click.echo(json.dumps(removed))
+        return
+    click.echo(f"{what} shard {removed['shard']}: {text.count(removed['moved'], 'share')} made elsewhere")
+    if removed["lacking"]:
+        click.echo(
+            f"{text.count(removed['lacking'], 'object')} with a share less: `zstor shard add` gives room, `zstor repair` fills it"
+        )
+
+
+def _url(place: str) -> str:
+    return place if "://" in place else os.path.abspath(place)

@@ -72,13 +72,22 @@ def _watch(client: Client, *, json_lines: bool) -> int:
 
 def _show(answer: Status) -> None:
     """Once: the picture on stdout, the warnings on stderr."""
-    console = _console()
-    with console.capture() as drawn:
-        console.print(_picture(answer))
-    for line in drawn.get().splitlines():
-        click.echo(line.rstrip())
+    _print(_picture(answer))
     for warning in answer["warnings"]:
         report.warning(warning)
+
+
+def draw_shards(shards: list[Shard]) -> None:
+    """One line for each shard."""
+    _print(_shards(shards))
+
+
+def _print(picture: RenderableType) -> None:
+    console = _console()
+    with console.capture() as drawn:
+        console.print(picture)
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def _drawn(answer: Status) -> RenderableType:
@@ -153,14 +162,16 @@ def _shards(shards: list[Shard]) -> Table:
     table.add_column("DISK", no_wrap=True)
     for heading in ("USED", "FREE"):
         table.add_column(heading, justify="right")
+    table.add_column("GROUP")
     table.add_column("PLACE", overflow="fold")
     for shard in shards:
         table.add_row(
             shard["id"],
-            Text(shard["state"], style=_COLORS.get(shard["state"], "red")),
+            Text(shard["state"] + (", draining" if shard.get("draining") else ""), style=_COLORS.get(shard["state"], "red")),
             _fullness(shard),
             _room(shard["used"]),
             _room(shard["free"]),
+            Text(text.shown(shard["group"] or "–")),
             Text(text.shown(shard["url"])),
         )
     return table

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import StoreId
 from zstor_local.model.record import ShardEntry
-from zstor_local.runtime import Runtime
+from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.directory import DirectoryShard, create_directory_shard, read_identity
+from zstor_local.shards.directory import LOG, SHARES, TEMPORARY, DirectoryShard, create_directory_shard, read_identity
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import NAME, BadMarker, Marker
 
 FILE: Final = "file"
+_OWN: Final = {LOG, SHARES, TEMPORARY, NAME, "lost+found"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class ShardEngine(Protocol):
         """Make an empty place, or one where this was begun before, a shard, durably. BadMarker or `failed` if others are there."""
         ...
 
+    def retire(self, url: str) -> None:
+        """What lies there is no shard any more: its marker is put aside, as far as that is possible. Never raises."""
+        ...
+
 
 class ShardOpener:
     """All engines of a daemon. A URL without a scheme is a directory's path."""
@@ -61,6 +67,9 @@ class ShardOpener:
 
     def create(self, url: str, identity: Marker) -> None:
         self._engine(url).create(url, identity)
+
+    def retire(self, url: str) -> None:
+        self._engine(url).retire(url)
 
     def _engine(self, url: str) -> ShardEngine:
         scheme = url.partition("://")[0] if "://" in url else FILE
@@ -105,8 +114,29 @@ class DirectoryEngine:
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)
         try:
+            self._must_be_vacant(root)
             create_directory_shard(self._runtime, root, identity, self._keys)
         except BadMarker:
             raise
         except OSError as error:
             raise ShardError("failed", f"{root}: {os.strerror(error.errno or 0)}") from error
+
+    def _must_be_vacant(self, root: str) -> None:
+        """Nothing lies there but what an interrupted `create` may leave: its marker is taken away."""
+        files = self._runtime.files
+        try:
+            names = files.list(root)
+        except FileNotFoundError:
+            return
+        inner = [name for part in (LOG, SHARES) if part in names for name in files.list(f"{root}/{part}")]
+        if inner or not {*names} <= _OWN:
+            raise ShardError("failed", f"{root} is not empty")
+        if NAME in names:
+            files.unlink(f"{root}/{NAME}")
+            sync_directory(files, root)
+
+    def retire(self, url: str) -> None:
+        with suppress(OSError, ShardError):
+            root = directory_of(url)
+            self._runtime.files.rename(f"{root}/{NAME}", f"{root}/{NAME}.removed")
+            sync_directory(self._runtime.files, root)

@@ -10,6 +10,7 @@ from typing import Final
 from zstor_local.model.ids import Version
 from zstor_local.model.record import ShardEntry
 from zstor_local.shards.base import Entry, Flushable, Shard, ShardError, ShardState
+from zstor_local.shards.placement import Candidate, spread
 
 # File systems whose syncfs(2) returns only when everything is on the disk, and reports errors (Linux 5.8).
 SYNCFS_KINDS: Final = frozenset({"ext4", "xfs", "btrfs"})
@@ -33,6 +34,8 @@ class ShardPool:
             **{shard.number: shard for shard in shards},
             **{slot.entry.number: slot for slot in absent},
         }
+        self._draining = frozenset(slot.entry.number for slot in self._slots.values() if slot.entry.draining)
+        self._room: dict[int, int] = {}
         self._large_writes = 0
 
     @property
@@ -78,7 +81,7 @@ class ShardPool:
     def group(self, number: int) -> str:
         """The name of those that fail together with it."""
         slot = self._slots.get(number)
-        return "" if slot is None else slot.entry.group
+        return "" if slot is None else slot.entry.group if isinstance(slot, Absent) else slot.group
 
     def states(self) -> dict[str, ShardState]:
         """Every shard's id and state."""
@@ -103,14 +106,49 @@ class ShardPool:
         return slot.reason if isinstance(slot, Absent) else slot.last_error() or slot.check()
 
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
-        """m different shards for the shares of a version: usable ones first, beginning at a place that the version's id picks.
+        """m different shards for the shares of a version, spread over groups: usable ones, those that are being drained or away last.
 
         `states` are those of the shards to choose from, by a caller that has just looked.
         """
-        usable = self.usable() if states is None else [number for number in sorted(states) if states[number] == "ok"]
-        turn = version[0] % max(1, len(usable))
-        others = [number for number in (self.numbers if states is None else sorted(states)) if number not in usable]
-        return tuple([*usable[turn:], *usable[:turn], *others][:m])
+        numbers = self.numbers if states is None else sorted(states)
+        usable = self.usable() if states is None else [number for number in numbers if states[number] == "ok"]
+        wanted = [number for number in usable if number not in self._draining] if self._draining else usable
+        if len(wanted) > m:
+            return spread(version, self._candidates(wanted), m)
+        turn = version[0] % max(1, len(wanted))
+        drained = [number for number in usable if number in self._draining]
+        away = sorted((number for number in numbers if number not in usable), key=lambda number: number in self._draining)
+        return tuple([*wanted[turn:], *wanted[:turn], *drained, *away][:m])
+
+    def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Sequence[int]) -> list[int]:
+        """Usable ones of the allowed shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""
+        free = [number for number in self.usable() if number in allowed and number not in placement and number not in self._draining]
+        staying = [shard.group for number in placement if number not in leaving and (shard := self.get(number)) is not None]
+        return list(spread(version, self._candidates(free), len(free), staying)) if free else []
+
+    def _candidates(self, numbers: Sequence[int]) -> list[Candidate]:
+        shards = [shard for number in numbers if (shard := self.get(number)) is not None]
+        return [Candidate(shard.number, shard.group, self._room.get(shard.number, 1)) for shard in shards]
+
+    def note_room(self, number: int, free: int) -> None:
+        """How much room a shard had when it was last looked at: fuller ones get fewer shares."""
+        self._room[number] = free
+
+    @property
+    def draining(self) -> frozenset[int]:
+        """The shards that get no new shares, as theirs are being moved elsewhere."""
+        return self._draining
+
+    def drain(self, numbers: Iterable[int]) -> None:
+        """These and no others are being drained from now on."""
+        self._draining = frozenset(numbers)
+
+    def drop(self, number: int) -> None:
+        """The store has no such shard any more. For the thread that appends."""
+        shard = self.get(number)
+        self._slots = {other: slot for other, slot in self._slots.items() if other != number}
+        if shard is not None:
+            shard.close()
 
     @contextmanager
     def large_write(self) -> Iterator[None]:

@@ -420,11 +420,11 @@ class Committer:
             transaction.rows.extend(Row(*row, envelope) for row, (_, envelope) in item.sealed.items())
             transaction.intents.extend(decision.intents)
             transaction.intents_done.extend(decision.intents_done)
-            transaction.garbage.extend(decision.garbage)
+            transaction.garbage.extend(garbage for garbage in decision.garbage if self._pool.entry(garbage.shard) is not None)
             transaction.garbage_freed.extend(decision.garbage_freed)
             transaction.debts_paid.extend(decision.debts_paid)
             # Nobody is owed what the same group replaces: a record of another version, a share that is freed.
-            for debt in [*decision.debts, *_debts(item, failed)]:
+            for debt in [*decision.debts, *self._debts(item, failed)]:
                 row = newest.get((debt.space, debt.name))
                 if debt.kind is Owed.SHARE:
                     wanted = (debt.shard, ShareId(debt.version, debt.index)) not in freed
@@ -439,11 +439,22 @@ class Committer:
         return transaction
 
     def _committed(self, item: _Item, failed: Mapping[int, ShardError]) -> Committed:
-        debts = [*item.decision.debts, *_debts(item, failed)]
+        debts = [*item.decision.debts, *self._debts(item, failed)]
         if not debts:
             return Committed(item.envelope)
         owed = tuple(sorted({debt.shard for debt in debts}))
         return Committed(item.envelope, owed, tuple(sorted({debt.shard for debt in debts if debt.kind is Owed.SHARE})))
+
+    def _debts(self, item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:
+        """What the failed shards will have to be given of this item; nothing where there is no such shard any more."""
+        debts: list[Debt] = []
+        if not failed:
+            return debts
+        away = [number for number in failed if self._pool.entry(number) is not None]
+        for row, (record, _) in item.sealed.items() if away else ():
+            debts += [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in away]
+            debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in away]
+        return debts
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(
@@ -476,17 +487,6 @@ def _give_up(changes: Sequence[_Change]) -> None:
     """Wake whoever waits for changes that nobody will answer any more: their outcome stays unknown."""
     for change in changes:
         change.later.settle(OutcomeUnknown("the commit was not answered", hint="read the key to see"))
-
-
-def _debts(item: _Item, failed: Mapping[int, ShardError]) -> list[Debt]:
-    """What the failed shards will have to be given of this item."""
-    debts: list[Debt] = []
-    if not failed:
-        return debts
-    for row, (record, _) in item.sealed.items():
-        debts += [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in failed]
-        debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in failed]
-    return debts
 
 
 def _refused(error: CommitRefused) -> ZstorError:

@@ -93,7 +93,7 @@ class Edits:
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in self._changed():
-            shards = sorted({*_placement(before), *_placement(after)})
+            shards = sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
             if after is not None:
                 fresh = quorum_of_new.get(key)
                 quorum = fresh.quorum if fresh else after.record.policy.write_quorum if insist else 0
@@ -142,6 +142,11 @@ class Edits:
             garbage += [Garbage(n, ShareId(before.version, index), record.small) for index, n in enumerate(record.placement)]
             paid += [debt for debt in debts if debt.kind is Owed.SHARE]
         return garbage, paid
+
+    def _owed(self, key: str, before: Object | None) -> set[int]:
+        """Shards that have not heard of the old record: they may hold an older one, which only the new one buries there."""
+        debts = [] if before is None else self._metastore.debts_of(before.version)
+        return {debt.shard for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == (self._namespace.id, key)}
 
     def _references(self, there: Mapping[str, Object | None], elsewhere: Mapping[str, Object | None]) -> Iterator[Reference]:
         """References that rows of the one side have and those of the other do not."""

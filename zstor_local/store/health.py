@@ -18,7 +18,7 @@ import trio
 from zstor_local.coding.block import BadBlock
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.share import pack_block_header, pack_share_end
-from zstor_local.errors import Conflict, Unreadable
+from zstor_local.errors import Conflict, NotEnoughShards, Unreadable
 from zstor_local.metastore.base import Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
@@ -83,11 +83,12 @@ class Health:
             finally:
                 shares.close()
 
-    async def repair(self, stored: Stored, caller: Caller) -> tuple[Stored, Checked]:
+    async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
         """Make every bad share anew, as far as shards are there. Returns the version and its shares' states before.
 
         Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind. Of a key
-        that the metastore has lost the shares are mended where they are, and no record is made.
+        that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
+        `leaving` is made on another one: NotEnoughShards if there is none.
         """
         async with self._turn, AsyncExitStack() as leases:
             stored = self._newest(stored)
@@ -99,7 +100,7 @@ class Health:
             before = await self._check(stored.record, shares, caller, fast=False)
             if before.status == "invalid":
                 raise self._lost(stored.record, before)
-            targets = self._targets(stored, before)
+            targets = self._targets(stored, before, leaving)
             if lost:
                 await self._mend_lost(stored, shares, before, targets)
             elif targets or self._metastore.debts_of(stored.version):
@@ -170,21 +171,26 @@ class Health:
 
     # --- Repair ---
 
-    def _targets(self, stored: Stored, checked: Checked) -> dict[int, int]:
+    def _targets(self, stored: Stored, checked: Checked, leaving: int | None) -> dict[int, int]:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none."""
-        record = stored.record
-        usable = self._pool.usable()
-        allowed = self._namespaces.shards_of(self._namespace(stored).placement)
-        spare = [number for number in usable if number in allowed and number not in record.placement]
+        placement = stored.record.placement
+        usable = [number for number in self._pool.usable() if number != leaving]
+        wanted = [index for index, state in enumerate(checked.states) if state != "ok" or placement[index] == leaving]
+        homeless = [placement[index] for index in wanted if placement[index] not in usable]
+        allowed = self._namespaces.shards_of(self._namespace(stored).placement) if homeless else []
+        spare = self._pool.spares(stored.version, placement, homeless, allowed) if homeless else []
         targets: dict[int, int] = {}
-        for index, state in enumerate(checked.states):
-            if state == "ok":
-                continue
-            own = record.placement[index]
+        for index in wanted:
+            own = placement[index]
             if own in usable:
                 targets[index] = own
             elif spare:
                 targets[index] = spare.pop(0)
+            elif own == leaving:
+                raise NotEnoughShards(
+                    f"no other shard can take what shard {self._pool.name(own)} holds of key {stored.record.key!r}",
+                    hint="add a shard, or bring back those that are away",
+                )
         return targets
 
     async def _mend(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Stored:

@@ -119,6 +119,8 @@ class Presence:
             room: Room | None = shard.room()
         except ShardError:
             room = None
+        if room is not None:
+            self._pool.note_room(number, room.free)
         self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, room)
         return False
 
@@ -142,6 +144,7 @@ class Presence:
             self._pool.put(Absent(entry, error.state, str(error)))
             return False
         self._pool.put(shard)
+        self._look_at(number)
         return True
 
     def admit(self, shard: Shard) -> None:

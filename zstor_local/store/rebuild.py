@@ -18,7 +18,7 @@ from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Debt, Owed, Reference, Row, StoreState, Transaction, Usage
-from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
+from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import (
     STORE_WIDE,
@@ -54,6 +54,7 @@ BATCH: Final = 5_000  # rows in a transaction
 PROGRESS_EVERY: Final = 10_000
 
 _SCHEMA: Final = """
+drop table if exists candidate;
 create table candidate(
     space blob not null, key_hash blob not null, sequence integer not null, kind integer not null, version blob not null,
     sealed blob not null, primary key(space, key_hash, sequence)) without rowid;
@@ -111,11 +112,10 @@ def _rebuild(
         index = engines.open_index(config.store)
         opened.callback(index.close)
         opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
-        shards = _open_shards(opener, config, master)
-        for shard in shards:
-            opened.callback(shard.close)
+        shards = _open_shards(config, opener, master.store_id, opened)
         scratch = opened.enter_context(closing(sqlite3.connect("", isolation_level=None)))  # a temporary file of SQLite's own
-        return _Rebuild(runtime, engines, config, masters, sealer, shards, scratch, progress).run(accept_loss=accept_loss)
+        opening = _Opening(opener, shards, opened)
+        return _Rebuild(runtime, engines, config, masters, sealer, opening, scratch, progress).run(accept_loss=accept_loss)
 
 
 def _sealer(runtime: Runtime, masters: list[MasterKey], envelopes: Iterable[Envelope]) -> RecordSealer:
@@ -144,48 +144,82 @@ def _keys_in_logs(runtime: Runtime, config: Config, masters: list[MasterKey]) ->
             yield from (scanned.entry.envelope for scanned in log.scan() if scanned.entry.envelope.kind is Kind.KEYS)
 
 
-def _open_shards(opener: ShardOpener, config: Config, master: MasterKey) -> list[Shard]:
+def _open_shards(config: Config, opener: ShardOpener, store_id: StoreId, opened: ExitStack) -> dict[int, Shard]:
     """Every place of the configuration that is a shard of the key's store."""
     found: dict[int, Shard] = {}
     for place in shard_places(config):
         try:
-            identified = opener.identify(place.root)
-            if identified is None:
+            identity = opener.identify(place.root)
+            if identity is None:
                 continue
-            identity = identified.marker
-            entry = ShardEntry(identity.number, identity.uid, place.id, place.root, place.group)
-            found[identity.number] = opener.open(entry, place.root)
+            marker = identity.marker
+            if marker.number in found:
+                raise StoreFault(
+                    f"both {found[marker.number].url} and {place.root} are shard {place.id}", "one is a copy: take it away"
+                )
+            shard = opener.open(ShardEntry(marker.number, marker.uid, place.id, place.root, place.group), place.root)
         except (BadMarker, ShardError):
             continue  # reported as unseen
+        opened.callback(shard.close)
+        found[marker.number] = shard
     if not found:
         raise StoreFault(
-            f"there is no shard of store {master.store_id.hex()} where the configuration looks",
+            f"there is no shard of store {store_id.hex()} where the configuration looks",
             "mount the disks, or name them in [[shard]]",
         )
-    return [found[number] for number in sorted(found)]
+    return found
+
+
+@dataclass(slots=True)
+class _Opening:
+    """The shards that are read: by number those that the newest list of shards names, as far as they are there."""
+
+    opener: ShardOpener
+    shards: dict[int, Shard]
+    opened: ExitStack
+    tried: set[int] = field(default_factory=set)
+
+    def follow(self, listed: ShardsRecord) -> bool:
+        """Open what the list names and the configuration does not, and leave out what is no shard any more. Whether that changes it."""
+        entries = {entry.number: entry for entry in listed.shards}
+        strangers = [n for n, shard in self.shards.items() if n not in entries or shard.entry.uid != entries[n].uid]
+        for number in strangers:
+            self.shards.pop(number).close()
+        new = [entry for entry in listed.shards if entry.number not in self.shards and entry.number not in self.tried and entry.added]
+        for entry in new:
+            self.tried.add(entry.number)
+            with suppress(ShardError):
+                self.shards[entry.number] = shard = self.opener.open(entry, entry.url)
+                self.opened.callback(shard.close)
+        return bool(strangers) or any(entry.number in self.shards for entry in new)
 
 
 class _Rebuild:
     def __init__(
         self, runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], sealer: RecordSealer,
-        shards: list[Shard], scratch: sqlite3.Connection, progress: Callable[[str, int], None],
+        opening: _Opening, scratch: sqlite3.Connection, progress: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._runtime = runtime
         self._engines = engines
         self._config = config
         self._masters = masters
         self._sealer = sealer
-        self._shards = {shard.number: shard for shard in shards}
+        self._opening = opening
+        self._shards = opening.shards
         self._scratch = scratch
         self._progress = progress
         self._report = Report()
         self._highest = 0
+        self._listed: set[int] = set()
         self._damaged_store = 0  # damaged entries that belong to no object
-        self._writer = max(shard.newest_writer() for shard in shards)
 
     def run(self, *, accept_loss: bool) -> Report:
-        self._gather()
-        hasher, store_rows = self._store_rows()
+        while True:
+            self._gather()
+            hasher, store_rows, listed = self._store_rows()
+            if not self._opening.follow(listed):
+                break
+        self._tell_shards(listed)
         self._damaged_store = self._report.damaged
         for _ in self._rows():  # once to see what it comes to, once to write it: a report before anything is changed
             pass
@@ -204,6 +238,7 @@ class _Rebuild:
         """Every record of every log into the scratch table, less what is void."""
         self._scratch.executescript(_SCHEMA)
         self._scratch.execute("begin")
+        self._highest = self._report.records = self._report.damaged = 0
         voids: list[Envelope] = []
         keys: list[Envelope] = []
         for shard in self._shards.values():
@@ -236,7 +271,7 @@ class _Rebuild:
 
     # --- Choose ---
 
-    def _store_rows(self) -> tuple[KeyHasher, list[Row]]:
+    def _store_rows(self) -> tuple[KeyHasher, list[Row], ShardsRecord]:
         """The newest records of the store itself: its own, the list of shards, the namespaces, the rows."""
         newest: dict[KeyHash, tuple[Envelope, bytes]] = {}
         for envelope in self._candidates(STORE_WIDE):
@@ -250,12 +285,13 @@ class _Rebuild:
                         self._report.damaged += 1
         rows: list[Row] = []
         hash_key: bytes | None = None
+        listed: ShardsRecord | None = None
         for envelope, plain in newest.values():
             if envelope.kind is Kind.STORE:
                 hash_key = StoreRecord.decode(plain).hash_key
                 rows.append(Row(STORE_WIDE, STORE_ROW, envelope))
             elif envelope.kind is Kind.SHARDS:
-                self._tell_shards(ShardsRecord.decode(plain))
+                listed = ShardsRecord.decode(plain)
                 rows.append(Row(STORE_WIDE, SHARDS_ROW, envelope))
             elif envelope.kind is Kind.KEYS:
                 rows.append(Row(STORE_WIDE, KEYS_ROW, envelope))
@@ -265,12 +301,13 @@ class _Rebuild:
                 rows.append(Row(STORE_WIDE, RowRecord.decode(plain).name, envelope))
             elif envelope.kind is Kind.TOMBSTONE:
                 rows.append(Row(STORE_WIDE, Tombstone.decode(plain).key, envelope))
-        if hash_key is None or not any(row.name == SHARDS_ROW for row in rows):
+        if hash_key is None or listed is None:
             raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
         # A namespace that was deleted and made again lies under two hashes: the later record counts.
-        return KeyHasher(hash_key), sorted(rows, key=lambda row: row.envelope.sequence)
+        return KeyHasher(hash_key), sorted(rows, key=lambda row: row.envelope.sequence), listed
 
     def _tell_shards(self, record: ShardsRecord) -> None:
+        self._listed = {entry.number for entry in record.shards}
         for entry in record.shards:
             (self._report.seen if entry.number in self._shards else self._report.unseen).append(entry.id)
 
@@ -330,7 +367,8 @@ class _Rebuild:
         if self._report.objects % PROGRESS_EVERY == 0:
             self._progress("objects found", self._report.objects)
         version = row.envelope.version
-        debts = [Debt(record.placement[index], Owed.SHARE, row.space, row.name, version, index) for index in lacking]
+        listed = [index for index in lacking if record.placement[index] in self._listed]
+        debts = [Debt(record.placement[index], Owed.SHARE, row.space, row.name, version, index) for index in listed]
         return row, record, debts
 
     def _lacking(self, version: Version, record: ObjectRecord) -> list[int]:
@@ -349,7 +387,8 @@ class _Rebuild:
     # --- Write ---
 
     def _write(self, hasher: KeyHasher, store_rows: list[Row]) -> None:
-        state = StoreState(self._highest, self._highest + RESERVE, self._writer)
+        writer = max(shard.newest_writer() for shard in self._shards.values())
+        state = StoreState(self._highest, self._highest + RESERVE, writer)
         self._engines.put_metastore_aside(self._config.store)
         self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(hasher, store_rows, state))
 

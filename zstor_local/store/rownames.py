@@ -8,8 +8,9 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.model.record import Kind, NamespaceRecord, ObjectRecord, RowRecord, Tombstone
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW
 from zstor_local.store.namespaces import row_name
+from zstor_local.store.unlocking import KEYS_ROW
 
-_FIXED: Final = {Kind.STORE: STORE_ROW, Kind.SHARDS: SHARDS_ROW}
+_FIXED: Final = {Kind.STORE: STORE_ROW, Kind.SHARDS: SHARDS_ROW, Kind.KEYS: KEYS_ROW}
 
 
 def row_name_of(kind: Kind, plain: bytes) -> str:

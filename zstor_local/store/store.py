@@ -27,6 +27,7 @@ from zstor_local.store.committer import Committer
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.counting import recount
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
+from zstor_local.store.draining import Drain
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.freeing import Freeing
@@ -34,6 +35,7 @@ from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.keyfile import make_directories, read_key
 from zstor_local.store.lock import store_lock
+from zstor_local.store.membership import Membership
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
@@ -50,6 +52,7 @@ from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
 from zstor_local.store.strays import Strays
 from zstor_local.store.unlocking import KEYS_ROW, settled_ring
+from zstor_local.store.warnings import shard_warnings
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
 
@@ -68,6 +71,7 @@ class ShardStatus:
     free: int | None = None
     latency_ms: float | None = None
     last_error: str | None = None
+    draining: bool = False
 
 
 class Store:
@@ -136,6 +140,11 @@ class Store:
             copies=CopyCheck(runtime, metastore, sealer, lambda: [namespace.id for namespace in self.namespaces.all()]),
             collect=self.collect,
         )
+        drain = Drain(runtime, metastore, pool, self.committer, self.namespaces, sealer, self.rows, self.shares_health, self.freeing)
+        self.membership = Membership(
+            runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, hasher, self.presence, drain,
+            self.jobs, on_change=self._shards_returned,
+        )  # fmt: skip
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
     def _strays(self) -> Strays:
@@ -171,6 +180,7 @@ class Store:
     def _shards_returned(self) -> None:
         self.mending.wake()
         self.freeing.wake()
+        self.membership.resume()
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
@@ -189,6 +199,13 @@ class Store:
         except ZstorError as error:
             log.error("what broken-off writes left is freed at a later start: %s", error)
 
+    async def recover_from_removals(self) -> None:
+        """A crash may have come between the end of a shard and that of what was owed to it."""
+        try:
+            await self.membership.tidy()
+        except ZstorError as error:
+            log.error("what was owed to shards that were removed is struck out at a later start: %s", error)
+
     @property
     def health(self) -> StoreHealth:
         """The store in one word."""
@@ -203,19 +220,13 @@ class Store:
         found = []
         if self.health in ("readonly", "failed"):
             found.append(f"writes are refused: {self.committer.failure or 'the metastore failed; restart the daemon'}")
-        for number, state in ((number, self.pool.state(number)) for number in self.pool.numbers):
-            if state != "ok":
-                found.append(f"shard {self.pool.name(number)} is {state}: {self.pool.reason(number)}")
         if self.rotation.pending:
             found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
         if self.read_only is None and self.scrub.overdue():
             found.append("the scrub is overdue: nothing has been proved for twice as long as a pass may take; `zstor scrub` starts one")
         if self.scrub.status().found.damage:
             found.append("the last scrub found what it cannot mend: `zstor scrub --status` tells")
-        groups = {shard.group for shard in self.pool.opened()}
-        if len(groups) == 1 and len(self.pool.opened()) > 1:
-            found.append("all shards lie on one file system: damaged files are survived, a lost disk is not")
-        return found
+        return [*found, *shard_warnings(self.pool, self.presence, self.membership, self.config.policy)]
 
     def shard_statuses(self) -> list[ShardStatus]:
         return [self._shard_status(number) for number in self.pool.numbers]
@@ -224,9 +235,10 @@ class Store:
         entry, shard, sight = self.pool.entry(number), self.pool.get(number), self.presence.sight(number)
         if entry is None:
             raise AssertionError("a shard of the pool is listed")
-        state = self.pool.state(number)
+        state, draining = self.pool.state(number), number in self.pool.draining
         if shard is None:
-            return ShardStatus(entry.id, self.places.place(entry), entry.group, state, last_error=self.pool.reason(number))
+            place, reason = self.places.place(entry), self.pool.reason(number)
+            return ShardStatus(entry.id, place, entry.group, state, last_error=reason, draining=draining)
         used = free = latency = None
         if state == "ok" and sight is not None:
             latency = sight.latency_ms
@@ -235,7 +247,7 @@ class Store:
             room = shard.room() if shard.on_disk is not None else seen  # asking another machine takes a while
             if room is not None:
                 used, free = room.total - room.free, room.free
-        return ShardStatus(shard.id, shard.url, shard.group, state, used, free, latency, shard.last_error())
+        return ShardStatus(shard.id, shard.url, shard.group, state, used, free, latency, shard.last_error(), draining)
 
 
 @asynccontextmanager
@@ -260,9 +272,9 @@ async def open_store(
                     if store.committer.failure is None:
                         nursery.start_soon(store.committer.run)
                         await store.recover_intents()
+                        await store.recover_from_removals()
                         nursery.start_soon(store.freeing.run)
                         nursery.start_soon(store.mending.run)
-                        nursery.start_soon(store.presence.run)
                         nursery.start_soon(store.scrub.run)
                         nursery.start_soon(store.removal.run)
                         store.removal.wake()
@@ -270,6 +282,8 @@ async def open_store(
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()
+                        store.membership.resume()
+                    nursery.start_soon(store.presence.run)
                     yield store
                 finally:
                     with trio.CancelScope(shield=True):

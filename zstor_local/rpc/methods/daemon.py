@@ -38,7 +38,7 @@ class Info(TypedDict):
 
 
 class ShardView(TypedDict):
-    """One shard; bytes and milliseconds, null where they cannot be told."""
+    """One shard; bytes and milliseconds, null where they cannot be told. A `draining` one gets no new shares."""
 
     id: str
     url: str
@@ -48,6 +48,7 @@ class ShardView(TypedDict):
     free: int | None
     latency_ms: float | None
     last_error: str | None
+    draining: bool
 
 
 class MetastoreView(TypedDict):
@@ -78,6 +79,24 @@ class Status(TypedDict):
     warnings: list[str]
 
 
+def shard_views(store: Store) -> list[ShardView]:
+    """Every shard as it was when it was last looked at."""
+    return [
+        {
+            "id": shard.id,
+            "url": shard.url,
+            "group": shard.group,
+            "state": shard.state,
+            "used": shard.used,
+            "free": shard.free,
+            "latency_ms": shard.latency_ms,
+            "last_error": shard.last_error,
+            "draining": shard.draining,
+        }
+        for shard in store.shard_statuses()
+    ]
+
+
 def register(registry: Registry, store: Store, identity: Identity) -> None:
     """Add the methods."""
 
@@ -100,19 +119,7 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
         state = store.committer.state
         return {
             "state": store.health,
-            "shards": [
-                {
-                    "id": shard.id,
-                    "url": shard.url,
-                    "group": shard.group,
-                    "state": shard.state,
-                    "used": shard.used,
-                    "free": shard.free,
-                    "latency_ms": shard.latency_ms,
-                    "last_error": shard.last_error,
-                }
-                for shard in store.shard_statuses()
-            ],
+            "shards": shard_views(store),
             "metastore": {"kind": store.metastore.kind, "writable": store.health not in ("readonly", "failed")},
             "objects": state.objects,
             "bytes": state.bytes,

@@ -84,6 +84,9 @@ class HttpEngine:
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
+    def retire(self, url: str) -> None:
+        """Its server keeps the place, marker and all, for whoever owns that server to remove."""
+
     def _place(self, url: str) -> tuple[Peer, str]:
         """The server, and where on it the shard lies: one place for each store and name."""
         server, name = _split(url)

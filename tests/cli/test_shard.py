@@ -1,0 +1,43 @@
+"""`zstor shard` beside a daemon."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from tests.cli.test_end_to_end import done, zstor
+from zstor_local.cli.private_daemon import PrivateDaemon
+
+
+def test_disks_are_added_listed_drained_and_replaced(daemon: PrivateDaemon) -> None:
+    for number in range(5):
+        done(zstor(daemon, "put", "-", f"object {number}", stdin=b"x" * 10_000 * number))
+    spare = daemon.home / "spare"
+    assert done(zstor(daemon, "shard", "add", "spare")).decode() == f"shard 6 is at {spare}: ok\n"
+    shards = json.loads(done(zstor(daemon, "shard", "ls", "--json")))["shards"]
+    assert [(each["id"], each["state"], each["draining"]) for each in shards] == [(str(n), "ok", False) for n in range(7)]
+    assert str(spare) in done(zstor(daemon, "shard", "ls")).decode()
+
+    removed = json.loads(done(zstor(daemon, "shard", "rm", "2", "--json")))
+    assert (removed["shard"], removed["lacking"]) == ("2", 0)
+    missing = zstor(daemon, "shard", "rm", "2")
+    assert (missing.returncode, b"there is no shard '2'" in missing.stderr) == (1, True)
+
+    shutil.rmtree(spare)
+    assert done(zstor(daemon, "shard", "replace", "6")).startswith(b"replaced shard 6: 5 shares made elsewhere")
+    for number in range(5):
+        assert done(zstor(daemon, "get", f"object {number}", "-")) == b"x" * 10_000 * number
+        assert done(zstor(daemon, "check", f"object {number}")).startswith(b"optimal")
+    status = json.loads(done(zstor(daemon, "status", "--json")))
+    assert [each["id"] for each in status["shards"]] == ["0", "1", "3", "4", "5", "6"]
+    refused = zstor(daemon, "shard", "rm", "0", "--json")
+    assert json.loads(refused.stderr)["error"]["data"]["type"] == "not_enough_shards"
+
+
+def test_a_shard_can_be_forgotten_by_force_and_another_be_in_its_place(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "a", stdin=b"value"))
+    assert b"1 object" in done(zstor(daemon, "shard", "rm", "5", "--force"))
+    done(zstor(daemon, "shard", "add", "other", "--group", "usb"))
+    (group,) = [each["group"] for each in json.loads(done(zstor(daemon, "shard", "ls", "--json")))["shards"] if each["id"] == "6"]
+    assert group == "usb"
+    assert done(zstor(daemon, "repair", "a")).startswith(b"optimal")

@@ -1,0 +1,341 @@
+"""Adding, replacing and removing shards while the store is used, with restarts in between."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, small_shares
+from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotEnoughShards, NotFound
+from zstor_local.model.policy import Policy
+from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.health import Checked, Health
+from zstor_local.store.rebuild import rebuild
+from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+
+OBJECTS = {"small": 10_000, "large": 700_000, "tiny": 1, "empty": 0}
+
+
+@pytest.fixture(autouse=True)
+def two_of_three(home: Home) -> None:
+    home.policy = Policy(2, 3, chunk_size=CHUNK)
+
+
+async def fill(store: Store) -> None:
+    for seed, (key, size) in enumerate(OBJECTS.items()):
+        await put(store, key, content(seed, size))
+
+
+async def check_objects(store: Store, *, without: str | None = None) -> None:
+    """All are exact and optimal, and have no share on the shard."""
+    for seed, (key, size) in enumerate(OBJECTS.items()):
+        assert await get(store, key) == content(seed, size)
+        stored = store.objects.find(name(key))
+        checked = await store.shares_health.check(stored, Nobody())
+        assert (key, checked.status) == (key, "optimal")
+        assert without not in {store.pool.name(number) for number in stored.record.placement}
+
+
+def spare(home: Home, what: str = "spare") -> Path:
+    return home.path / what
+
+
+# --- Add ---
+
+
+async def test_an_added_shard_is_used_at_once_and_knows_the_store(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        entry = await store.membership.add(str(spare(home)), None)
+        assert (entry.id, entry.number) == ("3", 3)
+        assert store.pool.states() == dict.fromkeys("0123", "ok")
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+        for number in range(40):
+            await put(store, f"new {number}", b"x")
+        used = Counter(shard for number in range(40) for shard in store.objects.find(name(f"new {number}")).record.placement)
+        assert set(used) == {0, 1, 2, 3}
+    async with home.open() as store:
+        assert store.pool.states() == dict.fromkeys("0123", "ok")
+        await check_objects(store)
+    for number in (1, 2):
+        home.take_away(number)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+    assert (report.seen, report.unseen) == (["0", "3"], ["1", "2"])  # the new one is found by the list, and holds copies of it
+    assert report.older == []
+
+
+async def test_only_an_empty_place_becomes_a_shard(home: Home) -> None:
+    async with home.open() as store:
+        for place, error in (("relative", InvalidParams), ("/", InvalidParams), (f"{home.path}/no/such/parent", IoError)):
+            with pytest.raises(error):
+                await store.membership.add(place, None)
+        full = spare(home, "full")
+        full.mkdir()
+        (full / "file").write_text("mine")
+        with pytest.raises(IoError) as caught:
+            await store.membership.add(str(full), None)
+        assert "not empty" in caught.value.message
+        assert [each.name for each in full.iterdir()] == ["file"]
+        with pytest.raises(AlreadyExists):
+            await store.membership.add(str(home.root(1)), None)
+        stranger = Home(home.path / "stranger", home.policy)
+        async with stranger.open():
+            pass
+        with pytest.raises(Conflict) as other:
+            await store.membership.add(str(stranger.root(0)), None)
+        assert "another store" in other.value.message
+        assert len(store.pool.numbers) == 3
+
+
+async def test_what_an_interrupted_add_left_is_no_obstacle(home: Home) -> None:
+    async with home.open() as store:
+        await store.membership.add(str(spare(home)), None)
+        marker = (spare(home) / "marker").read_bytes()
+        await store.membership.remove("3", Nobody())
+        left = spare(home, "left")
+        for part in ("", "log", "shares", "tmp"):
+            (left / part).mkdir()
+        (left / "marker").write_bytes(marker)  # of this store, but of no shard that it has
+        entry = await store.membership.add(str(left), None)
+        assert entry.number == 4  # numbers are never given twice
+        assert store.pool.state(4) == "ok"
+
+
+async def test_a_shard_whose_disk_is_mounted_elsewhere_is_taken_back(home: Home) -> None:
+    async with home.open() as store:
+        await store.membership.add(str(spare(home)), None)
+        await store.mending.mend()
+        spare(home).rename(spare(home, "elsewhere"))
+        await store.presence.look()
+        assert store.pool.state(3) == "missing"
+        entry = await store.membership.add(str(spare(home, "elsewhere")), None)
+        assert entry.number == 3
+        assert store.health == "ok"
+    async with home.open() as store:
+        assert store.health == "ok"
+
+
+async def test_a_copy_of_a_store_misses_the_shards_that_were_added_to_the_original(home: Home) -> None:
+    async with home.open() as store:
+        await store.membership.add(str(spare(home)), None)
+    copied = Home(home.path / "copy", home.policy)
+    shutil.copytree(home.store, copied.store)
+    shutil.copytree(home.key_file.parent, copied.key_file.parent)
+    async with copied.open() as store:
+        assert store.pool.states() == {"0": "ok", "1": "ok", "2": "ok", "3": "missing"}
+        assert "if it was moved and not copied" in store.pool.reason(3)
+        await store.membership.add(str(spare(home)), None)  # it was moved: somebody says so
+        assert store.health == "ok"
+
+
+# --- Remove ---
+
+
+@pytest.mark.parametrize("state", ["there", "away"])
+async def test_a_removed_shard_leaves_everything_whole(home: Home, state: str) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        if state == "away":
+            home.take_away(1)
+            await delete(store, "tiny")
+            await put(store, "tiny", content(2, 1))
+        removed = await store.membership.remove("1", Nobody())
+        assert (removed.shard, removed.lacking) == ("1", 0)
+        assert removed.moved >= 3
+        await freed(store)
+        assert store.pool.states() == dict.fromkeys("023", "ok")
+        assert (store.metastore.debts_count(), store.metastore.garbage_count(), store.health) == (0, 0, "ok")
+        await check_objects(store, without="1")
+        if state == "there":
+            assert not (home.root(1) / "marker").exists()
+            assert list(home.root(1).glob("shares/*/*")) == []
+        assert small_shares(store) == 9
+    async with home.open() as store:
+        await check_objects(store, without="1")
+
+
+async def test_without_room_elsewhere_nothing_is_removed(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        with pytest.raises(NotEnoughShards) as caught:
+            await store.membership.remove("1", Nobody())
+        assert "zstor shard add" in (caught.value.hint or "")
+        assert not store.pool.draining
+        with pytest.raises(NotFound):
+            await store.membership.remove("9", Nobody())
+
+
+async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        home.take_away(0)
+        with pytest.raises(NotEnoughShards) as caught:
+            await store.membership.remove("1", Nobody(), force=True)
+        assert caught.value.data["count"] == len(OBJECTS)
+        assert "default/small" in str(caught.value.data["objects"])
+        await home.return_to(store, 0)
+        removed = await store.membership.remove("1", Nobody(), force=True)
+        assert (removed.moved, removed.lacking) == (0, len(OBJECTS))
+        assert store.pool.states() == {"0": "ok", "2": "ok"}
+        assert store.metastore.debts_count() == 0
+        for seed, (key, size) in enumerate(OBJECTS.items()):
+            assert await get(store, key) == content(seed, size)
+        await store.membership.add(str(spare(home)), None)
+        for key in OBJECTS:
+            await store.shares_health.repair(store.objects.find(name(key)), Nobody())
+        await check_objects(store)
+
+
+async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short after four objects were moved: none of them is looked at again for a move."""
+    monkeypatch.setattr("zstor_local.store.draining.PAGE", 2)
+    repair, moved = Health.repair, []
+
+    async def watched(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
+        result = await repair(self, stored, caller, leaving=leaving)
+        if leaving is not None:
+            moved.append(stored.record.key)
+            if len(moved) == 4 and (job := store.membership.job_of(1)) is not None:
+                job.cancel()
+        return result
+
+    monkeypatch.setattr(Health, "repair", watched)
+    async with home.open() as store:
+        for number in range(9):
+            await put(store, f"{number}", content(number, 5_000))
+        await store.membership.add(str(spare(home)), None)
+        with pytest.raises(Conflict) as caught:
+            await store.membership.remove("1", Nobody())
+        assert "zstor shard rm 1" in (caught.value.hint or "")
+        assert any("shard 1 is not drained yet" in warning for warning in store.warnings())
+        assert 1 not in (await put(store, "meanwhile", b"")).record.placement
+    assert len(moved) == 4
+    async with home.open() as store:
+        await drained(store, 1)
+        assert store.pool.states() == dict.fromkeys("023", "ok")
+        assert sorted(moved) == [f"{number}" for number in range(9)]
+        for number in range(9):
+            assert await get(store, f"{number}") == content(number, 5_000)
+            assert 1 not in store.objects.find(name(f"{number}")).record.placement
+        assert store.rows.scan("drain") == []
+
+
+async def drained(store: Store, number: int) -> None:
+    """Wait for the job that drains a shard."""
+    job = store.membership.job_of(number)
+    while job is not None and job.running:
+        await job.news().wait()
+
+
+async def test_a_shard_that_is_being_drained_can_be_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Health, "repair", stuck)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect_conflict, store)
+                while store.membership.job_of(1) is None:
+                    await trio.testing.wait_all_tasks_blocked()
+                await store.membership.add(str(home.root(1)), None)
+        assert not store.pool.draining
+        assert store.health == "ok"
+    async with home.open() as store:
+        assert set(store.pool.states()) == {"0", "1", "2", "3"}
+        await check_objects(store)
+
+
+async def expect_conflict(store: Store) -> None:
+    with pytest.raises(Conflict):
+        await store.membership.remove("1", Nobody())
+
+
+async def test_what_cannot_be_moved_is_named_and_moved_when_shards_are_back(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        for extra in ("four", "five", "six"):
+            await store.membership.add(str(spare(home, extra)), None)
+        for number in (0, 2):
+            home.take_away(number)
+        with pytest.raises(NotEnoughShards) as caught:  # of two of three shares one is left
+            await store.membership.remove("1", Nobody())
+        assert caught.value.data["count"] == len(OBJECTS)
+        await home.return_to(store, 0)
+        await home.return_to(store, 2)
+        await drained(store, 1)
+        assert set(store.pool.states()) == {"0", "2", "3", "4", "5"}
+        await check_objects(store)
+
+
+async def test_a_configuration_that_still_names_a_removed_shard_is_fine(home: Home) -> None:
+    home.shards = 4
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.remove("disk1", Nobody())
+    async with home.open() as store:
+        assert set(store.pool.states()) == {"disk0", "disk2", "disk3"}
+        await check_objects(store)
+
+
+# --- Replace ---
+
+
+@pytest.mark.parametrize("where", ["same place", "another place"])
+async def test_a_dead_shard_is_replaced_and_all_it_held_is_made_anew(home: Home, where: str) -> None:
+    async with home.open() as store:
+        await fill(store)
+        shutil.rmtree(home.root(1))
+        url = None if where == "same place" else str(spare(home))
+        replaced = await store.membership.replace("1", url, Nobody())
+        assert replaced.lacking == 0
+        assert store.pool.states() == dict.fromkeys("012", "ok")
+        assert {entry.number for entry in store.places.record.shards} == {0, 2, 3}
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+        await check_objects(store)
+    async with home.open() as store:
+        assert store.health == "ok"
+        await check_objects(store)
+
+
+async def test_a_shard_that_is_there_is_not_replaced_where_it_is(home: Home) -> None:
+    async with home.open() as store:
+        with pytest.raises(Conflict):
+            await store.membership.replace("1", None, Nobody())
+        assert store.health == "ok"
+
+
+async def test_a_replaced_disk_that_comes_back_is_not_taken_for_the_new_one(home: Home) -> None:
+    """Neither by the store nor by a rebuild: what was deleted meanwhile stays deleted."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.take_away(1)
+        home.take_away(2)
+        await delete(store, "a")
+        for number in (1, 2):
+            await store.membership.replace(str(number), str(spare(home, f"new{number}")), Nobody())
+        await store.mending.mend()
+        home.bring_back(1)
+        home.bring_back(2)
+        await store.presence.look()
+        assert store.pool.states() == dict.fromkeys("012", "ok")
+        with pytest.raises(NotFound):
+            await get(store, "a")
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert report.objects == 0
+    async with home.open() as store:
+        assert store.health == "ok"
+        with pytest.raises(NotFound):
+            await get(store, "a")

@@ -1,0 +1,225 @@
+"""Draining a shard: every version that has a share there gets it on another shard, by the rules of a repair; resumable.
+
+How far it has come is a store-wide row, so that a restart goes on from there. Whoever placed a share there before the drain began may
+commit it behind the place that the drain has come to: it goes over everything again until it finds nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import cbor2
+
+from zstor_local.errors import CorruptRecord, NotEnoughShards, NotFound, ZstorError
+from zstor_local.metastore.base import Metastore
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import ShardEntry, decode
+from zstor_local.runtime import Runtime
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Nobody
+from zstor_local.store.change import NewRecord, RowName
+from zstor_local.store.committer import Committer
+from zstor_local.store.freeing import Freeing
+from zstor_local.store.health import Health
+from zstor_local.store.jobs import Job
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import Stored, open_object
+from zstor_local.store.storewide import StoreWide
+
+TABLE: Final = "drain"
+PAGE: Final = 200  # objects looked at between two notes of how far it has come
+NAMED: Final = 100  # objects that an error names
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How many shares were moved, and how many objects were looked at."""
+
+    moved: int
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    """Everything up to this key was looked at in this round; `moved` counts since the drain began."""
+
+    space: NamespaceId | None = None
+    key: str = ""
+    moved: int = 0
+    seen: int = 0
+
+
+class Drain:
+    """The parts of a removal that go over all objects."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        metastore: Metastore,
+        pool: ShardPool,
+        committer: Committer,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        rows: StoreWide,
+        health: Health,
+        freeing: Freeing,
+    ) -> None:
+        self._runtime = runtime
+        self._metastore = metastore
+        self._pool = pool
+        self._committer = committer
+        self._namespaces = namespaces
+        self._sealer = sealer
+        self._rows = rows
+        self._health = health
+        self._freeing = freeing
+
+    async def move_all(self, number: int, job: Job) -> Drained:
+        """Until no object has a share on the shard. NotEnoughShards, naming some, if shares cannot be moved; what could be has been."""
+        cursor = self._load(number)
+        while True:
+            news = self._committer.news()
+            moved_before, failed = cursor.moved, {}
+            async with aclosing(self._pages(cursor)) as pages:
+                async for page in pages:
+                    cursor, bad = await self._move_page(number, page, cursor, job)
+                    failed.update(bad)
+            if failed and cursor.moved == moved_before:
+                raise _not_moved(self._pool.name(number), failed)
+            if cursor.moved == moved_before and not self._expected(number):
+                break
+            cursor = _Cursor(moved=cursor.moved)
+            await self._save(number, cursor)
+            if self._expected(number) and cursor.moved == moved_before:
+                await news.wait()  # a large write that began before the drain
+        while self._pool.get(number) is not None and self._metastore.garbage(number, 1):
+            if not await self._freeing.free_some():
+                break  # what is being read is freed with the whole shard
+        return Drained(cursor.moved, cursor.seen)
+
+    async def _move_page(self, number: int, page: list[Stored], cursor: _Cursor, job: Job) -> tuple[_Cursor, dict[str, ZstorError]]:
+        failed: dict[str, ZstorError] = {}
+        moved = cursor.moved
+        for stored in page:
+            if number in stored.record.placement:
+                try:
+                    await self._health.repair(stored, Nobody(), leaving=number)
+                    moved += 1
+                except NotFound:
+                    pass
+                except ZstorError as error:
+                    if self._still_there(stored, number):
+                        failed[stored.record.key] = error
+        seen = cursor.seen + len(page)
+        job.progress(seen, max(seen, self._committer.state.objects), f"{moved} shares moved")
+        last = page[-1]
+        after = _Cursor(last.envelope.namespace, last.record.key, moved, seen)
+        if moved != cursor.moved:
+            await self._save(number, after)
+        return after, failed
+
+    def _still_there(self, stored: Stored, number: int) -> bool:
+        """Whether the key still has a share there: it may have been written anew meanwhile."""
+        current = self._metastore.get(stored.envelope.namespace, stored.record.key)
+        return current is not None and number in open_object(self._sealer, current).placement
+
+    def _expected(self, number: int) -> bool:
+        """Whether a large write is on its way to the shard."""
+        return any(number in intent.shards for intent in self._metastore.intents())
+
+    async def check_force(self, entry: ShardEntry, job: Job) -> None:
+        """NotEnoughShards, naming them, if objects had fewer than k shares without the shard."""
+        lost: list[str] = []
+        seen = 0
+        async with aclosing(self._pages(_Cursor())) as pages:
+            async for page in pages:
+                lost += [f"{stored.namespace}/{stored.record.key}" for stored in page if await self._needs(stored, entry.number)]
+                seen += len(page)
+                job.progress(seen, max(seen, self._committer.state.objects), "looking what would be lost")
+        if lost:
+            raise NotEnoughShards(
+                f"without shard {entry.id} {len(lost)} objects could not be read any more",
+                hint="bring other shards back or repair first; data.objects names them",
+                retryable=False,
+                count=len(lost),
+                objects=lost[:NAMED],
+            )
+
+    async def _needs(self, stored: Stored, number: int) -> bool:
+        """Whether an object could not be read without the shard."""
+        record = stored.record
+        if number not in record.placement:
+            return False
+        checked = await self._health.check(stored, Nobody(), fast=True)
+        others = [state for at, state in zip(record.placement, checked.states, strict=True) if at != number]
+        return others.count("ok") < record.policy.k
+
+    async def make_whole(self, number: int, job: Job) -> int:
+        """Once the shard is forgotten: make what it held anew elsewhere, where there is room. Returns how many objects lack a share."""
+        lacking = seen = 0
+        async with aclosing(self._pages(_Cursor())) as pages:
+            async for page in pages:
+                for stored in page:
+                    if number in stored.record.placement:
+                        lacking += not await self._made_whole(stored, number)
+                seen += len(page)
+                job.progress(seen, max(seen, self._committer.state.objects), "looking whether all is moved")
+        return lacking
+
+    async def _made_whole(self, stored: Stored, number: int) -> bool:
+        try:
+            repaired, _ = await self._health.repair(stored, Nobody())
+            return number not in repaired.record.placement
+        except ZstorError:
+            return not self._still_there(stored, number)
+
+    async def _pages(self, cursor: _Cursor) -> AsyncGenerator[list[Stored], None]:
+        """All objects behind the cursor, by namespace and key; those that do not open are left to the scrub."""
+        for namespace in sorted(self._namespaces.all(), key=lambda namespace: namespace.id):
+            if cursor.space is not None and namespace.id < cursor.space:
+                continue
+            after = cursor.key if namespace.id == cursor.space else None
+            while rows := await self._runtime.threads.run(self._metastore.scan, namespace.id, "", after, PAGE):
+                after = rows[-1].name
+                page = []
+                for row in rows:
+                    try:
+                        page.append(Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope))
+                    except CorruptRecord:
+                        continue
+                if page:
+                    yield page
+
+    # --- How far it has come ---
+
+    def _load(self, number: int) -> _Cursor:
+        row = self._rows.get(TABLE, str(number))
+        if row is None:
+            return _Cursor()
+        plain = decode(row.value)
+        space, key, moved, seen = plain.get(1), plain.get(2), plain.get(3), plain.get(4)
+        if not isinstance(key, str) or not isinstance(moved, int) or not isinstance(seen, int):
+            return _Cursor()
+        return _Cursor(NamespaceId(space) if isinstance(space, bytes) else None, key, moved, seen)
+
+    async def _save(self, number: int, cursor: _Cursor) -> None:
+        value = cbor2.dumps({0: 1, 1: cursor.space, 2: cursor.key, 3: cursor.moved, 4: cursor.seen})
+        await self._rows.put(TABLE, str(number), value)
+
+    def forgotten(self, number: int) -> Mapping[RowName, NewRecord]:
+        """What a decision writes so that nothing is known of the drain any more. In the committer's thread."""
+        return {} if self._rows.look(TABLE, str(number)) is None else self._rows.removed(TABLE, str(number))
+
+
+def _not_moved(shard: str, failed: Mapping[str, ZstorError]) -> NotEnoughShards:
+    first = next(iter(failed.values()))
+    return NotEnoughShards(
+        f"{len(failed)} objects still have shares on shard {shard}: {first.message}",
+        hint="`zstor status` tells what is away; `zstor shard rm` goes on from here",
+        count=len(failed),
+        objects=list(failed)[:NAMED],
+    )

@@ -1,0 +1,66 @@
+"""What a person should look at among the shards: who is away, whether a disk may be lost, room, drains; each line says what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from zstor_local.model.policy import Policy
+from zstor_local.shards.placement import groups_to_lose
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.membership import Membership
+from zstor_local.store.presence import Presence
+
+LOW: Final = 10  # percent free
+
+
+def shard_warnings(pool: ShardPool, presence: Presence, membership: Membership, policy: Policy) -> list[str]:
+    """One line each."""
+    return [*_away(pool), *_drained(pool, membership), *_groups(pool, policy), *_full(pool, presence)]
+
+
+def _away(pool: ShardPool) -> list[str]:
+    states = {number: state for number in pool.numbers if (state := pool.state(number)) != "ok"}
+    return [f"shard {pool.name(number)} is {state}: {pool.reason(number)}" for number, state in states.items()]
+
+
+def _drained(pool: ShardPool, membership: Membership) -> list[str]:
+    found = []
+    for number in sorted(pool.draining):
+        name = pool.name(number)
+        if (job := membership.job_of(number)) is not None:
+            percent = "" if not job.total else f", {min(100, int(100 * job.done / job.total))} % looked at"
+            found.append(f"shard {name} is being drained by job {job.id}{percent}")
+        else:
+            found.append(f"shard {name} is not drained yet; `zstor shard rm {name}` goes on with it and says what is in the way")
+    return found
+
+
+def _groups(pool: ShardPool, policy: Policy) -> list[str]:
+    shards = [shard for shard in pool.opened() if shard.number not in pool.draining]
+    groups = Counter(shard.group for shard in shards)
+    if len(shards) < 2:
+        return []
+    if len(groups) == 1:
+        return ["all shards lie on one file system: damaged files are survived, a lost disk is not; `zstor shard add` on other disks"]
+    lost, wanted = groups_to_lose(groups, policy.k, policy.m), policy.m - policy.k
+    if lost >= wanted or pool.absent():  # while shards are away the warning about them is the one to see to
+        return []
+    return [
+        f"{policy.k} of {policy.m} shares lie in {len(groups)} groups (disks or hosts): any {lost} of them may be lost, not {wanted}; "
+        f"`zstor shard add` on other disks makes it {wanted}"
+    ]
+
+
+def _full(pool: ShardPool, presence: Presence) -> list[str]:
+    low: dict[str, tuple[int, list[str]]] = {}
+    for shard in pool.opened():
+        sight = presence.sight(shard.number)
+        if sight is None or sight.room is None or sight.room.free * 100 >= sight.room.total * LOW:
+            continue
+        percent = sight.room.free * 100 // max(1, sight.room.total)
+        low.setdefault(shard.group, (percent, []))[1].append(shard.id)
+    return [
+        f"{percent} % are free where shard {', '.join(names)} lies: delete something, or `zstor shard add` on another disk"
+        for percent, names in low.values()
+    ]
