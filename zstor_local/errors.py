@@ -6,6 +6,7 @@ The codes are a promise (`zstor call rpc.discover` lists them): positive ones ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -196,3 +197,25 @@ class Cancelled(ProtocolFault):
     """The caller cancelled the request."""
 
     code, type = -32800, "cancelled"
+
+
+def typed_error(fault: object) -> ZstorError:
+    """The error member of a reply as its class; a type that this version does not know keeps its code and name."""
+    fault = fault if isinstance(fault, Mapping) else {}
+    code, message, data = fault.get("code"), fault.get("message"), fault.get("data")
+    data = dict(data) if isinstance(data, Mapping) else {}
+    kind, retryable, hint = data.pop("type", None), data.pop("retryable", False), data.pop("hint", None)
+    data.pop("message", None)
+    if isinstance(detail := data.pop("detail", None), str):  # the message of a protocol fault is only its name
+        message = detail
+    for known in _classes(ZstorError):
+        if known.type == kind:
+            break
+    else:
+        known = type("RemoteError", (ZstorError,), {"code": code, "type": str(kind), "retryable": bool(retryable)})
+    return known(str(message), hint=hint if isinstance(hint, str) else None, **data)
+
+
+def _classes(base: type[ZstorError]) -> list[type[ZstorError]]:
+    found = [known for known in base.__subclasses__() if "type" in vars(known)]
+    return found + [deeper for known in base.__subclasses__() for deeper in _classes(known)]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
-from zstor_local.cli.client import Client, NoDaemon, typed_error
-from zstor_local.errors import Cancelled, Conflict, TooLarge
+from zstor_local.cli.client import Client, NoDaemon
+from zstor_local.errors import Cancelled, Conflict, TooLarge, typed_error
 
 
 def pong(peer: Peer) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self, TypeAlias
 
-from zstor_local import errors, limits
+from zstor_local import limits
+from zstor_local.errors import typed_error
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Object: TypeAlias = Mapping[str, Json]
@@ -212,25 +213,3 @@ def _show(params: Json, progress: Progress) -> None:
         if isinstance(done, int | float):
             whole = int(total) if isinstance(total, int | float) else None
             progress(int(done), whole, message if isinstance(message, str) else "")
-
-
-def typed_error(fault: Json) -> errors.ZstorError:
-    """The error of a reply as its class in errors.py; a type that this version does not know keeps its code and name."""
-    fault = fault if isinstance(fault, Mapping) else {}
-    code, message, data = fault.get("code"), fault.get("message"), fault.get("data")
-    data = dict(data) if isinstance(data, Mapping) else {}
-    kind, retryable, hint = data.pop("type", None), data.pop("retryable", False), data.pop("hint", None)
-    data.pop("message", None)
-    if isinstance(detail := data.pop("detail", None), str):  # the message of a protocol fault is only its name
-        message = detail
-    for known in _error_classes(errors.ZstorError):
-        if known.type == kind:
-            break
-    else:
-        known = type("RemoteError", (errors.ZstorError,), {"code": code, "type": str(kind), "retryable": bool(retryable)})
-    return known(str(message), hint=hint if isinstance(hint, str) else None, **data)
-
-
-def _error_classes(base: type[errors.ZstorError]) -> list[type[errors.ZstorError]]:
-    found = [known for known in base.__subclasses__() if "type" in vars(known)]
-    return found + [deeper for known in base.__subclasses__() for deeper in _error_classes(known)]

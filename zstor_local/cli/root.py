@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "cas": "cas",
     "ns": "ns",
     "log": "logs",
+    "node": "node",
     "check": "health",
     "repair": "health",
     "namespace": "namespace",

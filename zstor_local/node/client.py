@@ -1,0 +1,188 @@
+"""A client for trio: content by its id, names, and logs, over the daemon's socket. Any number of calls at once.
+
+    async with connected("/run/user/1000/zstor/zstor.sock") as node:
+        cid = await node.upload(b"hello")
+        seq = await node.update("greeting", str(cid).encode())
+        name = await node.fetch("greeting", after=seq, wait=60)
+
+The wire is docs/wire.md: JSON-RPC 2.0, one line a message. What is fetched is compared with its id here too: a node believes nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, cast
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import CorruptRecord, typed_error
+from zstor_local.formats import unixfs
+from zstor_local.formats.cid import Cid, parse
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
+_RECEIVE_BYTES: Final = 64 * limits.KIB
+
+
+class Disconnected(Exception):
+    """Nobody, or the wrong one, answers at the socket, or the connection broke. Whether a running call happened is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedName:
+    """A name's value and number; no value where nothing is new or the name is not there."""
+
+    value: bytes | None
+    seq: int
+
+
+@dataclass(slots=True)
+class _Running:
+    done: trio.Event = field(default_factory=trio.Event)
+    reply: Mapping[str, Any] | None = None
+
+
+class Node:
+    """One connection; made by `connected`."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._sending = trio.Lock()
+        self._running: dict[int, _Running] = {}
+        self._last_id = 0
+        self._broken = False
+
+    # --- Content ---
+
+    async def upload(self, data: bytes, *, pin: bool = True) -> Cid:
+        """Store bytes (8 MiB at most); durable when this returns. Their id is computed here as well: CorruptRecord if they differ."""
+        answer = await self.call("cas.upload", value_b64=_text(data), pin=pin)
+        cid = parse(answer["id"])
+        if cid != unixfs.content_id(data):
+            raise CorruptRecord(f"the daemon calls these bytes {cid}, they are {unixfs.content_id(data)}")
+        return cid
+
+    async def content(self, cid: Cid) -> bytes:
+        """The bytes of an id (8 MiB at most), compared with it: CorruptRecord if they are others; NotFound, TooLarge."""
+        data = base64.b64decode((await self.call("cas.fetch", id=str(cid)))["value_b64"])
+        if unixfs.content_id(data) != cid:
+            raise CorruptRecord(f"the bytes under {cid} are others")
+        return data
+
+    # --- Names ---
+
+    async def update(self, name: str, value: bytes, *, if_seq: int | None = None) -> int:
+        """Set a name's value. With `if_seq` only while that is its number, else Conflict. Returns its number."""
+        condition = {} if if_seq is None else {"if_seq": if_seq}
+        return int((await self.call("ns.update", name=name, value_b64=_text(value), **condition))["seq"])
+
+    async def fetch(self, name: str, *, after: int = 0, wait: float = 0) -> FetchedName:
+        """A name's value if its number is above `after`; else wait so many seconds for that."""
+        answer = await self.call("ns.fetch", name=name, after_seq=after, wait_seconds=wait)
+        value = answer.get("value_b64")
+        return FetchedName(None if value is None else base64.b64decode(value), answer["seq"])
+
+    # --- Logs ---
+
+    async def append(self, log: str, local_hash: bytes, cid: Cid) -> int:
+        """Add stored content to the end of a log: its new head is under the name when this returns. Returns the entry's number."""
+        answer = await self.call("log.append", log=log, local_hash_b64=_text(local_hash), id=str(cid))
+        return int(answer["seq"])
+
+    # --- Calls ---
+
+    async def call(self, method: str, **params: Json) -> dict[str, Any]:
+        """The result of a call. The typed error that was answered, or Disconnected. A cancel is passed on."""
+        self._last_id += 1
+        number, running = self._last_id, _Running()
+        self._running[number] = running
+        try:
+            await self._send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            try:
+                await running.done.wait()
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                    await self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": number}})
+                raise
+        finally:
+            del self._running[number]
+        if running.reply is None:
+            raise Disconnected("the daemon closed the connection before it answered")
+        if "error" in running.reply:
+            raise typed_error(running.reply["error"])
+        return cast("dict[str, Any]", running.reply["result"])
+
+    async def _send(self, message: Mapping[str, object]) -> None:
+        if self._broken:
+            raise Disconnected("the daemon has closed the connection")
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            async with self._sending:
+                await self._stream.send_all(line)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise Disconnected("the daemon has closed the connection") from None
+
+    async def receive(self) -> None:
+        """Hand replies to their calls, until the connection ends. `connected` runs it."""
+        buffer = bytearray()
+        try:
+            while data := await self._stream.receive_some(_RECEIVE_BYTES):
+                searched = len(buffer)
+                buffer += data
+                while (end := buffer.find(b"\n", searched)) >= 0:
+                    self._take(bytes(buffer[:end]))
+                    del buffer[: end + 1]
+                    searched = 0
+                if len(buffer) > limits.MESSAGE_BYTES:
+                    break
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._broken = True
+            for running in self._running.values():
+                running.done.set()
+
+    def _take(self, line: bytes) -> None:
+        message = json.loads(line) if line.strip() else {}
+        number = message.get("id") if "method" not in message else None
+        running = self._running.get(number) if isinstance(number, int) else None
+        if running is not None:
+            running.reply = message
+            running.done.set()
+
+
+@asynccontextmanager
+async def connected(path: str) -> AsyncIterator[Node]:
+    """A connection to the daemon at this socket, which must run under our own user id; Disconnected."""
+    try:
+        stream = await trio.open_unix_socket(path)
+    except OSError as error:
+        raise Disconnected(f"no daemon answers at {path}: {error.strerror}") from None
+    async with stream:
+        _, uid, _ = _UCRED.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if uid != os.getuid():
+            raise Disconnected(f"the socket {path} belongs to a process of user id {uid}, not of yours")
+        node = Node(stream)
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.receive)
+            try:
+                yield node
+            except BaseException as error:
+                failure = error  # raised as it is below, not in a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

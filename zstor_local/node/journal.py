@@ -1,0 +1,86 @@
+"""A file of received entries, one JSON line each, which is also what a receiver knows of how far it is.
+
+A line and the position are one thing: after a kill at any point the file is read again, a line that was cut off is dropped, and the
+receiver goes on behind the last whole one. So no entry is left out and none comes twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from zstor_local.node.receiving import Position, Received
+
+_TAIL_BYTES: Final = 64 * 1024
+_BEGINNING: Final = b'{"seq": '
+
+
+class NoJournal(Exception):
+    """The file holds something else than received entries."""
+
+
+class Journal:
+    """The file, open at its end. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file; NoJournal, OSError."""
+        self._file = path.open("a+b")
+        try:
+            self.position: Final = self._recover()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, received: Received) -> None:
+        """The next entry; it is there after a kill when this returns."""
+        self._file.write(line_of(received) + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """What was added is there after a power cut too."""
+        os.fsync(self._file.fileno())
+
+    def _recover(self) -> Position:
+        """Drop a line that was cut off, and read the one before."""
+        end = self._file.seek(0, os.SEEK_END)
+        tail, start = b"", end
+        while start and tail.count(b"\n") < 2:
+            step = min(_TAIL_BYTES, start)
+            start -= step
+            self._file.seek(start)
+            tail = self._file.read(step) + tail
+        whole, cut_off = tail[: tail.rfind(b"\n") + 1], tail[tail.rfind(b"\n") + 1 :]
+        if not cut_off.startswith(_BEGINNING[: len(cut_off)]):
+            raise NoJournal("the file holds something else than received entries")
+        try:
+            position = _position(whole.splitlines()[-1]) if whole else Position()
+        except (ValueError, KeyError, TypeError):
+            raise NoJournal("the last line of the file is not a received entry") from None
+        self._file.truncate(end - len(cut_off))
+        return position
+
+
+def _position(line: bytes) -> Position:
+    last = json.loads(line)
+    return Position(int(last["seq"]), base64.b64decode(last["local_hash_b64"]))
+
+
+def line_of(received: Received) -> bytes:
+    """An entry as one line of JSON."""
+    members = {
+        "seq": received.seq,
+        "local_hash_b64": base64.b64encode(received.local_hash).decode(),
+        "id": None if received.cid is None else str(received.cid),
+        "content_b64": None if received.content is None else base64.b64encode(received.content).decode(),
+    }
+    return json.dumps(members).encode()
