@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.client import Client, close, error_type, pipe
+from tests.daemon.client import Client, close, error_type, message, pipe
 from tests.daemon.conftest import unharmed
 from tests.daemon.process import Daemon, Ended
 from zstor_local import limits
@@ -194,6 +194,16 @@ def test_of_many_that_start_at_once_just_one_serves(new_daemon: Daemon, store: s
             assert client.result("daemon.status")["state"] == "ok"
             if store == "an old store":
                 assert client.read("key") == b"value"
+
+
+@pytest.mark.parametrize("method", ["object.stat", "object.read", "object.write", "object.list", "rpc.ping", "no.such"])
+def test_a_half_close_ends_the_connection_after_the_reply(daemon: Daemon, client: Client, method: str) -> None:
+    client.write("half-close", b"value")
+    with daemon.client() as shell:  # as socat does it; a wait for more would last an hour
+        params = {} if method in ("object.list", "rpc.ping") else {"key": "half-close"}
+        shell.send(message(method, params | ({"value": "new"} if method == "object.write" else {})) + "\n")
+        shell.socket.shutdown(socket.SHUT_WR)
+        assert len(shell.rest()) == 1
 
 
 def outcome(racer: Daemon) -> Ended | None:

@@ -72,18 +72,19 @@ class Calls:
         """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
         task = _Task(call, identity, answer, urgent, size)
         most = limits.URGENT_CALLS_PER_CONNECTION if urgent else limits.CALLS_PER_CONNECTION
-        if (self._running[True] < most) if urgent else (not self._queue and self._may_start(task)):
-            self._start(task)
-        elif not urgent and self._budget.take(size):
+        at_once = (self._running[True] < most) if urgent else (not self._queue and self._may_start(task))
+        if not at_once:
+            if urgent or not self._budget.take(size):
+                raise Busy(f"{most} calls run and the queue is full", limit=most)
             task.cost = size
             task.waiting = True
             self._queue.append(task)
-        else:
-            raise Busy(f"{most} calls run and the queue is full", limit=most)
         self._tasks.add(task)
         if identity is not None and identity is not Missing.ID:
             # Two calls with one id are the client's mistake; a cancel is for the older one.
             self._by_id.setdefault(identity, task)
+        if at_once:  # last: it may have ended when this returns
+            self._start(task)
 
     def cancel(self, identity: Id, reason: ZstorError) -> None:
         """Stop the call with this id, if there is one and it has not begun to commit."""
