@@ -123,6 +123,14 @@ def test_every_key_of_the_file_arrives() -> None:
         ("[[shard]]\nid='a'", f"{FILE}:2: a [[shard]] needs id and url"),
         ("[shard]\nid='a'", f"{FILE}:1: shard is an array of tables ([[shard]]), not a table"),
         ("[authority]\nkind = 'itsyouonline'", f"{FILE}:2: kind itsyouonline needs a url"),
+        (
+            "[twirp]\nlisten = '0.0.0.0:80'",
+            f"{FILE}:2: Twirp is served at unix:/PATH, 127.0.0.1:PORT and [::1]:PORT only, not at '0.",
+        ),
+        ("[twirp]\nlisten = ['127.0.0.1']", f"{FILE}:2: Twirp is served at"),
+        ("[twirp]\nlisten = ['localhost:1']", f"{FILE}:2: Twirp is served at"),
+        ("[twirp]\nlisten = 'unix:relative'", f"{FILE}:2: Twirp is served at"),
+        ("[twirp]\nlisten = 5", f"{FILE}:2: listen is a string or a list of strings, not 5"),
         ("default_namespace = 'A.b'", f"{FILE}:1: that is not a namespace name: 'A.b'"),
         ("a = 1\nb = = 2", f"{FILE}:2: Invalid value"),
         ("a = '''", f"{FILE}:1: "),
@@ -131,6 +139,12 @@ def test_every_key_of_the_file_arrives() -> None:
 )
 def test_a_wrong_setting_is_refused_with_file_and_line(text: str, message: str) -> None:
     assert message in refusal(text)
+
+
+def test_twirp_is_served_nowhere_but_where_it_is_told() -> None:
+    assert load("").twirp == ()
+    assert load("[twirp]\nlisten = '127.0.0.1:8001'").twirp == ("127.0.0.1:8001",)
+    assert load("[twirp]\nlisten = ['unix:/run/x', '[::1]:0']").twirp == ("unix:/run/x", "[::1]:0")
 
 
 def test_relative_paths_in_flags_and_environment_are_refused_by_name() -> None:

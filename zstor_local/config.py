@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final, Literal
 
 from zstor_local import limits
@@ -63,7 +64,8 @@ class Config:
     """Everything that can be set. Paths are absolute.
 
     `shards` empty means the default store: six directories under `store`. `write_quorum` none means what the policy asks for at
-    least. `metastore_url` none means `metastore.sqlite` in the store. `file` is the configuration file, if there is one.
+    least. `metastore_url` none means `metastore.sqlite` in the store. `twirp` is where the original wire of the remote log is served:
+    `unix:/PATH` and loopback `HOST:PORT`. `file` is the configuration file, if there is one.
     """
 
     store: str
@@ -77,6 +79,7 @@ class Config:
     metastore_url: str | None = None
     authority: AuthorityConfig = field(default_factory=AuthorityConfig)
     scrub: ScrubConfig = field(default_factory=ScrubConfig)
+    twirp: tuple[str, ...] = ()
     file: str | None = None
 
 
@@ -122,6 +125,7 @@ def load_config(
         metastore_url=_metastore(top),
         authority=_authority(top),
         scrub=_scrub(top),
+        twirp=_twirp(top),
         file=None if text is None else file,
     )
     top.refuse_the_rest()
@@ -236,6 +240,25 @@ def _scrub(top: Table) -> ScrubConfig:
     )
     table.refuse_the_rest()
     return scrub
+
+
+def _twirp(top: Table) -> tuple[str, ...]:
+    table = top.table("twirp")
+    places = table.texts("listen")
+    for place in places:
+        if not place.startswith("unix:/") and not _is_loopback(place):
+            raise table.error("listen", f"Twirp is served at unix:/PATH, 127.0.0.1:PORT and [::1]:PORT only, not at {place!r}")
+    table.refuse_the_rest()
+    return places
+
+
+def _is_loopback(place: str) -> bool:
+    """Whether that is an address of this machine alone, with a port."""
+    host, _, port = place.rpartition(":")
+    try:
+        return ip_address(host.strip("[]")).is_loopback and 0 <= int(port) < 1 << 16
+    except ValueError:
+        return False
 
 
 def _or(value: int | None, default: int) -> int:

@@ -117,6 +117,14 @@ class Table:
         values = self._typed(key, list, "a list of strings") or []
         return tuple(self._absolute(key, value) for value in values)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings; one string stands for a list of it."""
+        value = self._typed(key, object, "a string or a list of strings")
+        values = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+            raise self.error(key, f"{key} is a string or a list of strings, not {_show(value)}")
+        return tuple(values)
+
     def url(self, key: str, schemes: tuple[str, ...]) -> str | None:
         """A URL with one of the schemes; an absolute path stands for a file: URL and is given back as a path."""
         value = self.text(key)

@@ -71,6 +71,8 @@ from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
 from zstor_local.system import RealClientFiles, real_runtime
+from zstor_local.twirp.listening import serving as serving_twirp
+from zstor_local.twirp.services import routes as twirp_routes
 from zstor_local.watchdog import keep_telling
 
 T = TypeVar("T")
@@ -186,7 +188,8 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
             announce = functools.partial(_announce, config)
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 paths = _paths(store, config)
-                registry = _registry(store, authority, config, paths, pages)
+                names, cas = Names(store.rows), Cas(store)
+                registry = _registry(store, authority, config, paths, pages, names, cas)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
@@ -203,12 +206,15 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                 with heard() as signals:
                     heeding = functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel, reload=reload)
                     nursery.start_soon(heeding)
-                    _say(_state(store))
-                    _say(f"listening on {config.socket}")
-                    notifier.ready(_state(store))
-                    if notifier.heard:
-                        nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
-                    await server.serve([socket])
+                    async with serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places:
+                        for place in places:
+                            _say(f"serving Twirp at {place}")
+                        _say(_state(store))
+                        _say(f"listening on {config.socket}")
+                        notifier.ready(_state(store))
+                        if notifier.heard:
+                            nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
+                        await server.serve([socket])
         nursery.cancel_scope.cancel()
 
 
@@ -232,7 +238,7 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
     log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
 
 
-def _registry(store: Store, authority: Authority, config: Config, paths: Paths, pages: PageIndex) -> Registry:
+def _registry(store: Store, authority: Authority, config: Config, paths: Paths, pages: PageIndex, names: Names, cas: Cas) -> Registry:
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
@@ -247,7 +253,6 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths, 
     walk_methods.register(registry, store)
     stream_methods.register(registry)
     job_methods.register(registry, store)
-    names, cas = Names(store.rows), Cas(store)
     logs = Logs(store.runtime, store.rows, names, cas, pages)
     content_methods.register(registry, store, paths, cas)
     name_methods.register(registry, names)

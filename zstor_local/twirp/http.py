@@ -1,0 +1,224 @@
+"""Twirp over HTTP/1.1: requests in, answers out, on h11 and a trio stream (twitchtv.github.io/twirp/docs/spec_v7).
+
+A request is a POST whose content type says what its body is: protobuf or JSON; the answer is of the same kind, an error always JSON.
+Web pages may not ask: browsers send `Origin`, and a name in `Host` that is not this machine's was rebound to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import ZstorError
+from zstor_local.formats.protobuf import Malformed, Message
+from zstor_local.twirp.refusals import Refusal, refusal_of
+from zstor_local.twirp.services import Route
+
+JSON: Final = "application/json"
+PROTOBUF: Final = "application/protobuf"
+BODY_BYTES: Final = limits.MESSAGE_BYTES  # 8 MiB in base64, and room
+SMALL_BODY_BYTES: Final = 64 * limits.KIB
+LARGE_BODIES: Final = 4  # at once, over all connections
+HEADERS_BYTES: Final = 16 * limits.KIB
+CONNECTIONS: Final = 64
+IDLE_SECONDS: Final = 75.0
+BODY_SECONDS: Final = 60.0
+LINGER_SECONDS: Final = 2.0
+_HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+log = logging.getLogger("zstor.twirp")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back."""
+
+    status: int
+    kind: str
+    body: bytes
+
+
+class Server:
+    """All connections."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._routes = routes
+        self._large = trio.CapacityLimiter(LARGE_BODIES)
+        self._connections = 0
+
+    async def serve_client(self, stream: trio.SocketStream, *, may_connect: Callable[[trio.SocketStream], bool], rebound: bool) -> None:
+        """One client until it is gone, or silent for too long. `rebound`: over TCP, where a web page's host may be named in `Host`."""
+        if self._connections >= CONNECTIONS:
+            await stream.aclose()
+            return
+        self._connections += 1
+        try:
+            async with stream:
+                if may_connect(stream):
+                    await _Connection(self._routes, self._large, stream, rebound).serve()
+                else:
+                    log.warning("refused a connection of another user")
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass
+        except Exception:
+            log.exception("a connection broke off")
+        finally:
+            self._connections -= 1
+
+
+class _Connection:
+    """Requests of one client, one by one."""
+
+    def __init__(self, routes: Mapping[str, Route], large: trio.CapacityLimiter, stream: trio.SocketStream, rebound: bool) -> None:
+        self._routes = routes
+        self._large = large
+        self._stream = stream
+        self._rebound = rebound
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS_BYTES)
+
+    async def serve(self) -> None:
+        while True:
+            try:
+                with trio.move_on_after(IDLE_SECONDS) as idle:
+                    request = await self._next()
+                if idle.cancelled_caught or not isinstance(request, h11.Request):
+                    return
+                await self._send(request, await self._answered(request))
+            except h11.RemoteProtocolError as error:
+                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    refusal = Refusal("malformed", f"not HTTP/1.1: {error}")
+                    await self._send(None, _refused(refusal, status=error.error_status_hint))
+                    await self._linger()
+                return
+            if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
+                await self._linger()
+                return
+            self._http.start_next_cycle()
+
+    async def _linger(self) -> None:
+        """Take in what is still coming: a close would throw away the answer with it (RFC 9112 §9.6)."""
+        with trio.move_on_after(LINGER_SECONDS):
+            await self._stream.send_eof()
+            while await self._stream.receive_some(64 * limits.KIB):
+                pass
+
+    async def _answered(self, request: h11.Request) -> Answer:
+        try:
+            route, kind = self._route(request)
+            size = _header(request, b"content-length")
+            if size.isdecimal() and int(size) <= SMALL_BODY_BYTES:
+                return await self._run(route, kind)
+            async with self._large:
+                return await self._run(route, kind)
+        except Refusal as refusal:
+            return _refused(refusal)
+
+    async def _run(self, route: Route, kind: str) -> Answer:
+        with trio.move_on_after(BODY_SECONDS) as reading:
+            body = await self._body()
+        if reading.cancelled_caught:
+            raise Refusal("deadline_exceeded", f"the body did not come within {BODY_SECONDS:.0f} s")
+        try:
+            message = _parsed(route, kind, body)
+        except (Malformed, ValueError, RecursionError) as error:
+            raise Refusal("malformed", f"the body is not {route.request.name}: {error}") from None
+        try:
+            return _encoded(await route.run(message), kind)
+        except ZstorError as error:
+            raise refusal_of(error) from None
+        except Exception:
+            log.exception("a request failed")
+            raise Refusal("internal", "a fault of the daemon's; its log has more") from None
+
+    def _route(self, request: h11.Request) -> tuple[Route, str]:
+        """What was asked for, and the kind of its body; Refusal."""
+        path = request.target.decode().partition("?")[0]
+        asked = f"{request.method.decode()} {path}"
+        if _header(request, b"origin") or (self._rebound and _host(request) not in _HERE):
+            raise Refusal("permission_denied", "this is not for web pages")
+        route = self._routes.get(path)
+        kind = _header(request, b"content-type").partition(";")[0].strip().lower()
+        why = (
+            "there is no such method"
+            if route is None
+            else "only POST is understood"
+            if request.method != b"POST"
+            else f"the content type has to be {PROTOBUF} or {JSON}"
+            if kind not in (JSON, PROTOBUF)
+            else None
+        )
+        if route is None or why is not None:
+            raise Refusal("bad_route", why or "", {"twirp_invalid_route": asked})
+        return route, kind
+
+    async def _body(self) -> bytes:
+        if self._http.they_are_waiting_for_100_continue:
+            await self._write(h11.InformationalResponse(status_code=100, headers=[]))
+        body = bytearray()
+        while not isinstance(event := await self._next(), (h11.EndOfMessage, h11.ConnectionClosed)):
+            if isinstance(event, h11.Data):
+                body += event.data
+            if len(body) > BODY_BYTES:
+                raise Refusal("resource_exhausted", f"the body is longer than {BODY_BYTES} bytes")
+        return bytes(body)
+
+    async def _next(self) -> h11.Event | type[h11.PAUSED]:
+        """What the client says next."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            try:
+                data = await self._stream.receive_some(64 * limits.KIB)
+            except trio.BrokenResourceError:
+                data = b""
+            self._http.receive_data(data)
+        return event  # type: ignore[return-value]
+
+    async def _send(self, request: h11.Request | None, answer: Answer) -> None:
+        headers = [("content-type", answer.kind), ("content-length", str(len(answer.body))), ("x-content-type-options", "nosniff")]
+        if self._http.their_state is not h11.DONE:
+            headers.append(("connection", "close"))  # what is left of the body is not read
+        await self._write(h11.Response(status_code=answer.status, headers=headers))
+        if request is None or request.method != b"HEAD":
+            await self._write(h11.Data(data=answer.body))
+        await self._write(h11.EndOfMessage())
+
+    async def _write(self, event: h11.Response | h11.InformationalResponse | h11.Data | h11.EndOfMessage) -> None:
+        data = self._http.send(event)
+        if data:
+            with trio.fail_after(limits.SLOW_READER_SECONDS):
+                await self._stream.send_all(data)
+
+
+def _parsed(route: Route, kind: str, body: bytes) -> Message:
+    if kind == PROTOBUF:
+        return route.request.parse(body)
+    return route.request.from_json(json.loads(body.decode()), ignore_unknown=True)
+
+
+def _encoded(message: Message, kind: str) -> Answer:
+    return Answer(200, kind, message.encode() if kind == PROTOBUF else _json(message.to_json()))
+
+
+def _refused(refusal: Refusal, *, status: int | None = None) -> Answer:
+    return Answer(status or refusal.status, JSON, _json(refusal.to_json()))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _header(request: h11.Request, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in request.headers if key == name), "")
+
+
+def _host(request: h11.Request) -> str:
+    """The name in `Host`, without the port."""
+    host = _header(request, b"host").lower()
+    name, _, port = host.rpartition(":")
+    return name if name and port.isdecimal() else host
