@@ -15,10 +15,12 @@ from tests.store.home import Home
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.access.authority import Revoked
 from zstor_local.access.builtin import BuiltInAuthority
+from zstor_local.access.ownership import owner_key
 from zstor_local.access.trust import parse_trust
 from zstor_local.access.verify import TokenRefused, Verified, verify, verify_trust
 from zstor_local.errors import InvalidParams, NotFound
 from zstor_local.model.permission import OWNER, Rights
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.store import Store
@@ -45,6 +47,7 @@ class World:
             runtime,
             store.rows,
             store.sealer.store_id,
+            owner_key(store.sealer.keys(STORE_WIDE)),
             organization="local",
             exists=lambda name: store.rows.get(PERMISSIONS_TABLE, name) is not None,
         )
@@ -127,15 +130,15 @@ async def test_no_key_lies_about_in_clear(home: Home, tmp_path: Path) -> None:
 async def test_a_new_key_is_known_before_it_signs_and_the_old_one_until_its_last_token_has_expired(world: World) -> None:
     old = await world.token()
     kid = await world.authority.rotate(signs_in_seconds=3_600)
-    keys = [*parse_trust(json.dumps(await world.authority.trust())).keys]
+    owner, *keys = parse_trust(json.dumps(await world.authority.trust())).keys
     assert keys[1:] == [kid]
     assert _kid(await world.token()) == _kid(old) == keys[0]
     world.clock.seconds += 3_600
     assert _kid(await world.token()) == kid
     world.clock.seconds += DAY
-    assert [*parse_trust(json.dumps(await world.authority.trust())).keys] == keys
+    assert [*parse_trust(json.dumps(await world.authority.trust())).keys] == [owner, *keys]
     world.clock.seconds += 60
-    assert [*parse_trust(json.dumps(await world.authority.trust())).keys] == [kid]
+    assert [*parse_trust(json.dumps(await world.authority.trust())).keys] == [owner, kid]
 
 
 async def test_a_key_that_was_to_follow_gives_way_to_one_that_signs_earlier(world: World) -> None:
@@ -149,7 +152,7 @@ async def test_a_shard_server_takes_a_signed_document_from_who_has_a_key_that_it
     known = parse_trust(json.dumps(await world.authority.trust()))
     await world.authority.rotate(signs_in_seconds=3_600)
     newer = verify_trust(await world.authority.signed_trust(), known)
-    assert len(newer.keys) == 2
+    assert len(newer.keys) == 3
     with pytest.raises(TokenRefused, match="not newer"):
         verify_trust(await world.authority.signed_trust(), newer)
 

@@ -54,6 +54,6 @@ def test_permissions_and_tokens(daemon: PrivateDaemon) -> None:
     assert zstor(daemon, "token", "create", "music", "write", "--user", "bob").returncode == 1
     assert text(daemon, "token", "revoke", "--user", "bob") == "revoked\n"
     assert len(parse_trust(text(daemon, "token", "keys", "--json")).revoked) == 1
-    assert len(parse_trust(text(daemon, "token", "keys", "--rotate", "--signs-in", "60")).keys) == 2
+    assert len(parse_trust(text(daemon, "token", "keys", "--rotate", "--signs-in", "60")).keys) == 3
     assert zstor(daemon, "token", "revoke").returncode == 3
     assert zstor(daemon, "token", "keys", "--signs-in", "60").returncode == 3

@@ -7,12 +7,13 @@ from typing import Final
 
 from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
 from zstor_local.access.keyring import KeyRing
+from zstor_local.access.ownership import issuer_name, owner_key
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
-from zstor_local.model.record import decode, encode
+from zstor_local.model.record import STORE_WIDE, decode, encode
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.store import Store
@@ -32,11 +33,20 @@ class BuiltInAuthority:
     kind: AuthorityKind = "builtin"
 
     def __init__(
-        self, runtime: Runtime, rows: StoreWide, store_id: StoreId, *, organization: str, exists: Callable[[str], bool]
+        self,
+        runtime: Runtime,
+        rows: StoreWide,
+        store_id: StoreId,
+        owner: SigningKey,
+        *,
+        organization: str,
+        exists: Callable[[str], bool],
     ) -> None:
+        """`owner` signs the store's own tokens (access/ownership.py), and vouches for each newer trust document."""
         self._runtime = runtime
         self._rows = rows
-        self._issuer = f"zstor:{store_id.hex()}"
+        self._owner = owner
+        self._issuer = issuer_name(store_id)
         self.organization = organization
         self._exists = exists
 
@@ -133,15 +143,13 @@ class BuiltInAuthority:
             "organization": self.organization,
             "profile": "zstor",
             "audience": AUDIENCE,
-            "keys": [kept.key.jwk() for kept in ring.keys],
+            "keys": [self._owner.jwk(), *(kept.key.jwk() for kept in ring.keys)],
             "revoked": [each.document() for each in ring.revoked],
             "updated": 0 if row is None else row.sequence,
         }
 
     async def signed_trust(self) -> str:
-        document = await self.trust()
-        key, _ = await self._signing()
-        return sign_trust(key, document)
+        return sign_trust(self._owner, await self.trust())
 
     async def rotate(self, *, signs_in_seconds: int) -> str:
         key = self._new_key()
@@ -193,6 +201,7 @@ def builtin_authority(store: Store) -> BuiltInAuthority:
         store.runtime,
         store.rows,
         store.sealer.store_id,
+        owner_key(store.sealer.keys(STORE_WIDE)),
         organization=store.config.authority.organization,
         exists=lambda name: store.namespaces.find(name) is not None,
     )

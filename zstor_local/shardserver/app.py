@@ -41,6 +41,7 @@ BODIES_BYTES: Final = 256 * limits.MIB  # of all requests that are being done
 SEND_BYTES: Final = 256 * limits.KIB
 WAIT_SECONDS: Final = 60  # a page that is waited for, at most
 LIST_NAMES: Final = 10_000
+LETTER_BYTES: Final = 32 * limits.KIB
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
@@ -141,6 +142,10 @@ class App:
     async def _answer(self, request: Request) -> Answer:
         if request.path == ["health"] and request.method in ("GET", "HEAD"):
             return as_json({"status": "ok"})
+        match request.method, request.path:
+            case "GET", ["v1", uid, "letters", name]:  # sealed to whoever it is for: no token is asked, who has none comes for one
+                space = await self._space(ShardUid(parse_id(uid)))
+                return Answer(await _in_thread(space.letter, parse_id(name)))
         guest = self._guard.admit(request.headers.get("authorization"))
         match request.path:
             case ["metrics"] if request.method == "GET":
@@ -181,6 +186,8 @@ class App:
                 return await self._abort(request, guest, uid, name)
             case "POST", ["free"]:
                 return await self._free(request, guest, uid)
+            case "PUT", ["letters", name]:
+                return await self._put_letter(request, guest, uid, parse_id(name))
             case "PUT", ["namespaces", name]:
                 return await self._name(request, guest, uid, NamespaceId(parse_id(name)))
             case "DELETE", ["namespaces", name]:
@@ -376,6 +383,17 @@ class App:
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
             await _in_thread(space.retire, namespace)
+        return Answer(status=204)
+
+    # --- Letters ---
+
+    async def _put_letter(self, request: Request, guest: Guest, uid: ShardUid, name: bytes) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        body = await self._body(request, LETTER_BYTES)
+        async with self._volume.lock(uid):
+            space.check_fence(request.fence())
+            await _in_thread(space.put_letter, name, body)
         return Answer(status=204)
 
     # --- Bodies ---

@@ -7,6 +7,7 @@ index.sqlite    where small shares lie in the logs; made anew from them if it is
 rooms/<namespace id>/log/…       a log for each namespace, of the same segments as a directory shard's
 rooms/<namespace id>/about.json  its number in the index; its name and quota, once the owner told them
 shares/ab/ab12…ef.3              large shares, of the same layout as a directory shard's
+letters/<id>                     what the owner leaves for users, sealed to each
 tmp/                             on their way in; a new start finds them of no use
 """
 
@@ -37,7 +38,9 @@ from zstor_local.shardserver.refusal import Refusal, of_system
 
 FORMAT: Final = 1
 UPLOADS_MAX: Final = 256  # large shares on their way in at once, in a space
+LETTERS_MAX: Final = 10_000
 OPEN_LOGS: Final = 64  # logs of namespaces that are kept open: each holds a segment of 8 MiB, allocated
+LETTERS: Final = "letters"
 ABOUT, FENCE, INDEX, MARKER, ROOMS, SHARES, TEMPORARY = "about.json", "fence", "index.sqlite", "marker", "rooms", "shares", "tmp"
 
 
@@ -165,6 +168,27 @@ class Space:
     def check_fence(self, fence: Fence) -> None:
         if fence != self.fence:
             raise Refusal("fenced", f"writer {self.fence.writer} has this space, not {fence.writer}: a later daemon took it over")
+
+    # --- Letters ---
+
+    def put_letter(self, name: bytes, body: bytes) -> None:
+        """Keep a letter in place of an older one; durable when this returns."""
+        directory = f"{self._root}/{LETTERS}"
+        with suppress(FileExistsError):
+            self._files.mkdir(directory)
+            sync_directory(self._files, self._root)
+        if len(self._files.list(directory)) >= LETTERS_MAX:
+            raise Refusal("full", f"{LETTERS_MAX} letters lie here")
+        temporary = f"{self._root}/{TEMPORARY}/{LETTERS}.{name.hex()}"
+        _write_file(self._runtime, temporary, body)
+        self._files.rename(temporary, f"{directory}/{name.hex()}")
+        sync_directory(self._files, directory)
+
+    def letter(self, name: bytes) -> bytes:
+        try:
+            return self._read(f"{LETTERS}/{name.hex()}")
+        except FileNotFoundError:
+            raise Refusal("not_found", "there is no such letter") from None
 
     # --- Logs ---
 
