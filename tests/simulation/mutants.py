@@ -25,7 +25,7 @@ from zstor_local.runtime import Buffer, Files, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard, FileShareWriter
 from zstor_local.store.coding import LargeWrite
-from zstor_local.store.committer import Committer
+from zstor_local.store.publishing import Publisher
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -75,7 +75,7 @@ def caught_by_fault(programs: Sequence[Program]) -> str | None:
 
 
 def no_quorum_in_groups(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Committer, "_apply_quorum", lambda self, items, failed: None)
+    patch.setattr(Publisher, "_apply_quorum", lambda self, items, failed: None)
 
 
 def no_quorum_of_large_shares(patch: pytest.MonkeyPatch) -> None:
@@ -83,54 +83,55 @@ def no_quorum_of_large_shares(patch: pytest.MonkeyPatch) -> None:
 
 
 def metastore_before_logs(patch: pytest.MonkeyPatch) -> None:
-    def publish(self: Committer, items: list[object]) -> dict[int, ShardError]:
+    def publish(self: Publisher, items: list[object]) -> dict[int, ShardError]:
         self._to_metastore(items, {})  # type: ignore[arg-type]
         return self._to_logs(items)  # type: ignore[arg-type]
 
-    patch.setattr(Committer, "_publish", publish)
+    patch.setattr(Publisher, "publish", publish)
 
 
 def metastore_before_large_shares(patch: pytest.MonkeyPatch) -> None:
     """The shares' files are finished when the metastore has the record."""
-    finish, to_metastore = FileShareWriter.finish, Committer._to_metastore
+    finish, to_metastore = FileShareWriter.finish, Publisher._to_metastore
     waiting: list[tuple[Files, Callable[[], None]]] = []
 
     def later(self: FileShareWriter, *args: Buffer) -> None:
         waiting.append((self._files, partial(finish, self, *args)))  # type: ignore[arg-type]
 
-    def then_finish(self: Committer, *args: object) -> None:
+    def then_finish(self: Publisher, *args: object) -> None:
         to_metastore(self, *args)  # type: ignore[arg-type]
-        due = [work for files, work in waiting if files is self._runtime.files]  # those of worlds that ended are none of ours
+        ours = [shard._files for shard in self._pool.opened() if isinstance(shard, DirectoryShard)]
+        due = [work for files, work in waiting if files in ours]  # those of worlds that ended are none of ours
         waiting.clear()
         for work in due:
             work()
 
     patch.setattr(FileShareWriter, "finish", later)
-    patch.setattr(Committer, "_to_metastore", then_finish)
+    patch.setattr(Publisher, "_to_metastore", then_finish)
 
 
 def no_void_at_start(patch: pytest.MonkeyPatch) -> None:
-    def void_and_commit(self: Committer, first: int, last: int) -> None:
-        state = replace(self._state, sequence=self._next - 1)
+    def void_earlier_life(self: Publisher, sequences: range, k: int) -> None:
+        state = replace(self.state, sequence=self._next - 1)
         self._metastore.commit(Transaction(state))
-        self._state = state
+        self.state = state
 
-    patch.setattr(Committer, "_void_and_commit", void_and_commit)
+    patch.setattr(Publisher, "void_earlier_life", void_earlier_life)
 
 
 def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Committer, "_void", lambda self, items, failed: None)
+    patch.setattr(Publisher, "_void", lambda self, items, failed: None)
 
 
 def no_intent(patch: pytest.MonkeyPatch) -> None:
-    whole = Committer._transaction
+    whole = Publisher._transaction
 
-    def transaction(self: Committer, *args: object) -> Transaction:
+    def transaction(self: Publisher, *args: object) -> Transaction:
         made = whole(self, *args)  # type: ignore[arg-type]
         made.intents.clear()
         return made
 
-    patch.setattr(Committer, "_transaction", transaction)
+    patch.setattr(Publisher, "_transaction", transaction)
 
 
 def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from zstor_local.errors import (
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind, VoidRecord
-from zstor_local.store import committer
+from zstor_local.store import committer, publishing
 from zstor_local.store.change import Decision
 from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.store import Store
@@ -280,8 +280,8 @@ async def test_each_life_has_a_higher_writer_number_and_voids_what_was_reserved(
 
 
 async def test_more_sequences_are_reserved_before_they_run_out(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "RESERVE", 20)
-    monkeypatch.setattr(committer, "RESERVE_LOW", 10)
+    monkeypatch.setattr(publishing, "RESERVE", 20)
+    monkeypatch.setattr(publishing, "RESERVE_LOW", 10)
     async with opened(home) as store:
         for _ in range(60):
             stored = await put(store, "a", b"")

@@ -27,6 +27,9 @@ class NewRecord:
     k: int = 1  # shares that make the version readable: decides whether a void reached far enough
 
 
+Sealed = Mapping[RowName, tuple[NewRecord, Envelope]]  # records by row, with what they became
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a change comes to, given the row's committed envelope.

@@ -144,6 +144,6 @@ class Collect:
 
     def _named(self, stray: Stray) -> bool:
         try:
-            return put_here(self._committer.naming(stray.share.version), stray, self._sealer)
+            return put_here(self._committer.view.naming(stray.share.version), stray, self._sealer)
         except CorruptRecord:
             return True

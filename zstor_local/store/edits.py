@@ -49,7 +49,7 @@ class Edits:
     def __init__(
         self, committer: Committer, metastore: Metastore, sealer: RecordSealer, namespace: Namespace, look: Look | None = None
     ) -> None:
-        self._look = look or committer.look
+        self._look = look or committer.view.look
         self._committer = committer
         self._metastore = metastore
         self._sealer = sealer
@@ -89,7 +89,7 @@ class Edits:
         NoSpace over the namespace's quota; Conflict once its deletion has begun, unless this is a part of it (`closing`).
         """
         growth = sum(_size(after) - _size(before) for _, before, after in self._changed())
-        self._namespace.gate.check(self._namespace.name, self._committer.usage(self._namespace.id), growth, closing=closing)
+        self._namespace.gate.check(self._namespace.name, self._committer.view.usage(self._namespace.id), growth, closing=closing)
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in self._changed():
@@ -135,7 +135,7 @@ class Edits:
                 continue
             debts = self._metastore.debts_of(before.version)
             paid += [debt for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == (self._namespace.id, key)]
-            if before.version in kept | left or self._committer.named(self._namespace.id, before.version) - self._after.keys():
+            if before.version in kept | left or self._committer.view.named(self._namespace.id, before.version) - self._after.keys():
                 continue
             left.add(before.version)
             record = before.record

@@ -220,7 +220,7 @@ class Health:
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
-            is_lost(stored, self._namespace(stored), self._committer.look, self._metastore)
+            is_lost(stored, self._namespace(stored), self._committer.view.look, self._metastore)
             return Decision(resend=entries)
 
         await self._committer.commit(self._namespace(stored).id, record.key, decide)
@@ -297,7 +297,7 @@ class Health:
             published = replace(open_object(self._sealer, current), placement=placement)
             records = {
                 (namespace.id, name): self._record(namespace, stored, replace(other, placement=placement), record.placement)
-                for name in self._committer.named(namespace.id, stored.version) - {record.key}
+                for name in self._committer.view.named(namespace.id, stored.version) - {record.key}
                 for other in [self._other(namespace, name)]
             }
             debts = self._metastore.debts_of(stored.version)
@@ -323,7 +323,7 @@ class Health:
 
     def _other(self, namespace: Namespace, name: str) -> ObjectRecord:
         """The record of another key that names the same version (object.copy)."""
-        envelope = self._committer.look(namespace.id, name)
+        envelope = self._committer.view.look(namespace.id, name)
         if envelope is None:
             raise AssertionError("a row that names a version is there")
         return open_object(self._sealer, envelope)

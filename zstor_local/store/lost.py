@@ -46,6 +46,6 @@ def bury(stored: Stored, namespace: Namespace, edits: Edits, committer: Committe
         Kind.TOMBSTONE, namespace.key_hash(record.key), version, Tombstone(record.key, now).encode(), copies, k=record.policy.k
     )
     garbage = list(change.garbage)
-    if not committer.named(namespace.id, version):
+    if not committer.view.named(namespace.id, version):
         garbage += [Garbage(number, ShareId(version, index), record.small) for index, number in enumerate(record.placement)]
     return replace(change, records={**change.records, (namespace.id, record.key): tombstone}, garbage=garbage)

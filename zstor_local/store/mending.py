@@ -109,7 +109,7 @@ class Mending:
 
     async def _tell(self, number: int, debts: Sequence[Debt]) -> None:
         def decide(_: Envelope | None) -> Decision:
-            newest = [self._committer.look(debt.space, debt.name) or self._metastore.tombstone(debt.space, debt.name) for debt in debts]
+            newest = [self._committer.view.newest(debt.space, debt.name) for debt in debts]
             return Decision(resend={number: [Entry(envelope) for envelope in newest if envelope is not None]}, debts_paid=debts)
 
         await self._committer.commit(STORE_WIDE, "", decide)
@@ -128,7 +128,7 @@ class Mending:
             log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
 
     def _paid_if_gone(self, debt: Debt) -> Callable[[Envelope | None], Decision]:
-        return lambda _: Decision() if self._committer.named(debt.space, debt.version) else Decision(debts_paid=[debt])
+        return lambda _: Decision() if self._committer.view.named(debt.space, debt.version) else Decision(debts_paid=[debt])
 
     async def _repair(self, version: Version, name: ObjectName) -> None:
         try:

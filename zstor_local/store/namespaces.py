@@ -224,7 +224,7 @@ class Namespaces:
         def decide(current: Envelope | None) -> Decision:
             if current is None or self._open(current).id != namespace.id:
                 raise NotFound(f"there is no namespace {namespace.name}", hint="`zstor namespace ls` lists them")
-            if self._metastore.scan(namespace.id, "", None, 1) or self._committer.usage(namespace.id).objects > 0:
+            if self._metastore.scan(namespace.id, "", None, 1) or self._committer.view.usage(namespace.id).objects > 0:
                 raise NotEmpty(f"the namespace {namespace.name} has objects", hint="delete them, or say force")
             namespace.gate.closed = True  # for whatever is decided from here on
             row = row_name(namespace.name)

@@ -40,13 +40,13 @@ from zstor_local.shards.index import LogIndex
 from zstor_local.shards.log import Log
 from zstor_local.shards.marker import BadMarker
 from zstor_local.shards.opening import ShardOpener
-from zstor_local.store.committer import RESERVE
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, shard_places
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import make_directories
 from zstor_local.store.lock import store_lock
 from zstor_local.store.namespaces import row_name
+from zstor_local.store.publishing import RESERVE
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import KEYS_ROW, key_files, older_keys
 

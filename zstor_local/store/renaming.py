@@ -92,7 +92,7 @@ class Renaming:
             source = edits.find(name.key)
             if source is None:
                 raise no_key(name)
-            check_version(self._committer.look(namespace.id, name.key), if_version)
+            check_version(self._committer.view.look(namespace.id, name.key), if_version)
             if exclusive and target is not None:
                 raise AlreadyExists(
                     f"the key {new_key!r} exists already", hint="leave `exclusive` out to replace it", current=target.version.hex()

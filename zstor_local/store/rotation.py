@@ -167,7 +167,7 @@ class Rotation:
             return
 
         def decide(_: Envelope | None) -> Decision:
-            same = [row for row in stale if self._committer.newest(space, row.name) == row.envelope]
+            same = [row for row in stale if self._committer.view.newest(space, row.name) == row.envelope]
             return Decision({(space, row.name): self._renewed(row.envelope) for row in same})
 
         await self._committer.commit(space, "", decide)

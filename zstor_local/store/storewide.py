@@ -102,7 +102,7 @@ class StoreWide:
 
     def look(self, table: str, name: str) -> StoredRow | None:
         """The row as the changes before left it."""
-        envelope = self._committer.look(STORE_WIDE, _row(table, name))
+        envelope = self._committer.view.look(STORE_WIDE, _row(table, name))
         return None if envelope is None else self._open(table, envelope)
 
     def written(self, table: str, name: str, value: bytes) -> Mapping[RowName, NewRecord]:

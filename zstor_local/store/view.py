@@ -1,0 +1,79 @@
+"""What a change sees while it is decided: every row as the changes before it in the group left it.
+
+Only the committer's thread uses it, and only while a group is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from zstor_local.metastore.base import Metastore, Usage
+from zstor_local.model.ids import NamespaceId, Version
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.store.change import Decision, RowName, Sealed
+
+
+class View:
+    """The metastore, and over it what the group has changed so far."""
+
+    def __init__(self, metastore: Metastore) -> None:
+        self._metastore = metastore
+        self.begin_group()
+
+    def begin_group(self) -> None:
+        """Nothing is changed yet."""
+        self._newest: dict[RowName, Envelope] = {}
+        self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
+        self._growth: dict[NamespaceId, Usage] = {}  # what it adds to namespaces, without what it takes away
+        self._seen: set[RowName] = set()
+
+    def begin_change(self) -> Set[RowName]:
+        """The next change. Rows that it looks at, of those that changes before it have changed, gather in what is returned."""
+        self._seen = set()
+        return self._seen
+
+    def take(self, space: NamespaceId, decision: Decision, sealed: Sealed) -> None:
+        """What the change came to is seen by those behind it."""
+        for row, (_, envelope) in sealed.items():
+            self._newest[row] = envelope
+            self._naming.setdefault(envelope.version, set()).add(row)
+        if decision.objects > 0 or decision.bytes > 0:
+            more = Usage(max(0, decision.objects), max(0, decision.bytes))
+            self._growth[space] = self._growth.get(space, Usage()) + more
+
+    def look(self, space: NamespaceId, name: str) -> Envelope | None:
+        """A row as the changes before left it; None if it is not there."""
+        row = (space, name)
+        if row not in self._newest:
+            return self._metastore.get(*row)
+        self._seen.add(row)
+        current = self._newest[row]
+        return None if current.kind is Kind.TOMBSTONE else current
+
+    def newest(self, space: NamespaceId, name: str) -> Envelope | None:
+        """As `look`, but a tombstone is shown too."""
+        row = (space, name)
+        if row not in self._newest:
+            return self._metastore.get(*row) or self._metastore.tombstone(*row)
+        self._seen.add(row)
+        return self._newest[row]
+
+    def usage(self, space: NamespaceId) -> Usage:
+        """What the namespace holds, at most: what the group takes away counts only from the next one on."""
+        return self._metastore.usage(space) + self._growth.get(space, Usage())
+
+    def named(self, space: NamespaceId, version: Version) -> set[str]:
+        """The keys of a namespace whose records name this version, as the changes before left them."""
+        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
+        found = set()
+        for row in rows:
+            envelope = self.look(*row) if row in self._newest else None
+            if row[0] == space and (row not in self._newest or (envelope is not None and envelope.version == version)):
+                found.add(row[1])
+        return found
+
+    def naming(self, version: Version) -> list[Envelope]:
+        """The records, of any namespace, that name this version, as the changes before left them."""
+        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
+        found = (self.look(*row) for row in sorted(rows))
+        return [envelope for envelope in found if envelope is not None and envelope.version == version]
