@@ -25,6 +25,7 @@ from zstor_local.runtime import Buffer, Files, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard, FileShareWriter
 from zstor_local.store.coding import LargeWrite
+from zstor_local.store.presence import Presence
 from zstor_local.store.publishing import Publisher
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -111,12 +112,18 @@ def metastore_before_large_shares(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_void_at_start(patch: pytest.MonkeyPatch) -> None:
+    """Neither of the sequences that an earlier life reserved, nor of what the end of each log holds."""
+
     def void_earlier_life(self: Publisher, sequences: range, k: int) -> None:
         state = replace(self.state, sequence=self._next - 1)
         self._metastore.commit(Transaction(state))
         self.state = state
 
+    async def settle(self: Presence) -> None:
+        pass
+
     patch.setattr(Publisher, "void_earlier_life", void_earlier_life)
+    patch.setattr(Presence, "settle", settle)
 
 
 def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
