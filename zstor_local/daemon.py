@@ -22,10 +22,12 @@ import trio
 from zstor_local import __version__, limits
 from zstor_local.access.authority import Authority
 from zstor_local.access.opening import open_authority
-from zstor_local.access.ownership import OwnerTokens, owner_key
+from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key
+from zstor_local.access.publishing import Publishing
 from zstor_local.access.spaces import Spaces
+from zstor_local.access.trust import TrustDocument
 from zstor_local.activation import inherited_listener
-from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.index import PageIndex
@@ -63,7 +65,7 @@ from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
-from zstor_local.store.create import shard_places
+from zstor_local.store.create import begin_key, shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
@@ -133,6 +135,18 @@ def init_store(config: Config) -> int:
     return EXIT_DONE
 
 
+def own_trust(config: Config) -> tuple[int, TrustDocument | None]:
+    """`zstor shard trust`: the exit status, and what shard servers must be told. The master key is made if there is none."""
+    os.umask(0o077)
+    runtime = real_runtime()
+    try:
+        master = begin_key(runtime, SqliteEngines(runtime.files), config)
+    except (StoreFault, OSError) as error:
+        return _refuse(error, EXIT_FAULT), None
+    key = owner_key(KeyRing(master.key, master.store_id).store_wide())
+    return EXIT_DONE, owner_document(key, master.store_id, config.authority.organization)
+
+
 def keep_key(path: str, key: MasterKey) -> None:
     """Write a restored master key, 0600 and durable; FileExistsError if there is one."""
     os.umask(0o077)
@@ -189,7 +203,8 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 paths = _paths(store, config)
                 names, cas = Names(store.rows), Cas(store)
-                registry = _registry(store, authority, config, paths, pages, names, cas)
+                publishing = Publishing(store, authority)
+                registry = _registry(store, authority, publishing, config, paths, pages, names, cas)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
@@ -206,7 +221,10 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                 with heard() as signals:
                     heeding = functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel, reload=reload)
                     nursery.start_soon(heeding)
-                    async with serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places:
+                    async with (
+                        trio.open_nursery() as beside,
+                        serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places,
+                    ):
                         for place in places:
                             _say(f"serving Twirp at {place}")
                         _say(_state(store))
@@ -214,7 +232,9 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                         notifier.ready(_state(store))
                         if notifier.heard:
                             nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
+                        beside.start_soon(publishing.run)
                         await server.serve([socket])
+                        beside.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 
@@ -238,7 +258,9 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
     log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
 
 
-def _registry(store: Store, authority: Authority, config: Config, paths: Paths, pages: PageIndex, names: Names, cas: Cas) -> Registry:
+def _registry(
+    store: Store, authority: Authority, publishing: Publishing, config: Config, paths: Paths, pages: PageIndex, names: Names, cas: Cas
+) -> Registry:
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
@@ -260,7 +282,7 @@ def _registry(store: Store, authority: Authority, config: Config, paths: Paths, 
     log_care_methods.register(registry, store, paths, logs, cas)
     key_methods.register(registry, store)
     namespace_methods.register(registry, store, Spaces(store, authority))
-    access_methods.register(registry, authority)
+    access_methods.register(registry, authority, told=publishing.soon)
     shard_methods.register(registry, store)
     return registry
 

@@ -310,6 +310,14 @@ def test_a_revoked_token_counts_no_more(revocation: dict[str, object], hit: str,
         check(hit, trusts=trusts)
 
 
+def test_revoking_everything_does_not_shut_the_daemon_itself_out() -> None:
+    trusts = {ISSUER: own_trust(revoked=[{"until": NOW + 90_000, "issued_until": NOW}])}
+    token = own(sub="owner", scope=["user:memberof:local.0stor._store", READ])
+    verified = verify(token, trusts, NOW)
+    assert verified.allows("_store", "admin")
+    assert not verified.allows("photos", "read")
+
+
 def test_what_is_revoked_in_one_namespace_counts_in_others() -> None:
     trusts = {ISSUER: own_trust(revoked=[{"until": NOW + 90_000, "issued_until": NOW, "sub": "alice", "namespace": "mail"}])}
     token = own(scope=[READ, "user:memberof:local.0stor.mail"])

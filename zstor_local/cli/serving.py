@@ -19,10 +19,18 @@ _IN_USE = 75  # EX_TEMPFAIL
 @click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor token keys` prints: whose tokens count.")
 @click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
+@click.option("--quota", type=click.IntRange(min=0), metavar="BYTES", help="How much each store may keep here.")
 @click.option("--plaintext", is_flag=True, help="Listen beyond this machine without TLS: only where the network itself is encrypted.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 def serve(
-    listen: str, data: str, trust: tuple[str, ...], tls_cert: str | None, tls_key: str | None, plaintext: bool, as_json: bool
+    listen: str,
+    data: str,
+    trust: tuple[str, ...],
+    tls_cert: str | None,
+    tls_key: str | None,
+    quota: int | None,
+    plaintext: bool,
+    as_json: bool,
 ) -> int:
     """Serve a shard to daemons on other machines until SIGTERM or Ctrl-C.
 
@@ -40,7 +48,7 @@ def serve(
     def ready(url: str) -> None:
         click.echo(json_text.dumps({"listening": url, "pid": os.getpid()}) if as_json else f"listening on {url}")
 
-    settings = Settings(listen, os.path.abspath(data), trust, tls_cert, tls_key, plaintext)
+    settings = Settings(listen, os.path.abspath(data), trust, tls_cert, tls_key, quota, plaintext)
     try:
         trio.run(run, real_runtime(), settings, ready)
     except VolumeInUse as error:

@@ -97,6 +97,22 @@ def rm(options: Options, shard_id: str, force: bool) -> None:
 shard.add_command(serve)
 
 
+@shard.command()
+@connection
+@pass_options
+def trust(options: Options) -> int:
+    """Print what a shard server must be told to keep this store's shards.
+
+    Give it to `zstor shard serve --trust FILE`. It works before the first start: shards on servers are there from the beginning then.
+    """
+    from zstor_local.daemon import own_trust
+
+    status, document = own_trust(options.load())
+    if document is not None:
+        click.echo(json.dumps(document))
+    return status
+
+
 def _wait(options: Options, method: str, params: Object, label: str) -> Removed:
     with options.connect() as client, progress(label, wanted=not options.json, counted=True) as show:
         return cast(Removed, client.call(method, params, progress=show))

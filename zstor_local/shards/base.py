@@ -63,6 +63,28 @@ class Room:
     free: int
 
 
+@dataclass(frozen=True, slots=True)
+class NamespaceNotice:
+    """What the tokens of an issuer (None: the store's own) call a namespace."""
+
+    id: NamespaceId
+    name: str
+    issuer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What a shard server must know to let users in. `trust` is a signed trust document (access/trust.py), `updated` its number."""
+
+    trust: str | None
+    updated: int
+    namespaces: tuple[NamespaceNotice, ...]
+
+    def same(self, other: Notices) -> bool:
+        """Whether they say the same; a document is signed anew each time."""
+        return (self.updated, self.namespaces) == (other.updated, other.namespaces)
+
+
 class ShareReader(Protocol):
     """One share, opened. `read` gives the bytes of its block area (coding.share); short reads happen only at its end.
 
@@ -218,6 +240,10 @@ class Shard(Protocol):
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
+        ...
+
+    def tell(self, notices: Notices) -> None:
+        """Tell a shard server whom to let in. A directory lets in nobody."""
         ...
 
     def has(self, share: ShareId, *, small: bool) -> bool:

@@ -30,7 +30,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
-from zstor_local.shards.base import Entry, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.marker import BadMarker, Marker
@@ -278,6 +278,9 @@ class DirectoryShard:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise ShareMissing from None
             raise
+
+    def tell(self, notices: Notices) -> None:
+        pass
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         try:

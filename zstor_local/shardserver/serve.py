@@ -53,13 +53,14 @@ class Settings:
     trust: Sequence[str]
     tls_certificate: str | None = None
     tls_key: str | None = None
+    quota_bytes: int | None = None  # what each space may hold
     plaintext: bool = False  # beyond loopback without TLS, as the network does that itself
 
 
 async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is given the URL once it can be asked. ServerFault, VolumeInUse, OSError."""
     check(settings)
-    volume = Volume(runtime, settings.data)
+    volume = Volume(runtime, settings.data, settings.quota_bytes)
     try:
         keeper = TrustKeeper(runtime, f"{settings.data}/{TRUST}")
         verifier = TokenVerifier([])

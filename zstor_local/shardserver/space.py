@@ -92,11 +92,12 @@ class Upload:
 class Space:
     """One, open."""
 
-    def __init__(self, runtime: Runtime, root: str) -> None:
-        """Refusal `no_space_here` if there is none, `failed` if it cannot be read."""
+    def __init__(self, runtime: Runtime, root: str, quota_bytes: int | None = None) -> None:
+        """`quota_bytes`: what the whole space may hold. Refusal `no_space_here` if there is none, `failed` if it cannot be read."""
         self._runtime = runtime
         self._files = runtime.files
         self._root = root
+        self._quota_bytes = quota_bytes
         with _answering():
             about = json.loads(self._read(ABOUT))
             self.marker = self._read(MARKER)
@@ -509,6 +510,9 @@ class Space:
                 self._check_room(room, size)
 
     def _check_room(self, room: Room, more: int) -> None:
+        used = sum(each.used_bytes for each in self.rooms)
+        if self._quota_bytes is not None and used + more > self._quota_bytes:
+            raise Refusal("quota", f"the shard holds {used} of the {self._quota_bytes} bytes that it may")
         if room.quota_bytes is not None and room.used_bytes + more > room.quota_bytes:
             raise Refusal("quota", f"the namespace holds {room.used_bytes} of the {room.quota_bytes} bytes that it may")
 

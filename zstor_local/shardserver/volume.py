@@ -27,10 +27,11 @@ class VolumeInUse(Exception):
 class Volume:
     """All spaces. The methods block but for `lock`; `spaces` holds those that are open."""
 
-    def __init__(self, runtime: Runtime, root: str) -> None:
-        """Make the directory a volume if it is none. VolumeInUse, OSError."""
+    def __init__(self, runtime: Runtime, root: str, quota_bytes: int | None = None) -> None:
+        """Make the directory a volume if it is none. `quota_bytes`: what each space may hold. VolumeInUse, OSError."""
         self.runtime = runtime
         self.root = root
+        self._quota_bytes = quota_bytes
         self.spaces: dict[ShardUid, Space] = {}
         self._locks: dict[ShardUid, trio.Lock] = {}
         files = runtime.files
@@ -61,7 +62,7 @@ class Volume:
                 self.runtime.files.path_status(self.path(uid))
             except FileNotFoundError:
                 raise Refusal("no_space_here", "that shard is not on this server") from None
-            space = self.spaces[uid] = Space(self.runtime, self.path(uid))
+            space = self.spaces[uid] = Space(self.runtime, self.path(uid), self._quota_bytes)
         return space
 
     def create(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:

@@ -31,6 +31,7 @@ from zstor_local.store.keyfile import (
     finish_key,
     key_exists,
     make_directories,
+    read_key,
     settle_unfinished_key,
     unfinished_key,
     write_unfinished_key,
@@ -125,21 +126,34 @@ def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
 def _create(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
     files = runtime.files
     places = shard_places(config)
-    path = config.master_key_file
-    make_directories(files, os.path.dirname(path))
+    make_directories(files, os.path.dirname(config.master_key_file))
     make_directories(files, config.store)
     if not config.shards:
         make_directories(files, f"{config.store}/shards")
-    master = unfinished_key(files, path)
-    if master is None:
-        master = MasterKey(StoreId(runtime.randomness.bytes(ID_BYTES)), runtime.randomness.bytes(KEY_BYTES))
-        write_unfinished_key(files, path, master)
-    else:
-        settle_unfinished_key(files, path)
+    master = _begin_key(runtime, config.master_key_file)
     if not engines.metastore_exists(config.store):
         _fill(runtime, engines, config, master, places)
-    finish_key(files, path)
+    finish_key(files, config.master_key_file)
     return master.store_id
+
+
+def begin_key(runtime: Runtime, engines: Engines, config: Config) -> MasterKey:
+    """The store's master key; where there is no store yet, the one that its first start will take. StoreFault as `look` says."""
+    if look(runtime, engines, config) == "store":
+        return read_key(runtime.files, config.master_key_file)
+    make_directories(runtime.files, os.path.dirname(config.master_key_file))
+    return _begin_key(runtime, config.master_key_file)
+
+
+def _begin_key(runtime: Runtime, path: str) -> MasterKey:
+    """Step 1."""
+    master = unfinished_key(runtime.files, path)
+    if master is None:
+        master = MasterKey(StoreId(runtime.randomness.bytes(ID_BYTES)), runtime.randomness.bytes(KEY_BYTES))
+        write_unfinished_key(runtime.files, path, master)
+    else:
+        settle_unfinished_key(runtime.files, path)
+    return master
 
 
 def _fill(runtime: Runtime, engines: Engines, config: Config, master: MasterKey, places: list[ShardPlace]) -> None:

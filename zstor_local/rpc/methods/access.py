@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Final, Literal, TypedDict, cast
 
 from zstor_local.access.authority import Authority, Revoked
@@ -88,8 +89,8 @@ class TokensRevoked(TypedDict):
     revoked: bool
 
 
-def register(registry: Registry, authority: Authority) -> None:
-    """Add the methods."""
+def register(registry: Registry, authority: Authority, *, told: Callable[[], Awaitable[None]]) -> None:
+    """Add the methods. `told` returns when shard servers know what has changed, but for those that are slow."""
 
     @registry.method("permission.give", errors=CHANGE_ERRORS)
     async def give(call: Call, /, namespace: Name, user: User, permission: Words) -> PermissionGiven:
@@ -136,6 +137,7 @@ def register(registry: Registry, authority: Authority) -> None:
         """Sign a bearer token for shard servers. A user gets one only for what was given: `permission_denied` otherwise."""
         who = None if user is None else check_user(user)
         token = await authority.token(check_namespace(namespace), _list(permission), who, ttl_seconds)
+        await told()
         return {"token": token.text, "expires_epoch": token.expires * MICROSECONDS, "scopes": [*token.scopes]}
 
     @registry.method("token.keys", errors=[*CHANGE_ERRORS, NotSupported])
@@ -168,7 +170,7 @@ def register(registry: Registry, authority: Authority) -> None:
     ) -> TokensRevoked:
         """Have shard servers refuse tokens that have not expired yet. Permissions stay as they are: see permission.remove.
 
-        It counts on a shard server as soon as it has the new `token.keys`.
+        Shard servers of this store are told at once; one that is away when it is back, others when they are given `token.keys` anew.
         """
         whom = user is not None or namespace is not None
         if [whom, jti is not None, kid is not None, all].count(True) != 1:
@@ -181,6 +183,7 @@ def register(registry: Registry, authority: Authority) -> None:
         )
         call.begin_commit()
         await authority.revoke(what)
+        await told()
         return {"revoked": True}
 
 

@@ -38,6 +38,7 @@ _STATES: Final[Mapping[str, ShardState]] = {
     "no_space_here": "missing",
     "unauthenticated": "failed",
     "forbidden": "failed",
+    "bad_request": "failed",
     "fenced": "readonly",
     "readonly": "readonly",
     "full": "full",

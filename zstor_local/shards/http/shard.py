@@ -13,10 +13,11 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Network, Pending, Randomness
-from zstor_local.shards.base import Entry, Flushable, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.base import Entry, Flushable, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.http.peer import DURABLE_SECONDS, Ask, Peer, Reply
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
+    API,
     DIGEST,
     FENCE,
     NEXT,
@@ -237,6 +238,21 @@ class HttpShard:
         if small and share in self._fresh:
             return _Fresh(self._fresh[share])
         return HttpShareReader(self, share, small=small)
+
+    def tell(self, notices: Notices) -> None:
+        if notices.trust is not None:
+            document = notices.trust.encode()
+            try:
+                self.network.run(lambda: self.peer.ask(Ask("PUT", f"{API}/trust", document, {DIGEST: digest(document)})))
+            except ShardError as error:
+                if error.code != "bad_request":  # it has this document already, or a newer one
+                    raise self.failed(error) from None
+        headers = self.writing()
+        for notice in notices.namespaces:
+            members = {"namespace": notice.name, "issuer": notice.issuer}
+            body = json.dumps(members).encode()
+            ask = Ask("PUT", f"{self.space}/namespaces/{notice.id.hex()}", body, {**headers, DIGEST: digest(body)})
+            self._run(partial(self.peer.ask, ask))
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))

@@ -1,0 +1,87 @@
+"""Telling shard servers what they need to let users in: the authority's keys and revocations, and what tokens call the namespaces.
+
+The daemon itself needs none of it, so nothing waits for a server that is away: it is told when it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from zstor_local.access.authority import Authority
+from zstor_local.access.ownership import issuer_name
+from zstor_local.errors import NotSupported, ZstorError
+from zstor_local.model.ids import NamespaceId
+from zstor_local.shards.base import NamespaceNotice, Notices, Shard, ShardError
+from zstor_local.store.store import Store
+
+SOON_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 5.0  # between two looks whether a server came back
+
+log = logging.getLogger("zstor.access")
+
+
+class Publishing:
+    """One task for a store; `publish` has everybody told now."""
+
+    def __init__(self, store: Store, authority: Authority) -> None:
+        self._store = store
+        self._authority = authority
+        self._told: dict[int, tuple[Shard, Notices]] = {}
+        self._turn = trio.Lock()
+
+    async def run(self) -> None:
+        """Tell each server what has changed, and each that came back what it missed."""
+        while True:
+            news = self._store.committer.news()
+            try:
+                await self.publish()
+            except ZstorError as error:
+                log.warning("shard servers were not told of namespaces and keys: %s", error.message)
+            with trio.move_on_after(LOOK_SECONDS):
+                await news.wait()
+            await trio.sleep(0)
+
+    async def soon(self) -> None:
+        """Tell them now, but do not wait long for those that are slow: they are told all the same."""
+        with trio.move_on_after(SOON_SECONDS):
+            await self.publish()
+
+    async def publish(self) -> None:
+        """Tell every server that is there and does not know yet. When this returns they know."""
+        servers = [shard for shard in self._store.pool.opened() if shard.on_disk is None]
+        if not servers:
+            return
+        async with self._turn:
+            notices = await self._notices()
+            async with trio.open_nursery() as nursery:
+                for shard in servers:
+                    if shard.check() == "ok" and not self._knows(shard, notices):
+                        nursery.start_soon(self._tell, shard, notices)
+
+    def _knows(self, shard: Shard, notices: Notices) -> bool:
+        told = self._told.get(shard.number)
+        return told is not None and told[0] is shard and told[1].same(notices)
+
+    async def _tell(self, shard: Shard, notices: Notices) -> None:
+        try:
+            await self._store.runtime.threads.run(shard.tell, notices)
+        except ShardError as error:
+            log.warning("shard %s was not told of namespaces and keys: %s", shard.id, error)
+        else:
+            self._told[shard.number] = shard, notices
+
+    async def _notices(self) -> Notices:
+        own = issuer_name(self._store.sealer.store_id)
+        try:
+            document = await self._authority.trust()
+            issuer, updated = str(document["issuer"]), document.get("updated", 0)
+            trust = await self._authority.signed_trust() if issuer == own else None
+        except NotSupported:
+            issuer, updated, trust = self._authority.kind, 0, None
+        spaces = [
+            NamespaceNotice(NamespaceId(each.id), each.name, None if issuer == own else issuer) for each in self._store.namespaces.all()
+        ]
+        return Notices(trust, updated if isinstance(updated, int) else 0, tuple(spaces))
