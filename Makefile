@@ -1,5 +1,6 @@
 # make demo    see it work: a store, a file, two lost disks, the file again
 # make test    everything that must hold: style, types, floors, tests
+# make soak    a thousand and more new histories of the simulated store, and what they came to (SOAK=10000 for more)
 # make bench   how fast it is here, beside straight-line programs
 # make clean   forget what make built
 
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench clean needs needs-test
+.PHONY: demo test soak bench clean needs needs-test
 
 demo: $(VENV)/.installed
 	@$(BIN)/zstor demo
@@ -22,6 +23,9 @@ test: needs-test $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.simulation.histories --soak $(or $(SOAK),1000)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

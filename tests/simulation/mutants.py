@@ -119,7 +119,7 @@ def no_void_at_start(patch: pytest.MonkeyPatch) -> None:
         self._metastore.commit(Transaction(state))
         self.state = state
 
-    async def settle(self: Presence) -> None:
+    def settle(self: Presence, unsettled: Mapping[int, Sequence[int]]) -> None:
         pass
 
     patch.setattr(Publisher, "void_earlier_life", void_earlier_life)

@@ -247,12 +247,15 @@ class Log:
             self._sync_new(fd)
         except OSError:
             self._files.close(fd)
-            self._files.unlink(path)
+            if not self._closed:
+                self._files.unlink(path)
             raise
         return _SegmentWriter(self._files, fd, number, header)
 
     def _sync_new(self, fd: int) -> None:
-        """Make a new segment durable, with its name. After an error another one of this name could not be trusted."""
+        """Make a new segment durable, with its name. After an error another one of this name could not be trusted, not even in a later
+        process: the file stays, so that the next one is called otherwise.
+        """
         try:
             self._files.fsync(fd)
             sync_directory(self._files, self._directory)

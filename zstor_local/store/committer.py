@@ -8,7 +8,7 @@ entry that is flushed before the error is answered; where that is impossible the
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,9 +22,9 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.shards.index import FLUSH_AT, LogIndex
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Committed, Decide
+from zstor_local.store.change import Committed, Decide, RowName
 from zstor_local.store.later import Later
-from zstor_local.store.publishing import Item, Publisher, unknown
+from zstor_local.store.publishing import Item, Publisher, built_on_failed, unknown
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.view import View
 
@@ -40,6 +40,18 @@ class _Change:
     name: str
     decide: Decide
     later: Later[Committed] = field(default_factory=Later)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A change that was not decided, and the rows as changes before it in its group left them that it has seen."""
+
+    error: ZstorError
+    seen: Set[RowName]
+
+    def because_of(self, broken: Set[RowName]) -> ZstorError:
+        """Its error; but if what it saw never came to be, the reason never was one."""
+        return self.error if broken.isdisjoint(self.seen) else built_on_failed()
 
 
 class Committer:
@@ -177,18 +189,22 @@ class Committer:
         decided = self._decide(group)
         items = [item for item in decided if isinstance(item, Item)]
         failed = self._publisher.publish(items) if items else {}
-        return [item if isinstance(item, ZstorError) else item.error or self._publisher.committed(item, failed) for item in decided]
+        broken = {row for item in items if item.error is not None for row in item.sealed}
+        return [
+            item.because_of(broken) if isinstance(item, _Refusal) else item.error or self._publisher.committed(item, failed)
+            for item in decided
+        ]
 
-    def _decide(self, group: Sequence[_Change]) -> list[Item | ZstorError]:
-        """What each change comes to, in order; the error of one that is refused."""
-        decided: list[Item | ZstorError] = []
+    def _decide(self, group: Sequence[_Change]) -> list[Item | _Refusal]:
+        """What each change comes to, in order."""
+        decided: list[Item | _Refusal] = []
         self.view.begin_group()
         for change in group:
             seen = self.view.begin_change()
             try:
                 decision = change.decide(self.view.look(change.space, change.name))
             except ZstorError as error:
-                decided.append(error)
+                decided.append(_Refusal(error, seen))
                 continue
             sealed = self._publisher.seal(decision.records)
             self.view.take(change.space, decision, sealed)

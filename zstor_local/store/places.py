@@ -94,7 +94,7 @@ class Places:
 
     def _marked(self) -> Mapping[bytes, Mapping[Hashable, str]]:
         found: dict[bytes, dict[Hashable, str]] = {}
-        for place in {self.place(entry) for entry in self.record.shards}:
+        for place in dict.fromkeys(self.place(entry) for entry in self.record.shards):
             if (identified := self._identify(place)) is not None:
                 found.setdefault(identified.marker.uid, {})[identified.where] = place
         return found

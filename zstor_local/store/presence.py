@@ -7,7 +7,7 @@ records at the end of its log never came to be, before anything is appended. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Room, Shard, ShardError
 from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.committer import Committer
-from zstor_local.store.rownames import row_name_of
+from zstor_local.store.rownames import FIXED, row_name_of
 from zstor_local.store.sealing import RecordSealer
 
 LOOK_EVERY: Final = 5.0  # seconds
@@ -92,17 +92,26 @@ class Presence:
             log.warning("back: shard %s", ", ".join(self._pool.name(number) for number in back))
             self._on_return()
 
-    async def settle(self) -> None:
-        """At a start: tell the shards that are there what of an earlier life never came to be; one that does not take it is away."""
+    def unsettled(self) -> dict[int, Sequence[int]]:
+        """At a start, before anything is appended to a log (an entry says that what lies before it is settled): by shard, what of an
+        earlier life never came to be. Shards that cannot tell are away.
+        """
+        found: dict[int, Sequence[int]] = {}
         for shard in self._pool.opened():
-            await self._runtime.threads.run_commit(self._settle, shard)
+            try:
+                found[shard.number] = self.never_committed(shard)
+            except ShardError as error:
+                self._pool.put(Absent(shard.entry, error.state, str(error)))
+        return found
 
-    def _settle(self, shard: Shard) -> None:
-        try:
-            if void := self.never_committed(shard):
-                self._committer.void_on(shard, void)
-        except ShardError as error:
-            self._pool.put(Absent(shard.entry, error.state, str(error)))
+    def settle(self, unsettled: Mapping[int, Sequence[int]]) -> None:
+        """Tell the shards so, in the committer's thread; one that does not take it is away."""
+        for shard in self._pool.opened():
+            if void := unsettled.get(shard.number):
+                try:
+                    self._committer.void_on(shard, void)
+                except ShardError as error:
+                    self._pool.put(Absent(shard.entry, error.state, str(error)))
 
     def _look_at(self, number: int) -> bool:
         """Whether the shard should be opened anew."""
@@ -180,7 +189,7 @@ class Presence:
         if envelope.sequence > self._committer.state.sequence:
             return False
         try:
-            name = row_name_of(envelope.kind, self._sealer.open(envelope))
+            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, self._sealer.open(envelope))
         except CorruptRecord:
             return True
         newest = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]

@@ -128,7 +128,7 @@ class Publisher:
         broken: set[RowName] = set()
         for item in items:
             if not broken.isdisjoint(item.sealed) or not broken.isdisjoint(item.seen):
-                item.error = Conflict("a change before this one that it builds on failed", hint="try again", retryable=True)
+                item.error = built_on_failed()
             away = [self._pool.name(number) for number in item.decision.resend if number in failed]
             if away and item.error is None:
                 item.error = Unavailable(f"shard {away[0]} went away again", hint="it is told when it is back")
@@ -266,6 +266,10 @@ class Publisher:
             debts += [Debt(n, Owed.RECORD, *row, record.version) for n in sorted({*record.copies, *record.shares}) if n in away]
             debts += [Debt(n, Owed.SHARE, *row, record.version, index) for n, (index, _) in sorted(record.shares.items()) if n in away]
         return debts
+
+
+def built_on_failed() -> Conflict:
+    return Conflict("a change before this one that it builds on failed", hint="try again", retryable=True)
 
 
 def unknown(version: Version | None) -> OutcomeUnknown:

@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from zstor_local.coding.keys import KeyHasher
-from zstor_local.errors import Busy, IoError, OutcomeUnknown, ZstorError
+from zstor_local.errors import Busy, IoError, OutcomeUnknown, Unavailable, ZstorError
 from zstor_local.metastore.base import Metastore, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
@@ -31,7 +31,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.committer import Committer
 from zstor_local.store.jobs import Job, Jobs
-from zstor_local.store.keyfile import drop_next_key, finish_key, write_unfinished_key
+from zstor_local.store.keyfile import drop_next_key, finish_key, key_exists, write_unfinished_key
 from zstor_local.store.namespaces import row_name
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import KEYS_ROW
@@ -90,6 +90,8 @@ class Rotation:
 
     async def _rotate(self) -> None:
         ring = self._sealer.ring
+        if key_exists(self._runtime.files, self._key_file + NEXT):  # the store may need that key: it must not be lost
+            raise Unavailable("an earlier rotation is in doubt", hint="restart the daemon: its start finds out", retryable=False)
         master = MasterKey(self._sealer.store_id, self._runtime.randomness.bytes(KEY_BYTES))
         await self._on_disk(lambda: write_unfinished_key(self._runtime.files, self._key_file, master, NEXT), "stays as it was")
         older = (OlderKey(ring.master), *ring.older)

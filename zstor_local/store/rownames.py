@@ -10,7 +10,7 @@ from zstor_local.store.create import SHARDS_ROW, STORE_ROW
 from zstor_local.store.namespaces import row_name
 from zstor_local.store.unlocking import KEYS_ROW
 
-_FIXED: Final = {Kind.STORE: STORE_ROW, Kind.SHARDS: SHARDS_ROW, Kind.KEYS: KEYS_ROW}
+FIXED: Final = {Kind.STORE: STORE_ROW, Kind.SHARDS: SHARDS_ROW, Kind.KEYS: KEYS_ROW}  # kinds of which there is one
 
 
 def row_name_of(kind: Kind, plain: bytes) -> str:
@@ -23,6 +23,6 @@ def row_name_of(kind: Kind, plain: bytes) -> str:
         return row_name(NamespaceRecord.decode(plain).name)
     if kind is Kind.ROW:
         return RowRecord.decode(plain).name
-    if kind in _FIXED:
-        return _FIXED[kind]
+    if kind in FIXED:
+        return FIXED[kind]
     raise CorruptRecord(f"a record of kind {kind.name} has no row")

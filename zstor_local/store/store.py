@@ -168,6 +168,7 @@ class Store:
 
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
+        unsettled = await self.runtime.threads.run_commit(self.presence.unsettled)
         try:
             await self.runtime.threads.run_commit(recount, self.metastore, self.sealer, self.namespaces.ids())
             await self.committer.begin(self.namespaces.smallest_k())
@@ -175,7 +176,7 @@ class Store:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)
         else:
-            await self.presence.settle()
+            await self.runtime.threads.run_commit(self.presence.settle, unsettled)
 
     def _shards_returned(self) -> None:
         self.mending.wake()

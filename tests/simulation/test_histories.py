@@ -1,0 +1,88 @@
+"""Whatever several clients, disks and power cuts do together: every answer fits on a line, and in the end everything is there.
+
+Each run tries new seeds and prints the first; `python -m tests.simulation.histories SEED` tells one again, `make soak` tries many more.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from tests.simulation.histories import HOUSES, Found, history, intact
+from tests.simulation.house import House
+from tests.simulation.mutants import (
+    Patch,
+    metastore_before_large_shares,
+    metastore_before_logs,
+    no_intent,
+    no_quorum_in_groups,
+    without,
+)
+
+SEEDS = 100
+FIRST = int.from_bytes(os.urandom(5))
+ENOUGH = 400  # seeds in which each mutant shows itself, many times over
+ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
+
+
+def test_new_histories_fit_on_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        sys.stdout.write(f"\nhistories {FIRST} to {FIRST + SEEDS - 1}\n")
+    operations = sum(len(history(seed).operations) for seed in range(FIRST, FIRST + SEEDS))
+    assert operations > 20 * SEEDS
+
+
+def test_a_seed_has_one_history() -> None:
+    """In other processes too, whatever they make of hashes."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-m", "tests.simulation.histories", "11"],
+            env={**os.environ, "PYTHONHASHSEED": str(hashes)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hashes in (0, 1)
+    }
+    assert len(told) == 1
+    assert history(11).hash != history(12).hash
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A safeguard taken out, as a step or as the call at a site, and a house in which it counts."""
+
+    patch: Patch | None = None
+    site: str | None = None
+    house: House | None = None
+
+    def found(self, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Whether one of enough histories shows it."""
+        if self.patch is not None:
+            self.patch(monkeypatch)
+        mutate = intact if self.site is None else without(self.site)
+        for seed in range(ENOUGH):
+            try:
+                history(seed, mutate, self.house)
+            except Found:
+                return True
+        return False
+
+
+MUTANTS = {
+    "no fdatasync of logs": Mutant(site="zstor_local.shards.log.Log.flush:fdatasync"),
+    "no syncfs of logs": Mutant(site="zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs", house=ONE_DISK),
+    "no fsync of share files": Mutant(site="zstor_local.shards.directory.FileShareWriter.finish:fsync"),
+    "no quorum": Mutant(no_quorum_in_groups),
+    "no intents": Mutant(no_intent),
+    "metastore before logs": Mutant(metastore_before_logs),
+    "metastore before share files": Mutant(metastore_before_large_shares),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MUTANTS[name].found(monkeypatch)
