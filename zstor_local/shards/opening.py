@@ -114,12 +114,20 @@ class DirectoryEngine:
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)
         try:
-            self._must_be_vacant(root)
+            if not self._is_begun(root, identity):
+                self._must_be_vacant(root)
             create_directory_shard(self._runtime, root, identity, self._keys)
         except BadMarker:
             raise
         except OSError as error:
             raise ShardError("failed", f"{root}: {os.strerror(error.errno or 0)}") from error
+
+    def _is_begun(self, root: str, identity: Marker) -> bool:
+        """Whether an interrupted `create` of this very shard came to its marker, and the first start perhaps further."""
+        with suppress(BadMarker, FileNotFoundError):
+            found = read_identity(self._runtime.files, root, self._keys, self._store_id)
+            return found is not None and found.uid == identity.uid
+        return False
 
     def _must_be_vacant(self, root: str) -> None:
         """Nothing lies there but what an interrupted `create` may leave: its marker is taken away."""
