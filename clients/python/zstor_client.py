@@ -1,0 +1,281 @@
+"""A client of zstor-local in one file: Python 3.8 or newer, standard library only, synchronous. Copy it, or `pip install` its folder.
+
+    from zstor_client import Client, NotFound
+
+    with Client() as zstor:
+        zstor.put("notes", b"some bytes")           # bytes, a path, an open file or a pipe
+        zstor.put("film", Path("film.mkv"))         # handed over as a descriptor: the daemon opens no path
+        print(zstor.get("notes"))
+        zstor.get("film", Path("copy.mkv"))
+        zstor.call("reference.append", key="notes", references=["todo"])   # every method: zstor call help
+
+One connection, one call at a time; make one client for each thread. Errors of the daemon are `ZstorError`s, one class for each type
+(`NotFound`, `Conflict`, …); `ConnectionError` means that there is no daemon, or that it went away before it answered.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import io
+import json
+import os
+import socket
+import stat
+import struct
+from typing import IO, Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Union
+
+__version__ = "0.1.0"
+
+File = Union[int, IO[Any], socket.socket]  # whatever has a descriptor
+Place = Union[str, "os.PathLike[str]"]
+Object = Dict[str, Any]
+Progress = Callable[[float, Optional[float], str], object]
+
+_INLINE_BYTES = 512 * 1024  # larger values go over as a file in memory
+_READ_BYTES = 256 * 1024
+
+
+class ZstorError(Exception):
+    """What the daemon answered: `code`, `type`, `retryable`, `hint` and the whole of `data`. Unknown types are plain ZstorErrors."""
+
+    def __init__(self, code: int, message: str, data: Object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+        self.type = data.get("type")
+        self.retryable = bool(data.get("retryable"))
+        self.hint = data.get("hint")
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+_TYPES = (
+    "not_found already_exists conflict not_empty bad_encoding permission_denied path_refused unauthenticated incomplete "
+    "unavailable not_enough_shards timed_out busy shutting_down outcome_unknown unreadable corrupt_record key_missing no_space "
+    "too_large io_error not_supported parse_error invalid_request method_not_found invalid_params internal cancelled"
+).split()
+_NAMES = {name: "".join(part.capitalize() for part in name.split("_")) for name in _TYPES}
+_CLASSES = {name: type(_NAMES[name], (ZstorError,), {"__doc__": f"`{name}`"}) for name in _TYPES}
+
+
+def __getattr__(name: str) -> type[ZstorError]:
+    """The class of each error type: `not_found` is NotFound. docs/api.md says when each comes."""
+    for known in _CLASSES.values():
+        if known.__name__ == name:
+            return known
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def default_socket(environment: Mapping[str, str] = os.environ) -> str:
+    """Where the daemon listens unless it is told otherwise: the same order that daemon and command try."""
+    if environment.get("ZSTOR_SOCKET"):
+        return environment["ZSTOR_SOCKET"]
+    if environment.get("XDG_RUNTIME_DIR", "").startswith("/"):
+        return environment["XDG_RUNTIME_DIR"] + "/zstor/zstor.sock"
+    state = environment.get("XDG_STATE_HOME", "")
+    return (state if state.startswith("/") else os.path.expanduser("~/.local/state")) + "/zstor/run/zstor.sock"
+
+
+class Client:
+    """A connection to the daemon. ConnectionError if nobody, or somebody of another user, listens at the socket."""
+
+    def __init__(self, path: str | None = None) -> None:
+        path = path or default_socket()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _connect(self._socket, path)
+            _, uid, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        except OSError as error:
+            self._socket.close()
+            raise ConnectionError(f"no daemon at {path}: {error.strerror} (start it: zstor daemon)") from None
+        if uid != os.getuid():
+            self._socket.close()
+            raise ConnectionError(f"the socket {path} belongs to user id {uid}, not to yours: nothing was sent")
+        self._buffer = bytearray()
+        self._id = 0
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- Every method ---
+
+    def call(
+        self, method: str, *, fds: Sequence[File] = (), timeout: float | None = None, progress: Progress | None = None, **params: Any
+    ) -> Any:
+        """The result of a method; its parameters by name, null ones left out.
+
+        `fds`: descriptors (or files) to hand over, named in a parameter by their index, such as fd=0; they stay yours to close.
+        `timeout`: seconds after which the daemon gives up (TimedOut), unless it has begun to commit.
+        `progress`: called with (done, total or None, message) while the call runs.
+        """
+        self._id += 1
+        meta: Object = {}
+        if timeout is not None:
+            meta["timeoutSeconds"] = timeout
+        if progress is not None:
+            meta["progressToken"] = self._id
+        params = {name: value for name, value in params.items() if value is not None}
+        self._send({"jsonrpc": "2.0", "id": self._id, "method": method, "params": dict(params, _meta=meta) if meta else params}, fds)
+        try:
+            return self._answer(progress)
+        except BaseException as error:
+            if not isinstance(error, ZstorError):
+                self.close()  # Ctrl-C, or a progress that raised: the answer is still to come, so this connection is spent
+            raise
+
+    # --- Bytes ---
+
+    def put(self, key: str, source: bytes | bytearray | memoryview | Place | File, **params: Any) -> Object:
+        """Store bytes, the file at a path (str or PathLike), or an open file, pipe or socket. Answers the metadata.
+
+        `params` are those of object.write: namespace, references, if_version, exclusive, expected_size, expected_digest …
+        """
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return self._put_bytes(key, bytes(source), params)
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                return self.put(key, file, **params)
+        regular = _is_regular(source)
+        if regular and isinstance(source, io.BufferedIOBase):
+            os.lseek(source.fileno(), source.tell(), os.SEEK_SET)  # what was read ahead is not to be missing
+        answer: Object = self.call("object.write_file" if regular else "object.write_stream", fds=[source], key=key, fd=0, **params)
+        metadata: Object = answer["metadata"]
+        return metadata
+
+    def get(self, key: str, to: Place | File | None = None, **params: Any) -> Any:
+        """The object's bytes; or with `to`, a path or an open file, pipe or socket, write them there and answer the metadata.
+
+        A path is replaced whole or not at all. `params` are those of object.read: namespace, offset, length.
+        """
+        if to is None:
+            return self._get_bytes(key, params)
+        if isinstance(to, (str, os.PathLike)):
+            return self._get_file(key, os.fspath(to), params)
+        if hasattr(to, "flush"):
+            to.flush()
+        method = "object.read_file" if _is_regular(to) else "object.read_stream"
+        return self.call(method, fds=[to], key=key, fd=0, **params)["metadata"]
+
+    def walk(self, key: str, **params: Any) -> Iterator[Object]:
+        """Along linked objects from a key on: an item {key, metadata, references, value_b64?} each. `params`: those of object.walk."""
+        return self.pages("object.walk", "items", start_key=key, **params)
+
+    def list(self, prefix: str = "", **params: Any) -> Iterator[Object]:
+        """The objects whose keys begin with a prefix, in the order of their keys: an item {key, metadata} each."""
+        return self.pages("object.list", "items", prefix=prefix, **params)
+
+    def pages(self, method: str, name: str, **params: Any) -> Iterator[Any]:
+        """The members called `name` of all pages of a method that answers pages."""
+        cursor = None
+        while True:
+            page = self.call(method, cursor=cursor, **params)
+            yield from page[name]
+            cursor = page.get("cursor")
+            if cursor is None:
+                return
+
+    def _put_bytes(self, key: str, value: bytes, params: Object) -> Object:
+        if len(value) <= _INLINE_BYTES:
+            metadata: Object = self.call("object.write", key=key, value_b64=base64.b64encode(value).decode(), **params)["metadata"]
+            return metadata
+        with _memory_file() as file:
+            file.write(value)
+            file.seek(0)
+            return self.put(key, file, **params)
+
+    def _get_bytes(self, key: str, params: Object) -> bytes:
+        with _memory_file() as file:
+            self.call("object.read_file", fds=[file], key=key, fd=0, **params)
+            file.seek(0)
+            return file.read()
+
+    def _get_file(self, key: str, path: str, params: Object) -> Object:
+        part = f"{path}.{os.getpid()}.part"
+        try:
+            with open(part, "xb") as file:
+                metadata: Object = self.get(key, file, **params)
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            if os.path.lexists(part):
+                os.unlink(part)
+        return metadata
+
+    # --- The wire: one line of JSON a message, descriptors with its first byte ---
+
+    def _send(self, message: Object, fds: Sequence[File]) -> None:
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        numbers = array.array("i", map(_number, fds))
+        try:
+            if numbers:
+                self._socket.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+                line = line[1:]
+            self._socket.sendall(line)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # what the daemon said before it closed is still to be read
+
+    def _answer(self, progress: Progress | None) -> Any:
+        while True:
+            message = self._receive()
+            if message.get("method") == "notifications/progress" and progress is not None:
+                params = message["params"]
+                progress(params["progress"], params.get("total"), params.get("message", ""))
+            elif "method" not in message and message.get("id") in (self._id, None):
+                if "error" in message:
+                    error = message["error"]
+                    data = error.get("data") or {}
+                    raise _CLASSES.get(str(data.get("type")), ZstorError)(error["code"], data.get("detail", error["message"]), data)
+                return message["result"]
+
+    def _receive(self) -> Object:
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                searched = 0
+                if line.strip():
+                    message: Object = json.loads(line)
+                    return message
+                continue
+            searched = len(self._buffer)
+            received = self._socket.recv(_READ_BYTES)
+            if not received:
+                raise ConnectionError("the daemon closed the connection before it answered; its log says why")
+            self._buffer += received
+
+
+def _connect(unconnected: socket.socket, path: str) -> None:
+    """Connect also where the path is longer than the 107 bytes that a socket's address holds."""
+    if len(os.fsencode(path)) <= 107:
+        unconnected.connect(path)
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+    try:
+        unconnected.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+    finally:
+        os.close(directory)
+
+
+def _number(file: File) -> int:
+    return file if isinstance(file, int) else file.fileno()
+
+
+def _is_regular(file: File) -> bool:
+    return stat.S_ISREG(os.fstat(_number(file)).st_mode)
+
+
+def _memory_file() -> IO[bytes]:
+    """A file without a name: large values go over as a descriptor, not as text."""
+    return os.fdopen(os.memfd_create("zstor", os.MFD_CLOEXEC), "w+b", buffering=0)

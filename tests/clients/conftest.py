@@ -1,0 +1,36 @@
+"""One daemon for the clients of each file, with a directory of real files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import Daemon
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+LARGE = bytes(range(251)) * 20_000  # five chunks
+
+
+@dataclass(frozen=True)
+class Place:
+    """A daemon that listens, and a directory to work in."""
+
+    daemon: Daemon
+    files: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.daemon.environment | {"CLIENTS": str(CLIENTS), "ZSTOR_TIMEOUT": "60"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    base = tmp_path_factory.mktemp("client")
+    files = base / "files"
+    files.mkdir()
+    (files / "large").write_bytes(LARGE)
+    with Daemon(base / "home") as daemon:
+        yield Place(daemon.start(), files)
