@@ -23,7 +23,7 @@ from zstor_local.metastore.base import Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import Entry, ShardError, ShareWriter
+from zstor_local.shards.base import Entry, ShardError, ShareMissing, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord
@@ -150,8 +150,13 @@ class Health:
             raise ShareBad("unreachable")
         reader = shares.reader(index)
         try:
-            if record.share_bytes and not len(reader.read(record.share_bytes - 1, 1)):
+            if not record.share_bytes:
+                if not shard.has(ShareId(shares.version, index), small=record.small):
+                    raise ShareBad("missing")
+            elif not len(reader.read(record.share_bytes - 1, 1)):
                 raise ShareBad("corrupt")
+        except ShareMissing:
+            raise ShareBad("missing") from None
         except ShardError:
             raise ShareBad("unreachable") from None
         if record.table_blob:
@@ -165,7 +170,7 @@ class Health:
         """Another version's share lies where this one's should."""
         try:
             claimed = shares.reader(index).claimed_version()
-        except (ShareBad, ShardError):
+        except (ShareBad, ShareMissing, ShardError):
             return False
         return claimed is not None and claimed != shares.version
 

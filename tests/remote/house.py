@@ -1,0 +1,75 @@
+"""A store over directories, shard servers as processes, and a server that lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.remote.liar import Liar, lying
+from tests.shardserver.server import Server
+from zstor_local.access.ownership import owner_document, owner_key
+from zstor_local.coding.keys import KeyRing
+from zstor_local.config import Config, ShardConfig
+from zstor_local.daemon import _engines
+from zstor_local.model.policy import Policy
+from zstor_local.network import open_network
+from zstor_local.store.create import begin_key
+from zstor_local.store.engines import SqliteEngines
+from zstor_local.store.store import Store, open_store
+from zstor_local.system import real_runtime
+
+CHUNK = 256 * 1024
+
+
+@dataclass
+class House:
+    """An open store: shards 0 to `near` − 1 are directories, then come the processes, then the liar."""
+
+    store: Store
+    servers: list[Server]
+    liar: Liar | None
+    config: Config
+
+    async def settle(self) -> None:
+        """Look until every shard is there, and everything owed is paid. What lacks is the test's to wait for: it has a limit."""
+        import trio
+
+        while self.store.health != "ok":
+            await self.store.presence.look()
+            await trio.sleep(0.05)
+        await self.store.mending.mend()
+
+
+@asynccontextmanager
+async def housing(path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy) -> AsyncIterator[House]:
+    runtime = real_runtime()
+    async with AsyncExitStack() as stack:
+        processes = stack.enter_context(ExitStack())
+        network = await stack.enter_async_context(open_network())
+        bare = Config(store=f"{path}/store", socket=f"{path}/socket", master_key_file=f"{path}/config/master.key", policy=policy)
+        master = begin_key(runtime, SqliteEngines(runtime.files), bare)
+        trust = owner_document(owner_key(KeyRing(master.key, master.store_id).store_wide()), master.store_id, "local")
+        document = path / "trust.json"
+        document.write_text(json.dumps(trust))
+        running = []
+        for number in range(servers):
+            server = Server(path / f"server{number}", [document], f"unix:{path}/server{number}.sock")
+            processes.callback(server.stop)
+            running.append(server)
+        urls = [*(f"{path}/near{number}" for number in range(near)), *(server.url for server in running)]
+        false: Liar | None = None
+        if liar:
+            url, false = await stack.enter_async_context(lying(runtime, path / "liar", trust))
+            urls.append(url)
+        config = Config(
+            store=bare.store,
+            socket=bare.socket,
+            master_key_file=bare.master_key_file,
+            shards=tuple(ShardConfig(f"shard{number}", url) for number, url in enumerate(urls)),
+            policy=policy,
+        )
+        store = await stack.enter_async_context(open_store(runtime, _engines(runtime, network, config), config))
+        yield House(store, running, false, config)
