@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.remote.liar import Liar, lying
 from tests.shardserver.server import Server
-from zstor_local.access.ownership import owner_document, owner_key
-from zstor_local.coding.keys import KeyRing
+from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key
+from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.config import Config, ShardConfig
-from zstor_local.daemon import _engines
+from zstor_local.model.ids import StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.network import open_network
+from zstor_local.runtime import Runtime
+from zstor_local.shards.http.engine import DEADLINES, SCHEMES, HttpEngine
+from zstor_local.shards.http.peer import Deadlines
+from zstor_local.shards.opening import ShardEngine
 from zstor_local.store.create import begin_key
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.store import Store, open_store
@@ -44,7 +48,9 @@ class House:
 
 
 @asynccontextmanager
-async def housing(path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy) -> AsyncIterator[House]:
+async def housing(
+    path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy, deadlines: Deadlines = DEADLINES
+) -> AsyncIterator[House]:
     runtime = real_runtime()
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(ExitStack())
@@ -71,5 +77,12 @@ async def housing(path: Path, *, near: int, servers: int, liar: bool = False, po
             shards=tuple(ShardConfig(f"shard{number}", url) for number, url in enumerate(urls)),
             policy=policy,
         )
-        store = await stack.enter_async_context(open_store(runtime, _engines(runtime, network, config), config))
+
+        def remote(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
+            tokens = OwnerTokens(owner_key(keys), store_id, "local", runtime.clock, runtime.randomness)
+            return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys, deadlines))
+
+        engines = SqliteEngines(runtime.files, remote)
+        store = await stack.enter_async_context(open_store(runtime, engines, config))
+        store.on_bad_shares = lambda stored, states: None  # nothing is mended but what the test has repaired
         yield House(store, running, false, config)

@@ -13,8 +13,7 @@ from tests.remote.liar import LIES, STORING
 from tests.shardserver.server import LIMIT
 from tests.store.home import content, get, name, put
 from zstor_local.model.policy import Policy
-from zstor_local.shards.http import shard as shard_module
-from zstor_local.shards.http import share as share_module
+from zstor_local.shards.http.peer import Deadlines
 from zstor_local.store.caller import Nobody
 
 SMALL, LARGE = content(1, 9_000), content(2, 3 * CHUNK + 1_000)
@@ -43,17 +42,13 @@ async def check_reads(house: House) -> None:
         assert await get(store, "large", offset=CHUNK - 5, length=10) == LARGE[CHUNK - 5 : CHUNK + 5]
 
 
-@pytest.fixture
-def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that hangs is given up after seconds, not tens of them."""
-    monkeypatch.setattr(shard_module, "DURABLE_SECONDS", 3.0)
-    monkeypatch.setattr(share_module, "DURABLE_SECONDS", 3.0)
+# A server that hangs is given up after seconds, not tens of them; those that are well answer in milliseconds.
+SHORT = Deadlines(request=2.0, durable=3.0)
 
 
 async def test_reads_are_exact_whatever_a_server_lies(tmp_path: Path) -> None:
     async with housing(tmp_path, near=2, servers=0, liar=True, policy=POLICY) as house:
         assert house.liar is not None
-        house.store.mending.suspect = lambda stored, states: None  # type: ignore[method-assign]
         await put(house.store, "small", SMALL)
         await put(house.store, "large", LARGE)
         for lie in sorted(LIES.keys() - STORING):
@@ -88,9 +83,8 @@ async def test_a_server_that_stores_nothing_is_found_out(tmp_path: Path) -> None
         assert await get(house.store, "small0") == SMALL
 
 
-@pytest.mark.usefixtures("short_deadlines")
 async def test_a_killed_and_a_stopped_server_harm_nobody(tmp_path: Path) -> None:
-    async with housing(tmp_path, near=4, servers=2, policy=Policy(3, 6, chunk_size=CHUNK)) as house:
+    async with housing(tmp_path, near=4, servers=2, policy=Policy(3, 6, chunk_size=CHUNK), deadlines=SHORT) as house:
         store = house.store
         await put(store, "small", SMALL)
         await put(store, "large", LARGE)
@@ -115,7 +109,6 @@ async def test_a_killed_and_a_stopped_server_harm_nobody(tmp_path: Path) -> None
             again.stop()
 
 
-@pytest.mark.usefixtures("short_deadlines")
 async def test_reads_with_too_few_servers_end_with_a_typed_error_in_time(tmp_path: Path) -> None:
     from zstor_local.errors import NotEnoughShards, OutcomeUnknown, Unreadable
 

@@ -13,7 +13,7 @@ from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.record import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
-from zstor_local.shards.http.peer import Ask, Peer, TokenSource
+from zstor_local.shards.http.peer import Ask, Deadlines, Peer, TokenSource
 from zstor_local.shards.http.shard import HttpShard, ask_about
 from zstor_local.shards.http.wire import DIGEST, digest, space_path
 from zstor_local.shards.marker import BadMarker, Marker
@@ -21,18 +21,28 @@ from zstor_local.shards.opening import Identified
 
 SCHEMES: Final = ("http", "https", "http+unix")
 PROVE_ONE_IN: Final = 16  # batches of which a small share is read back
+DEADLINES: Final = Deadlines()
 _SALT_BYTES: Final = 32
 
 
 class HttpEngine:
     """See shards.opening.ShardEngine. One for a store in a daemon's life: its servers are asked through one peer each."""
 
-    def __init__(self, runtime: Runtime, network: Network, tokens: TokenSource, store_id: StoreId, keys: NamespaceKeys) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        network: Network,
+        tokens: TokenSource,
+        store_id: StoreId,
+        keys: NamespaceKeys,
+        deadlines: Deadlines = DEADLINES,
+    ) -> None:
         self._runtime = runtime
         self._network = network
         self._tokens = tokens
         self._store_id = store_id
         self._keys = keys
+        self._deadlines = deadlines
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
         self._openings = 0
@@ -93,7 +103,7 @@ class HttpEngine:
         with self._lock:
             peer = self._peers.get(server)
             if peer is None:
-                peer = self._peers[server] = Peer(server, self._tokens, self._network, self._runtime.randomness)
+                peer = self._peers[server] = Peer(server, self._tokens, self._network, self._runtime.randomness, self._deadlines)
         uid = blake3.blake3(b"zstor/1 space" + self._store_id + name.encode()).digest(ID_BYTES) if name else bytes(self._store_id)
         return peer, space_path(ShardUid(uid))
 

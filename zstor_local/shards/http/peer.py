@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECTIONS: Final = 32  # of one daemon to one server
-CONNECT_SECONDS: Final = 3.0
-REQUEST_SECONDS: Final = 10.0  # from the first byte sent to the last one received
-DURABLE_SECONDS: Final = 20.0  # of what the server flushes before it answers
 IDLE_SECONDS: Final = 30.0  # that a connection is kept; the server keeps it longer
 ERROR_BYTES: Final = 4_096  # of an error that are read
 PROBE_SECONDS: Final = (0.5, 10.0)  # between two probes: at first, and at most
-PROBE_DEADLINE: Final = 2.0
 RETRY_SECONDS: Final = 0.1  # about so long is waited before a safe request is sent once more
 USUAL_SECONDS: Final = (0.1, 1.0)  # what takes longer than usual is no less and no more than this
 USUAL_FACTOR: Final = 4.0
@@ -49,6 +45,16 @@ _STATES: Final[Mapping[str, ShardState]] = {
 log = logging.getLogger("zstor.shards")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds after which a server is given up: a connection, a request to its last byte, one that is flushed first, a probe."""
+
+    connect: float = 3.0
+    request: float = 10.0
+    durable: float = 20.0
+    probe: float = 2.0
+
+
 class TokenSource(Protocol):
     """Where tokens for a server come from."""
 
@@ -59,7 +65,10 @@ class TokenSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request. `most` is how many bytes the answer may have; `safe` whether sending it twice does no more than once."""
+    """A request. `most` is how many bytes the answer may have; `safe` whether sending it twice does no more than once.
+
+    `durable`: the server flushes before it answers.
+    """
 
     method: str
     path: str
@@ -67,7 +76,7 @@ class Ask:
     headers: Mapping[str, str] | None = None
     expect: tuple[int, ...] = (204,)
     most: int = 0
-    seconds: float = REQUEST_SECONDS
+    durable: bool = False
     safe: bool = True
 
 
@@ -83,11 +92,12 @@ class Reply:
 class Peer:
     """A server at `url`: http://HOST:PORT, https://HOST:PORT or http+unix:///PATH. `ask` runs in the event loop."""
 
-    def __init__(self, url: str, tokens: TokenSource, network: Network, randomness: Randomness) -> None:
+    def __init__(self, url: str, tokens: TokenSource, network: Network, randomness: Randomness, deadlines: Deadlines) -> None:
         self.url = url
         self._tokens = tokens
         self._network = network
         self._randomness = randomness
+        self._deadlines = deadlines
         self._client: httpx.AsyncClient | None = None
         self._limiter = trio.CapacityLimiter(CONNECTIONS)
         self._broken: str | None = None
@@ -138,18 +148,19 @@ class Peer:
         import httpx
 
         client = self._opened()
+        seconds = self._deadlines.durable if ask.durable else self._deadlines.request
         headers = {"authorization": f"Bearer {token}", "accept-encoding": "identity", **(ask.headers or {})}
         try:
             # Nothing waits in the pool itself: a request that is cancelled there would take its place along for ever.
             async with self._limiter:
                 began = trio.current_time()
-                with trio.fail_after(ask.seconds):
+                with trio.fail_after(seconds):
                     async with client.stream(ask.method, ask.path, content=ask.body or None, headers=headers) as response:
                         reply = await self._read(ask, response, last=last)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Broke(f"{self.url} cannot be reached ({type(error).__name__})", unsent=True) from None
         except (trio.TooSlowError, httpx.TimeoutException):
-            raise _Broke(f"{self.url} did not answer within {ask.seconds:.0f} seconds", late=True) from None
+            raise _Broke(f"{self.url} did not answer within {seconds:g} seconds", late=True) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Broke(f"the connection to {self.url} broke ({type(error).__name__})") from None
         took = trio.current_time() - began
@@ -163,13 +174,14 @@ class Peer:
         if headers.get("content-encoding", "identity") != "identity":
             raise ShardError("failed", f"{self.url} answers in an encoding that was not asked for")
         body = bytearray()
-        async for piece in response.aiter_raw():
-            body += piece
-            if len(body) > most:
-                if not expected:
-                    break
-                raise ShardError("failed", f"{self.url} sends more than was asked for")
+        with trio.CancelScope() as reading:  # ends the reading where it waits; leaving the loop would leave httpcore's generators open
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > most:
+                    reading.cancel()
         if expected:
+            if len(body) > most:
+                raise ShardError("failed", f"{self.url} sends more than was asked for")
             if body and headers.get("content-type") != "application/octet-stream" and headers.get("content-type") != "application/json":
                 raise ShardError("failed", f"{self.url} answers something that is no shard server's")
             return Reply(response.status_code, headers, bytes(body))
@@ -202,7 +214,7 @@ class Peer:
             self._client = httpx.AsyncClient(
                 base_url="http://shard" if uds else self.url,
                 transport=httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=limits),
-                timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
+                timeout=httpx.Timeout(None, connect=self._deadlines.connect),
                 follow_redirects=False,
                 trust_env=False,
             )
@@ -227,7 +239,7 @@ class Peer:
             pause = min(longest, pause * 2)
             try:
                 async with self._limiter:
-                    with trio.fail_after(PROBE_DEADLINE):
+                    with trio.fail_after(self._deadlines.probe):
                         async with self._opened().stream("GET", "/health") as response:
                             well = response.status_code == 200
             except (httpx.HTTPError, trio.TooSlowError):

@@ -14,7 +14,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Network, Pending, Randomness
 from zstor_local.shards.base import Entry, Flushable, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
-from zstor_local.shards.http.peer import DURABLE_SECONDS, Ask, Peer, Reply
+from zstor_local.shards.http.peer import Ask, Peer, Reply
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
     API,
@@ -198,7 +198,7 @@ class HttpShard:
         self._batches += 1
         body = pack_batch(batch)
         headers = {**self.writing(), DIGEST: digest(body)}
-        await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, seconds=DURABLE_SECONDS))
+        await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, durable=True))
         shares = [each.entry for each in batch.entries if each.entry.share]
         if shares and self._prove():
             await self._read_back(shares[0])
@@ -279,7 +279,7 @@ class HttpShard:
             self._freed += shares
             return
         body = pack_batch(Batch((), shares))
-        ask = Ask("POST", f"{self.space}/free", body, {**headers, DIGEST: digest(body)}, seconds=DURABLE_SECONDS)
+        ask = Ask("POST", f"{self.space}/free", body, {**headers, DIGEST: digest(body)}, durable=True)
         self._run(lambda: self.peer.ask(ask))
 
     def settle(self, *, small: bool) -> None:

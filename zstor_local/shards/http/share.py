@@ -20,7 +20,7 @@ from zstor_local.coding.share import (
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.runtime import Buffer, Network, Pending
 from zstor_local.shards.base import ShardError, ShareLate, ShareMissing
-from zstor_local.shards.http.peer import DURABLE_SECONDS, Ask, Peer, Reply
+from zstor_local.shards.http.peer import Ask, Peer, Reply
 from zstor_local.shards.http.wire import DIGEST, PART_BYTES_MAX, digest, share_name
 
 PARTS_IN_FLIGHT: Final = 4  # of one share
@@ -212,7 +212,7 @@ class HttpShareWriter:
         self._put(SHARE_HEADER_BYTES + blocks_length, end)
         self._wait_for(0)
         headers = self._shard.writing()
-        ask = Ask("POST", f"{self._path}&length={length}", headers=headers, expect=(201,), seconds=DURABLE_SECONDS, safe=False)
+        ask = Ask("POST", f"{self._path}&length={length}", headers=headers, expect=(201,), durable=True, safe=False)
         pending = self._shard.network.start(lambda: self._finish(ask, end, length))
         self._answered(pending)
         self._over = True
