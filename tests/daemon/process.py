@@ -19,7 +19,7 @@ from zstor_local.shards.directory import SHARES, TEMPORARY
 LISTENING = "listening on "
 
 _KNOWN_FILES = re.compile(
-    r"lock|metastore\.sqlite(-wal|-shm)?|(index|logs)\.sqlite(-wal|-shm)?|shards/\d+/(marker|log/\d{10}\.log|shares/[0-9a-f]{2}/[0-9a-f]{32}\.\d+)"
+    r"lock|reserve|metastore\.sqlite(-wal|-shm)?|(index|logs)\.sqlite(-wal|-shm)?|shards/\d+/(marker|log/\d{10}\.log|shares/[0-9a-f]{2}/[0-9a-f]{32}\.\d+)"
 )
 _SHARE = re.compile(r"shards/\d+/shares/../([0-9a-f]{32})\.\d+")
 

@@ -26,6 +26,7 @@ from zstor_local.metastore.base import (
     Transaction,
     Usage,
 )
+from zstor_local.metastore.reserve import Reserve
 from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 
@@ -71,8 +72,12 @@ class SqliteMetastore:
 
     kind = "sqlite"
 
-    def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        """Open an existing metastore. MetastoreDamaged if it is not one or its format is newer, MetastoreInUse if it is locked."""
+    def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS, reserve: Reserve | None = None) -> None:
+        """Open an existing metastore. MetastoreDamaged if it is not one or its format is newer, MetastoreInUse if it is locked.
+
+        On a full disk the reserve is given up for a commit that adds no object.
+        """
+        self._reserve = reserve
         self._reading = threading.Lock()
         self._open = True
         opened: list[sqlite3.Connection] = []
@@ -188,11 +193,24 @@ class SqliteMetastore:
         if transaction.debts:
             self._no_debts = False
         try:
+            self._commit(transaction)
+        except CommitRefused as error:
+            if not error.no_space or self._reserve is None or self._adds(transaction) or not self._reserve.give_up():
+                raise
+            self._commit(transaction)
+
+    def _commit(self, transaction: Transaction) -> None:
+        try:
             self._writer.execute("begin immediate")
             self._apply(transaction)
             self._writer.execute("commit")
         except sqlite3.Error as error:
             self._give_up(error)
+
+    def _adds(self, transaction: Transaction) -> bool:
+        """Whether there is more in the store after it: the reserve is for deletes, and for what keeps the house."""
+        before, after = self.state(), transaction.state
+        return bool(transaction.intents) or after.objects > before.objects or after.bytes > before.bytes
 
     def _apply(self, transaction: Transaction) -> None:
         db, state = self._writer, transaction.state
@@ -265,6 +283,8 @@ class SqliteMetastore:
         """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast."""
         if not self._open:
             return
+        if self._reserve is not None:
+            self._reserve.keep()
         try:
             self._writer.execute("pragma wal_checkpoint(passive)").fetchone()
         except sqlite3.Error as error:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Protocol
 
+from zstor_local import limits
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.metastore.base import Metastore, Transaction
+from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Files, Runtime, sync_directory
@@ -16,6 +18,7 @@ from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
 METASTORE: str = "metastore.sqlite"
 INDEX: str = "index.sqlite"
+RESERVE: str = "reserve"
 
 
 class Engines(Protocol):
@@ -80,7 +83,9 @@ class SqliteEngines:
                 self._files.rename(f"{store}/{METASTORE}{suffix}", f"{store}/{METASTORE}.before-rebuild-{number}{suffix}")
 
     def open_metastore(self, store: str) -> Metastore:
-        return SqliteMetastore(f"{store}/{METASTORE}")
+        reserve = Reserve(self._files, f"{store}/{RESERVE}", limits.METASTORE_RESERVE_BYTES)
+        reserve.keep()
+        return SqliteMetastore(f"{store}/{METASTORE}", reserve=reserve)
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(f"{store}/{INDEX}")

@@ -11,6 +11,7 @@ from zstor_local.store.coding import ScratchPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.reads import ObjectFinder
+from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
@@ -33,12 +34,22 @@ class Objects:
         sealer: RecordSealer,
         *,
         write_quorum: int | None,
+        rooms: Rooms,
         on_garbage: Callable[[], None],
         on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
     ) -> None:
         shared = ScratchPool(), StreamBudget()
         writer = ObjectWriter(
-            runtime, metastore, pool, committer, namespaces, sealer, *shared, write_quorum=write_quorum, on_garbage=on_garbage
+            runtime,
+            metastore,
+            pool,
+            committer,
+            namespaces,
+            sealer,
+            *shared,
+            write_quorum=write_quorum,
+            rooms=rooms,
+            on_garbage=on_garbage,
         )
         finder = ObjectFinder(runtime, metastore, pool, namespaces, sealer, *shared, on_garbage=on_garbage, on_bad_shares=on_bad_shares)
         self.write = writer.write

@@ -44,6 +44,7 @@ from zstor_local.store.presence import Presence
 from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
 from zstor_local.store.rewriting import Rewriting
+from zstor_local.store.room import Rooms
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
 from zstor_local.store.sealing import RecordSealer
@@ -95,6 +96,7 @@ class Store:
             self.committer.failure = read_only
         self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
         self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, self.rows, config.policy)
+        self.rooms = Rooms(runtime, config.store, pool)
         self.objects = Objects(
             runtime,
             metastore,
@@ -103,6 +105,7 @@ class Store:
             self.namespaces,
             sealer,
             write_quorum=config.write_quorum,
+            rooms=self.rooms,
             on_garbage=lambda: self.freeing.wake(),
             on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
         )
@@ -221,6 +224,7 @@ class Store:
         found = []
         if self.health in ("readonly", "failed"):
             found.append(f"writes are refused: {self.committer.failure or 'the metastore failed; restart the daemon'}")
+        found += self.rooms.warnings()
         if self.rotation.pending:
             found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
         if self.read_only is None and self.scrub.overdue():

@@ -15,7 +15,7 @@ from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.record import Envelope, ObjectRecord, is_small
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import ShardError
+from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Committed, Decision
@@ -37,6 +37,7 @@ from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.lost import bury
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
+from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
@@ -79,6 +80,7 @@ class ObjectWriter:
         streams: StreamBudget,
         *,
         write_quorum: int | None,
+        rooms: Rooms,
         on_garbage: Callable[[], None],
     ) -> None:
         self._runtime = runtime
@@ -90,6 +92,7 @@ class ObjectWriter:
         self._scratches = scratches
         self._streams = streams
         self._write_quorum = write_quorum
+        self._rooms = rooms
         self._on_garbage = on_garbage
 
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
@@ -326,15 +329,22 @@ class ObjectWriter:
         return len(committed.owed)
 
     def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
-        """Shards for a version's shares; NotEnoughShards at once if too few are there."""
-        states = self._pool.recent_states()
+        """Shards for a version's shares; NotEnoughShards or NoSpace at once if too few are there or have room."""
+        self._rooms.must_take_writes()
+        states: Mapping[int, ShardState] = self._pool.recent_states()
+        if full := self._rooms.full_shards():
+            states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
         if namespace.placement:
             states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
         placement = self._pool.place(version, namespace.policy.m, states)
         usable = sum(states[number] == "ok" for number in placement)
         quorum = self._quorum(namespace)
         if usable < quorum:
-            bad = {self._pool.name(n): ShardError(state, self._pool.reason(n)) for n in placement if (state := states[n]) != "ok"}
+            bad = {
+                self._pool.name(n): ShardError(state, "only its reserve is left" if n in full else self._pool.reason(n))
+                for n in placement
+                if (state := states[n]) != "ok"
+            }
             raise not_enough_shards(usable, quorum, bad)
         return placement
 

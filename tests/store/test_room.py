@@ -1,0 +1,133 @@
+"""A nearly full disk is told of in time, takes no writes in the end, and lets deletes go on."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import Home, content, delete, freed, get, name, put
+from zstor_local.errors import NoSpace, NotFound
+from zstor_local.metastore.base import CommitRefused, Garbage, Intent, StoreState, Transaction
+from zstor_local.metastore.reserve import Reserve
+from zstor_local.metastore.sqlite import SqliteMetastore
+from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.policy import Policy
+from zstor_local.shards.base import Room
+from zstor_local.store.room import Rooms, kept_free
+from zstor_local.store.store import Store
+from zstor_local.system import RealFiles
+
+GIB = 1 << 30
+PLENTY, NEARLY, FULL = Room(100 * GIB, 50 * GIB), Room(100 * GIB, 5 * GIB), Room(100 * GIB, 20 << 20)
+
+
+def with_rooms(store: Store, metastore: Room, shards: dict[int, Room]) -> Rooms:
+    """The disks are as full as this from now on."""
+    store.rooms._looked = math.inf
+    store.rooms._metastore, store.rooms._shards = metastore, shards
+    return store.rooms
+
+
+def test_a_small_disk_keeps_a_part_and_a_large_one_a_few_segments() -> None:
+    assert kept_free(Room(100 * GIB, 0)) == 32 << 20
+    assert kept_free(Room(50 << 20, 0)) == 1 << 20
+
+
+async def test_a_disk_with_less_than_a_tenth_free_is_told_of(home: Home) -> None:
+    async with home.open() as store:
+        assert with_rooms(store, PLENTY, dict.fromkeys(range(3), PLENTY)).warnings() == []
+        told = with_rooms(store, NEARLY, {0: PLENTY, 1: NEARLY, 2: FULL}).warnings()
+        assert [line.split(" has ")[0].split(" is ")[0] for line in told] == [
+            "the disk of the metastore",
+            "the disk of shard 1",
+            "the disk of shard 2",
+        ]
+        assert "5 % free" in told[0]
+        assert "takes no writes" in told[2]
+        assert set(told) <= set(store.warnings())
+        with_rooms(store, NEARLY, dict.fromkeys(range(3), NEARLY))
+        await put(store, "a", content(1, 10_000))  # a warning stops nothing
+
+
+async def test_writes_stop_at_the_reserve_and_reads_and_deletes_go_on(home: Home) -> None:
+    async with home.open() as store:
+        for size in (10_000, 700_000):
+            await put(store, str(size), content(1, size))
+        for rooms in ((FULL, dict.fromkeys(range(3), PLENTY)), (PLENTY, dict.fromkeys(range(3), FULL))):
+            with_rooms(store, *rooms)
+            for size in (100, 10_000, 700_000):
+                with pytest.raises(NoSpace):
+                    await put(store, "new", content(2, size))
+            assert await get(store, "10000") == content(1, 10_000)
+        await delete(store, "10000")
+        await delete(store, "700000")
+        await freed(store)
+        assert home.share_files() == []
+        with pytest.raises(NotFound):
+            await get(store, "10000")
+
+
+async def test_a_full_shard_is_passed_over_while_others_have_room(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * 1024), shards=4)
+    async with home.open() as store:
+        with_rooms(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY, 3: PLENTY})
+        for number in range(8):
+            stored = await put(store, str(number), content(number, 10_000))
+            assert 1 not in stored.record.placement
+            assert (stored.owed, stored.shares_owed) == (0, 0)
+        assert store.objects.find(name("0")).record.size == 10_000
+
+
+# --- The metastore's reserve ---
+
+
+def adding(objects: int, **more: object) -> Transaction:
+    transaction = Transaction(StoreState(1, 1, 1, objects, objects))
+    for member, value in more.items():
+        setattr(transaction, member, value)
+    return transaction
+
+
+def test_the_reserve_is_made_and_given_up_once(tmp_path: Path) -> None:
+    path = tmp_path / "reserve"
+    reserve = Reserve(RealFiles(), str(path), 1 << 16)
+    assert not reserve.give_up()
+    reserve.keep()
+    assert path.stat().st_size == 1 << 16
+    assert path.stat().st_blocks * 512 >= 1 << 16
+    assert reserve.give_up()
+    assert not path.exists()
+    assert not reserve.give_up()
+    reserve.keep()
+    assert path.exists()
+
+
+def test_a_full_metastore_gives_it_up_for_deletes_and_not_for_writes(tmp_path: Path) -> None:
+    """The file of the database may not grow any more, until the reserve is gone: as on a full disk."""
+    path = str(tmp_path / "metastore.sqlite")
+    SqliteMetastore.create(path, StoreId(bytes(16)))
+
+    class Room(Reserve):
+        def give_up(self) -> bool:
+            metastore._writer.execute("pragma max_page_count=1000000")
+            return super().give_up()
+
+    reserve = Room(RealFiles(), str(tmp_path / "reserve"), 1 << 16)
+    reserve.keep()
+    garbage = [Garbage(0, ShareId(Version(number.to_bytes(16)), 0), small=False) for number in range(2_000)]
+    with closing(SqliteMetastore(path, reserve=reserve)) as metastore:
+        metastore.commit(adding(5))
+        metastore._writer.execute("pragma max_page_count=1")
+        for wanted in (adding(6, garbage=garbage), adding(5, garbage=garbage, intents=[Intent(Version(bytes(16)), (0,))])):
+            with pytest.raises(CommitRefused):
+                metastore.commit(wanted)
+        assert (tmp_path / "reserve").exists()
+        metastore.commit(adding(4, garbage=garbage))
+        assert metastore.garbage_count() == 2_000
+        assert metastore.state().objects == 4
+        assert not (tmp_path / "reserve").exists()
+        metastore.checkpoint()
+        assert (tmp_path / "reserve").exists()

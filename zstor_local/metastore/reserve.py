@@ -1,0 +1,40 @@
+"""A file beside the metastore that holds room for it: given up when the disk is full, so that deletes can still be committed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from zstor_local.runtime import Files
+
+
+class Reserve:
+    """`keep` it while there is room; `give_up` once it is needed. What it holds means nothing, so nothing of it is synced."""
+
+    def __init__(self, files: Files, path: str, size: int) -> None:
+        self._files = files
+        self._path = path
+        self._size = size
+        self._kept = False
+
+    def keep(self) -> None:
+        """Make the file, if it is not there and the disk has room for it twice."""
+        if self._kept:
+            return
+        try:
+            fd = self._files.open(self._path, os.O_RDWR | os.O_CREAT)
+            try:
+                if self._files.status(fd).size < self._size and self._files.file_system(fd).free > 2 * self._size:
+                    self._files.allocate(fd, 0, self._size)
+                self._kept = self._files.status(fd).size >= self._size
+            finally:
+                self._files.close(fd)
+        except OSError:  # a full disk, or one that allocates nothing: then there is no reserve
+            self._kept = False
+
+    def give_up(self) -> bool:
+        """Free what it holds; False if there was nothing."""
+        kept, self._kept = self._kept, False
+        with suppress(OSError):
+            self._files.unlink(self._path)
+        return kept

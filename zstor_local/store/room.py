@@ -1,0 +1,100 @@
+"""Room on the disks: a warning while there is still time, and no writes into the last of it, so that deletes always go on.
+
+A delete takes room too, a little: its record in the metastore and in the logs. So a disk counts as full for writes while it still has
+RESERVE_BYTES (or a fiftieth of a small disk); deletes, repairs and what else the committer has to write go on below that.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.errors import NoSpace
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Room, ShardError
+from zstor_local.shards.pool import ShardPool
+
+LOOK_SECONDS: Final = 1.0  # how old an answer may be: writes ask each time
+WARN_PART: Final = 10  # a warning when less than a tenth is free
+RESERVE_PART: Final = 50  # of a disk so small that RESERVE_BYTES would be most of it
+
+
+def kept_free(room: Room) -> int:
+    """Bytes of a disk that writes leave alone."""
+    return min(limits.RESERVE_BYTES, room.total // RESERVE_PART)
+
+
+def _mib(count: int) -> str:
+    return f"{count / limits.MIB:,.0f} MiB"
+
+
+class Rooms:
+    """The disks of one store: that of the metastore, and those of the shards."""
+
+    def __init__(self, runtime: Runtime, store: str, pool: ShardPool) -> None:
+        self._runtime = runtime
+        self._store = store
+        self._pool = pool
+        self._looked = -LOOK_SECONDS
+        self._metastore: Room | None = None
+        self._shards: dict[int, Room] = {}
+
+    def full_shards(self) -> frozenset[int]:
+        """Shards that take no further shares."""
+        self._look()
+        return frozenset(number for number, room in self._shards.items() if room.free < kept_free(room))
+
+    def must_take_writes(self) -> None:
+        """NoSpace if the metastore's disk has only its reserve left."""
+        self._look()
+        room = self._metastore
+        if room is not None and room.free < kept_free(room):
+            raise NoSpace(
+                f"the disk of the metastore has {_mib(room.free)} left, which are kept for deletes; nothing changed",
+                hint="delete something (`zstor rm`), or free room on the disk of the store",
+            )
+
+    def warnings(self) -> list[str]:
+        """Disks that are nearly full."""
+        self._look()
+        found = []
+        rooms = [("the disk of the metastore", self._metastore)]
+        rooms += [(f"the disk of shard {self._pool.name(number)}", room) for number, room in sorted(self._shards.items())]
+        for name, room in rooms:
+            if room is None or not room.total or room.free * WARN_PART >= room.total:
+                continue
+            if room.free < kept_free(room):
+                found.append(f"{name} is full ({_mib(room.free)} free): it takes no writes; deletes go on")
+            else:
+                found.append(f"{name} has {100 * room.free // room.total} % free ({_mib(room.free)}): make room before it is full")
+        return found
+
+    def _look(self) -> None:
+        now = trio.current_time()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        self._metastore = self._store_room()
+        self._shards = {}
+        for shard in self._pool.opened():
+            if shard.on_disk is None:  # a server keeps its own reserve, and asking it takes time
+                continue
+            try:
+                self._shards[shard.number] = shard.room()
+            except ShardError:
+                continue
+
+    def _store_room(self) -> Room | None:
+        files = self._runtime.files
+        try:
+            fd = files.open(self._store, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                system = files.file_system(fd)
+            finally:
+                files.close(fd)
+        except OSError:
+            return None
+        return Room(system.total, system.free)
