@@ -38,6 +38,9 @@ WORK = [
     "read 4 KiB in a store of 20",
     "ready after a clean stop, 117 objects",
     "ready after a kill, 117 objects",
+    "content id of 4 MiB",
+    "cas.upload 4 MiB, random, path",
+    "cas.upload 4 MiB, random, path, known",
 ]
 
 

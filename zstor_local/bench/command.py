@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zstor_local.bench import calls, files, footprint
+from zstor_local.bench import calls, contents, files, footprint
 from zstor_local.bench.place import QUICK, Place, Plan, cores, default_directory, file_system, prepared
 from zstor_local.bench.results import Report, Row, machine
 from zstor_local.limits import MIB
@@ -30,6 +30,7 @@ CASES: Final[Sequence[Case]] = (
     footprint.disk,
     calls.grown,
     footprint.start,
+    contents.measure,
 )
 _MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 _PLAIN_WIDTH: Final = 150  # columns where no terminal says how many it has
@@ -105,7 +106,7 @@ def measure(plan: Plan, directory: Path) -> Report:
 
 def _steps(plan: Plan) -> int:
     """How often the cases yield: once a round for most of them, for files once for each content, and once at the end."""
-    return 5 * plan.rounds + len(CASES) + 1
+    return 6 * plan.rounds + len(CASES) + 1
 
 
 def _document(report: Report) -> str:
