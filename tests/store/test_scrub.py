@@ -10,6 +10,7 @@ import trio.testing
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place
 from zstor_local.config import ScrubConfig
+from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
@@ -251,3 +252,47 @@ async def test_the_pace_is_kept_and_a_pause_holds(autojump_clock: trio.testing.M
 )
 def test_the_position_is_kept_as_it_was(row: ScrubRow) -> None:
     assert ScrubRow.decode(row.encode()) == row
+
+
+async def test_a_fault_on_the_way_lets_it_rest_and_never_ends_the_daemon(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        failed = trio.Event()
+
+        async def fault(*_: object) -> None:
+            failed.set()
+            raise KeyError("a fault of ours")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.scrub, "_object", fault)
+            await store.scrub.start()
+            await failed.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.scrub.status().state == "running"
+        assert (await scrubbed(store)).objects == 1
+
+
+async def test_after_a_rotation_of_the_key_nothing_is_taken_for_damage(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "kept", content(1, 10_000))
+        await put(store, "large", content(2, 700_000))
+        await put(store, "deleted", content(3, 10_000))
+        await delete(store, "deleted")
+        job = await store.rotation.rotate()
+        while job.running:
+            await job.news().wait()
+        assert job.state == "done"
+        await put(store, "after", content(4, 10_000))
+        found = await scrubbed(store)
+        assert (found.damage, found.bad_shares, found.lacking_records) == (False, 0, 0)
+    async with home.open() as store:
+        found = await scrubbed(store)
+        assert (found.damage, found.bad_shares, found.lacking_records) == (False, 0, 0)
+
+
+async def test_a_store_that_takes_no_changes_is_not_scrubbed_and_says_so(home: Home) -> None:
+    async with home.open() as store:
+        store.committer.failure = "the metastore failed"
+        with pytest.raises(Unavailable):
+            await store.scrub.start()
+        assert store.scrub.status().state == "idle"

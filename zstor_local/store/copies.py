@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Final
 
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Debt, Metastore, Owed, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, VoidRecord
@@ -43,8 +43,14 @@ class CopyCheck:
     async def lacking(self, shard: Shard, spend: Spend) -> tuple[list[Debt], int]:
         """The records that a shard should have and has not, and how many keys it has that the metastore does not know.
 
-        ShardError if the shard goes away.
+        ShardError if the shard goes away, IoError if there is no room for the table.
         """
+        try:
+            return await self._lacking(shard, spend)
+        except sqlite3.Error as error:
+            raise IoError(f"the table on the side cannot be kept ({type(error).__name__})", hint="make room in /var/tmp") from error
+
+    async def _lacking(self, shard: Shard, spend: Spend) -> tuple[list[Debt], int]:
         until = self._metastore.state().sequence  # what comes after it is being written now
         with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as table:
             table.executescript(_SCHEMA)

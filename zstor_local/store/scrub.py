@@ -121,12 +121,17 @@ class Scrub:
 
     async def start(self) -> None:
         """Begin a pass now, or hurry the one that is under way: as fast as the configured rate."""
-        if self._row.under_way:
-            self._row.by_hand = True
+        before = self._row
+        if before.under_way:
+            before.by_hand = True
             self._pace.rate = self._config.rate
         else:
             self._begin(by_hand=True)
-        await self.resume()
+        try:
+            await self.resume()
+        except ZstorError:
+            self._row = before  # a store that takes no changes is not scrubbed
+            raise
 
     async def pause(self) -> None:
         """Read nothing until it is resumed, over restarts too."""
@@ -194,9 +199,15 @@ class Scrub:
                 await self._go_through()
             except (ZstorError, ShardError) as error:
                 log.warning("the scrub rests: %s", error)
-                with trio.move_on_after(REST_SECONDS):
-                    self._asked = trio.Event()
-                    await self._asked.wait()
+                await self._rest_a_while()
+            except Exception:
+                log.exception("the scrub rests")  # a fault of ours, but what merely looks must not end the daemon
+                await self._rest_a_while()
+
+    async def _rest_a_while(self) -> None:
+        self._asked = trio.Event()
+        with trio.move_on_after(REST_SECONDS):
+            await self._asked.wait()
 
     async def _wait_until_due(self) -> None:
         while not self._row.under_way:
