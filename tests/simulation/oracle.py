@@ -73,9 +73,10 @@ def _read_logs(store: Store) -> tuple[list[Copy], list[tuple[int, int]]]:
                 voided.append((void.first, void.last))
             else:
                 copies.append(Copy(shard.number, envelope))
-    for copy in copies:  # a rotation that did not come to its commit took its key with it
-        if copy.envelope.kind is Kind.KEYS and not any(first <= copy.envelope.sequence <= last for first, last in voided):
-            store.sealer.open(copy.envelope)
+    keys = [copy.envelope for copy in copies if copy.envelope.kind is Kind.KEYS]
+    counts = [each for each in keys if not any(first <= each.sequence <= last for first, last in voided)]
+    if counts:  # a rotation that did not come to its commit took its key with it; a later one's record stands before it
+        store.sealer.open(max(counts, key=lambda envelope: envelope.sequence))
     return copies, sorted(set(voided))
 
 
