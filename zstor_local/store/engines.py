@@ -81,6 +81,7 @@ class SqliteEngines:
         for suffix in ("", "-wal", "-shm"):
             if METASTORE + suffix in names:
                 self._files.rename(f"{store}/{METASTORE}{suffix}", f"{store}/{METASTORE}.before-rebuild-{number}{suffix}")
+        sync_directory(self._files, store)  # no power loss may leave the old write-ahead log beside the new metastore
 
     def open_metastore(self, store: str) -> Metastore:
         reserve = Reserve(self._files, f"{store}/{RESERVE}", limits.METASTORE_RESERVE_BYTES)
