@@ -12,10 +12,10 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -67,7 +67,7 @@ from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
 from zstor_local.store.create import begin_key, shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
-from zstor_local.store.faults import StoreFault, StoreInUse
+from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.rebuild import Report, rebuild
@@ -79,7 +79,6 @@ from zstor_local.watchdog import keep_telling
 
 T = TypeVar("T")
 
-EXIT_DONE: Final = 0
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
 EXIT_FAULT: Final = 78  # EX_CONFIG
 
@@ -96,55 +95,43 @@ _FLUSH_SECONDS: Final = 60.0  # the last commit
 log = logging.getLogger("zstor.daemon")
 
 
-def main(config: Config, reread: Callable[[], Config]) -> int:
-    """Serve until a signal; returns the exit status. `reread` gives the configuration as it is now; it may raise ConfigError."""
+class Say(Protocol):
+    """Tells people and programs what happens: a line for the ones, the same in members for the others."""
+
+    def __call__(self, text: str, /, **members: object) -> None: ...
+
+
+def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
+    """Serve until a signal. Refused says why not. `reread` gives the configuration as it is now; it may raise ConfigError."""
     logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
     os.umask(0o077)
     _keep_memory_private()
     _keep_buffers()
     notifier = Notifier.from_environment(os.environ)
-    runtime = real_runtime()
-    try:
-        trio.run(_serve, runtime, config, reread, notifier)
-    except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
-        cause = _first(error)
-        if isinstance(cause, (StoreInUse, AlreadyServed)):
-            return _refuse(cause, EXIT_IN_USE)
-        if isinstance(cause, (StoreFault, OSError)):
-            return _refuse(cause, EXIT_FAULT)
-        raise
-    return EXIT_DONE
+    with _refusing():
+        trio.run(_serve, real_runtime(), config, reread, notifier, say)
 
 
-def init_store(config: Config) -> int:
-    """`zstor init`: make the store and say where it is; what is there stays. Returns the exit status."""
+def init_store(config: Config, say: Say) -> None:
+    """`zstor init`: make the store and say where it is; what is there stays. Refused says why it cannot be."""
     os.umask(0o077)
     runtime = real_runtime()
-    try:
+    with _refusing():
         created = trio.run(_with_engines, runtime, config, lambda engines: make_store(runtime, engines, config))
-    except StoreInUse as in_use:
-        return _refuse(in_use, EXIT_IN_USE)
-    except StoreFault as fault:
-        return _refuse(fault, EXIT_FAULT)
-    except OSError as error:
-        return _refuse(error, EXIT_FAULT)
     if created is None:
-        _say(f"there is a store at {config.store} already; nothing was changed")
+        say(f"there is a store at {config.store} already; nothing was changed", store=config.store, created=False)
     else:
-        _announce(config, created)
-    return EXIT_DONE
+        _announce(config, say, created)
 
 
-def own_trust(config: Config) -> tuple[int, TrustDocument | None]:
-    """`zstor shard trust`: the exit status, and what shard servers must be told. The master key is made if there is none."""
+def own_trust(config: Config) -> TrustDocument:
+    """`zstor shard trust`: what shard servers must be told. The master key is made if there is none. Refused says why it cannot be."""
     os.umask(0o077)
     runtime = real_runtime()
-    try:
+    with _refusing():
         master = begin_key(runtime, SqliteEngines(runtime.files), config)
-    except (StoreFault, OSError) as error:
-        return _refuse(error, EXIT_FAULT), None
     key = owner_key(KeyRing(master.key, master.store_id).store_wide())
-    return EXIT_DONE, owner_document(key, master.store_id, config.authority.organization)
+    return owner_document(key, master.store_id, config.authority.organization)
 
 
 def keep_key(path: str, key: MasterKey) -> None:
@@ -158,20 +145,31 @@ def keep_key(path: str, key: MasterKey) -> None:
     finish_key(files, path)
 
 
-def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> tuple[int, Report | None]:
-    """`zstor rebuild`: a new metastore from the shards and the master key. Returns the exit status and what was found."""
+def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> Report:
+    """`zstor rebuild`: a new metastore from the shards and the master key. Refused says why it cannot be."""
     os.umask(0o077)
     runtime = real_runtime()
+
+    def work(engines: Engines) -> Report:
+        return rebuild(runtime, engines, config, accept_loss=accept_loss, progress=progress)
+
+    with _refusing():
+        return trio.run(_with_engines, runtime, config, work)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """The faults that only a person can mend, as Refused."""
     try:
-
-        def work(engines: Engines) -> Report:
-            return rebuild(runtime, engines, config, accept_loss=accept_loss, progress=progress)
-
-        return EXIT_DONE, trio.run(_with_engines, runtime, config, work)
-    except StoreInUse as error:
-        return _refuse(error, EXIT_IN_USE), None
-    except (StoreFault, OSError) as error:
-        return _refuse(error, EXIT_FAULT), None
+        yield
+    except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
+        cause = _first(error)
+        hint = getattr(cause, "hint", None)
+        if isinstance(cause, (StoreInUse, AlreadyServed)):
+            raise Refused("in_use", str(cause), hint, EXIT_IN_USE) from None
+        if isinstance(cause, (StoreFault, OSError)):
+            raise Refused("fault", str(cause), hint, EXIT_FAULT) from None
+        raise
 
 
 async def _with_engines(runtime: Runtime, config: Config, work: Callable[[Engines], T]) -> T:
@@ -190,7 +188,7 @@ def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
     return SqliteEngines(runtime.files, remote)
 
 
-async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config], notifier: Notifier) -> None:
+async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config], notifier: Notifier, say: Say) -> None:
     inherited = inherited_listener(os.environ)
     if inherited is not None:
         config = replace(config, socket=os.path.abspath(inherited.getsockname()))
@@ -199,7 +197,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
         engines = _engines(runtime, network, config)
         with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
-            announce = functools.partial(_announce, config)
+            announce = functools.partial(_announce, config, say)
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 paths = _paths(store, config)
                 names, cas = Names(store.rows), Cas(store)
@@ -210,7 +208,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                 def stop() -> None:
                     notifier.stopping()
                     notifier.extend(limits.STOP_SECONDS + _FLUSH_SECONDS)
-                    _say("stopping: running calls end first; another signal stops at once")
+                    say("stopping: running calls end first; another signal stops at once", stopping=True)
                     server.stop()
 
                 def reload() -> None:
@@ -226,9 +224,9 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                         serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places,
                     ):
                         for place in places:
-                            _say(f"serving Twirp at {place}")
-                        _say(_state(store))
-                        _say(f"listening on {config.socket}")
+                            say(f"serving Twirp at {place}", twirp=str(place))
+                        say(_state(store), health=store.health)
+                        say(f"listening on {config.socket}", listening=config.socket)
                         notifier.ready(_state(store))
                         if notifier.heard:
                             nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
@@ -303,24 +301,14 @@ def _paths(store: Store, config: Config) -> Paths:
 # --- Words for people ---
 
 
-def _announce(config: Config, store_id: StoreId) -> None:
+def _announce(config: Config, say: Say, store_id: StoreId) -> None:
     """What a first start says."""
-    _say(f"created the store {store_id.hex()} at {config.store}: {config.policy.k} of {config.policy.m} shares restore any object")
-    _say(f"created the master key {config.master_key_file}; without it everything is lost: keep a copy (zstor key backup)")
+    restores = f"{config.policy.k} of {config.policy.m} shares restore any object"
+    say(f"created the store {store_id.hex()} at {config.store}: {restores}", store=config.store, store_id=store_id.hex(), created=True)
+    key = config.master_key_file
+    say(f"created the master key {key}; without it everything is lost: keep a copy (zstor key backup)", master_key_file=key)
     if not config.shards:
-        _say(_STORE_HINT)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-
-
-def _refuse(error: BaseException, status: int) -> int:
-    _say(f"zstor: error: {error}")
-    if hint := getattr(error, "hint", None):
-        _say(f"  hint: {hint}")
-    return status
+        say(_STORE_HINT, warning=_STORE_HINT)
 
 
 def _first(error: BaseException) -> BaseException:

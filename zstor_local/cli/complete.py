@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 from click.shell_completion import get_completion_class
 
+from zstor_local.cli.options import Options, as_json, pass_options
 from zstor_local.cli.root import zstor
 
 
 @click.command(epilog="bash: zstor complete bash > ~/.local/share/bash-completion/completions/zstor")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def complete(shell: str) -> None:
+@as_json
+@pass_options
+def complete(options: Options, shell: str) -> None:
     """Print the completion script of a shell."""
     kind = get_completion_class(shell)
     assert kind is not None, "click knows all three"  # noqa: S101 - narrows the type
-    click.echo(kind(zstor, {}, "zstor", "_ZSTOR_COMPLETE").source())
+    script = kind(zstor, {}, "zstor", "_ZSTOR_COMPLETE").source()
+    click.echo(json.dumps({"shell": shell, "script": script}) if options.json else script)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import cast
@@ -11,7 +13,7 @@ import click
 from zstor_local.cli import report
 from zstor_local.cli.backup_words import WORDS, BadWords, from_words, to_words
 from zstor_local.cli.handover import as_io_error
-from zstor_local.cli.options import Options, connection, pass_options
+from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.cli.shapes import Rotated
 from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
@@ -29,6 +31,7 @@ def key() -> None:
 
 @key.command()
 @click.option("--yes", is_flag=True, help="Print the words although standard output is no terminal.")
+@as_json
 @connection
 @pass_options
 def backup(options: Options, yes: bool) -> None:
@@ -38,11 +41,12 @@ def backup(options: Options, yes: bool) -> None:
     """
     if not sys.stdout.isatty() and not yes:
         raise click.UsageError("the words are secret and standard output is no terminal: --yes prints them all the same")
-    _print_words(Path(options.load().master_key_file))
+    _print_words(options, Path(options.load().master_key_file))
 
 
 @key.command()
 @click.option("--yes", is_flag=True, help="Print the new words although standard output is no terminal.")
+@as_json
 @connection
 @pass_options
 def rotate(options: Options, yes: bool) -> None:
@@ -57,14 +61,17 @@ def rotate(options: Options, yes: bool) -> None:
         raise click.UsageError("the new words are secret and standard output is no terminal: --yes prints them all the same")
     with options.connect() as client:
         rotated = cast(Rotated, client.call("key.rotate", {}))
-    _print_words(Path(rotated["key_file"]))
+    _print_words(options, Path(rotated["key_file"]))
 
 
-def _print_words(path: Path) -> None:
+def _print_words(options: Options, path: Path) -> None:
     master_key = _read(path)
     words = to_words(master_key)
     if from_words(" ".join(words)) != master_key:
         raise IoError("the words do not read back; nothing is printed")
+    if options.json:
+        click.echo(json.dumps({"store_id": master_key.store_id.hex(), "words": words}))
+        return
     click.echo(f"Master key of the store {master_key.store_id.hex()}, {WORDS} words:\n")
     for start in range(0, WORDS, _PER_LINE):
         click.echo("   ".join(f"{number + 1:2} {words[number]}" for number in range(start, min(start + _PER_LINE, WORDS))))
@@ -72,6 +79,7 @@ def _print_words(path: Path) -> None:
 
 
 @key.command()
+@as_json
 @connection
 @pass_options
 def restore(options: Options) -> None:
@@ -83,7 +91,7 @@ def restore(options: Options) -> None:
     if sys.stdin.isatty():
         click.echo(f"Type the {WORDS} words, then Ctrl-D on a line of its own:", err=True)
     try:
-        master_key = from_words(sys.stdin.read())
+        master_key = from_words(_written_words(sys.stdin.read()))
     except BadWords as error:
         raise KeyMissing(f"that is no backup of a master key: {error}", hint="compare with the paper, word by word") from None
     from zstor_local.daemon import keep_key
@@ -94,7 +102,16 @@ def restore(options: Options) -> None:
         raise AlreadyExists(f"there is a master key at {path} already; it was not touched", hint="move it away first") from None
     except OSError as error:
         raise as_io_error(error, str(path)) from None
+    if options.json:
+        click.echo(json.dumps({"store_id": master_key.store_id.hex(), "master_key_file": str(path)}))
+        return
     click.echo(f"restored the master key of the store {master_key.store_id.hex()} to {path}")
+
+
+def _written_words(text: str) -> str:
+    """The lines that have numbers, if some have: what `backup` printed around them is let go."""
+    numbered = [line for line in text.splitlines() if re.match(r"\s*\d+\s", line)]
+    return "\n".join(numbered) if numbered else text
 
 
 def _read(path: Path) -> MasterKey:

@@ -17,7 +17,7 @@ from zstor_local.cli.options import Options, as_json, connection, pass_options
 @as_json
 @connection
 @pass_options
-def rebuild(options: Options, accept_loss: bool) -> int:
+def rebuild(options: Options, accept_loss: bool) -> None:
     """Make the metastore anew from the shards and the master key.
 
     For a store whose metastore is damaged, rolled back or lost: keys, namespaces, references, links and user metadata come back,
@@ -29,18 +29,15 @@ def rebuild(options: Options, accept_loss: bool) -> int:
     from zstor_local.daemon import rebuild_store
 
     config = options.load()
-    status, report = rebuild_store(config, accept_loss=accept_loss, progress=_show)
-    if report is None:
-        return status
+    report = rebuild_store(config, accept_loss=accept_loss, progress=_show)
     if options.json:
         click.echo(json.dumps({**dataclasses.asdict(report), "loss": report.loss}))
-        return status
+        return
     click.echo(f"read {text.count(report.records, 'record')} on {text.count(len(report.seen), 'shard')}")
     click.echo(f"rebuilt {text.count(report.objects, 'object')}, {text.size(report.bytes)}; {report.deleted:,} keys stay deleted")
     for line in report.loss:
         click.echo(f"  {line}")
     click.echo(f"the new metastore is in {config.store}; next: zstor daemon")
-    return status
 
 
 def _show(what: str, count: int) -> None:

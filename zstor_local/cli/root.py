@@ -17,9 +17,10 @@ import click
 from zstor_local import __version__
 from zstor_local.cli import report
 from zstor_local.cli.client import NoDaemon
-from zstor_local.cli.options import Options, connection
+from zstor_local.cli.options import Options, as_json, connection
 from zstor_local.config import ConfigError
 from zstor_local.errors import Cancelled, ZstorError
+from zstor_local.store.faults import Refused
 
 DONE: Final = 0
 REFUSED: Final = 1
@@ -89,6 +90,7 @@ class Commands(click.Group):
     epilog="Begin with `zstor daemon` in one terminal and `zstor put FILE` in another.",
 )
 @click.version_option(__version__, prog_name="zstor", message="%(prog)s %(version)s")
+@as_json
 @connection
 @click.pass_context
 def zstor(ctx: click.Context) -> None:
@@ -107,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         report.usage(error, json=json)
         return USAGE
+    except Refused as error:
+        report.failure(error.kind, error.message, hint=error.hint, json=json)
+        return error.status
     except ConfigError as error:
         report.failure("configuration", str(error), json=json)
         return USAGE

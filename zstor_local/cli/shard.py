@@ -100,17 +100,14 @@ shard.add_command(serve)
 @shard.command()
 @connection
 @pass_options
-def trust(options: Options) -> int:
+def trust(options: Options) -> None:
     """Print what a shard server must be told to keep this store's shards.
 
     Give it to `zstor shard serve --trust FILE`. It works before the first start: shards on servers are there from the beginning then.
     """
     from zstor_local.daemon import own_trust
 
-    status, document = own_trust(options.load())
-    if document is not None:
-        click.echo(json.dumps(document))
-    return status
+    click.echo(json.dumps(own_trust(options.load())))
 
 
 def _wait(options: Options, method: str, params: Object, label: str) -> Removed:

@@ -12,6 +12,7 @@ import click
 
 from zstor_local.cli.client import Client, NoDaemon
 from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.service import Announcer
 from zstor_local.cli.units import DROP_IN, SERVICE, SOCKET, drop_ins, unit_directory, unit_text
 from zstor_local.errors import AlreadyExists, IoError, Unavailable
 
@@ -44,8 +45,7 @@ def install(options: Options, strict: bool) -> None:
         raise AlreadyExists(f"a daemon serves {config.socket} already", hint="stop it (Ctrl-C in its terminal), then install")
     from zstor_local.daemon import init_store
 
-    if (code := init_store(config)) != 0:
-        raise SystemExit(code)
+    init_store(config, Announcer(as_json=False))
     flags = [word for name, value in (("--config", options.config), ("--socket", options.socket)) if value for word in (name, value)]
     directory = unit_directory(os.environ)
     fitted = drop_ins(config, os.environ, flags=flags, strict=strict)

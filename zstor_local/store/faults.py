@@ -14,3 +14,14 @@ class StoreFault(Exception):
 
 class StoreInUse(Exception):
     """Another process has the store's lock. The daemon leaves with status 75."""
+
+
+class Refused(Exception):
+    """Why a program that needs the store to itself does not run: what happened, what to do now, and the status to leave with."""
+
+    def __init__(self, kind: str, message: str, hint: str | None, status: int) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.hint = hint
+        self.status = status
