@@ -110,6 +110,14 @@ class ClientFiles(Protocol):
         """Open a relative path that neither leaves the directory `root` nor passes a symbolic link: ELOOP or EXDEV otherwise."""
         ...
 
+    def open_unnamed(self, directory: str) -> int | None:
+        """A new file without a name, open for reading and writing: gone when it is closed, unless `name_it`. None where none can be."""
+        ...
+
+    def name_it(self, fd: int, path: str) -> None:
+        """Give an unnamed file a name in its directory's file system; FileExistsError if it is taken."""
+        ...
+
     def real_path(self, fd: int) -> str:
         """Where an open file lies, without links; what procfs says for things that lie nowhere."""
         ...

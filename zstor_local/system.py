@@ -151,6 +151,18 @@ class RealClientFiles:
             raise OSError(code, os.strerror(code))
         return fd
 
+    def open_unnamed(self, directory: str) -> int | None:
+        try:
+            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS):  # see O_TMPFILE in open(2)
+                return None
+            raise
+
+    def name_it(self, fd: int, path: str) -> None:
+        # With a directory descriptor (which an absolute path ignores) Python calls linkat(2) with AT_SYMLINK_FOLLOW, else link(2).
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
     def real_path(self, fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
 

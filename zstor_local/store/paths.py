@@ -111,7 +111,8 @@ class Paths:
                 existing = self._existing(target, path)
                 if existing is not None and mode == "exclusive":
                     raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it")
-                fd = self.files.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOCTTY, 0o600)
+                unnamed = self.client_files.open_unnamed(beneath)  # so that a killed daemon leaves nothing lying about
+                fd = self.files.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOCTTY, 0o600) if unnamed is None else unnamed
             try:
                 if existing is not None and existing.is_regular:
                     self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
@@ -122,9 +123,7 @@ class Paths:
                     else:
                         if sync:
                             self.files.fsync(fd)
-                        if mode == "exclusive":
-                            self._must_still_be_missing(target, path)
-                        self.files.rename(part, target)
+                        self._put_in_place(unnamed, part, target, path, mode)
                         if sync:
                             sync_directory(self.files, beneath)
             finally:
@@ -175,6 +174,20 @@ class Paths:
         if _identity(existing) in self._protected_identities():
             raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
         return existing
+
+    def _put_in_place(self, unnamed: int | None, part: str, target: str, path: str, mode: Mode) -> None:
+        """Give the whole file its name, in one step."""
+        if unnamed is not None and mode == "exclusive":
+            try:
+                self.client_files.name_it(unnamed, target)
+            except FileExistsError:
+                raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it") from None
+            return
+        if unnamed is not None:
+            self.client_files.name_it(unnamed, part)
+        elif mode == "exclusive":
+            self._must_still_be_missing(target, path)
+        self.files.rename(part, target)
 
     def _must_still_be_missing(self, target: str, path: str) -> None:
         """An empty file of our own takes the name first, so that the rename replaces nothing of anybody else's."""
