@@ -31,7 +31,7 @@ from tests.shardserver.server import (
 )
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.shards.base import ScannedEntry
-from zstor_local.shards.http.wire import parse_batch
+from zstor_local.shards.http.wire import PART_BYTES_MAX, parse_batch
 
 OTHER = NamespaceId(b"another name 16b")
 SHARE = ShareId(version(1), 2)
@@ -220,6 +220,21 @@ def test_a_large_share_is_read_by_ranges(owner: httpx.Client) -> None:
     for bad in ("bytes=a-b", "lines=1-2", "bytes=5", "bytes=-"):
         assert owner.get(path, headers={"range": bad}).status_code == 400
     assert owner.get(f"/v1/{SPACE}/shares").json() == {"shares": [f"{SHARE.version.hex()}.2"]}
+
+
+def test_a_long_share_is_read_whole_and_told_without_reading(owner: httpx.Client) -> None:
+    blocks = bytes(range(256)) * 40_000  # longer than any part
+    assert len(blocks) > PART_BYTES_MAX
+    data = share_file(SHARE, blocks)
+    at = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.{SHARE.index}?namespace={NAMESPACE.hex()}"
+    for offset in range(0, len(data), PART_BYTES_MAX):
+        assert send(owner, "PUT", f"{at}&offset={offset}", data[offset : offset + PART_BYTES_MAX]).status_code == 204
+    assert owner.post(f"{at}&length={len(data)}").status_code == 201
+    path = f"/v1/{SPACE}/shares/{SHARE.version.hex()}.{SHARE.index}"
+    assert owner.get(path).content == data
+    head = owner.head(path)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(data)), b"")
+    assert owner.head(f"{path}1").status_code == 404
 
 
 def test_a_large_share_is_not_visible_before_all_of_it_came(owner: httpx.Client) -> None:

@@ -50,12 +50,14 @@ log = logging.getLogger("zstor.shardserver")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back, whole."""
+    """What goes back: the body whole, or `length` bytes of it piece by piece."""
 
     body: bytes = b""
     status: int = 200
     headers: Sequence[tuple[str, str]] = ()
     kind: str = BYTES
+    pieces: Callable[[int], Awaitable[bytes]] | None = None  # some of the body's bytes from an offset on; none of them: it ends early
+    length: int = 0
 
 
 def _refused(refusal: Refusal) -> Answer:
@@ -307,19 +309,24 @@ class App:
         guest.check(space, namespace, "read")
         wanted = request.headers.get("range")
 
-        def large() -> tuple[bytes, int, int]:
+        def large(offset: int, length: int) -> tuple[bytes, int]:
             with space.large_share(namespace, share) as (fd, size):
-                offset, length = _range(wanted, size)
-                return bytes(read_exactly(self._volume.runtime.files, fd, length, offset)), offset, size
+                return bytes(read_exactly(self._volume.runtime.files, fd, length, offset)), size
 
-        def small() -> tuple[bytes, int, int]:
-            _, size = space.small_share(namespace, share, 0, 0)
-            offset, length = _range(wanted, size)
-            return space.small_share(namespace, share, offset, length)[0], offset, size
+        def small(offset: int, length: int) -> tuple[bytes, int]:
+            return space.small_share(namespace, share, offset, length)
 
-        data, offset, size = await _in_thread(small if request.query.get("small") == "1" else large)
+        read = small if request.query.get("small") == "1" else large
+        _, size = await _in_thread(read, 0, 0)
         if wanted is None:
-            return Answer(data)
+
+            async def piece(offset: int) -> bytes:
+                """While a long answer goes out the token may expire."""
+                return b"" if guest.expired else (await _in_thread(read, offset, SEND_BYTES))[0]
+
+            return Answer(pieces=piece, length=size)
+        offset, length = _range(wanted, size)
+        data, _ = await _in_thread(read, offset, length)
         headers = [("content-range", f"bytes {offset}-{offset + len(data) - 1}/{size}" if data else f"bytes */{size}")]
         return Answer(data, 206 if data else 416, headers)
 
@@ -448,21 +455,25 @@ async def _receive(receive: Receive, size: int) -> bytes:
 
 
 async def _send(answer: Answer, send: Send, *, head: bool) -> None:
-    headers = [("content-type", answer.kind), ("content-length", str(len(answer.body))), *answer.headers]
+    length = answer.length if answer.pieces is not None else len(answer.body)
+    headers = [("content-type", answer.kind), ("content-length", str(length)), *answer.headers]
     if answer.status == 204:
         headers = list(answer.headers)
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    if answer.pieces is not None and not head:
+        at = 0
+        while at < length and (piece := await answer.pieces(at)):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            at += len(piece)
     body = b"" if head else answer.body
     for at in range(0, len(body), SEND_BYTES):
         await send({"type": "http.response.body", "body": body[at : at + SEND_BYTES], "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _range(text: str | None, size: int) -> tuple[int, int]:
-    """Offset and length of a Range header, one range at most (RFC 9110); as much as there is of it."""
-    if text is None:
-        return 0, min(size, wire.PART_BYTES_MAX)
+def _range(text: str, size: int) -> tuple[int, int]:
+    """Offset and length of a Range header, one range at most (RFC 9110); as much as there is of it, at most a part's bytes."""
     unit, _, span = text.partition("=")
     first, dash, last = span.partition("-")
     if unit.strip() != "bytes" or not dash or not all(part == "" or (part.isascii() and part.isdecimal()) for part in (first, last)):

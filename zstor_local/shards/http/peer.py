@@ -51,7 +51,7 @@ class Deadlines:
 
     connect: float = 3.0
     request: float = 10.0
-    durable: float = 20.0
+    durable: float = 10.0
     probe: float = 2.0
 
 
@@ -207,6 +207,7 @@ class Peer:
 
             import httpx
 
+            logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of every request
             limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
             scheme, _, path = self.url.partition("://")
             verify = ssl.create_default_context() if scheme == "https" else False
