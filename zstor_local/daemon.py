@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from typing import Final, Protocol, TypeVar
@@ -21,6 +21,8 @@ import trio
 
 from zstor_local import __version__, limits
 from zstor_local.access.authority import Authority
+from zstor_local.access.joining import Joining
+from zstor_local.access.letters import Letters
 from zstor_local.access.opening import open_authority
 from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key
 from zstor_local.access.publishing import Publishing
@@ -53,6 +55,7 @@ from zstor_local.rpc.methods import references as reference_methods
 from zstor_local.rpc.methods import renaming as renaming_methods
 from zstor_local.rpc.methods import rpc as rpc_methods
 from zstor_local.rpc.methods import shards as shard_methods
+from zstor_local.rpc.methods import sharing as sharing_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods import upkeep as upkeep_methods
 from zstor_local.rpc.methods import walk as walk_methods
@@ -104,6 +107,7 @@ class Say(Protocol):
 def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     """Serve until a signal. Refused says why not. `reread` gives the configuration as it is now; it may raise ConfigError."""
     logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes a line for each request, with its URL
     os.umask(0o077)
     _keep_memory_private()
     _keep_buffers()
@@ -202,7 +206,14 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                 paths = _paths(store, config)
                 names, cas = Names(store.rows), Cas(store)
                 publishing = Publishing(store, authority)
-                registry = _registry(store, authority, publishing, config, paths, pages, names, cas)
+                letters, joining = Letters(store, authority), Joining(store, authority, network)
+
+                async def told() -> None:
+                    await publishing.soon()
+                    await letters.soon()
+
+                registry = _registry(store, authority, told, joining, config, paths, pages, names, cas)
+                sharing_methods.register(registry, store, letters, joining, told=told)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
@@ -223,6 +234,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                         trio.open_nursery() as beside,
                         serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places,
                     ):
+                        await beside.start(joining.run)
                         for place in places:
                             say(f"serving Twirp at {place}", twirp=str(place))
                         say(_state(store), health=store.health)
@@ -231,6 +243,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                         if notifier.heard:
                             nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
                         beside.start_soon(publishing.run)
+                        beside.start_soon(letters.run)
                         await server.serve([socket])
                         beside.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
@@ -257,8 +270,9 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
 
 
 def _registry(
-    store: Store, authority: Authority, publishing: Publishing, config: Config, paths: Paths, pages: PageIndex, names: Names, cas: Cas
-) -> Registry:
+    store: Store, authority: Authority, told: Callable[[], Awaitable[None]], joining: Joining, config: Config, paths: Paths,
+    pages: PageIndex, names: Names, cas: Cas,
+) -> Registry:  # fmt: skip
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
@@ -279,8 +293,8 @@ def _registry(
     log_methods.register(registry, logs, cas)
     log_care_methods.register(registry, store, paths, logs, cas)
     key_methods.register(registry, store)
-    namespace_methods.register(registry, store, Spaces(store, authority))
-    access_methods.register(registry, authority, told=publishing.soon)
+    namespace_methods.register(registry, store, Spaces(store, authority), joining)
+    access_methods.register(registry, authority, told=told)
     shard_methods.register(registry, store)
     return registry
 

@@ -66,12 +66,15 @@ def verify(token: str, trusts: Mapping[str, Trust], now: int) -> Verified:
     user, jti = _bearer(claims, trust)
     if any(each.jti is not None and each.covers(jti=jti, iat=issued, sub=user, namespace="") for each in trust.revoked):
         _refuse("the token was revoked")
+    told = _rights(claims, trust)
     rights = {
         namespace: granted
-        for namespace, granted in _rights(claims, trust).items()
+        for namespace, granted in told.items()
         if namespace == STORE_NAMESPACE  # the daemon's own: it ends with its key alone, or by its jti above
         or not any(each.covers(jti=jti, iat=issued, sub=user, namespace=namespace) for each in trust.revoked)
     }
+    if told and not rights:  # so that its bearer asks for another one
+        _refuse("the token was revoked")
     return Verified(trust.issuer, trust.organization, user, rights, issued, expires, jti)
 
 

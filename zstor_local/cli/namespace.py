@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final, cast
+from typing import IO, Final, cast
 
 import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.options import Decorator, Function, Options, as_json, connection, pass_options
-from zstor_local.cli.shapes import JobStarted, NamespaceDeleted, NamespacePage, NamespaceShown
+from zstor_local.cli.shapes import Invited, JobStarted, JoiningKey, NamespaceDeleted, NamespaceJoined, NamespacePage, NamespaceShown
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
@@ -133,6 +133,50 @@ def ls(options: Options) -> None:
 def get(options: Options, name: str) -> None:
     """Show the policy of the namespace NAME, its quota and what it holds."""
     _shown(options, "namespace.get", {"namespace": name})
+
+
+@namespace.command()
+@click.argument("name")
+@click.argument("user")
+@click.argument("public_key", metavar="PUBLIC-KEY")
+@as_json
+@connection
+@pass_options
+def invite(options: Options, name: str, user: str, public_key: str) -> None:
+    """Print an invitation for USER to read the namespace NAME.
+
+    PUBLIC-KEY is what `zstor namespace join` prints for that user.
+    """
+    params = {"namespace": name, "user": user, "public_key": public_key}
+    with options.connect() as client:
+        made = cast(Invited, client.call("namespace.invite", params))
+    click.echo(json.dumps(made) if options.json else made["invitation"])
+
+
+@namespace.command()
+@click.argument("invitation", required=False, metavar="[FILE|-]", type=click.File("r"))
+@click.option("--as", "name", metavar="NAME", help="Its name here.")
+@as_json
+@connection
+@pass_options
+def join(options: Options, invitation: IO[str] | None, name: str | None) -> None:
+    """Read another user's namespace, with the invitation in FILE or on stdin (-).
+
+    Without a file: print the public key that the invitation is to be made with.
+    """
+    with options.connect() as client:
+        if invitation is None:
+            key = cast(JoiningKey, client.call("namespace.key", {}))
+            click.echo(json.dumps(key) if options.json else key["public_key"])
+            return
+        params: dict[str, Json] = {"invitation": invitation.read().strip()}
+        if name is not None:
+            params["namespace"] = name
+        joined = cast(NamespaceJoined, client.call("namespace.join", params))
+    if options.json:
+        click.echo(json.dumps(joined))
+    else:
+        click.echo(f"joined {joined['namespace']}: {text.count(joined['objects'], 'object')}, {text.size(joined['bytes'])}")
 
 
 def _params(name: str, placement: tuple[str, ...], policy: dict[str, Json]) -> dict[str, Json]:

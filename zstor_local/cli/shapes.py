@@ -339,3 +339,23 @@ class LogPageView(TypedDict):
 class LogHead(TypedDict):
     log: LogView
     page: LogPageView
+
+
+class Invited(TypedDict):
+    """namespace.invite."""
+
+    invitation: str
+
+
+class JoiningKey(TypedDict):
+    """namespace.key."""
+
+    public_key: str
+
+
+class NamespaceJoined(TypedDict):
+    """namespace.join."""
+
+    namespace: str
+    objects: int
+    bytes: int

@@ -86,6 +86,17 @@ class NamespaceKeys:
         self._sealing = _RecordKey(_sized(record_key, KEY_BYTES, "record key"), None)
         self._opening: tuple[_RecordKey, ...] = (self._sealing,)
 
+    @classmethod
+    def of(cls, record_keys: Sequence[bytes]) -> NamespaceKeys:
+        """The keys of a namespace that opens with several, the newest first."""
+        keys = cls(record_keys[0])
+        keys.renew(record_keys)
+        return keys
+
+    def renew(self, record_keys: Sequence[bytes]) -> None:
+        """Open with these from now on, the newest first."""
+        self._set([(key, None) for key in record_keys], 0)
+
     def seal_record(self, salt: bytes, associated: bytes, plain: bytes, *, newest: bool = False) -> bytes:
         """salt ‖ AES-256-GCM(plain), bound to `associated`. `salt` is 32 fresh random bytes: it makes a key that seals nothing else.
 
@@ -158,6 +169,10 @@ class KeyRing:
     def record_key(self, namespace: NamespaceId) -> bytes:
         """The 32 bytes from which a namespace's records open; an invitation wraps them to another user."""
         return self._record_key(self._masters[self._sealing].key, namespace)
+
+    def record_keys(self, namespace: NamespaceId) -> tuple[bytes, ...]:
+        """That, and those from older master keys, the newest first."""
+        return tuple(self._record_key(master.key, namespace) for master in self._masters)
 
     def store_record_key(self) -> bytes:
         """The 32 bytes from which the store-wide records open."""

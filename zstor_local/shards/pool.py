@@ -34,6 +34,7 @@ class ShardPool:
             **{shard.number: shard for shard in shards},
             **{slot.entry.number: slot for slot in absent},
         }
+        self.joined: dict[int, Shard] = {}  # of other users' stores, only to read from; no placement of ours names them
         self._draining = frozenset(slot.entry.number for slot in self._slots.values() if slot.entry.draining)
         self._room: dict[int, int] = {}
         self._large_writes = 0
@@ -46,12 +47,16 @@ class ShardPool:
     def get(self, number: int) -> Shard | None:
         """An opened shard, whatever its state now; None if it is absent."""
         slot = self._slots.get(number)
-        return None if isinstance(slot, Absent) else slot
+        return self.joined.get(number) if slot is None else None if isinstance(slot, Absent) else slot
 
     def entry(self, number: int) -> ShardEntry | None:
         """The shard as it is listed; None if there is none of that number."""
         slot = self._slots.get(number)
         return None if slot is None else slot.entry
+
+    def knows(self, number: int) -> bool:
+        """Whether there is a shard of that number, here or away."""
+        return number in self._slots or number in self.joined
 
     def opened(self) -> list[Shard]:
         return [slot for _, slot in sorted(self._slots.items()) if not isinstance(slot, Absent)]
@@ -75,7 +80,7 @@ class ShardPool:
         """The shard's id for people."""
         slot = self._slots.get(number)
         if slot is None:
-            return str(number)
+            return self.joined[number].id if number in self.joined else str(number)
         return slot.entry.id
 
     def group(self, number: int) -> str:

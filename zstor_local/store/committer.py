@@ -172,6 +172,11 @@ class Committer:
         """Set when the next group is committed. Take it before looking, then nothing is missed."""
         return self._news
 
+    def tell(self) -> None:
+        """Wake those who wait for news: of something that this store follows and did not commit."""
+        self._news.set()
+        self._news = trio.Event()
+
     def stop(self) -> None:
         """Take no more changes; `run` ends after those that wait."""
         self._stopping = True

@@ -19,7 +19,7 @@ from zstor_local.coding.block import BadBlock
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.share import pack_block_header, pack_share_end
 from zstor_local.errors import Conflict, NotEnoughShards, Unreadable
-from zstor_local.metastore.base import Garbage, Metastore, Owed
+from zstor_local.metastore.base import Garbage, Metastore, Owed, Usage
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
@@ -90,6 +90,7 @@ class Health:
         that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
         `leaving` is made on another one: NotEnoughShards if there is none.
         """
+        self._namespace(stored).gate.check(stored.namespace, Usage(), 0, closing=True)
         async with self._turn, AsyncExitStack() as leases:
             stored = self._newest(stored)
             lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
@@ -116,7 +117,8 @@ class Health:
         return replace(stored, record=open_object(self._sealer, current), envelope=current)
 
     def _shares(self, stored: Stored) -> VersionShares:
-        return VersionShares(self._pool, self._sealer.store_id, self._namespace(stored), stored.version, stored.record)
+        namespace = self._namespace(stored)
+        return VersionShares(self._pool, self._sealer.store_of(namespace.id), namespace, stored.version, stored.record)
 
     def _namespace(self, stored: Stored) -> Namespace:
         return self._namespaces.get(stored.namespace)

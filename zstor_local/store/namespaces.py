@@ -13,7 +13,7 @@ from typing import Final
 
 from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
-from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound
+from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound, PermissionDenied
 from zstor_local.metastore.base import Metastore, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
@@ -26,6 +26,7 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
+INVITED_TABLE: Final = "invited"  # of store-wide rows: the keys of users who were invited, by a namespace's id and the user
 REWRITE_TABLE: Final = "rewrite"  # of store-wide rows: how far a namespace's rewrite has come, by its id
 
 
@@ -35,9 +36,12 @@ class Gate:
 
     quota: int | None = None
     closed: bool = False
+    read_only: bool = False  # another user's, who let us read it
 
     def check(self, name: str, usage: Usage, growth: int, *, closing: bool) -> None:
         """NoSpace if the namespace would hold more than its quota, Conflict if it is being deleted. `growth` in plain bytes."""
+        if self.read_only:
+            raise PermissionDenied(f"the namespace {name} is another user's: it can be read here", hint="ask its owner to write to it")
         if self.closed and not closing:
             raise Conflict(
                 f"the namespace {name} is being deleted", hint="write to another one, or wait until it is gone", current=None
@@ -92,10 +96,11 @@ class Namespaces:
         self._committer = committer
         self._pool = pool
         self._sealer = sealer
-        self._hasher = hasher
+        self.hasher = self._hasher = hasher
         self._rows = rows
         self._policy = policy
         self._known: dict[str, Namespace] = {}
+        self.joined: dict[str, Namespace] = {}  # other users', by the names that they have here
 
     # --- Look ---
 
@@ -105,10 +110,17 @@ class Namespaces:
         return None if known is None or known.gate.closed else known
 
     def _look_up(self, name: str) -> Namespace | None:
-        known = self._known.get(name)
+        known = self._known.get(name) or self.joined.get(name)
         if known is None and (record := self.record(name)) is not None:
             known = self._remember(record)
         return known
+
+    def find_to_change(self, name: str) -> Namespace | None:
+        """As `find`; PermissionDenied for another user's, which can only be read."""
+        found = self.find(name)
+        if found is not None:
+            found.gate.check(name, Usage(), 0, closing=False)
+        return found
 
     def get(self, name: str) -> Namespace:
         """The namespace, or NotFound."""
@@ -119,7 +131,7 @@ class Namespaces:
 
     def by_id(self, namespace: NamespaceId) -> Namespace | None:
         """The namespace with this id, also one that is being deleted."""
-        for known in self._known.values():
+        for known in (*self._known.values(), *self.joined.values()):
             if known.id == namespace:
                 return known
         return next((found for found in self._every() if found.id == namespace), None)
@@ -131,6 +143,7 @@ class Namespaces:
     def page(self, after: str | None, limit: int) -> list[Namespace]:
         """Namespaces behind `after`, by name, at most `limit`, without those that are being deleted and those of the store's own."""
         found: list[Namespace] = []
+        first = after
         while len(found) < limit:
             rows = self._metastore.scan(STORE_WIDE, row_name(""), None if after is None else row_name(after), limit - len(found))
             if not rows:
@@ -138,7 +151,9 @@ class Namespaces:
             after = rows[-1].name.removeprefix(row_name(""))
             opened = [self._remember(self._open(row.envelope)) for row in rows]
             found += [each for each in opened if not each.gate.closed and not each.name.startswith("_")]
-        return found
+        if self.joined:
+            found += [each for each in self.joined.values() if first is None or each.name > first]
+        return sorted(found, key=lambda each: each.name)[:limit]
 
     def usage(self, namespace: Namespace) -> Usage:
         """How many objects it holds, of how many plain bytes."""
@@ -194,6 +209,9 @@ class Namespaces:
         return NamespaceRecord(name, identity, self._runtime.clock.now(), policy, quota, placement)
 
     async def _create(self, name: str, record: NamespaceRecord, *, exclusive: bool) -> Namespace:
+        if name in self.joined:
+            raise AlreadyExists(f"there is a namespace {name} already, another user's", hint="`zstor namespace rm` leaves it")
+
         def decide(current: Envelope | None) -> Decision:
             if current is None:
                 return Decision(self._written(record, None))
@@ -234,6 +252,8 @@ class Namespaces:
             for table, name in ((PERMISSIONS_TABLE, namespace.name), (REWRITE_TABLE, namespace.id.hex())):
                 if self._rows.look(table, name) is not None:
                     records.update(self._rows.removed(table, name))
+            for invited in self._rows.scan(INVITED_TABLE, f"{namespace.id.hex()}/"):
+                records.update(self._rows.removed(INVITED_TABLE, invited.name))
             return Decision(records)
 
         was_closed = namespace.gate.closed

@@ -87,7 +87,9 @@ class ObjectFinder:
         namespace = self._namespaces.get(stored.namespace)
         version = stored.version
         with self.lease(version):
-            reader = ObjectReader(self._runtime, self._pool, self._scratches, self._sealer.store_id, namespace, version, stored.record)
+            reader = ObjectReader(
+                self._runtime, self._pool, self._scratches, self._sealer.store_of(namespace.id), namespace, version, stored.record
+            )
             try:
                 yield reader
             finally:

@@ -54,7 +54,7 @@ class References:
     async def _change(
         self, name: ObjectName, change: Callable[[tuple[str, ...]], Iterable[str]], if_version: Version | None, caller: Caller
     ) -> tuple[str, ...]:
-        namespace = self._namespaces.find(name.namespace)
+        namespace = self._namespaces.find_to_change(name.namespace)
         if namespace is None:
             raise no_key(name)
         changed: tuple[str, ...] = ()

@@ -83,7 +83,7 @@ class Renaming:
     async def _change(
         self, name: ObjectName, new_key: str, change: Change, if_version: Version | None, caller: Caller, *, exclusive: bool
     ) -> Stored:
-        namespace = self._namespaces.find(name.namespace)
+        namespace = self._namespaces.find_to_change(name.namespace)
         if namespace is None:
             raise no_key(name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from zstor_local.coding.keys import KeyHasher, KeyRing, NamespaceKeys
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, associated_data
@@ -10,15 +12,32 @@ from zstor_local.runtime import Randomness
 SALT_BYTES = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A namespace of another store, whose owner gave us its keys. Its shard numbers count from `first` on here."""
+
+    store_id: StoreId
+    keys: NamespaceKeys
+    first: int
+
+
 class RecordSealer:
-    """Seals and opens every record of one store. Any thread may use it."""
+    """Seals and opens every record of one store, and opens those of namespaces of others. Any thread may use it."""
 
     def __init__(self, ring: KeyRing, store_id: StoreId, randomness: Randomness) -> None:
         self.ring = ring
         self.store_id = store_id
+        self.foreign: dict[NamespaceId, Foreign] = {}
         self._randomness = randomness
 
+    def store_of(self, space: NamespaceId) -> StoreId:
+        """The store that a namespace belongs to."""
+        foreign = self.foreign.get(space)
+        return self.store_id if foreign is None else foreign.store_id
+
     def keys(self, space: NamespaceId) -> NamespaceKeys:
+        if space in self.foreign:
+            return self.foreign[space].keys
         return self.ring.store_wide() if space == STORE_WIDE else self.ring.namespace(space)
 
     def seal(self, kind: Kind, space: NamespaceId, key_hash: KeyHash, version: Version, sequence: int, plain: bytes) -> Envelope:
@@ -36,7 +55,8 @@ class RecordSealer:
         return self.keys(envelope.namespace).is_sealed_anew(self._associated(envelope), envelope.sealed)
 
     def _associated(self, envelope: Envelope) -> bytes:
-        return associated_data(self.store_id, envelope.kind, envelope.namespace, envelope.key_hash, envelope.version, envelope.sequence)
+        store_id = self.store_of(envelope.namespace)
+        return associated_data(store_id, envelope.kind, envelope.namespace, envelope.key_hash, envelope.version, envelope.sequence)
 
 
 __all__ = ["KeyHasher", "RecordSealer"]

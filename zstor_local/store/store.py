@@ -14,6 +14,7 @@ from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
+from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
@@ -95,11 +96,12 @@ class Store:
         if read_only is not None:
             self.committer.failure = read_only
         self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
-        self.namespaces = Namespaces(runtime, metastore, self.committer, pool, sealer, hasher, self.rows, config.policy)
+        self.reading = RoutedMetastore(metastore)  # other users' namespaces beside our own
+        self.namespaces = Namespaces(runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy)
         self.rooms = Rooms(runtime, config.store, pool)
         self.objects = Objects(
             runtime,
-            metastore,
+            self.reading,
             pool,
             self.committer,
             self.namespaces,

@@ -28,7 +28,11 @@ class Stored:
 
 def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
     """The record in an envelope, or CorruptRecord."""
-    return ObjectRecord.decode(sealer.open(envelope))
+    record = ObjectRecord.decode(sealer.open(envelope))
+    foreign = sealer.foreign.get(envelope.namespace) if sealer.foreign else None
+    if foreign is None:
+        return record
+    return replace(record, placement=tuple(foreign.first + number for number in record.placement))
 
 
 def with_debts(metastore: Metastore, stored: Stored) -> Stored:

@@ -111,7 +111,7 @@ class ObjectWriter:
 
         None, and nothing done, where there is more to it.
         """
-        namespace = self._namespaces.find(name.namespace)
+        namespace = self._namespaces.find_to_change(name.namespace)
         if namespace is None or len(data) > INLINE_CODING_BYTES or not is_small(len(data), namespace.policy):
             return None
         self._look_ahead(namespace, name, options)
@@ -308,7 +308,7 @@ class ObjectWriter:
 
         NotFound if it is not there; but if the metastore has lost it, whoever has kept its metadata (`sealed`) can have it buried.
         """
-        namespace = self._namespaces.find(name.namespace)
+        namespace = self._namespaces.find_to_change(name.namespace)
         if namespace is None:
             raise no_key(name)
 

@@ -39,7 +39,7 @@ class ChangesPage(TypedDict):
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
     names = Names(store)
-    use = Changes(store.metastore, store.namespaces, store.sealer)
+    use = Changes(store.reading, store.namespaces, store.sealer)
 
     @registry.method("object.changes", errors=[CorruptRecord, Busy, ShuttingDown])
     async def changes(
@@ -55,7 +55,7 @@ def register(registry: Registry, store: Store) -> None:
         Nothing new is an empty answer. A key that changed several times stands where its last change was.
         """
         name = names.namespace(namespace)
-        if since > store.metastore.state().sequence:
+        if since > store.metastore.state().sequence and name not in store.namespaces.joined:  # whose sequences are another store's
             raise InvalidParams(
                 "that cursor is not one of this store's: it is ahead of the last change", hint="begin again with 0", parameter="since"
             )

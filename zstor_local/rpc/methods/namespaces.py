@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Final, Literal, TypedDict
 
 from zstor_local import limits
+from zstor_local.access.joining import Joining
 from zstor_local.access.spaces import Spaces
 from zstor_local.errors import (
     AlreadyExists,
@@ -84,7 +85,7 @@ class Rewriting(TypedDict):
     job: str
 
 
-def register(registry: Registry, store: Store, spaces: Spaces) -> None:
+def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining) -> None:
     """Add the methods."""
 
     @registry.method("namespace.create", errors=[AlreadyExists, PermissionDenied, *CHANGE_ERRORS])
@@ -110,8 +111,13 @@ def register(registry: Registry, store: Store, spaces: Spaces) -> None:
     ) -> NamespaceDeleted:
         """Delete a namespace and everybody's permissions in it. With objects in it it is refused, unless `force` deletes them too.
 
-        A deletion that has begun is finished, over restarts if need be. The same name can be used again then, by another namespace.
+        One that was joined is only left: its owner keeps it. A deletion that has begun is finished, over restarts if need be. The same
+        name can be used again then, by another namespace.
         """
+        if joining.joined(check_namespace(namespace)):
+            call.begin_commit()
+            await joining.leave(namespace)
+            return {"deleted": True, "objects": 0}
         return {"deleted": True, "objects": await spaces.delete(check_namespace(namespace), call, force=force)}
 
     @registry.method("namespace.list", errors=[CorruptRecord])

@@ -55,7 +55,7 @@ class Referring(TypedDict):
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
     names = Names(store)
-    use = References(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer)
+    use = References(store.runtime, store.reading, store.committer, store.namespaces, store.sealer)
 
     @registry.method("reference.append", errors=CHANGE_ERRORS)
     async def append(

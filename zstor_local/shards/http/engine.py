@@ -99,13 +99,19 @@ class HttpEngine:
 
     def _place(self, url: str) -> tuple[Peer, str]:
         """The server, and where on it the shard lies: one place for each store and name."""
-        server, name = _split(url)
+        server, space = locate(url, self._store_id)
         with self._lock:
             peer = self._peers.get(server)
             if peer is None:
                 peer = self._peers[server] = Peer(server, self._tokens, self._network, self._runtime.randomness, self._deadlines)
-        uid = blake3.blake3(b"zstor/1 space" + self._store_id + name.encode()).digest(ID_BYTES) if name else bytes(self._store_id)
-        return peer, space_path(ShardUid(uid))
+        return peer, space
+
+
+def locate(url: str, store_id: StoreId) -> tuple[str, str]:
+    """The URL of the server, and the path there of a store's shard. ShardError for a URL that is none of a shard server's."""
+    server, name = _split(url)
+    uid = blake3.blake3(b"zstor/1 space" + store_id + name.encode()).digest(ID_BYTES) if name else bytes(store_id)
+    return server, space_path(ShardUid(uid))
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -74,9 +74,11 @@ def _checked(peer: Peer, reply: Reply, offset: int, length: int) -> bytes:
 class HttpShareReader:
     """One share. Opening asks nothing: that it is missing shows at the first read."""
 
-    def __init__(self, shard: Speaker, share: ShareId, *, small: bool) -> None:
+    def __init__(self, shard: Speaker, share: ShareId, *, small: bool, namespace: NamespaceId | None = None) -> None:
+        """`namespace` is told by whoever may read only that one."""
         self._shard = shard
-        self._path = f"{shard.space}/shares/{share_name(share)}{'?small=1' if small else ''}"
+        query = [*(["small=1"] if small else []), *([f"namespace={namespace.hex()}"] if namespace else [])]
+        self._path = f"{shard.space}/shares/{share_name(share)}{'?' if query else ''}{'&'.join(query)}"
         self._skip = 0 if small else SHARE_HEADER_BYTES
         self._small = small
         self._lock = threading.Lock()

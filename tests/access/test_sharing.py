@@ -1,0 +1,153 @@
+"""Two users, two daemons, three shard servers, all processes of their own: invite, join, read, follow, renew, revoke."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.daemon.client import Client
+from tests.shardserver.server import Server, scanned
+from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.shards.http.wire import DIGEST, Batch, digest, pack_batch
+
+LARGE = bytes(range(256)) * 4_000
+
+
+@dataclass
+class World:
+    alice: Client
+    bob: Client
+    alices: PrivateDaemon
+    bobs: PrivateDaemon
+    servers: list[Server]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    place = tmp_path_factory.mktemp("sharing")
+    homes = [place / name for name in ("alice", "bob")]
+    for home in homes:
+        home.mkdir()
+    servers: list[Server] = []
+    with PrivateDaemon(homes[0]) as alices, PrivateDaemon(homes[1]) as bobs:
+        try:
+            alices.start()
+            bobs.start()
+            alice, bob = Client(str(alices.socket)), Client(str(bobs.socket))
+            trust = place / "trust.json"
+            trust.write_text(json.dumps(alice.result("token.keys")))
+            for number in range(3):
+                server = Server(place / f"server{number}", [trust], f"unix:{place}/{number}.sock")
+                servers.append(server)
+                alice.result("shard.add", url=server.url)
+            added = [shard["id"] for shard in alice.result("shard.list")["shards"]][-3:]
+            alice.result("namespace.create", namespace="photos", policy={"k": 2, "m": 3}, placement=added)
+            alice.write("small", b"small", namespace="photos", references=["holiday"])
+            alice.write("large", LARGE, namespace="photos", previous_key="small")
+            alice.result("permission.give", namespace="photos", user="bob", permission="read")
+            key = bob.result("namespace.key")["public_key"]
+            invitation = alice.result("namespace.invite", namespace="photos", user="bob", public_key=key)["invitation"]
+            assert bob.result("namespace.join", invitation=invitation) == {
+                "namespace": "photos",
+                "objects": 2,
+                "bytes": 5 + len(LARGE),
+            }
+            world = World(alice, bob, alices, bobs, servers)
+            yield world
+            world.alice.close()
+            world.bob.close()
+        finally:
+            for server in servers:
+                server.kill()
+
+
+def bobs_token(world: World) -> str:
+    return str(world.alice.result("token.create", namespace="photos", user="bob", permission="read")["token"])
+
+
+def wait_for(client: Client, key: str) -> Any:
+    """The key's change, as soon as the follower has heard of it."""
+    cursor = 0
+    while True:
+        page = client.result("object.changes", namespace="photos", since=cursor, wait_seconds=60)
+        cursor = page["cursor"]
+        for item in page["items"]:
+            if item["key"] == key:
+                return item
+
+
+def test_a_joined_namespace_answers_all_that_only_looks(world: World) -> None:
+    bob = world.bob
+    assert bob.read("small", namespace="photos") == b"small"
+    assert bob.read("large", namespace="photos") == LARGE
+    assert [item["key"] for item in bob.result("object.list", namespace="photos")["items"]][:1] == ["large"]
+    metadata = bob.result("object.stat", key="small", namespace="photos")["metadata"]
+    assert (metadata["references"], metadata["next_key"], metadata["health"]) == (["holiday"], "large", "optimal")
+    walked = bob.result("object.walk", start_key="small", namespace="photos", values=True)["items"]
+    assert [(item["key"], base64.b64decode(item["value_b64"])) for item in walked] == [("small", b"small"), ("large", LARGE)]
+    assert bob.result("reference.find", reference="holiday", namespace="photos")["keys"] == ["small"]
+    assert bob.result("object.read", metadata=metadata)["value_b64"] == base64.b64encode(b"small").decode()
+    assert bob.result("object.check", key="large", namespace="photos")["status"] == "optimal"
+    assert "photos" in [item["namespace"] for item in bob.result("namespace.list")["items"]]
+
+
+def test_what_the_owner_changes_is_followed(world: World) -> None:
+    world.alice.write("new", b"1", namespace="photos")
+    assert wait_for(world.bob, "new")["deleted"] is False
+    assert world.bob.read("new", namespace="photos") == b"1"
+    world.alice.result("object.delete", key="new", namespace="photos")
+    while not wait_for(world.bob, "new")["deleted"]:
+        pass
+    assert world.bob.refusal("object.read", key="new", namespace="photos") == "not_found"
+
+
+def test_a_write_is_refused_by_the_daemon_and_by_the_servers(world: World) -> None:
+    assert world.bob.refusal("object.write", key="x", value="x", namespace="photos") == "permission_denied"
+    assert world.bob.refusal("object.delete", key="small", namespace="photos") == "permission_denied"
+    assert world.bob.refusal("object.repair", key="small", namespace="photos") == "permission_denied"
+    assert world.bob.refusal("reference.append", key="small", references=["x"], namespace="photos") == "permission_denied"
+    store = world.alice.result("token.keys")["issuer"].removeprefix("zstor:")
+    batch = pack_batch(Batch([scanned(1, b"share")]))
+    for server in world.servers:
+        with server.client(bobs_token(world), writer=99) as client:
+            refused = client.post(f"/v1/{store}/log?batch=1", content=batch, headers={DIGEST: digest(batch)})
+            assert refused.status_code in (403, 409), refused.text
+            assert client.put(f"/v1/{store}/letters/{'0' * 32}", content=b"x", headers={DIGEST: digest(b"x")}).status_code == 403
+            assert client.get(f"/v1/{store}/log?namespace={'0' * 32}").status_code == 403
+
+
+def test_a_restarted_reader_goes_on(world: World) -> None:
+    world.bob.close()
+    world.bobs.stop()
+    world.bobs.start()
+    world.bob = Client(str(world.bobs.socket))
+    wait_for(world.bob, "large")
+    assert world.bob.read("large", namespace="photos") == LARGE
+
+
+def test_a_token_that_counts_no_more_is_renewed_by_a_letter(world: World) -> None:
+    world.alice.result("token.revoke", user="bob")
+    world.alice.write("after", b"after", namespace="photos")
+    wait_for(world.bob, "after")
+    assert world.bob.read("after", namespace="photos") == b"after"
+
+
+def test_with_a_server_away_every_byte_is_read(world: World) -> None:
+    world.servers[0].kill()
+    assert world.bob.read("large", namespace="photos") == LARGE
+    assert world.bob.read("small", namespace="photos") == b"small"
+
+
+def test_without_the_permission_nothing_more_is_read(world: World) -> None:
+    world.alice.result("permission.remove", namespace="photos", user="bob", permission="read")
+    world.alice.result("token.revoke", user="bob")
+    assert world.bob.refusal("object.read", key="large", namespace="photos") == "unreadable"
+    key = world.bob.result("namespace.key")["public_key"]
+    assert world.alice.refusal("namespace.invite", namespace="photos", user="bob", public_key=key) == "permission_denied"
+    assert world.bob.result("namespace.delete", namespace="photos") == {"deleted": True, "objects": 0}
+    assert world.bob.refusal("object.read", key="large", namespace="photos") == "not_found"

@@ -1,0 +1,184 @@
+"""Invitations and letters: how another user's daemon comes to read a namespace. Pure: random bytes and the time are given.
+
+An invitation is `zstor1` and base64url of a CBOR map {0: 1, 1: store id, 2: namespace id, 3: sealed}. What is sealed, with HPKE
+(RFC 9180; X25519, HKDF-SHA256, AES-256-GCM) to the user's public key, bound to both ids, is a `Pass`. From then on letters on the shard
+servers renew it: the same, sealed with the key that the first one brought, so that only the owner can have written them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
+from zstor_local.errors import CorruptRecord, InvalidParams
+from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
+from zstor_local.model.record import decode, encode
+
+TokenSourceKind = Literal["letters", "authority"]
+PREFIX: Final = "zstor1"
+_SCHEMA: Final = 1
+_INVITATION: Final = b"zstor/1 invitation"
+_LETTER: Final = b"zstor/1 letter"
+_SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A shard server's place of the owner's store: its number in placements, its name and URL."""
+
+    number: int
+    id: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Pass:
+    """What a reader needs; repr shows none of it. `record_keys` newest first; `token` is "" once there is no permission any more;
+    `made` in microseconds: of two the later counts.
+    """
+
+    namespace: str
+    namespace_id: NamespaceId
+    store_id: StoreId
+    user: str
+    record_keys: tuple[bytes, ...]
+    places: tuple[Place, ...]
+    source: TokenSourceKind
+    organization: str
+    token: str
+    letter_key: bytes
+    letter_id: bytes
+    made: int
+
+    def encode(self) -> bytes:
+        places = [[place.number, place.id, place.url] for place in self.places]
+        return encode(
+            {
+                0: _SCHEMA,
+                1: self.namespace,
+                2: self.namespace_id,
+                3: self.store_id,
+                4: self.user,
+                5: [*self.record_keys],
+                6: places,
+                7: self.source,
+                8: self.organization,
+                9: self.token,
+                10: self.letter_key,
+                11: self.letter_id,
+                12: self.made,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Pass:
+        """The reverse of `encode`; CorruptRecord for anything else."""
+        plain = decode(data)
+        texts = [plain.get(number) for number in (1, 4, 7, 8, 9)]
+        ids = [plain.get(number) for number in (2, 3, 11)]
+        keys, places, letter_key, made = (plain.get(number) for number in (5, 6, 10, 12))
+        if (
+            plain.get(0) != _SCHEMA
+            or any(type(text) is not str for text in texts)
+            or any(type(each) is not bytes or len(each) != ID_BYTES for each in ids)
+            or not _are_keys(keys)
+            or not _are_keys([letter_key])
+            or not isinstance(places, list)
+            or any(not isinstance(place, list) or [type(each) for each in place] != [int, str, str] for place in places)
+            or type(made) is not int
+            or texts[2] not in ("letters", "authority")
+        ):
+            raise CorruptRecord("that invitation is not one of this version", hint="use the newest zstor, or ask for another one")
+        name, user, source, organization, token = texts
+        return cls(
+            str(name), NamespaceId(ids[0]), StoreId(ids[1]), str(user), tuple(keys), tuple(Place(*each) for each in places),  # type: ignore[arg-type]
+            source, str(organization), str(token), letter_key, ids[2], made,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def _are_keys(keys: object) -> bool:
+    return isinstance(keys, list) and bool(keys) and all(type(key) is bytes and len(key) == KEY_BYTES for key in keys)
+
+
+def public_key(private: bytes) -> str:
+    """The public key of 32 random bytes, as an invitation takes it."""
+    return base64.urlsafe_b64encode(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()).rstrip(b"=").decode()
+
+
+def parse_public_key(text: str) -> bytes:
+    """32 bytes, or InvalidParams."""
+    data = _from_base64(text)
+    if len(data) != KEY_BYTES or not any(data):
+        raise InvalidParams("that is no public key", hint="the user's `zstor namespace join` prints theirs", parameter="public_key")
+    return data
+
+
+def seal_invitation(given: Pass, public: bytes) -> str:
+    """The invitation, for the bearer of the public key alone."""
+    info = _INVITATION + given.store_id + given.namespace_id
+    try:
+        sealed = _SUITE.encrypt(given.encode(), X25519PublicKey.from_public_bytes(public), info)
+    except ValueError:
+        raise InvalidParams(
+            "that is no public key", hint="the user's `zstor namespace join` prints theirs", parameter="public_key"
+        ) from None
+    data = encode({0: _SCHEMA, 1: given.store_id, 2: given.namespace_id, 3: sealed})
+    return PREFIX + base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def open_invitation(text: str, private: bytes) -> Pass:
+    """What the invitation gives, or InvalidParams."""
+    text = "".join(text.split())
+    try:
+        plain = decode(_from_base64(text.removeprefix(PREFIX)))
+        store_id, namespace_id, sealed = plain[1], plain[2], plain[3]
+        if not text.startswith(PREFIX) or plain[0] != _SCHEMA:
+            raise InvalidParams("that is no invitation")
+        info = _INVITATION + store_id + namespace_id  # type: ignore[operator]
+        opened = _SUITE.decrypt(sealed, X25519PrivateKey.from_private_bytes(private), info)  # type: ignore[arg-type]
+        return Pass.decode(opened)
+    except (KeyError, TypeError, ValueError, InvalidTag, CorruptRecord, InvalidParams):
+        raise InvalidParams(
+            "that invitation does not open", hint="it must be whole, and made for the key that `zstor namespace join` prints here"
+        ) from None
+
+
+def seal_letter(given: Pass, salt: bytes) -> bytes:
+    """What renews a pass, for whoever has the one before. `salt` is 32 fresh random bytes."""
+    return NamespaceKeys(given.letter_key).seal_record(salt, _bound(given), given.encode())
+
+
+def open_letter(letter: bytes, before: Pass) -> Pass:
+    """The newer pass, or the one before if the letter is older; CorruptRecord if the owner did not write it."""
+    opened = Pass.decode(NamespaceKeys(before.letter_key).open_record(_bound(before), letter))
+    if (opened.store_id, opened.namespace_id) != (before.store_id, before.namespace_id):
+        raise CorruptRecord("a letter is of another namespace")
+    return opened if opened.made >= before.made else before
+
+
+def _bound(given: Pass) -> bytes:
+    return _LETTER + given.store_id + given.namespace_id + given.letter_id
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def letter_secrets(store_wide: NamespaceKeys, namespace: NamespaceId, public: bytes) -> tuple[bytes, bytes]:
+    """The key and id of the letters to a public key: the same for ever, and known to nobody else who was invited."""
+    bound: Sequence[bytes] = (namespace, public)
+    return (
+        store_wide.derive(b"zstor/1 letter key" + b"".join(bound), KEY_BYTES),
+        store_wide.derive(b"zstor/1 letter id" + b"".join(bound), ID_BYTES),
+    )

@@ -1,0 +1,124 @@
+"""Whom the owner's daemon has invited, and the letters that it leaves for them on shard servers: each renews a pass for a day.
+
+A letter can be left again and again. Once the permission is taken away it holds no token, and no more does the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from zstor_local.access.authority import Authority
+from zstor_local.access.invitation import Pass, Place, letter_secrets, seal_invitation, seal_letter
+from zstor_local.access.trust import TOKEN_SECONDS_MAX
+from zstor_local.coding.keys import SALT_BYTES
+from zstor_local.errors import InvalidParams, NotFound, PermissionDenied, ZstorError
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import STORE_WIDE, decode, encode
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.http.peer import Ask
+from zstor_local.shards.http.shard import HttpShard
+from zstor_local.shards.http.wire import DIGEST, digest
+from zstor_local.store.namespaces import INVITED_TABLE, Namespace
+from zstor_local.store.store import Store
+
+ROUND_SECONDS: Final = 3_600.0  # a letter holds a day
+SOON_SECONDS: Final = 2.0
+AGAIN_SECONDS: Final = 60.0  # after a round in which a server was away
+
+log = logging.getLogger("zstor.access")
+
+
+class Letters:
+    """One task for a daemon, and the use case of inviting."""
+
+    def __init__(self, store: Store, authority: Authority) -> None:
+        self._store = store
+        self._authority = authority
+        self._working = trio.Lock()
+
+    async def run(self) -> None:
+        """Leave every letter, again each hour."""
+        while True:
+            try:
+                away = await self.leave()
+            except ZstorError as error:
+                log.warning("letters to readers were not left: %s", error)
+                away = True
+            await trio.sleep(AGAIN_SECONDS if away else ROUND_SECONDS)
+
+    async def soon(self) -> None:
+        """Leave them now, but do not wait long for servers that are slow: they get theirs in the next round."""
+        with trio.move_on_after(SOON_SECONDS), suppress(ZstorError):
+            await self.leave()
+
+    async def invite(self, namespace_name: str, user: str, public: bytes) -> str:
+        """An invitation for the bearer of this key, who must have the permission to read. Durable when this returns."""
+        namespace = self._store.namespaces.get(namespace_name)
+        given = await self._pass(namespace, user, public)
+        if self._authority.kind == "builtin" and not given.token:
+            raise PermissionDenied(f"{user} may not read {namespace_name}", hint=f"zstor perm give {namespace_name} {user} read")
+        if not given.places:
+            raise InvalidParams(
+                "no shard of this store is on a shard server, where somebody else could read it",
+                hint="`zstor shard add https://HOST:PORT`",
+            )
+        invitation = seal_invitation(given, public)
+        await self._store.rows.put(INVITED_TABLE, f"{namespace.id.hex()}/{user}", encode({0: 1, 1: public}))
+        await self.leave()
+        return invitation
+
+    async def leave(self) -> bool:
+        """Leave every letter on every server; returns whether one was away."""
+        async with self._working:
+            shards = [shard for shard in self._store.pool.opened() if isinstance(shard, HttpShard)]
+            away = False
+            for namespace, user, public in self._invited():
+                given = await self._pass(namespace, user, public)
+                body = seal_letter(given, self._store.runtime.randomness.bytes(SALT_BYTES))
+                for shard in shards:
+                    try:
+                        headers = {**shard.fenced(), DIGEST: digest(body)}
+                        await shard.peer.ask(Ask("PUT", f"{shard.space}/letters/{given.letter_id.hex()}", body, headers))
+                    except (ShardError, ShareMissing) as error:
+                        log.info("shard %s takes no letters: %s", shard.id, error)
+                        away = True
+            return away
+
+    def _invited(self) -> Iterator[tuple[Namespace, str, bytes]]:
+        for row in self._store.rows.scan(INVITED_TABLE):
+            space, _, user = row.name.partition("/")
+            namespace = self._store.namespaces.by_id(NamespaceId(bytes.fromhex(space)))
+            public = decode(row.value).get(1)
+            if namespace is not None and not namespace.gate.closed and isinstance(public, bytes):
+                yield namespace, user, public
+
+    async def _pass(self, namespace: Namespace, user: str, public: bytes) -> Pass:
+        """What the user needs to read the namespace now; without a token if there is no permission."""
+        sealer = self._store.sealer
+        key, identity = letter_secrets(sealer.keys(STORE_WIDE), namespace.id, public)
+        token = ""
+        if self._authority.kind == "builtin":
+            try:
+                token = (await self._authority.token(namespace.name, ["read"], user, TOKEN_SECONDS_MAX)).text
+            except (PermissionDenied, NotFound):
+                token = ""
+        places = [Place(shard.number, shard.id, shard.url) for shard in self._store.pool.opened() if isinstance(shard, HttpShard)]
+        return Pass(
+            namespace=namespace.name,
+            namespace_id=namespace.id,
+            store_id=sealer.store_id,
+            user=user,
+            record_keys=sealer.ring.record_keys(namespace.id),
+            places=tuple(places),
+            source="letters" if self._authority.kind == "builtin" else "authority",
+            organization=self._authority.organization,
+            token=token,
+            letter_key=key,
+            letter_id=identity,
+            made=self._store.runtime.clock.now(),
+        )

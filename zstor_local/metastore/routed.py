@@ -1,0 +1,55 @@
+"""A store's own metastore, with what is known of other users' namespaces beside it, in memory: reads go where the namespace lies."""
+
+from __future__ import annotations
+
+from zstor_local.metastore.base import Metastore, Row, Usage
+from zstor_local.metastore.memory import MemoryMetastore
+from zstor_local.model.ids import NamespaceId, ReferenceHash
+from zstor_local.model.record import Envelope
+
+
+class RoutedMetastore:
+    """See the laws of metastore.base.Metastore. What is committed, and all that is not of a `joined` space, is the own one's."""
+
+    def __init__(self, own: Metastore) -> None:
+        self.joined: dict[NamespaceId, MemoryMetastore] = {}
+        self._own = own
+        self.store_id = own.store_id
+        self.kind = own.kind
+        self.state = own.state
+        self.usages = own.usages
+        self.named = own.named
+        self.intents = own.intents
+        self.garbage = own.garbage
+        self.garbage_count = own.garbage_count
+        self.debts = own.debts
+        self.debts_count = own.debts_count
+        self.debts_of = own.debts_of
+        self.commit = own.commit
+        self.checkpoint = own.checkpoint
+        self.close = own.close
+
+    @property
+    def writable(self) -> bool:
+        return self._own.writable
+
+    def _of(self, space: NamespaceId) -> Metastore:
+        return self.joined.get(space, self._own)
+
+    def get(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._of(space).get(space, name)
+
+    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._of(space).tombstone(space, name)
+
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+        return self._of(space).scan(space, prefix, after, limit)
+
+    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
+        return self._of(space).changes(space, since, limit)
+
+    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
+        return self._of(space).referring(space, reference, after, limit)
+
+    def usage(self, space: NamespaceId) -> Usage:
+        return self._of(space).usage(space)
