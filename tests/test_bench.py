@@ -14,7 +14,7 @@ from zstor_local.bench.results import Budget, Report, Row
 from zstor_local.cli import main
 from zstor_local.limits import MIB
 
-TINY = Plan(rounds=1, file_bytes=4 * MIB, pipe_bytes=3 * MIB, writes=16, calls=4, objects=20)
+TINY = Plan(rounds=1, file_bytes=4 * MIB, pipe_bytes=3 * MIB, writes=16, calls=4, objects=20, entries=20)
 WORK = [
     "write 4 MiB, random, fd",
     "write 4 MiB, random, path",
@@ -36,8 +36,10 @@ WORK = [
     "disk for an object of 4 KiB",
     "write 4 KiB in a store of 20",
     "read 4 KiB in a store of 20",
-    "ready after a clean stop, 117 objects",
-    "ready after a kill, 117 objects",
+    "append to a log of 20",
+    "read the newest 10 of a log of 20",
+    "ready after a clean stop, 153 objects",
+    "ready after a kill, 153 objects",
     "content id of 4 MiB",
     "cas.upload 4 MiB, random, path",
     "cas.upload 4 MiB, random, path, known",

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zstor_local.bench import calls, contents, files, footprint
+from zstor_local.bench import calls, contents, files, footprint, logs
 from zstor_local.bench.place import QUICK, Place, Plan, cores, default_directory, file_system, prepared
 from zstor_local.bench.results import Report, Row, machine
 from zstor_local.limits import MIB
@@ -29,6 +29,7 @@ CASES: Final[Sequence[Case]] = (
     footprint.peak_after_pipe,
     footprint.disk,
     calls.grown,
+    logs.grown,
     footprint.start,
     contents.measure,
 )
@@ -43,6 +44,7 @@ _DURABILITY: Final = "this file system is in memory: nothing durable was measure
 @click.option("--rounds", type=click.IntRange(1), help="How often everything is measured; the table shows medians (3).")
 @click.option("--pipe", type=click.IntRange(1), metavar="MIB", help="Length of the long pipe (1024; 10240 for the full test).")
 @click.option("--objects", type=click.IntRange(1), metavar="N", help="Also fill the store with N objects and measure there.")
+@click.option("--entries", type=click.IntRange(1), metavar="N", help="Also fill a log with N entries and measure on the way.")
 @click.option(
     "--dir",
     "directory",
@@ -56,6 +58,7 @@ def bench(
     rounds: int | None,
     pipe: int | None,
     objects: int | None,
+    entries: int | None,
     directory: Path | None,
     write: Path | None,
     json: bool,
@@ -68,7 +71,11 @@ def bench(
         raise click.UsageError("--write takes a name that ends in .md or .json")
     plan = QUICK if quick else Plan()
     plan = replace(
-        plan, rounds=rounds or plan.rounds, pipe_bytes=pipe * MIB if pipe else plan.pipe_bytes, objects=objects or plan.objects
+        plan,
+        rounds=rounds or plan.rounds,
+        pipe_bytes=pipe * MIB if pipe else plan.pipe_bytes,
+        objects=objects or plan.objects,
+        entries=entries or plan.entries,
     )
     report = measure(plan, directory or default_directory())
     if write is not None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +35,10 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Requests of one method, a key each (an empty one: no params), dealt out to clients that each wait for their reply.
+    """Requests of one method, a key each (an empty one: none), dealt out to clients that each wait for their reply.
 
-    `value_bytes` random bytes go with each of them. `result` is what a good reply contains.
+    The key goes as `parameter`, with `extra` ones beside it. `value_bytes` random bytes go with each of them. `result` is what a good
+    reply contains.
     """
 
     socket: Path
@@ -46,6 +47,8 @@ class Burst:
     clients: int = 1
     value_bytes: int = 0
     result: bytes = b'"result"'
+    parameter: str = "key"
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Answered:
 def burst(job: Burst) -> float:
     """Send it all. Returns the seconds from the first request to the last reply."""
     value = base64.b64encode(os.urandom(job.value_bytes)).decode()
-    lines = [_line(number, job.method, _params(key, value)) for number, key in enumerate(job.keys)]
+    lines = [_line(number, job.method, _params(job, key, value)) for number, key in enumerate(job.keys)]
     clients: dict[int, tuple[socket.socket, Iterator[bytes]]] = {}
     partial: dict[int, bytes] = {}
     with select.epoll() as ready:
@@ -185,10 +188,9 @@ def connect(path: Path) -> socket.socket:
     return peer
 
 
-def _params(key: str, value: str) -> dict[str, object] | None:
-    if not key:
-        return None
-    return {"key": key, "value_b64": value} if value else {"key": key}
+def _params(job: Burst, key: str, value: str) -> dict[str, object] | None:
+    params = {**job.extra} | ({job.parameter: key} if key else {}) | ({"value_b64": value} if value else {})
+    return params or None
 
 
 def _line(number: int, method: str, params: Mapping[str, object] | None) -> bytes:

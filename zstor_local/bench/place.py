@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured. `objects`: fill the store so far and measure small objects again; 0 leaves it out."""
+    """How much is measured. `objects`: fill the store so far and measure small objects again; `entries`: a log; 0 leaves it out."""
 
     rounds: int = 3
     file_bytes: int = 256 * MIB
@@ -41,6 +41,7 @@ class Plan:
     writes: int = 2_000  # and reads, of 4 KiB objects in a round, by each number of clients
     calls: int = 5_000
     objects: int = 0
+    entries: int = 0
 
 
 QUICK: Final = Plan(file_bytes=64 * MIB, pipe_bytes=128 * MIB, writes=300, calls=1_000)

@@ -20,6 +20,7 @@ from zstor_local.model.ids import check_key
 from zstor_local.store.storewide import StoredRow, StoreWide
 
 TABLE: Final = "name"
+SCAN_ROWS: Final = 16  # read at once: their values take 8 MiB at most
 LOGS: Final = "log/"  # names below it are the heads of logs, which only the logs change
 
 _FORMAT: Final = 1
@@ -78,13 +79,13 @@ class Names:
         """Names that begin with the prefix and come behind `after`, in the order of their UTF-8 bytes."""
         found = 0
         while found < limit:
-            rows = self._rows.scan(TABLE, prefix, after, limit)
+            rows = self._rows.scan(TABLE, prefix, after, SCAN_ROWS)
             for row in rows:
                 name = _opened(row)
                 if not name.deleted and found < limit:
                     found += 1
                     yield name
-            if len(rows) < limit:
+            if len(rows) < SCAN_ROWS:
                 return
             after = rows[-1].name
 

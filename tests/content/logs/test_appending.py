@@ -10,11 +10,13 @@ import trio
 from tests.content.logs.ground import hash_of, opened, text, texts
 from tests.formats.vectors import BY_NAME
 from tests.store.home import Home
+from tests.store.test_committer import Gate
 from zstor_local import limits
 from zstor_local.content.cas import Owner
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotFound, TooLarge
 from zstor_local.formats import unixfs
+from zstor_local.formats.cid import Cid
 from zstor_local.formats.remotelog import ENCODINGS, Encoding, parse_page
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource
@@ -271,3 +273,59 @@ async def test_a_rebuild_brings_logs_back(home: Home, tmp_path: Path) -> None:
         assert await ground.contents() == [text(1), None, *texts(8, 3)]
         assert (await ground.append(text(9))).seq == 9
         await ground.whole()
+
+
+async def test_of_two_contents_for_one_hash_one_is_refused_and_not_kept(home: Home) -> None:
+    async with opened(home) as ground:
+        refused = 0
+
+        async def send(content: bytes) -> None:
+            nonlocal refused
+            try:
+                await ground.append(content, local_hash=b"one hash")
+            except Conflict:
+                refused += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(send, text(number))
+        assert refused == 3
+        await ground.whole()
+        (entry,) = await ground.entries()
+        for number in range(4):
+            if unixfs.content_id(text(number)) != entry.cid:
+                with pytest.raises(NotFound):
+                    ground.cas.find(unixfs.content_id(text(number)))
+
+
+async def test_reading_the_newest_entries_fetches_as_many_pages_whatever_the_length(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(home) as ground:
+        await ground.create(page_size=4)
+        fetched: dict[int, int] = {}
+        log = await ground.logs.open("default")
+        get, count = log.held.get, 0
+
+        async def counting(cid: Cid) -> bytes:
+            nonlocal count
+            count += 1
+            return await get(cid)
+
+        monkeypatch.setattr(log.held, "get", counting)
+        for length in (20, 60, 100):
+            await ground.append_all(texts(length, 1 if length == 20 else length - 39))
+            count = 0
+            assert [entry.seq for entry in await ground.entries(since=length - 10)] == list(range(length - 9, length + 1))
+            fetched[length] = count
+        assert set(fetched.values()) <= {2, 3}
+
+
+async def test_an_append_costs_two_commits_and_now_and_then_a_page(home: Home) -> None:
+    async with opened(home) as ground:
+        await ground.create(page_size=5)
+        await ground.append(text(0))
+        gate = Gate(home)
+        await ground.append_all(texts(50))
+        commits = [transaction for transaction in gate.commits if transaction.rows]
+        assert len(commits) == 2 * 50 + 50 // 5

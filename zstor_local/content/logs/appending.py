@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import trio
@@ -16,7 +17,7 @@ from zstor_local import limits
 from zstor_local.content.logs.held import ENTRY
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
-from zstor_local.content.logs.paging import embedded, grow
+from zstor_local.content.logs.paging import Closed, embedded, grow
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.errors import Conflict, InvalidParams, NotFound, OutcomeUnknown, TooLarge, ZstorError
 from zstor_local.formats import unixfs
@@ -54,6 +55,7 @@ class _Waiting:
     entry: Entry
     pinned_at: int  # the log's `let_go_times` when its content was pinned
     outcome: Appended | ZstorError | None = None
+    gone: bool = False  # its content is not there any more, and has to be put there again
 
 
 class Appending:
@@ -70,7 +72,6 @@ class Appending:
         stands for other content, or whose entry was scrubbed, is Conflict.
         """
         log = await self._logs.open(name)
-        pinned_at = log.let_go_times
         data = new.content if isinstance(new.content, bytes) else await self._content(log, new.content)
         local_hash = _local_hash(new, data, log.record.policy)
         cid = new.content if isinstance(new.content, Cid) else unixfs.content_id(new.content)
@@ -79,34 +80,39 @@ class Appending:
             if found.cid != cid:
                 raise _taken(log.name, local_hash, scrubbed=found.cid is None)
             return Appended(found.seq, cid, log.head.cid, new=False)
-        if isinstance(new.content, bytes):
-            await log.held.put(new.content, ENTRY)
-        else:
-            await log.held.hold(cid, ENTRY)
         kept = embedded(data, log.record.policy) if data is not None and new.embed else b""
         caller.begin_commit()
-        return await self._publish(log, _Waiting(Entry(0, local_hash, cid, kept), pinned_at))
+        while True:
+            pinned_at = log.let_go_times
+            if isinstance(new.content, bytes):
+                await log.held.put(new.content, ENTRY)
+            else:
+                await log.held.hold(cid, ENTRY)
+            appended = await self._publish(log, _Waiting(Entry(0, local_hash, cid, kept), pinned_at))
+            if appended is not None:
+                return appended
 
     async def _content(self, log: OpenLog, cid: Cid) -> bytes | None:
         """The bytes of content that is there already, where the policy needs them; None for content that is large."""
         return await log.held.get(cid) if log.held.find(cid).size <= limits.LOG_EMBED_BYTES else None
 
-    async def _publish(self, log: OpenLog, own: _Waiting) -> Appended:
-        """Wait for the log, and publish what waits by then, unless somebody did it meanwhile."""
+    async def _publish(self, log: OpenLog, own: _Waiting) -> Appended | None:
+        """Wait for the log, and publish what waits by then, unless somebody did it meanwhile. None: its content is gone again."""
         self._queues[log.name].append(own)
         with trio.CancelScope(shield=True):
             async with log.lock:
-                while own.outcome is None:
+                while own.outcome is None and not own.gone:
                     await self._publish_some(log)
-        if isinstance(own.outcome, Appended):
-            return own.outcome
-        raise own.outcome or AssertionError("every entry has an outcome")
+        if isinstance(own.outcome, ZstorError):
+            raise own.outcome
+        return own.outcome
 
     async def _publish_some(self, log: OpenLog) -> None:
         queue = self._queues.pop(log.name)
         batch, rest = queue[: limits.LOG_APPENDS], queue[limits.LOG_APPENDS :]
         if rest:
             self._queues[log.name] = rest
+        closed: list[Closed] = []
         try:
             await log.load()
             await self._logs.ensure_row(log)
@@ -116,15 +122,28 @@ class Appending:
             if fresh:
                 first = log.head.last + 1
                 numbered = [replace(each.entry, seq=first + position) for position, each in enumerate(fresh)]
-                await log.publish(*grow(log.head.page, numbered, log.record.policy))
+                closed, head = grow(log.head.page, numbered, log.record.policy)
+                await log.publish(closed, head)
                 await log.load()  # the index may have failed, and the entries are looked for there
             for each in batch:
-                each.outcome = each.outcome or _found(log, each, new=each in fresh)
+                if each.outcome is None and not each.gone:
+                    each.outcome = _found(log, each, new=each in fresh)
         except ZstorError as error:
             _conclude(batch, error)
         except BaseException:
             _conclude(batch, OutcomeUnknown("the daemon cannot tell whether the entry was appended", hint="append it again"))
             raise
+        await _let_go_of_refused(log, batch, closed)
+
+
+async def _let_go_of_refused(log: OpenLog, batch: list[_Waiting], closed: list[Closed]) -> None:
+    """Unpin what was put there for entries that did not come in. What cannot be unpinned now stays: rather too much than too little."""
+    refused = [each.entry.cid for each in batch if isinstance(each.outcome, ZstorError) and each.entry.cid is not None]
+    if not refused:
+        return
+    with suppress(ZstorError):
+        await log.load()
+        await log.let_go([*refused, *(each.cid for each in closed)])
 
 
 def _conclude(batch: list[_Waiting], error: ZstorError) -> None:
@@ -139,14 +158,14 @@ async def _keep_pinned(log: OpenLog, each: _Waiting) -> None:
     try:
         await log.held.hold(each.entry.cid, ENTRY)
     except NotFound:
-        each.outcome = Conflict("the same content was scrubbed meanwhile", hint="append it again", retryable=True)
+        each.gone = True
 
 
 def _new_ones(log: OpenLog, batch: list[_Waiting]) -> list[_Waiting]:
     """Those of the batch that the log does not have. Others with other content than it has get their error."""
     fresh: dict[bytes, _Waiting] = {}
     for each in batch:
-        if each.outcome is not None:
+        if each.gone:
             continue
         entry = each.entry
         first = fresh.get(entry.local_hash)

@@ -77,9 +77,11 @@ class OpenLog:
         known: PagePlace | None = None
         while newest is not None and (known := self._index.page(self.name, newest)) is None:
             unknown.append(newest)
+            await trio.lowlevel.checkpoint()
             newest = (await self.page(newest)).tail
         self._index.cut(self.name, 0 if known is None else known.last)
         for cid in reversed(unknown):
+            await trio.lowlevel.checkpoint()
             self._index.add(self.name, cid, await self.page(cid))
 
     async def _settle(self) -> None:

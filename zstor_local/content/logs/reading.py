@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import trio
+
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import Head, OpenLog
 from zstor_local.errors import CorruptRecord, NotFound
@@ -18,6 +20,7 @@ from zstor_local.formats.remotelog import Entry, Page
 
 T = TypeVar("T")
 
+_LOOKS: Final = 200  # between two turns of other tasks
 _TRIES: Final = 3  # a log that is scrubbed again and again while it is read
 
 
@@ -89,7 +92,11 @@ class LogReading:
 
         async def read(log: OpenLog) -> Missing:
             head = log.head
-            known = {local_hash: log.look(local_hash) for local_hash in have}
+            known: dict[bytes, Entry | None] = {}
+            for position, local_hash in enumerate(have):
+                known[local_hash] = log.look(local_hash)
+                if position % _LOOKS == _LOOKS - 1:
+                    await trio.lowlevel.checkpoint()
             numbers = {entry.seq for entry in known.values() if entry is not None}
             need: list[Entry] = []
             at = since + 1
@@ -124,6 +131,7 @@ async def _page_with(log: OpenLog, head: Head, seq: int) -> Page:
     """The page with the entry of this number, which the log has."""
     if seq >= head.page.first:
         return head.page
+    await trio.lowlevel.checkpoint()
     place = log.place(seq=seq)
     page = None if place is None else await log.page(place.cid)
     if page is None or not page.first <= seq <= page.last:

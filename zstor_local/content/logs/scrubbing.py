@@ -72,6 +72,7 @@ async def _contents(log: OpenLog, first: int, last: int) -> list[Cid | None]:
     for place in log.places(first):
         if place.first > last:
             break
+        await trio.lowlevel.checkpoint()
         found += _of_page(await log.page(place.cid), first, last)
     return found + _of_page(log.head.page, first, last)
 

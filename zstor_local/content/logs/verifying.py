@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
+
+import trio
 
 from zstor_local import limits
 from zstor_local.content.cas import Cas
@@ -22,6 +24,8 @@ from zstor_local.formats.mvds import logged_message_id
 from zstor_local.formats.protobuf import Malformed
 from zstor_local.formats.remotelog import Entry, Page, parse_page
 from zstor_local.store.caller import Caller
+
+_TURN: Final = 50  # entries between two turns of other tasks
 
 Kind: TypeAlias = Literal["gap", "fork", "bad_hash", "missing", "malformed"]
 
@@ -89,7 +93,9 @@ class _Check:
         total = 0 if page is None else page.last
         while page is not None:
             self.found.pages += 1
-            for entry in page.entries:
+            for position, entry in enumerate(page.entries):
+                if position % _TURN == 0:
+                    await trio.lowlevel.checkpoint()
                 await self._entry(entry)
             self._caller.progress(self.found.entries, total)
             page = None if page.tail is None else await self._below(page.tail)

@@ -219,15 +219,17 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             while True:
                 news = watch.news()  # before looking, so that nothing is missed
                 head, found = await reading.since(log, since, limit)
+                if since > head.last:
+                    raise InvalidParams(f"log {log!r} ends with entry {head.last}", hint="is it the same log?", parameter="since_seq")
                 if found or trio.current_time() >= until:
                     break
                 with call.long_poll(), trio.move_on_at(until):
                     await news.wait()
-        if since > head.last:
-            raise InvalidParams(
-                f"log {log!r} ends with entry {head.last}", hint="it has fewer entries than you know", parameter="since_seq"
-            )
-        entries = await _valued(call, found, encoding) if values else [_entry(each) for each in found]
+        try:
+            entries = await _valued(call, found, encoding) if values else [_entry(each) for each in found]
+        except NotFound:  # scrubbed since the page was read: now it says so
+            _, found = await reading.since(log, since, limit)
+            entries = await _valued(call, found, encoding)
         return {"entries": entries, "next": entries[-1]["seq"] if entries else since}
 
     @registry.method("log.head", errors=LOG_ERRORS)
@@ -291,8 +293,9 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
         """As many of the entries as fit into a reply, with their content."""
         sizes = [0 if each.cid is None else len(each.data) or cas.find(each.cid).size for each in found]
         room, fitting = limits.LIST_BYTES, 0
+        escaped = 1 if encoding is None else 6  # a control character takes six bytes as JSON
         for size in sizes:
-            room -= _ENTRY_BYTES + (size if size <= limits.INLINE_VALUE_BYTES else 0)
+            room -= _ENTRY_BYTES + (escaped * size if size <= limits.INLINE_VALUE_BYTES else 0)
             if room < 0 and fitting:
                 break
             fitting += 1

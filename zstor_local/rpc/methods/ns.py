@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 import trio
 
 from zstor_local import limits
-from zstor_local.content.names import Name, Names
+from zstor_local.content.names import SCAN_ROWS, Name, Names
 from zstor_local.errors import (
     BadEncoding,
     Busy,
@@ -143,12 +143,14 @@ def register(registry: Registry, names: Names) -> None:
         cursor: Annotated[str | None, "where the page before ended"] = None,
     ) -> NamesPage:
         """List names in the order of their bytes, the heads of logs (log/…) among them."""
-        after = None if cursor is None else key_of(cursor)
-        found: list[Name] = list(names.list(prefix, after, limit + 1))
-        items: list[NameListed] = [
-            {"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated} for each in found[:limit]
-        ]
-        return {"items": items, "cursor": cursor_of(found[limit - 1].name) if len(found) > limit else None}
+        items: list[NameListed] = []
+        for position, each in enumerate(names.list(prefix, None if cursor is None else key_of(cursor), limit + 1)):
+            if len(items) == limit:
+                return {"items": items, "cursor": cursor_of(items[-1]["name"])}
+            items.append({"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated})
+            if position % SCAN_ROWS == SCAN_ROWS - 1:
+                await trio.lowlevel.checkpoint()
+        return {"items": items, "cursor": None}
 
     @registry.method("ns.delete", errors=[NotFound, *CHANGE_ERRORS])
     async def delete(call: Call, /, name: NameIn, if_seq: IfSeq | None = None) -> NameDeleted:
