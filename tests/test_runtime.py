@@ -7,6 +7,7 @@ import fcntl
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -216,3 +217,21 @@ async def test_the_real_runtime_waits_for_pipes_and_tells_the_time() -> None:
     assert os.read(reading, 5) == b"1"
     os.close(reading)
     os.close(writing)
+
+
+async def test_work_on_the_logs_ends_is_done_one_at_a_time() -> None:
+    """The committer, freeing and compaction append to the same logs."""
+    threads = RealThreads()
+    busy, overlapped = threading.Lock(), []
+
+    def work() -> None:
+        if not busy.acquire(blocking=False):
+            overlapped.append(True)
+            return
+        time.sleep(0.001)  # not for the order of things: an overlap is impossible, however long this takes
+        busy.release()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(threads.run_commit, work)
+    assert overlapped == []

@@ -162,7 +162,9 @@ class Threads(Protocol):
         ...
 
     async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """The committer's work: a thread of its own, so that large writes never delay a commit."""
+        """The committer's work, and that of others on the logs' ends: apart from all other threads, so that large writes never delay a
+        commit, and one at a time.
+        """
         ...
 
     @property

@@ -254,6 +254,7 @@ class RealThreads:
         self._workers = workers or max(2, len(os.sched_getaffinity(0)))
         self._places = trio.CapacityLimiter(self._workers)
         self._limiter = trio.CapacityLimiter(_THREADS)
+        self._commits = trio.Lock()
 
     @property
     def workers(self) -> int:
@@ -273,7 +274,12 @@ class RealThreads:
             self._places.release()
 
     async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        # Half the price of trio.to_thread: there is one committer, which neither is cancelled nor calls back.
+        # Half the price of trio.to_thread: what is begun is not cancelled and does not call back. The committer is not alone here:
+        # freeing, compaction and shards that come back append to logs too, and only one at a time may.
+        async with self._commits:
+            return await self._run_commit(work, *args)
+
+    async def _run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
         task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
         def deliver(outcome: Outcome[T]) -> None:

@@ -180,6 +180,10 @@ class Metastore(Protocol):
         """Rows and tombstones with a sequence above `since`, lowest first."""
         ...
 
+    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
+        """Those of the sequences that are the newest of some row, a tombstone or not."""
+        ...
+
     def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
         """Names behind `after` whose records have the reference, in the order of their UTF-8 bytes."""
         ...

@@ -98,6 +98,11 @@ class MemoryMetastore:
         found = [Row(*row, envelope) for row, envelope in everything if row[0] == space and envelope.sequence > since]
         return sorted(found, key=lambda row: row.envelope.sequence)[:limit]
 
+    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
+        with self._whole:
+            everything = [*self.cell.records.items(), *self.cell.tombstones.items()]
+        return {envelope.sequence for row, envelope in everything if row[0] == space}.intersection(sequences)
+
     def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
         with self._whole:
             references = list(self.cell.references)

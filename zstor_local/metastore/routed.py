@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from zstor_local.metastore.base import Metastore, Row, Usage
 from zstor_local.metastore.memory import MemoryMetastore
 from zstor_local.model.ids import NamespaceId, ReferenceHash
@@ -47,6 +49,9 @@ class RoutedMetastore:
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
         return self._of(space).changes(space, since, limit)
+
+    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
+        return self._of(space).newest(space, sequences)
 
     def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
         return self._of(space).referring(space, reference, after, limit)

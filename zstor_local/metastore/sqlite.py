@@ -62,6 +62,7 @@ _USAGE_SCHEMA: Final = """
 create table if not exists usage(space blob primary key, objects integer not null, bytes integer not null) without rowid;
 """
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
+_AT_ONCE: Final = 500  # values in one query
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
 
 T = TypeVar("T")
@@ -158,6 +159,16 @@ class SqliteMetastore:
             for table in ("record", "tombstone")
         ]
         return _parsed(_row, self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit)))
+
+    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
+        found: set[int] = set()
+        for start in range(0, len(sequences), _AT_ONCE):
+            asked = sequences[start : start + _AT_ONCE]
+            places = ",".join("?" * len(asked))
+            for table in ("record", "tombstone"):
+                query = f"select sequence from {table} where space=? and sequence in ({places})"  # noqa: S608 (constants)
+                found.update(_parsed(int, self._all(query, (space, *asked))))
+        return found
 
     def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
         rows = self._all(

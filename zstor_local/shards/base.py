@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Randomness
+
+if TYPE_CHECKING:
+    from zstor_local.shards.segment import Freed, Located
 
 ShardState = Literal["ok", "missing", "readonly", "full", "failed"]
 
@@ -154,6 +157,42 @@ class Flushable(Protocol):
         ...
 
 
+class Segments(Protocol):
+    """A shard's log, piece by piece, for compaction. ShardError where the shard cannot serve.
+
+    `copy`, `flush` and `remove` are the work of the thread that appends.
+    """
+
+    def sealed(self) -> list[int]:
+        """The segments that nothing is appended to any more, oldest first."""
+        ...
+
+    def read(self, number: int) -> Sequence[Located] | None:
+        """Every entry of a segment, in order; None if there is something else in it, which must stay."""
+        ...
+
+    def all_but(self, number: int) -> Iterator[tuple[ScannedEntry | Freed, int]]:
+        """The entries of all other segments, those being written too, each with its size in bytes."""
+        ...
+
+    def lies_at(self, number: int, located: Located) -> bool:
+        """Whether the small share of an entry is read from just there."""
+        ...
+
+    def holds(self, share: ShareId) -> bool:
+        """Whether a small share is here at all."""
+        ...
+
+    def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
+        """Append entries again, sealed bytes and all, in order. Durable after `flush`."""
+        ...
+
+    def flush(self) -> None: ...
+    def remove(self, number: int) -> None:
+        """Take a sealed segment away, durably. All of it that counts was copied and flushed."""
+        ...
+
+
 class Shard(Protocol):
     """Laws. Methods may be called from any worker thread; any of them raises ShardError when the shard cannot serve.
 
@@ -190,6 +229,10 @@ class Shard(Protocol):
     @property
     def on_disk(self) -> Flushable | None:
         """Its log as one on a file system of this machine; None where it is none."""
+        ...
+
+    def segments(self) -> Segments | None:
+        """Its log for compaction; None where somebody else sees to that."""
         ...
 
     def start(self, writer: int, randomness: Randomness) -> None:

@@ -31,6 +31,7 @@ from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.marker import BadMarker, Marker
@@ -244,6 +245,19 @@ class DirectoryShard:
     def flushed_by_file_system(self) -> None:
         self.log.flushed_by_file_system()
 
+    def segments(self) -> LogSegments:
+        return LogSegments(self.number, self.log, self._index, self._failing)
+
+    def _place(self, share: ShareId) -> Place:
+        """Where a small share lies; ShareMissing if it does not."""
+        try:
+            place = self._index.find(self.number, share)
+        except IndexDamaged as error:
+            raise ShardError("failed", str(error)) from error
+        if place is None:
+            raise ShareMissing
+        return place
+
     def flush_file_system(self) -> None:
         with self._failing(lasting=True):
             self._files.syncfs(self.log.current_fd)
@@ -264,13 +278,7 @@ class DirectoryShard:
 
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         if small:
-            try:
-                place = self._index.find(self.number, share)
-            except IndexDamaged as error:
-                raise ShardError("failed", str(error)) from error
-            if place is None:
-                raise ShareMissing
-            return _LogShareReader(self, place)
+            return _LogShareReader(self, share)
         try:
             with self._failing():
                 return _FileShareReader(self, self._files, self._files.open(self._path(share), os.O_RDONLY))
@@ -508,9 +516,10 @@ class _FileShareReader:
 
 
 class _LogShareReader:
-    def __init__(self, shard: DirectoryShard, place: Place) -> None:
+    def __init__(self, shard: DirectoryShard, share: ShareId) -> None:
         self._shard = shard
-        self._place = place
+        self._share = share
+        self._place = shard._place(share)
 
     def prefetch(self, offset: int, length: int) -> None:
         pass
@@ -522,13 +531,16 @@ class _LogShareReader:
         return self._read(offset, length, wait=False)
 
     def _read(self, offset: int, length: int, *, wait: bool) -> bytearray:
-        try:
-            with self._shard._failing():
-                return self._shard.log.read(self._place, offset, length, wait=wait)
-        except ShardError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise ShareMissing from None
-            raise
+        while True:
+            try:
+                with self._shard._failing():
+                    return self._shard.log.read(self._place, offset, length, wait=wait)
+            except ShardError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+            before, self._place = self._place, self._shard._place(self._share)
+            if self._place == before:
+                raise ShareMissing  # else compaction has moved it since it was looked up
 
     def read_table(self) -> bytearray:
         raise ShareMissing  # a small share's table is always in its record

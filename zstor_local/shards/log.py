@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from zstor_local import limits
@@ -191,6 +191,76 @@ class Log:
                 if isinstance(located.item, ScannedEntry):
                     yield located.item, number, located.end
 
+    # --- Compaction (shards/compacting.py) ---
+
+    def sealed(self) -> list[int]:
+        """The segments that nothing is appended to any more, oldest first."""
+        numbers = self.segments()
+        # The last one may just have been begun, by another thread that has not said so yet.
+        return [number for number in numbers[:-1] if number < self._first_written(numbers[-1])]
+
+    def _first_written(self, last: int) -> int:
+        """The first segment that something may still be appended to, or has to be flushed."""
+        writer = self._writer
+        return min([*(segment.number for segment in self._unsynced), last if writer is None else writer.number])
+
+    def read_whole(self, number: int) -> list[Located] | None:
+        """Every entry of a segment; None if anything else lies there: what is damaged stays where it is."""
+        with self._readers.using(number) as fd:
+            size = self._files.status(fd).size
+            try:
+                header = SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
+            except BadSegment:
+                return None
+            found = list(self._scan_segment(number, header, HEADER_BYTES))
+            end = HEADER_BYTES
+            for start, stop in [*((located.offset, located.end) for located in found), (size, size)]:
+                gap = read_exactly(self._files, fd, max(0, start - end), end)
+                if gap.count(0) != len(gap):
+                    return None
+                end = stop
+        return found
+
+    def scan_all_but(self, number: int) -> Iterator[Located]:
+        """The entries of all other segments."""
+        for other, header in self._headers():
+            if other != number:
+                yield from self._scan_segment(other, header, HEADER_BYTES)
+
+    def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
+        """Append entries of an older segment again, sealed bytes and all, in order. They ride with the next flush."""
+        known = self._index.progress(self._shard)
+        places: list[tuple[ShareId, Place | None]] = []
+        sequence = known.sequence
+        for item in items:
+            if isinstance(item, Freed):
+                segment, at = self._room(ENTRY_HEADER_BYTES)
+                segment.put(pack_freed(segment.key, at, item.share, known.committed), ENTRY_HEADER_BYTES)
+                places.append((item.share, None))
+                continue
+            entry = item.entry
+            size = entry_size(entry)
+            segment, at = self._room(size)
+            segment.put(pack_entry(segment.key, at, entry, item.committed), size)
+            sequence = max(sequence, entry.envelope.sequence)
+            if entry.share_index is not None:
+                offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
+                places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
+        self._write_out(places, sequence, known.committed)
+
+    def remove(self, number: int) -> None:
+        """Take a sealed segment away, durably. All of it that counts lies elsewhere, flushed."""
+        if number >= self._first_written(number + 1):
+            raise LogClosed("a segment that is being written is not taken away")
+        known = self._index.progress(self._shard)
+        if known.segment == number:  # or the next start would read everything again
+            current = self._current()
+            progress = Progress(current.number, current.header.id, current.end, known.sequence, known.committed)
+            self._index.record(self._shard, [], progress)
+        self._files.unlink(self.path(number))
+        self._readers.forget(number)
+        sync_directory(self._files, self._directory)
+
     def close(self) -> None:
         self._readers.close()
         for segment in [*self._unsynced, *([self._writer] if self._writer else [])]:
@@ -269,15 +339,19 @@ class Log:
         for number in self.segments():
             if number < first:
                 continue
-            with self._readers.using(number) as fd:
-                try:
+            try:
+                with self._readers.using(number) as fd:
                     found.append((number, SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))))
-                except BadSegment:
-                    continue
+            except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
+                continue
         return found
 
     def _scan_segment(self, number: int, header: SegmentHeader, start: int) -> Iterator[Located]:
-        with self._readers.using(number) as fd:
+        with ExitStack() as opened:
+            try:
+                fd = opened.enter_context(self._readers.using(number))
+            except FileNotFoundError:
+                return  # compaction removed it since it was listed: what counts of it lies in a later one
             length = self._files.status(fd).size
             yield from scan_segment(
                 header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length
@@ -380,6 +454,14 @@ class _OpenSegments:
             fd, users = self._open[number]
             if users == 0:
                 self._files.close(fd)
+                del self._open[number]
+
+    def forget(self, number: int) -> None:
+        """The segment was removed. Those who are using it may go on."""
+        with self._lock:
+            slot = self._open.get(number)
+            if slot is not None and slot[1] == 0:
+                self._files.close(slot[0])
                 del self._open[number]
 
     def close(self) -> None:

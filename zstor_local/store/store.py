@@ -25,6 +25,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collect
 from zstor_local.store.committer import Committer
+from zstor_local.store.compaction import Compaction
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.counting import recount
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
@@ -145,6 +146,7 @@ class Store:
             copies=CopyCheck(runtime, metastore, sealer, lambda: [namespace.id for namespace in self.namespaces.all()]),
             collect=self.collect,
         )
+        self.compaction = Compaction(runtime, metastore, pool, self.committer, sealer)
         drain = Drain(runtime, metastore, pool, self.committer, self.namespaces, sealer, self.rows, self.shares_health, self.freeing)
         self.membership = Membership(
             runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, hasher, self.presence, drain,
@@ -282,6 +284,7 @@ async def open_store(
                         await store.recover_from_removals()
                         nursery.start_soon(store.freeing.run)
                         nursery.start_soon(store.mending.run)
+                        nursery.start_soon(store.compaction.run)
                         nursery.start_soon(store.scrub.run)
                         nursery.start_soon(store.removal.run)
                         store.removal.wake()

@@ -13,7 +13,18 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Network, Pending, Randomness
-from zstor_local.shards.base import Entry, Flushable, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.base import (
+    Entry,
+    Flushable,
+    Notices,
+    Room,
+    ScannedEntry,
+    Segments,
+    ShardError,
+    ShardState,
+    ShareMissing,
+    ShareReader,
+)
 from zstor_local.shards.http.peer import Ask, Peer, Reply
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
@@ -117,6 +128,9 @@ class HttpShard:
             self.failed(error)
         except ShareMissing:
             self.failed(ShardError("failed", f"{self.url} knows no writers"))
+
+    def segments(self) -> Segments | None:
+        return None  # its server sees to its log
 
     def newest_writer(self) -> int:
         return self._writer

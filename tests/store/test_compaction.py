@@ -1,0 +1,202 @@
+"""Compaction of the logs while they are used: what goes, what stays, and that nobody notices."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+import trio
+
+from tests.store.home import Home, content, delete, freed, get, keys, name, put
+from zstor_local import limits
+from zstor_local.errors import NotFound
+from zstor_local.model.ids import ShareId
+from zstor_local.model.record import Kind
+from zstor_local.store.caller import Nobody
+from zstor_local.store.pace import unpaced
+from zstor_local.store.rebuild import rebuild
+from zstor_local.store.store import Store
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
+
+
+def log_bytes(home: Home, number: int = 0) -> int:
+    return sum(path.stat().st_size for path in (home.root(number) / "log").iterdir())
+
+
+def entries(store: Store, number: int, kind: Kind) -> int:
+    shard = store.pool.get(number)
+    assert shard is not None
+    return sum(scanned.entry.envelope.kind is kind for scanned in shard.scan())
+
+
+async def compact(store: Store, least: float = 0.3) -> int:
+    """Until there is nothing more to do."""
+    removed = 0
+    while count := await store.compaction.compact(unpaced, least=least):
+        removed += count
+    return removed
+
+
+async def test_overwritten_objects_leave_their_room(home: Home) -> None:
+    async with home.open() as store:
+        for turn in range(20):
+            for key in range(10):
+                await put(store, f"{key}", content(turn * 10 + key, 4_000))
+        await freed(store)
+        before = log_bytes(home)
+        assert await compact(store) > 10
+        assert log_bytes(home) < before / 3
+        for key in range(10):
+            assert await get(store, f"{key}") == content(190 + key, 4_000)
+    async with home.open() as store:
+        for key in range(10):
+            assert await get(store, f"{key}") == content(190 + key, 4_000)
+            checked = await store.shares_health.check(store.objects.find(name(f"{key}")), Nobody())
+            assert checked.status == "optimal"
+
+
+async def test_deleted_objects_leave_nothing_and_do_not_come_back(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(40):
+            await put(store, f"{key}", content(key, 4_000))
+        for key in range(40):
+            await delete(store, f"{key}")
+        await put(store, "kept", b"kept")
+        await freed(store)
+    for _ in range(3):  # what the open segment holds is looked at in the next life
+        async with home.open() as store:
+            await compact(store, 0.01)
+    async with home.open() as store:
+        assert [entries(store, number, Kind.TOMBSTONE) for number in range(3)] == [0, 0, 0]
+        assert [entries(store, number, Kind.OBJECT) for number in range(3)] == [1, 1, 1]
+        assert entries(store, 0, Kind.VOID) <= 2
+        assert await keys(store) == ["kept"]
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert (report.objects, report.deleted) == (1, 0)
+    async with home.open() as store:
+        assert await get(store, "kept") == b"kept"
+        with pytest.raises(NotFound):
+            await get(store, "7")
+
+
+async def test_while_a_shard_is_owed_something_tombstones_stay_and_bury(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(30):
+            await put(store, f"{key}", content(key, 4_000))
+        await put(store, "kept", b"kept")
+    home.take_away(2)
+    async with home.open() as store:
+        for key in range(30):
+            await delete(store, f"{key}")
+        await freed(store)
+    for _ in range(2):
+        async with home.open() as store:
+            await compact(store)
+    async with home.open() as store:
+        assert entries(store, 0, Kind.TOMBSTONE) == 30
+    home.bring_back(2)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert (report.objects, report.deleted) == (1, 30)
+
+
+async def test_a_log_that_never_heard_of_a_newer_record_gets_it_in_place_of_the_old(home: Home) -> None:
+    """A shard that an object left two versions ago holds the last record that it was told."""
+    home.shards = 6
+    async with home.open() as store:
+        for turn in range(30):
+            for key in range(6):
+                await put(store, f"{key}", content(turn, 4_000))
+        await freed(store)
+        await compact(store)
+        for number in range(6):
+            shard = store.pool.get(number)
+            assert shard is not None
+            newest: dict[bytes, int] = {}
+            for scanned in shard.scan():
+                envelope = scanned.entry.envelope
+                newest[envelope.key_hash] = max(newest.get(envelope.key_hash, 0), envelope.sequence)
+            assert newest
+        for key in range(6):
+            assert await get(store, f"{key}") == content(29, 4_000)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert report.objects == 6
+
+
+async def test_a_damaged_segment_stays(home: Home) -> None:
+    async with home.open() as store:
+        for turn in range(30):
+            await put(store, "a", content(turn, 4_000))
+        await freed(store)
+    first = sorted((home.root(0) / "log").iterdir())[1]
+    with first.open("r+b") as file:
+        file.seek(300)
+        file.write(b"\xff")
+    async with home.open() as store:
+        await compact(store)
+        assert first.exists()
+        assert not sorted((home.root(1) / "log").iterdir())[0].name.startswith("0000000002")
+        assert await get(store, "a") == content(29, 4_000)
+
+
+async def test_readers_and_writers_do_not_notice(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(20):
+            await put(store, f"{key}", content(key, 4_000))
+        done = trio.Event()
+
+        async def write() -> None:
+            for turn in range(60):
+                await put(store, f"{turn % 10}", content(turn % 10, 4_000))
+            done.set()
+
+        async def read() -> None:
+            while not done.is_set():
+                for key in range(10, 20):  # those that are not written anew meanwhile
+                    assert await get(store, f"{key}") == content(key, 4_000)
+
+        async def compact_all_the_time() -> None:
+            while not done.is_set():
+                await store.compaction.compact(unpaced, least=0.05)
+
+        async with trio.open_nursery() as nursery:
+            for task in (write, read, compact_all_the_time):
+                nursery.start_soon(task)
+        assert store.health == "ok"
+        for key in range(20):
+            checked = await store.shares_health.check(store.objects.find(name(f"{key}")), Nobody())
+            assert (key, checked.states) == (key, ["ok", "ok", "ok"])
+    assert home.suspects == set()
+    async with home.open() as store:
+        for key in range(20):
+            assert await get(store, f"{key}") == content(key, 4_000)
+
+
+async def test_a_reader_that_looked_before_a_share_was_moved_finds_it(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 4_000))
+        shard = store.pool.get(stored.record.placement[0])
+        assert shard is not None
+        reader = shard.open_share(ShareId(stored.version, 0), small=True)
+        before = bytes(reader.read(0, 100))
+        for turn in range(30):
+            await put(store, "b", content(turn, 4_000))
+        await freed(store)
+        assert await compact(store, 0.01) > 0
+        with suppress(BlockingIOError):
+            assert bytes(reader.read_nowait(0, 100)) == before
+        assert bytes(reader.read(0, 100)) == before
+        reader.close()
+
+
+async def test_nothing_is_done_in_vain_twice(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(60):
+            await put(store, f"{key}", content(key, 4_000))
+        assert await store.compaction.compact(unpaced) == 0
+        before = home.files.calls["pwritev"]
+        assert await store.compaction.compact(unpaced) == 0
+        assert home.files.calls["pwritev"] == before
