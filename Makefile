@@ -2,6 +2,7 @@
 # make test    everything that must hold: style, types, floors, tests
 # make soak    a thousand and more new histories of the simulated store, and what they came to (SOAK=10000 for more)
 # make bench   how fast it is here, beside straight-line programs
+# make docs    docs/api.md and the man pages anew, from the methods and commands
 # make clean   forget what make built
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test soak bench clean needs needs-test
+.PHONY: demo docs test soak bench clean needs needs-test
 
 demo: $(VENV)/.installed
 	@$(BIN)/zstor demo
 
 bench: $(VENV)/.installed
 	@$(BIN)/zstor bench
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
 
 test: needs-test $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 # What the bare system must have. One line names all that is missing; zfec is compiled where no built one fits.
-needs-test: tools = socat
+needs-test: tools = socat nc curl jq node npm
 needs needs-test:
 	@$(recent) || { echo "Python 3.11 or newer is needed as python3, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(missing) test -z "$$missing" || { echo "this needs:  sudo apt-get install -y$$missing" >&2; exit 1; }
@@ -56,4 +60,4 @@ header = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))
 missing = missing=""; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(built) || { command -v cc && test -e "$(header)"; } >/dev/null || missing="$$missing gcc python3-dev"; \
-	for tool in $(tools); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done;
+	for tool in $(tools); do command -v $$tool >/dev/null || { case $$tool in nc) tool=netcat-openbsd;; node) tool=nodejs;; esac; missing="$$missing $$tool"; }; done;

@@ -24,6 +24,8 @@ VARIABLE = [
     (r"\b[0-9a-f]{16,}\b", "ID"),
     (r"\b[\d.,]+ [KMGTP]?i?B\b", "SIZE"),
     (r"^repair +\d+ waiting\n", ""),  # versions that were read without one of the lost shares: where they lie is drawn by lot
+    (r"[█░]+", "BAR"),
+    (r"\bfs-[\d-]+", "GROUP"),
     (r"^scrub .*\n", ""),  # the first one may still be at work
     (r"[ \t]+", " "),
 ]

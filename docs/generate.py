@@ -1,0 +1,199 @@
+"""`make docs`: docs/api.md and the man pages, from what the daemon and the command say of themselves.
+
+A daemon of its own is asked for its OpenRPC document (rpc.discover), click for its commands: no second list of either is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from zstor_local import errors
+from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.cli.root import zstor
+from zstor_local.rpc.openrpc import kind_of
+
+HERE: Final = Path(__file__).parent
+_GROUPS: Final = {
+    "object": "Objects",
+    "stream": "Streams inside messages",
+    "reference": "References",
+    "namespace": "Namespaces",
+    "permission": "Permissions",
+    "token": "Tokens",
+    "cas": "Content",
+    "ns": "Names",
+    "log": "Logs",
+    "daemon": "The daemon",
+    "shard": "Shards",
+    "health": "Health",
+    "key": "The key",
+    "job": "Jobs",
+    "rpc": "About the methods",
+    "help": "About the methods",
+}
+
+
+def pages() -> dict[str, str]:
+    """The text of each generated file, by its path below docs/."""
+    with tempfile.TemporaryDirectory() as home, PrivateDaemon(Path(home)) as daemon:
+        daemon.start()
+        document = json.loads(daemon.run("call", "rpc.discover", "--json").stdout)
+        daemon.stop()
+    return {"api.md": api(document), "man/zstor.1": man_of_commands(), "man/zstor-api.7": man_of_methods(document)}
+
+
+# --- The methods ---
+
+
+def api(document: dict[str, Any]) -> str:
+    parts = [
+        "# The methods",
+        "Made from the daemon's own description (`make docs`); `zstor call rpc.discover` has it as OpenRPC,\nwith all schemas. "
+        "How messages look is in [wire.md](wire.md).\nA parameter with `?` may be left out; "
+        "they go by name or, in this order, by position.",
+    ]
+    heading = ""
+    for method in sorted(document["methods"], key=_rank):
+        group = _group(method["name"])
+        if group != heading:
+            heading = group
+            parts.append(f"## {heading}")
+        parts.append("\n".join(_method(method)))
+    parts += ["## Errors", "`data.type` is what a client matches on; `data.hint` says what to do now.", _errors()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _method(method: dict[str, Any]) -> Iterator[str]:
+    yield f"### {method['name']}"
+    yield from ("", method["summary"])
+    if description := method.get("description"):
+        yield from ("", description)
+    rows = [*method["params"], *([{**rest, "name": f"{rest['name']}…"}] if (rest := method.get("x-rest")) else [])]
+    if rows:
+        yield ""
+        for parameter in rows:
+            optional = "" if parameter.get("required") else "?"
+            text = f": {_line(parameter['description'])}" if parameter.get("description") else ""
+            yield f"- `{parameter['name']}{optional}` {_escaped(kind_of(parameter['schema']))}{text}"
+    yield ""
+    yield f"Result: {_escaped(kind_of(method['result']['schema']))}." + _told_errors(method) + _detach(method)
+
+
+def _told_errors(method: dict[str, Any]) -> str:
+    types = [f"`{error['data']['type']}`" for error in method.get("errors", [])]
+    return f" Errors: {', '.join(types)}." if types else ""
+
+
+def _detach(method: dict[str, Any]) -> str:
+    return " With `_meta.detach: true` it goes on as a job." if method.get("x-detach") else ""
+
+
+def _errors() -> str:
+    rows = ["| code | type | again? | when |", "|---|---|---|---|"]
+    for error in sorted(_classes(errors.ZstorError), key=lambda error: (error.code < 0, abs(error.code))):
+        rows.append(f"| {error.code} | `{error.type}` | {'yes' if error.retryable else ''} | {_line(error.__doc__ or '')} |")
+    return "\n".join(rows)
+
+
+def _classes(base: type[errors.ZstorError]) -> Iterator[type[errors.ZstorError]]:
+    for known in base.__subclasses__():
+        if "type" in vars(known) and known.__module__ == errors.__name__:
+            yield known
+        yield from _classes(known)
+
+
+def _group(name: str) -> str:
+    return _GROUPS.get(name.partition(".")[0], "More")
+
+
+def _rank(method: dict[str, Any]) -> int:
+    return [*dict.fromkeys(_GROUPS.values()), "More"].index(_group(method["name"]))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".") if text else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "or") if text else "anything"
+
+
+# --- Man pages ---
+
+
+def man_of_methods(document: dict[str, Any]) -> str:
+    lines = [
+        '.TH ZSTOR\\-API 7 "" "zstor\\-local"',
+        ".SH NAME",
+        "zstor\\-api \\- the methods of the zstor\\-local daemon",
+        ".SH METHODS",
+    ]
+    for method in sorted(document["methods"], key=_rank):
+        names = [f"{parameter['name']}{'' if parameter.get('required') else '?'}" for parameter in method["params"]]
+        lines += [".TP", f".B {_roff(method['name'])}({_roff(', '.join(names))})", _roff(method["summary"])]
+        if description := method.get("description"):
+            lines += [".br", _roff(_line(description) + ".")]
+    return "\n".join(lines) + "\n"
+
+
+def man_of_commands() -> str:
+    lines = ['.TH ZSTOR 1 "" "zstor\\-local"', ".SH NAME", "zstor \\- local, private, self\\-healing storage behind one Unix socket"]
+    lines += [".SH SYNOPSIS", ".B zstor", "[OPTIONS] COMMAND [ARGS]...", ".SH COMMANDS"]
+    lines += _commands(zstor, click.Context(zstor, info_name="zstor"))
+    lines += [".SH EXIT STATUS"]
+    for status, meaning in (
+        ("0", "done"),
+        ("1", "the daemon answered with an error"),
+        ("2", "no daemon"),
+        ("3", "usage"),
+        ("75, 78", "zstor daemon: another one runs; configuration, key or store at fault"),
+        ("130", "interrupted"),
+    ):
+        lines += [".TP", f".B {status}", _roff(meaning)]
+    lines += [
+        ".SH ENVIRONMENT",
+        "ZSTOR_CONFIG, ZSTOR_SOCKET, NO_COLOR, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR",
+    ]
+    lines += [".SH SEE ALSO", ".BR zstor\\-api (7), systemctl (1)"]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(group: click.Group, context: click.Context) -> list[str]:
+    lines: list[str] = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None or command.hidden:
+            continue
+        inner = click.Context(command, info_name=name, parent=context)
+        if isinstance(command, click.Group):
+            lines += _commands(command, inner)
+            continue
+        usage = " ".join(command.collect_usage_pieces(inner))
+        lines += [f".SS {_roff(inner.command_path)} {_roff(usage)}", _roff(re.sub(r"\s+", " ", command.help or "").strip())]
+        for parameter in command.get_params(inner):
+            if (record := parameter.get_help_record(inner)) is not None:
+                lines += [".TP", f".B {_roff(record[0])}", _roff(record[1])]
+    return lines
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+def main() -> None:
+    for name, text in pages().items():
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
