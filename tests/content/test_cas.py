@@ -218,6 +218,19 @@ async def test_a_file_that_changes_while_it_is_stored_is_refused(home: ContentHo
         assert await listed(cas) == set()
 
 
+async def test_a_file_that_becomes_shorter_is_refused(home: ContentHome) -> None:
+    class Shrinking(FileSource):
+        def read_at(self, buffer: memoryview, position: int) -> None:
+            os.truncate(home.path / "input", 5)
+            super().read_at(buffer, position)
+
+    async with home.cas() as (_, cas):
+        path = home.path / "input"
+        path.write_bytes(random_bytes(8, LARGE))
+        with path.open("rb") as file, pytest.raises(PathRefused, match="became shorter"):
+            await cas.upload(Shrinking(home.files, file.fileno()), ALICE)
+
+
 async def test_wrong_bytes_under_an_id_are_found_by_the_id(home: ContentHome) -> None:
     async with home.cas() as (_, cas):
         cid = await upload(cas, b"right")

@@ -116,6 +116,8 @@ def test_bad_parameters_are_refused(client: Client) -> None:
     assert client.refusal("cas.upload", value="a", owner="log/main") == "invalid_params"
     assert client.refusal("cas.upload", value="a", owner="") == "invalid_params"
     assert client.refusal("cas.upload", value="a", reason="r" * 256) == "invalid_params"
+    assert client.refusal("cas.upload", value="a", owner="é" * 128) == "invalid_params"
+    assert client.refusal("cas.upload", value="a", reason="é" * 128) == "too_large"
     assert client.refusal("cas.upload", value="a", expected_id=HELLO.cid) == "incomplete"
     assert client.refusal("cas.upload", value="a", expected_size=2) == "incomplete"
     assert client.refusal("cas.fetch", id="hello") == "invalid_params"

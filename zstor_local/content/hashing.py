@@ -13,6 +13,7 @@ from zstor_local.formats import unixfs
 from zstor_local.formats.cid import DIGEST_BYTES
 from zstor_local.formats.unixfs import LEAF_BYTES, Link, Node
 from zstor_local.runtime import Buffer, Runtime
+from zstor_local.store.errorgroups import alone
 from zstor_local.store.sources import FileSource
 
 _BATCH_LEAVES: Final = 8  # in one thread call: long enough to make the hop cheap, short enough to be fair
@@ -74,9 +75,12 @@ async def hash_file(runtime: Runtime, source: FileSource, progress: Callable[[in
             done += await runtime.threads.run(hash_some, first)
             progress(done)
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(runtime.threads.workers):
-            nursery.start_soon(worker)
+    async def workers() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(runtime.threads.workers):
+                nursery.start_soon(worker)
+
+    await alone(workers())
     await runtime.threads.run(source.verify)
     return leaves.link(source.size)
 
