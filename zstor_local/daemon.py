@@ -244,6 +244,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                             nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
                         beside.start_soon(publishing.run)
                         beside.start_soon(letters.run)
+                        beside.start_soon(cas.collect_daily)
                         await server.serve([socket])
                         beside.cancel_scope.cancel()
         nursery.cancel_scope.cancel()

@@ -182,3 +182,23 @@ async def beside(world: World, house: House) -> None:
         check_shares(store, cell(world, STORE), house, tidy=True)
         with pytest.raises(NotFound):
             cas.find(unixfs.content_id(b"never"))
+
+
+def test_a_store_collects_by_itself_once_a_day() -> None:
+    world = APART.world()
+
+    async def days() -> None:
+        async with opened(world, APART) as (_, cas), trio.open_nursery() as nursery:
+            await upload(SMALL)(cas)
+            await upload(SMALL_2, None)(cas)
+            nursery.start_soon(cas.collect_daily)
+            await trio.sleep(DAY + 1)
+            assert len(await seen(cas)) == 2
+            world.clock.advance(7 * DAY * 1_000_000)
+            await trio.sleep(DAY - 10)
+            assert len(await seen(cas)) == 2
+            await trio.sleep(10)
+            assert await seen(cas) == {(str(unixfs.content_id(SMALL)), ("alice",))}
+            nursery.cancel_scope.cancel()
+
+    run(world, days)

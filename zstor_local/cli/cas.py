@@ -119,7 +119,7 @@ def pin(options: Options, id_: str, owner: str | None, reason: str | None) -> No
 def unpin(options: Options, id_: str, owner: str | None, forget: bool) -> None:
     """Let go of a content.
 
-    What nobody pins is kept for 7 days and then deleted by the next collection (`zstor cas collect`).
+    What nobody pins is kept for 7 days and then deleted, once a day or by `zstor cas collect`.
     """
     params: dict[str, Json] = {"id": id_, **({} if owner is None else {"owner": owner}), **({"forget": True} if forget else {})}
     with options.connect() as client:

@@ -40,6 +40,7 @@ class Cas:
         self.pin = keeping.pin
         self.unpin = keeping.unpin
         self.collect = keeping.collect
+        self.collect_daily = keeping.collect_daily
 
     async def upload(
         self, source: Source, owner: Owner | None = None, caller: Caller | None = None, *, expected: Expected | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,7 @@ import trio
 from zstor_local.content import pins
 from zstor_local.content.contents import NAMESPACE, Content, Contents, no_content
 from zstor_local.content.pins import Owner
+from zstor_local.errors import ZstorError
 from zstor_local.formats.cid import Cid
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import Envelope, ObjectRecord
@@ -19,7 +21,11 @@ from zstor_local.store.change import Decision
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.stored import Stored, open_object, with_debts
 
+DAY_SECONDS: Final = 24 * 3_600
 BATCH: Final = 200  # contents looked at, and collected in one commit: some milliseconds of the committer's time
+
+
+log = logging.getLogger("zstor.store")
 
 
 @dataclass(slots=True)
@@ -116,6 +122,17 @@ class Keeping:
             caller.progress(result.looked_at, None)
             await trio.lowlevel.checkpoint()
         return result
+
+    async def collect_daily(self) -> None:
+        """Collect once a day, for ever; what goes wrong is logged, and tried again a day later."""
+        while True:
+            await trio.sleep(DAY_SECONDS)
+            try:
+                found = await self.collect()
+            except ZstorError as error:
+                log.warning("contents were not collected: %s", error)
+            else:
+                log.info("collected %d of %d contents: %d bytes", found.contents, found.looked_at, found.bytes)
 
     def _unkept(self, rows: Sequence[Row]) -> list[ObjectRecord]:
         """Those of the rows that nobody keeps now."""

@@ -110,25 +110,22 @@ class Uploads:
 
     async def _keep(self, namespace: Namespace, cid: Cid, owner: Owner | None, expected: Expected, caller: Caller) -> Object | None:
         """Count on the stored copy, if there is one; None if the bytes have to be written."""
-        if self._contents.look(cid) is None:
+        if self._contents.look(cid) is None or await self._bad_version(cid) is not None:
             return None
-        bad = await self._bad_version(cid)
         kept: Object | None = None
 
         def decide(_: Envelope | None) -> Decision:
             nonlocal kept
             edits, now = self._contents.edits(namespace), self._runtime.clock.now()
             kept = edits.find(str(cid))
-            if kept is None or kept.version == bad:
-                kept = None
+            if kept is None:  # collected meanwhile
                 return Decision()
             expected.check(kept.record.size, kept.record.digest, cid)
             edits.put(str(cid), kept.version, _owned(kept.record, owner, now))
             return edits.decision(now)
 
-        if bad is None:
-            caller.begin_commit()
-            await self._store.committer.commit(namespace.id, str(cid), decide)
+        caller.begin_commit()
+        await self._store.committer.commit(namespace.id, str(cid), decide)
         return kept
 
     async def _publish(self, namespace: Namespace, cid: Cid, coded: Coded, owner: Owner | None, caller: Caller) -> Uploaded:
