@@ -126,7 +126,7 @@ def check_shares(store: Store, cell: Cell, house: House, *, tidy: bool) -> None:
         if store.metastore.garbage(number, 1):
             raise BadState(f"shard {number} is there, but its garbage was not freed")
         files = store.runtime.files
-        root = house.root(number)
+        root = shard.url
         found = {name for part in files.list(f"{root}/{SHARES}") for name in files.list(f"{root}/{SHARES}/{part}")}
         half = set(files.list(f"{root}/{TEMPORARY}")) - {"marker"}  # a power loss may leave both names of a file that was renamed
         wanted, owed = expected.get(number, set()), _owed(cell, number)

@@ -274,15 +274,15 @@ async def check_redundancy(client: Client, world: World, house: House) -> None:
     """Every object can be read whole with all shards gone that may be gone: as many as are not needed, and are not owed a share."""
     store, files = client.store, world.files
     truth = cell(world, STORE)
-    present = {shard.number for shard in store.pool.opened()}
+    roots = {shard.number: shard.url for shard in store.pool.opened()}
     for version, record in live_records(store, truth):
         owed = {debt.shard for debt in truth.debts if debt.version == version and debt.kind is Owed.SHARE}
-        holders = [number for number in record.placement if number in present - owed]
+        holders = [number for number in record.placement if number in roots.keys() - owed]
         spare = len(holders) - record.policy.k
         expected = await client.get(record.key)
         for out in combinations(holders, max(spare, 0)):
             for number in out:
-                files.fail("*", under(house.root(number)), errno.EIO, times=None)
+                files.fail("*", under(roots[number]), errno.EIO, times=None)
             try:
                 if await client.get(record.key) != expected:
                     raise BadState(f"without shards {out} {record.key} has other bytes")
