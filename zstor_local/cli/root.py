@@ -5,7 +5,6 @@ Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage,
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -63,12 +62,51 @@ COMMANDS: Final = {
     "complete": "complete",
 }
 
+# What `zstor --help` says of each, so that it need not import them all; a test compares. A hidden command is not here.
+SUMMARIES: Final = {
+    "daemon": "Serve the store until Ctrl-C.",
+    "init": "Make a store and its master key.",
+    "put": "Store FILE, or a pipe (-), as an object.",
+    "get": "Write an object to FILE, or to a pipe.",
+    "rm": "Delete objects.",
+    "ls": "List the keys that begin with PREFIX.",
+    "stat": "Show all about an object.",
+    "mv": "Give an object another key.",
+    "cp": "Give an object a second key.",
+    "walk": "Walk along linked objects, from KEY on.",
+    "ref": "Keep references with objects, and find objects by them.",
+    "cas": "Store content under the id that any IPFS tool computes for it.",
+    "ns": "Give names to things that change, and wait for their changes.",
+    "log": "Keep logs of messages that others can catch up on, however long they were away.",
+    "node": "Send messages to a remote log, and receive them, now or later.",
+    "check": "Look at every share of objects.",
+    "repair": "Make the bad shares of objects anew.",
+    "namespace": "Keep sets of keys apart, each with its policy, quota and permissions.",
+    "perm": "Give users permissions in a namespace, and take them away.",
+    "token": "Sign tokens for shard servers, export the keys, end tokens early.",
+    "scrub": "Read and prove everything now, and have repaired what is bad.",
+    "collect": "Free the shares that nothing needs any more.",
+    "status": "Show whether store and shards are well, what waits to be done, and how far the scrub is.",
+    "shard": "Give the store disks and take them away; serve a shard to daemons on other machines.",
+    "call": "Call METHOD and print its result as JSON.",
+    "rebuild": "Make the metastore anew from the shards and the master key.",
+    "key": "Keep the master key safe.",
+    "systemd": "Run the daemon as a service of your systemd.",
+    "bench": "Measure how fast it is here.",
+    "complete": "Print the completion script of a shell.",
+}
+
 
 class Commands(click.Group):
     """Finds a command by name in its module, and suggests the nearest name for one that does not exist."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _cut(summary, width)) for name, summary in SUMMARIES.items()])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -79,9 +117,16 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), ctx)
         return super().resolve_command(ctx, args)
+
+
+def _cut(text: str, width: int) -> str:
+    """The text, or as many of its words as fit before three dots."""
+    return text if len(text) <= width else text[: width - 3].rpartition(" ")[0] + "..."
 
 
 @click.group(

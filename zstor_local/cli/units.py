@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -23,6 +22,8 @@ def unit_text(name: str) -> str:
     checkout = Path(__file__).parents[2] / "systemd" / name
     if checkout.exists():
         return checkout.read_text()
+    from importlib import metadata
+
     installed = next(file for file in metadata.files("zstor-local") or [] if file.name == name)
     return Path(str(installed.locate())).read_text()
 

@@ -1,0 +1,57 @@
+"""The command starts fast: it imports what it uses, and nothing of the daemon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.cli.root import COMMANDS, SUMMARIES, zstor
+
+HEAVY = {
+    "trio",
+    "httpx",
+    "cryptography",
+    "rich",
+    "blake3",
+    "zstandard",
+    "zfec",
+    "cbor2",
+    "asyncio",
+    "zstor_local.daemon",
+    "zstor_local.rpc",
+}
+RUN = """
+import json, sys
+from zstor_local.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def modules(arguments: list[str], environment: dict[str, str] | None = None) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["stat", "--help"], ["systemd", "--help"], ["stta"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert modules(arguments) & HEAVY == set()
+
+
+def test_a_simple_call_imports_nothing_heavy(daemon: PrivateDaemon) -> None:
+    assert modules(["call", "rpc.ping"], daemon.environment) & HEAVY == set()
+    assert modules(["ls"], daemon.environment) & HEAVY == set()
+
+
+def test_the_summaries_are_those_of_the_commands() -> None:
+    context = click.Context(zstor)
+    commands = {name: zstor.get_command(context, name) for name in COMMANDS}
+    found = {name: command.get_short_help_str(200) for name, command in commands.items() if command is not None and not command.hidden}
+    assert found == SUMMARIES
