@@ -27,6 +27,7 @@ VARIABLE = [
     (r"[█░]+", "BAR"),
     (r"\bfs-[\d-]+", "GROUP"),
     (r"^scrub .*\n", ""),  # the first one may still be at work
+    (r"(shard \w+ is missing): .*", r"\1: WHY"),  # whoever met its absence first says how
     (r"[ \t]+", " "),
 ]
 
