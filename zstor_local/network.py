@@ -34,7 +34,14 @@ class RealNetwork:
 
     def start(self, ask: Callable[[], Awaitable[T]]) -> _Pending[T]:
         pending = _Pending(self, ask)
-        self._token.run_sync_soon(self._nursery.start_soon, pending.run)
+
+        def begin() -> None:
+            try:
+                self._nursery.start_soon(pending.run)
+            except RuntimeError:  # the network is not used any more
+                pending.give_up()
+
+        self._token.run_sync_soon(begin)
         return pending
 
     def at_end(self, close: Callable[[], Awaitable[None]]) -> None:
@@ -67,6 +74,9 @@ class _Pending(Generic[T]):
             self._error = error
         finally:
             self._over.set()
+
+    def give_up(self) -> None:
+        self._over.set()
 
     def wait(self, seconds: float | None = None) -> T:
         if not self._over.is_set():

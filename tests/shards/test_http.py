@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.shards.conformance import ShardLaws
+from tests.shards.ground import entry
 from tests.shards.http_ground import HttpGround
+from zstor_local.network import open_network
+from zstor_local.shards.base import ShardError
+from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
+from zstor_local.shards.http.shard import HttpShard
+from zstor_local.system import real_runtime
 
 
 @pytest.fixture
@@ -20,3 +28,90 @@ def ground(tmp_path: Path) -> Iterator[HttpGround]:
 
 class TestHttpShard(ShardLaws):
     pass
+
+
+def test_what_was_sent_before_the_shard_was_lost_is_waited_for(ground: HttpGround) -> None:
+    """A batch on its way may arrive: to call it untouched would leave records behind that nobody voids."""
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+    shard.append([entry(1, b"share", index=2)], 0)
+    shard.start_flush()
+    shard.failed(ShardError("failed", "another request met something"))
+    shard.flush()
+    assert [scanned.entry.envelope.sequence for scanned in shard.scan()] == [1]
+    with pytest.raises(ShardError) as caught:
+        shard.append([entry(2)], 0)
+    assert caught.value.untouched
+
+
+def answer(status: int, members: dict[str, str] | None = None) -> httpx.Response:
+    body = b"" if members is None else json.dumps(members).encode()
+    return httpx.Response(status, headers={"content-type": "application/json"}, stream=httpx.ByteStream(body))
+
+
+class Script:
+    """Answers of a server, one for each request."""
+
+    def __init__(self, *answers: Exception | httpx.Response) -> None:
+        self._answers = [*answers]
+        self.asked: list[str] = []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(f"{request.method} {request.url.path}")
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class NoTokens:
+    async def token(self, *, anew: bool = False) -> str:
+        return "new" if anew else "old"
+
+
+async def asked(script: Script, ask: Ask) -> ShardError | Reply:
+    async with open_network() as network:
+        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
+        peer._client = httpx.AsyncClient(transport=httpx.MockTransport(script), base_url="http://shard")
+        network.at_end(peer.close)
+        try:
+            return await peer.ask(ask)
+        except ShardError as error:
+            return error
+
+
+async def test_only_what_was_never_sent_is_untouched() -> None:
+    refused, broke = httpx.ConnectError("refused"), httpx.ReadError("broke")
+    for answers, untouched in (
+        ((refused, refused), True),
+        ((broke, refused), False),
+        ((refused, broke), False),
+        ((broke, broke), False),
+    ):
+        error = await asked(Script(*answers), Ask("POST", "/v1/log"))
+        assert isinstance(error, ShardError)
+        assert (error.state, error.untouched) == ("missing", untouched)
+
+
+async def test_only_safe_requests_are_sent_twice() -> None:
+    for safe, times in ((True, 2), (False, 1)):
+        script = Script(httpx.ReadError("broke"), answer(204))
+        await asked(script, Ask("POST", "/v1/x", safe=safe))
+        assert len(script.asked) == times
+
+
+async def test_a_refused_token_is_renewed_once() -> None:
+    def no() -> httpx.Response:
+        return answer(401, {"type": "unauthenticated", "message": "expired"})
+
+    assert isinstance(await asked(Script(no(), answer(204)), Ask("PUT", "/v1/x")), Reply)
+    error = await asked(Script(no(), no()), Ask("PUT", "/v1/x"))
+    assert isinstance(error, ShardError)
+    assert error.code == "unauthenticated"
+
+
+async def test_a_servers_words_do_no_harm_where_they_are_shown() -> None:
+    bad = answer(500, {"type": "failed", "message": "\x1b[31mred\x00" + "x" * 2_000})
+    error = await asked(Script(bad), Ask("PUT", "/v1/x"))
+    assert str(error).isprintable()
+    assert len(str(error)) < 300

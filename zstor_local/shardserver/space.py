@@ -87,6 +87,8 @@ class Upload:
     path: str
     parts: dict[int, int] = field(default_factory=dict)  # offset → length
     ending: bool = False
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while its file is written, and when that is closed
 
 
 class Space:
@@ -285,9 +287,12 @@ class Space:
                 upload = self._uploads.get(share) or self._begin(namespace, share)
             if upload.room.id != namespace or upload.ending:
                 raise Refusal("exists", "that share is on its way in already")
-            self._check_room(upload.room, sum(upload.parts.values()) + len(data))
-            write_all(self._files, upload.fd, [data], offset)
-            upload.parts[offset] = len(data)
+            with upload.lock:
+                if upload.closed:
+                    raise Refusal("unfinished", "that share was given up")
+                self._check_room(upload.room, sum(upload.parts.values()) + len(data))
+                write_all(self._files, upload.fd, [data], offset)
+                upload.parts[offset] = len(data)
 
     def _begin(self, namespace: NamespaceId, share: ShareId) -> Upload:
         if len(self._uploads) >= UPLOADS_MAX:
@@ -301,20 +306,17 @@ class Space:
     def finish(self, fence: Fence, namespace: NamespaceId, share: ShareId, length: int) -> None:
         """Make a share whose parts are all here durable, then visible. Refusal `unfinished` if a part lacks."""
         self.check_fence(fence)
-        upload = self._uploads.get(share)
-        if upload is None or upload.room.id != namespace or upload.ending:
-            raise Refusal("unfinished", "no part of that share is here")
-        if _covered(upload.parts) != length:
-            raise Refusal("unfinished", f"{sum(upload.parts.values())} bytes came, {length} were announced")
-        upload.ending = True
+        with self._lock:
+            upload = self._uploads.get(share)
+            if upload is None or upload.room.id != namespace or upload.ending:
+                raise Refusal("unfinished", "no part of that share is here")
+            if _covered(upload.parts) != length:
+                raise Refusal("unfinished", f"{sum(upload.parts.values())} bytes came, {length} were announced")
+            upload.ending = True
         try:
             before = self._publish(upload, namespace, share)
-        except BaseException:
-            self.abort(share, own=True)
-            raise
-        self._files.close(upload.fd)
-        with self._lock:
-            del self._uploads[share]
+        finally:
+            self._give_up(share, upload)  # its name is another one now, if all went well
         self._account(upload.room, length - (before or 0), shares=before is None)
 
     def _publish(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> int | None:
@@ -340,18 +342,25 @@ class Space:
         if (header.namespace, header.version, header.index) != (namespace, share.version, share.index):
             raise Refusal("bad_request", "the share says that it is another one")
 
-    def abort(self, share: ShareId, *, own: bool = False) -> None:
+    def abort(self, share: ShareId) -> None:
         """Give a share up that is on its way in; one that was there before stays."""
         with self._lock:
             upload = self._uploads.get(share)
-            if upload is not None and (own or not upload.ending):
-                del self._uploads[share]
-            else:
-                upload = None
-        if upload is not None:
-            self._files.close(upload.fd)
-            with _answering(), suppress(FileNotFoundError):
+            if upload is None or upload.ending:
+                return
+            upload.ending = True
+        self._give_up(share, upload)
+
+    def _give_up(self, share: ShareId, upload: Upload) -> None:
+        """Close and remove its file, when nobody writes to it any more; only then the share may begin anew."""
+        try:
+            with upload.lock, _answering(), suppress(FileNotFoundError):
+                upload.closed = True
+                self._files.close(upload.fd)
                 self._files.unlink(upload.path)
+        finally:
+            with self._lock:
+                del self._uploads[share]
 
     @contextmanager
     def large_share(self, namespace: NamespaceId | None, share: ShareId) -> Iterator[tuple[int, int]]:

@@ -134,15 +134,16 @@ class Peer:
         try:
             return await self._send(ask, token, last=last)
         except _Broke as broke:
+            unsent = broke.unsent
             if not ask.safe or broke.late:
                 self._trip(str(broke))
-                raise ShardError("missing", str(broke), untouched=broke.unsent) from None
+                raise ShardError("missing", str(broke), untouched=unsent) from None
         await trio.sleep(RETRY_SECONDS * (0.5 + self._randomness.bytes(1)[0] / 256))
         try:
             return await self._send(ask, token, last=last)
         except _Broke as broke:
             self._trip(str(broke))
-            raise ShardError("missing", str(broke), untouched=broke.unsent) from None
+            raise ShardError("missing", str(broke), untouched=unsent and broke.unsent) from None
 
     async def _send(self, ask: Ask, token: str, *, last: bool) -> Reply:
         import httpx

@@ -194,8 +194,9 @@ class HttpShard:
             self._flushing = self.network.start(lambda: self._send(batch))
 
     def flush(self) -> None:
-        self._must_be_there()
-        self.start_flush()
+        if self._flushing is None:  # what is on its way already may arrive, whatever became of the shard since
+            self._must_be_there()
+            self.start_flush()
         pending, self._flushing = self._flushing, None
         if pending is None:
             return
@@ -211,15 +212,16 @@ class HttpShard:
     async def _send(self, batch: Batch) -> None:
         self._batches += 1
         body = pack_batch(batch)
-        headers = {**self.writing(), DIGEST: digest(body)}
+        headers = {**self.fenced(), DIGEST: digest(body)}
         await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, durable=True))
-        shares = [each.entry for each in batch.entries if each.entry.share]
+        freed = {*batch.freed}
+        shares = [each.entry for each in batch.entries if each.entry.share and _share_of(each.entry) not in freed]
         if shares and self._prove():
             await self._read_back(shares[0])
 
     async def _read_back(self, entry: Entry) -> None:
         """A server that only says that it stored something is found out."""
-        name = share_name(ShareId(entry.envelope.version, entry.share_index or 0))
+        name = share_name(_share_of(entry))
         found = await read_range(self.peer, f"{self.space}/shares/{name}?small=1", 0, len(entry.share))
         if found != entry.share:
             raise ShardError("failed", f"{self.url} says that it stored a share and has another one")
@@ -313,6 +315,11 @@ class HttpShard:
         self._lost = self._lost or ("missing", f"{self.url} was closed")
         if self._flushing is not None:
             self._flushing.cancel()
+
+
+def _share_of(entry: Entry) -> ShareId:
+    """The small share that comes with an entry which has one."""
+    return ShareId(entry.envelope.version, entry.share_index or 0)
 
 
 class _Fresh:

@@ -96,7 +96,10 @@ class HttpShareReader:
         try:
             data = pending.wait(None if patient else self._shard.peer.patience)
         except TimeoutError:
-            raise ShareLate from None
+            if not patient:
+                raise ShareLate from None
+            self._forget(offset, length)
+            raise self._shard.failed(ShardError("missing", f"{self._shard.peer.url} is not asked any more")) from None
         except ShardError as error:
             self._forget(offset, length)
             raise self._shard.failed(error) from None
