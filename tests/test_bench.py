@@ -32,6 +32,8 @@ WORK = [
     "read 4 KiB, 16 clients",
     "CPU of a call, rpc.ping",
     "CPU of a call, object.stat",
+    "zstor --help",
+    "zstor call rpc.ping",
     "peak memory after a pipe of 3 MiB, in and out",
     "disk for an object of 4 KiB",
     "write 4 KiB in a store of 20",

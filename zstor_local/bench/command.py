@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zstor_local.bench import calls, contents, files, footprint, logs
+from zstor_local.bench import calls, contents, files, footprint, logs, startup
 from zstor_local.bench.place import QUICK, Place, Plan, cores, default_directory, file_system, prepared
 from zstor_local.bench.results import Report, Row, machine
 from zstor_local.limits import MIB
@@ -26,6 +26,7 @@ CASES: Final[Sequence[Case]] = (
     footprint.peak_after_file,
     calls.small_objects,
     calls.overhead,
+    startup.command,
     footprint.peak_after_pipe,
     footprint.disk,
     calls.grown,
@@ -113,7 +114,7 @@ def measure(plan: Plan, directory: Path) -> Report:
 
 def _steps(plan: Plan) -> int:
     """How often the cases yield: once a round for most of them, for files once for each content, and once at the end."""
-    return 6 * plan.rounds + len(CASES) + 1
+    return 7 * plan.rounds + len(CASES) + 1
 
 
 def _document(report: Report) -> str:
