@@ -47,7 +47,7 @@ from zstor_local.store.draining import Drain, Drained
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.places import Places
-from zstor_local.store.presence import Presence
+from zstor_local.store.presence import NEW, Presence
 from zstor_local.store.sealing import RecordSealer
 
 DRAIN_JOB: Final = "shard.drain"
@@ -160,7 +160,7 @@ class Membership:
             return Decision(debts=[Debt(number, Owed.RECORD, STORE_WIDE, row.name, row.envelope.version) for row in rows])
 
         await self._change(change, extra)
-        log.warning("added shard %s at %s", entry.id, url)
+        log.debug("added shard %s at %s", entry.id, url)
         await self._presence.look()
         self._on_change()
         return entry
@@ -295,7 +295,7 @@ class Membership:
 
         await self._change(change, lambda: Decision(records=self._drain.forgotten(entry.number)))
         await self.tidy()
-        log.warning("shard %s is no shard of this store any more", entry.id)
+        log.debug("shard %s is no shard of this store any more", entry.id)
 
     async def tidy(self) -> None:
         """Strike out what is owed to, and to be freed on, shards that the store has no more."""
@@ -351,7 +351,7 @@ class Membership:
         shard = self._pool.get(entry.number)
         if shard is not None and replace(shard.entry, draining=entry.draining) == entry:
             return
-        self._pool.put(Absent(entry, "missing", "it has not been looked at since it was listed"))
+        self._pool.put(Absent(entry, "missing", NEW))
 
 
 def _checked(url: str) -> str:

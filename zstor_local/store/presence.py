@@ -24,6 +24,7 @@ from zstor_local.store.rownames import FIXED, row_name_of
 from zstor_local.store.sealing import RecordSealer
 
 LOOK_EVERY: Final = 5.0  # seconds
+NEW: Final = "it has not been looked at since it was listed"  # why a shard is absent until the next look
 
 log = logging.getLogger("zstor.store")
 
@@ -89,7 +90,6 @@ class Presence:
                     nursery.start_soon(look_at, number)
             back = [number for number in sorted(returned) if await self._runtime.threads.run_commit(self._bring_back, number)]
         if back:
-            log.warning("back: shard %s", ", ".join(self._pool.name(number) for number in back))
             self._on_return()
 
     def unsettled(self) -> dict[int, Sequence[int]]:
@@ -140,6 +140,7 @@ class Presence:
         entry = self._pool.entry(number)
         if entry is None:
             return False
+        reason = self._pool.reason(number)
         self._pool.put(Absent(entry, self._pool.state(number), self._pool.reason(number)))  # its lock is let go of before it is taken
         try:
             shard = self._open_shard(entry)
@@ -154,6 +155,8 @@ class Presence:
             return False
         self._pool.put(shard)
         self._look_at(number)
+        if reason != NEW:
+            log.warning("shard %s is back", entry.id)
         return True
 
     def admit(self, shard: Shard) -> None:
