@@ -136,7 +136,10 @@ def scrub_line(scrub: Scrub) -> str:
     if (ended := scrub.get("last_ended_epoch")) is not None:
         parts.append(f"last ended {text.when(ended)}")
     found = scrub.get("found", {})
-    parts += [f"{found[name]:,} {words}" for name, words in _FOUND.items() if found.get(name)]
+    told = [f"{found[name]:,} {words}" for name, words in _FOUND.items() if found.get(name)]
+    if found.get("objects") and not told:
+        told = [f"{text.count(found['objects'], 'object')} proved, all well"]
+    parts += told
     if scrub.get("overdue"):
         parts.append("overdue")
     return "; ".join(parts)

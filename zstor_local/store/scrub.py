@@ -237,6 +237,7 @@ class Scrub:
             await self._objects(row)
             row.objects_done = True
             await self._save()
+        self._pace.rate = self._config.rate  # a log is read in one go: while it is, segments that compaction empties must not pile up
         for number in self._pool.numbers:
             shard = self._pool.get(number)
             if number in row.shards or shard is None or shard.check() != "ok":
