@@ -122,7 +122,7 @@ def test_what_was_removed_gives_no_new_token(world: World) -> None:
     assert world.owner.refusal("token.create", namespace="photos", permission=["read"], user="dave") == "permission_denied"
     assert [answer.status_code for answer in world.read(token, "photos")] == [200] * 3  # a running one runs on
     world.owner.result("token.revoke", user="dave")
-    assert [answer.status_code for answer in world.read(token, "photos")] == [403] * 3  # but for this
+    assert [answer.status_code for answer in world.read(token, "photos")] == [401] * 3  # but for this
 
 
 def test_a_token_expires(world: World) -> None:

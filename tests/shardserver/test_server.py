@@ -376,9 +376,9 @@ def test_a_revoked_token_is_refused_at_once_and_after_a_restart(tmp_path: Path) 
         assert send(owner, "PUT", "/v1/trust", document[:-8] + b"AAAAAAAA").status_code == 400
         assert send(owner, "PUT", "/v1/trust", document).status_code == 204
         name(owner, NAMESPACE, "photos")
-        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 403
+        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 401
     with serving(tmp_path / "data", issuer) as server, server.client(token) as guest:
-        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 403
+        assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 401
 
 
 # --- The process ---
