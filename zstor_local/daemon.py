@@ -213,7 +213,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     await letters.soon()
 
                 registry = _registry(store, authority, told, joining, config, paths, pages, names, cas)
-                sharing_methods.register(registry, store, letters, joining, told=told)
+                sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
                 def stop() -> None:
