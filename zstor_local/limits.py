@@ -67,6 +67,7 @@ BYTES_IN_FLIGHT: Final = 32 * MIB  # plain bytes being coded at once, over all c
 # --- Directory shards ---
 SMALL_SHARE_BYTES: Final = 64 * KIB  # a share up to this size is a log entry, a larger one a file
 SEGMENT_BYTES: Final = 8 * MIB
+SEGMENT_STEP_BYTES: Final = MIB  # of it that is allocated at once
 RESERVE_BYTES: Final = 32 * MIB  # of a disk, kept from writes so that deletes go on: a log segment for each of several shards
 METASTORE_RESERVE_BYTES: Final = 8 * MIB  # given up when other programs have filled even that
 ROW_BYTES: Final = MIB  # a store-wide row's value: an eighth of a log segment on every shard

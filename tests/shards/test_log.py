@@ -102,7 +102,7 @@ def test_each_start_begins_a_segment_of_its_own(real: Ground) -> None:
 
 def test_a_clean_end_gives_the_room_of_the_segment_back(real: Ground) -> None:
     fill(real.new(), 1, 3)
-    assert len(real.content(real.segment(1))) == limits.SEGMENT_BYTES
+    assert len(real.content(real.segment(1))) == limits.SEGMENT_STEP_BYTES
     real.close()
     assert len(real.content(real.segment(1))) < 10_000
 

@@ -286,13 +286,16 @@ class Log:
     def _room(self, size: int) -> tuple[_SegmentWriter, int]:
         """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
         segment = self._current()
-        if segment.end + size > limits.SEGMENT_BYTES:
-            try:
+        try:
+            if segment.end + size > limits.SEGMENT_BYTES:
                 self._roll()
-            except OSError:
-                segment.discard()
-                raise
-            segment = self._current()
+            self._current().allocate(size)
+        except OSError:
+            for each in (segment, self._writer):
+                if each is not None:
+                    each.discard()
+            raise
+        segment = self._current()
         return segment, segment.end
 
     def _roll(self) -> None:
@@ -312,7 +315,7 @@ class Log:
         path = self.path(number)
         fd = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            self._files.allocate(fd, 0, limits.SEGMENT_BYTES)
+            self._files.allocate(fd, 0, _step())
             write_all(self._files, fd, [header.pack()], 0)
             self._sync_new(fd)
         except OSError:
@@ -393,6 +396,10 @@ class Log:
         return known
 
 
+def _step() -> int:
+    return min(limits.SEGMENT_STEP_BYTES, limits.SEGMENT_BYTES)
+
+
 class _SegmentWriter:
     """The end of one segment: entries gather until `write_out` hands them to the kernel in one call."""
 
@@ -404,12 +411,20 @@ class _SegmentWriter:
         self.key = header.checksum_key
         self.end = HEADER_BYTES
         self._written = HEADER_BYTES
+        self._allocated = _step()
         self._gathered: list[bytes] = []
 
     def put(self, buffers: list[bytes], size: int) -> None:
         """Take an entry's buffers, `size` bytes together."""
         self._gathered.extend(buffers)
         self.end += size
+
+    def allocate(self, size: int) -> None:
+        """Room for that many bytes more, a step at a time: a log that is hardly used takes little."""
+        if self.end + size > self._allocated:
+            length = max(_step(), self.end + size - self._allocated)
+            self._files.allocate(self.fd, self._allocated, length)
+            self._allocated += length
 
     def discard(self) -> None:
         """Forget what gathered and was not written."""
