@@ -162,7 +162,7 @@ def _fits(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bool:
 
 
 def _fitting(schema: dict[str, Any], document: dict[str, Any]) -> Any:
-    return next(value for value in SAMPLES if _fits(value, schema, document))
+    return next(value for value in [*schema.get("enum", ()), *SAMPLES] if _fits(value, schema, document))
 
 
 @pytest.mark.parametrize("name", ["object.raed", "object.writ", "rpc.pong", "Object.read"])
