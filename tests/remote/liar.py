@@ -14,9 +14,11 @@ from hypercorn.trio import serve as serve_http
 from zstor_local.access.trust import parse_trust
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.runtime import Runtime
-from zstor_local.shardserver.app import App, Receive, Scope, Send
+from zstor_local.shardserver.answer import Send
+from zstor_local.shardserver.app import App
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
+from zstor_local.shardserver.request import Receive, Scope
 from zstor_local.shardserver.serve import Settings, _bind, _config
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import TRUST, Volume

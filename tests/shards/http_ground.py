@@ -19,7 +19,7 @@ from zstor_local.runtime import read_exactly
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.http.engine import HttpEngine
 from zstor_local.shards.marker import Marker
-from zstor_local.shardserver.space import ROOMS, TEMPORARY
+from zstor_local.shardserver.disk import ROOMS, TEMPORARY
 
 
 class HttpGround:

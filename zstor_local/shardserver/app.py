@@ -7,11 +7,8 @@ are JSON `{"type", "message"}`. Nothing of a token is ever logged.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar, TypeVarTuple
-from urllib.parse import parse_qsl, unquote
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
@@ -22,82 +19,21 @@ from zstor_local.model.ids import NamespaceId, ShardUid, check_namespace
 from zstor_local.runtime import read_exactly
 from zstor_local.shards import marker
 from zstor_local.shards.http import wire
-from zstor_local.shards.http.wire import BadWire, Fence, parse_id, parse_share_name
+from zstor_local.shards.http.wire import BadWire, parse_id, parse_share_name
+from zstor_local.shardserver.answer import SEND_BYTES, Answer, Send, as_json, give, refused
 from zstor_local.shardserver.guard import Guard, Guest
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.refusal import Refusal, of_system
+from zstor_local.shardserver.request import Bodies, Receive, Request, Scope, parse_range
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import Volume
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
-Scope = MutableMapping[str, Any]  # as ASGI types it
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-BODY_SECONDS: Final = 60.0  # from the first to the last byte of a body
-BODIES_BYTES: Final = 256 * limits.MIB  # of all requests that are being done
-SEND_BYTES: Final = 256 * limits.KIB
 WAIT_SECONDS: Final = 60  # a page that is waited for, at most
 LIST_NAMES: Final = 10_000
 LETTER_BYTES: Final = 32 * limits.KIB
-JSON: Final = "application/json"
-BYTES: Final = "application/octet-stream"
-
-log = logging.getLogger("zstor.shardserver")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes back: the body whole, or `length` bytes of it piece by piece."""
-
-    body: bytes = b""
-    status: int = 200
-    headers: Sequence[tuple[str, str]] = ()
-    kind: str = BYTES
-    pieces: Callable[[int], Awaitable[bytes]] | None = None  # some of the body's bytes from an offset on; none of them: it ends early
-    length: int = 0
-
-
-def _refused(refusal: Refusal) -> Answer:
-    return as_json({"type": refusal.type, "message": refusal.message}, refusal.status)
-
-
-def as_json(value: object, status: int = 200) -> Answer:
-    return Answer(json.dumps(value).encode(), status, kind=JSON)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request, its body not yet read."""
-
-    method: str
-    path: Sequence[str]
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    receive: Receive
-
-    def namespace(self) -> NamespaceId | None:
-        text = self.query.get("namespace")
-        return None if text is None else NamespaceId(parse_id(text))
-
-    def must_namespace(self) -> NamespaceId:
-        found = self.namespace()
-        if found is None:
-            raise Refusal("bad_request", "the query lacks namespace")
-        return found
-
-    def number(self, name: str, default: int | None = None, *, most: int = limits.SAFE_INTEGER) -> int:
-        text = self.query.get(name)
-        if text is None and default is not None:
-            return default
-        if text is None or not text.isascii() or not text.isdecimal() or len(text) > 16 or int(text) > most:
-            raise Refusal("bad_request", f"{name} in the query is a number up to {most}")
-        return int(text)
-
-    def fence(self) -> Fence:
-        return Fence.parse(self.headers.get(wire.FENCE, ""))
 
 
 class App:
@@ -108,7 +44,7 @@ class App:
         self._guard = guard
         self._trust = trust
         self._metrics = metrics
-        self._bodies = 0
+        self._bodies = Bodies()
         self._news: dict[ShardUid, trio.Event] = {}  # set when the next batch was appended to a space
         self._stopping = False
 
@@ -122,24 +58,18 @@ class App:
         if scope["type"] != "http":
             await _live(scope, receive, send)
             return
-        request = Request(
-            scope["method"],
-            [unquote(part) for part in scope["path"].split("/")[1:]],
-            dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
-            {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]},
-            receive,
-        )
+        request = Request.of(scope, receive)
         with self._metrics.counting(request.method) as outcome:
             try:
                 answer = await self._answer(request)
             except Refusal as error:
-                answer = _refused(error)
+                answer = refused(error)
             except BadWire as error:
-                answer = _refused(Refusal("bad_request", str(error)))
+                answer = refused(Refusal("bad_request", str(error)))
             except OSError as error:
-                answer = _refused(of_system(error))
+                answer = refused(of_system(error))
             outcome(answer.status)
-            await _send(answer, send, head=request.method == "HEAD")
+            await give(answer, send, head=request.method == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
         if request.path == ["health"] and request.method in ("GET", "HEAD"):
@@ -201,7 +131,7 @@ class App:
     async def _create(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         if not guest.owns(guest.token.issuer):
             raise Refusal("forbidden", "only the owner of a store may make its shards")
-        body = await self._body(request, marker.MAX_BYTES)
+        body = await self._bodies.take(request, marker.MAX_BYTES)
         async with self._volume.lock(uid):
             await _in_thread(self._volume.create, uid, guest.token.issuer, body)
         return Answer(status=204)
@@ -256,7 +186,7 @@ class App:
 
     async def _put_trust(self, request: Request, guest: Guest) -> Answer:
         """A newer trust document of the bearer's issuer: it proves itself."""
-        body = await self._body(request, TRUST_BYTES)
+        body = await self._bodies.take(request, TRUST_BYTES)
         try:
             known = self._guard.verifier.trusts[guest.token.issuer]
             text = body.decode("ascii", "replace")
@@ -273,7 +203,7 @@ class App:
         space = await self._space(uid)
         number = request.number("batch")
         fence = request.fence()
-        body = await self._body(request, wire.BATCH_BYTES_MAX)
+        body = await self._bodies.take(request, wire.BATCH_BYTES_MAX)
         batch = wire.parse_batch(body)
         for namespace in {scanned.entry.envelope.namespace for scanned in batch.entries}:
             guest.check(space, namespace, "write")
@@ -310,7 +240,7 @@ class App:
         wanted = request.headers.get("range")
 
         def large(offset: int, length: int) -> tuple[bytes, int]:
-            with space.large_share(namespace, share) as (fd, size):
+            with space.large.open(namespace, share) as (fd, size):
                 return bytes(read_exactly(self._volume.runtime.files, fd, length, offset)), size
 
         def small(offset: int, length: int) -> tuple[bytes, int]:
@@ -325,7 +255,7 @@ class App:
                 return b"" if guest.expired else (await _in_thread(read, offset, SEND_BYTES))[0]
 
             return Answer(pieces=piece, length=size)
-        offset, length = _range(wanted, size)
+        offset, length = parse_range(wanted, size)
         data, _ = await _in_thread(read, offset, length)
         headers = [("content-range", f"bytes {offset}-{offset + len(data) - 1}/{size}" if data else f"bytes */{size}")]
         return Answer(data, 206 if data else 416, headers)
@@ -334,36 +264,36 @@ class App:
         space = await self._space(uid)
         guest.check_owner(space)
         limit = request.number("limit", 1_000, most=LIST_NAMES)
-        names = space.list_small if request.query.get("small") == "1" else space.list_large
+        names = space.list_small if request.query.get("small") == "1" else space.large.names
         return as_json({"shares": await _in_thread(names, request.query.get("after", ""), limit)})
 
     async def _put_part(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
         offset, fence = request.number("offset"), request.fence()
-        body = await self._body(request, wire.PART_BYTES_MAX)
-        await _in_thread(space.put_part, fence, namespace, share, offset, body)
+        body = await self._bodies.take(request, wire.PART_BYTES_MAX)
+        await _in_thread(space.large.put_part, fence, namespace, share, offset, body)
         return Answer(status=204)
 
     async def _finish(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
-        await _in_thread(space.finish, request.fence(), namespace, share, request.number("length"))
+        await _in_thread(space.large.finish, request.fence(), namespace, share, request.number("length"))
         return Answer(status=201)
 
     async def _abort(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share = await self._space(uid), parse_share_name(name)
         guest.check(space, request.must_namespace(), "write")
         space.check_fence(request.fence())
-        await _in_thread(space.abort, share)
+        await _in_thread(space.large.abort, share)
         return Answer(status=204)
 
     async def _free(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space, namespace = await self._space(uid), request.namespace()
         guest.check(space, namespace, "delete")
-        batch = wire.parse_batch(await self._body(request, wire.PART_BYTES_MAX))
+        batch = wire.parse_batch(await self._bodies.take(request, wire.PART_BYTES_MAX))
         async with self._volume.lock(uid):
-            await _in_thread(space.free, request.fence(), namespace, batch.freed)
+            await _in_thread(space.large.free, request.fence(), namespace, batch.freed)
         return Answer(status=204)
 
     # --- Namespaces ---
@@ -372,7 +302,7 @@ class App:
         space = await self._space(uid)
         guest.check_owner(space)
         try:
-            members = json.loads(await self._body(request, 4_096))
+            members = json.loads(await self._bodies.take(request, 4_096))
             name, issuer, quota = members["namespace"], members.get("issuer"), members.get("quota_bytes")
             check_namespace(name)
         except (ValueError, KeyError, TypeError, AttributeError, InvalidParams):
@@ -381,7 +311,7 @@ class App:
             raise Refusal("bad_request", "issuer is text, quota_bytes a number")
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_thread(space.describe, namespace, name, issuer, quota)
+            await _in_thread(space.rooms.describe, namespace, name, issuer, quota)
         return Answer(status=204)
 
     async def _retire(self, request: Request, guest: Guest, uid: ShardUid, namespace: NamespaceId) -> Answer:
@@ -397,36 +327,11 @@ class App:
     async def _put_letter(self, request: Request, guest: Guest, uid: ShardUid, name: bytes) -> Answer:
         space = await self._space(uid)
         guest.check_owner(space)
-        body = await self._body(request, LETTER_BYTES)
+        body = await self._bodies.take(request, LETTER_BYTES)
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
             await _in_thread(space.put_letter, name, body)
         return Answer(status=204)
-
-    # --- Bodies ---
-
-    async def _body(self, request: Request, most: int) -> bytes:
-        """The whole body, bounded before it is taken, and the one that its digest names."""
-        length = request.headers.get("content-length", "")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refusal("bad_request", "bodies come as they are, not encoded")
-        if not length.isascii() or not length.isdecimal():
-            raise Refusal("bad_request", "a body comes with its content-length")
-        if len(length) > 12 or int(length) > most:
-            raise Refusal("too_large", f"the body has {length[:20]} bytes, at most {most} are taken")
-        size = int(length)
-        if self._bodies + size > BODIES_BYTES:
-            raise Refusal("busy", "too many bodies are on their way in; ask again")
-        self._bodies += size
-        try:
-            with trio.move_on_after(BODY_SECONDS):
-                body = await _receive(request.receive, size)
-                if wire.digest(body) != request.headers.get(wire.DIGEST):
-                    raise Refusal("bad_digest", f"the body is not what its {wire.DIGEST} names (sha-256)")
-                return body
-        finally:
-            self._bodies -= size
-        raise Refusal("bad_request", f"the body did not come within {BODY_SECONDS:.0f} seconds")
 
 
 async def _live(scope: Scope, receive: Receive, send: Send) -> None:
@@ -436,55 +341,6 @@ async def _live(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-async def _receive(receive: Receive, size: int) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refusal("bad_request", "the client went away")
-        body += message.get("body", b"")
-        if len(body) > size:
-            raise Refusal("too_large", "the body is longer than it says")
-        if not message.get("more_body", False):
-            break
-    if len(body) != size:
-        raise Refusal("bad_request", "the body is shorter than it says")
-    return bytes(body)
-
-
-async def _send(answer: Answer, send: Send, *, head: bool) -> None:
-    length = answer.length if answer.pieces is not None else len(answer.body)
-    headers = [("content-type", answer.kind), ("content-length", str(length)), *answer.headers]
-    if answer.status == 204:
-        headers = list(answer.headers)
-    encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
-    if answer.pieces is not None and not head:
-        at = 0
-        while at < length and (piece := await answer.pieces(at)):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            at += len(piece)
-    body = b"" if head else answer.body
-    for at in range(0, len(body), SEND_BYTES):
-        await send({"type": "http.response.body", "body": body[at : at + SEND_BYTES], "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _range(text: str, size: int) -> tuple[int, int]:
-    """Offset and length of a Range header, one range at most (RFC 9110); as much as there is of it, at most a part's bytes."""
-    unit, _, span = text.partition("=")
-    first, dash, last = span.partition("-")
-    if unit.strip() != "bytes" or not dash or not all(part == "" or (part.isascii() and part.isdecimal()) for part in (first, last)):
-        raise Refusal("bad_request", "the range is bytes=FIRST-LAST or bytes=-COUNT")
-    if len(first) > 16 or len(last) > 16 or (not first and not last):
-        raise Refusal("bad_request", "the range is bytes=FIRST-LAST or bytes=-COUNT")
-    if not first:
-        count = min(int(last), size)
-        return size - count, count
-    end = min(size, int(last) + 1 if last else size)
-    return int(first), max(0, min(end - int(first), wire.PART_BYTES_MAX))
 
 
 async def _in_thread(work: Callable[[*Args], T], *args: *Args) -> T:

@@ -1,0 +1,229 @@
+"""The large shares of a space: a file each, in parts on its way in, visible once all of it is durable."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from zstor_local.coding.block import BadBlock
+from zstor_local.coding.share import SHARE_HEADER_BYTES, parse_share_header
+from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
+from zstor_local.shards.http.wire import Fence, share_name
+from zstor_local.shardserver.disk import SHARES, TEMPORARY, answering
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.rooms import Room, Rooms
+
+UPLOADS_MAX: Final = 256  # large shares on their way in at once, in a space
+
+
+@dataclass(slots=True, eq=False)
+class Upload:
+    """A large share on its way in."""
+
+    room: Room
+    fd: int
+    path: str
+    parts: dict[int, int] = field(default_factory=dict)  # offset → length
+    ending: bool = False
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while its file is written, and when that is closed
+
+
+class LargeShares:
+    """Those of one space. Parts of different shares may come at once; `free` and `remove_all` are changes, one at a time."""
+
+    def __init__(self, runtime: Runtime, root: str, rooms: Rooms, check_fence: Callable[[Fence], None]) -> None:
+        """`root` is the space's directory; `check_fence` refuses whoever may not write now. Counts what is there. OSError."""
+        self._files = runtime.files
+        self._root = root
+        self._rooms = rooms
+        self._check_fence = check_fence
+        self._uploads: dict[ShareId, Upload] = {}
+        self._lock = threading.Lock()  # held for moments, around what several threads change
+        for _, size, namespace in self.all():
+            if (owner := rooms.find(namespace)) is not None:
+                rooms.account(owner, size, shares=1)
+
+    def put_part(self, fence: Fence, namespace: NamespaceId, share: ShareId, offset: int, data: bytes) -> None:
+        """A part of a large share, at its offset in the share's file; nothing is visible yet."""
+        self._check_fence(fence)
+        with answering():
+            with self._lock:
+                upload = self._uploads.get(share) or self._begin(namespace, share)
+            if upload.room.id != namespace or upload.ending:
+                raise Refusal("exists", "that share is on its way in already")
+            with upload.lock:
+                if upload.closed:
+                    raise Refusal("unfinished", "that share was given up")
+                self._rooms.check(upload.room, sum(upload.parts.values()) + len(data))
+                write_all(self._files, upload.fd, [data], offset)
+                upload.parts[offset] = len(data)
+
+    def _begin(self, namespace: NamespaceId, share: ShareId) -> Upload:
+        if len(self._uploads) >= UPLOADS_MAX:
+            raise Refusal("busy", f"{UPLOADS_MAX} shares are on their way in")
+        room = self._rooms.make(namespace)
+        path = f"{self._root}/{TEMPORARY}/{share_name(share)}"
+        upload = Upload(room, self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), path)
+        self._uploads[share] = upload
+        return upload
+
+    def finish(self, fence: Fence, namespace: NamespaceId, share: ShareId, length: int) -> None:
+        """Make a share whose parts are all here durable, then visible. Refusal `unfinished` if a part lacks."""
+        self._check_fence(fence)
+        with self._lock:
+            upload = self._uploads.get(share)
+            if upload is None or upload.room.id != namespace or upload.ending:
+                raise Refusal("unfinished", "no part of that share is here")
+            if _covered(upload.parts) != length:
+                raise Refusal("unfinished", f"{sum(upload.parts.values())} bytes came, {length} were announced")
+            upload.ending = True
+        try:
+            before = self._publish(upload, namespace, share)
+        finally:
+            self._give_up(share, upload)  # its name is another one now, if all went well
+        self._rooms.account(upload.room, length - (before or 0), shares=before is None)
+
+    def _publish(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> int | None:
+        """The share durable under its name. Returns the size of what lay there before, None where nothing did."""
+        with answering():
+            self._check_header(upload, namespace, share)
+            self._files.fsync(upload.fd)
+            directory = os.path.dirname(self._path(share))
+            with suppress(FileExistsError):
+                self._files.mkdir(directory)
+            sync_directory(self._files, os.path.dirname(directory))
+            before = self._size(share)
+            self._files.rename(upload.path, self._path(share))
+            sync_directory(self._files, directory)
+        return before
+
+    def _check_header(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> None:
+        """What a file says it is decides who may read it: it must be what it was let in as."""
+        try:
+            header = parse_share_header(read_exactly(self._files, upload.fd, SHARE_HEADER_BYTES, 0))
+        except BadBlock:
+            raise Refusal("bad_request", "that is no share") from None
+        if (header.namespace, header.version, header.index) != (namespace, share.version, share.index):
+            raise Refusal("bad_request", "the share says that it is another one")
+
+    def abort(self, share: ShareId) -> None:
+        """Give a share up that is on its way in; one that was there before stays."""
+        with self._lock:
+            upload = self._uploads.get(share)
+            if upload is None or upload.ending:
+                return
+            upload.ending = True
+        self._give_up(share, upload)
+
+    def _give_up(self, share: ShareId, upload: Upload) -> None:
+        """Close and remove its file, when nobody writes to it any more; only then the share may begin anew."""
+        try:
+            with upload.lock, answering(), suppress(FileNotFoundError):
+                upload.closed = True
+                self._files.close(upload.fd)
+                self._files.unlink(upload.path)
+        finally:
+            with self._lock:
+                del self._uploads[share]
+
+    @contextmanager
+    def open(self, namespace: NamespaceId | None, share: ShareId) -> Iterator[tuple[int, int]]:
+        """A descriptor of a large share's file and its size; Refusal `not_found`, also where it is another namespace's."""
+        with answering():
+            try:
+                fd = self._files.open(self._path(share), os.O_RDONLY)
+            except FileNotFoundError:
+                raise Refusal("not_found", "that share is not here") from None
+            try:
+                if namespace is not None and self._namespace_of(fd) != namespace:
+                    raise Refusal("not_found", "that share is not here")
+                yield fd, self._files.status(fd).size
+            finally:
+                self._files.close(fd)
+
+    def free(self, fence: Fence, namespace: NamespaceId | None, shares: Sequence[ShareId]) -> None:
+        """Remove large shares, durably. What is not there is fine."""
+        self._check_fence(fence)
+        directories = set()
+        with answering():
+            for share in shares:
+                self.abort(share)
+                with suppress(Refusal), self.open(namespace, share) as (fd, size):
+                    room = self._rooms.find(self._namespace_of(fd))
+                    self._files.unlink(self._path(share))
+                    directories.add(os.path.dirname(self._path(share)))
+                    if room is not None:
+                        self._rooms.account(room, -size, shares=-1)
+            for directory in sorted(directories):
+                sync_directory(self._files, directory)
+
+    def names(self, after: str, limit: int) -> list[str]:
+        """The names of large shares in their order, behind one."""
+        found: list[str] = []
+        with answering():
+            for directory in self._files.list(f"{self._root}/{SHARES}"):
+                if directory < after[:2]:
+                    continue
+                found += [name for name in self._files.list(f"{self._root}/{SHARES}/{directory}") if name > after]
+                if len(found) >= limit:
+                    break
+        return found[:limit]
+
+    def all(self) -> Iterator[tuple[str, int, NamespaceId]]:
+        """Each one's name, size and namespace. OSError."""
+        after = ""
+        while names := self.names(after, 1_000):
+            for name in names:
+                fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
+                try:
+                    yield name, self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
+                finally:
+                    self._files.close(fd)
+            after = names[-1]
+
+    def remove_all(self, namespace: NamespaceId) -> None:
+        """Remove a namespace's, also those on their way in, durably. OSError."""
+        for share in [share for share, upload in self._uploads.items() if upload.room.id == namespace]:
+            self.abort(share)
+        for name, _, owner in list(self.all()):
+            if owner == namespace:
+                self._files.unlink(f"{self._root}/{SHARES}/{name[:2]}/{name}")
+        for directory in self._files.list(f"{self._root}/{SHARES}"):
+            sync_directory(self._files, f"{self._root}/{SHARES}/{directory}")
+
+    def abort_all(self) -> None:
+        """Give up whatever is on its way in."""
+        for share in [*self._uploads]:
+            self.abort(share)
+
+    def _namespace_of(self, fd: int) -> NamespaceId | None:
+        try:
+            return parse_share_header(read_exactly(self._files, fd, SHARE_HEADER_BYTES, 0)).namespace
+        except BadBlock:
+            return None
+
+    def _path(self, share: ShareId) -> str:
+        name = share_name(share)
+        return f"{self._root}/{SHARES}/{name[:2]}/{name}"
+
+    def _size(self, share: ShareId) -> int | None:
+        try:
+            return self._files.path_status(self._path(share)).size
+        except FileNotFoundError:
+            return None
+
+
+def _covered(parts: Mapping[int, int]) -> int:
+    """How far the parts reach without a gap from the beginning, if none overlap; −1 otherwise."""
+    end = 0
+    for offset in sorted(parts):
+        if offset != end:
+            return -1
+        end += parts[offset]
+    return end

@@ -1,0 +1,174 @@
+"""The rooms of a space: for each namespace its number in the index, its name and quota, what it holds, its log."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.shards.base import ScannedEntry
+from zstor_local.shards.http.wire import parse_id
+from zstor_local.shards.index import LogIndex, Place, Progress
+from zstor_local.shards.log import Log
+from zstor_local.shardserver.disk import ABOUT, ROOMS, answering, read_file, write_file
+from zstor_local.shardserver.refusal import Refusal
+
+OPEN_LOGS: Final = 64  # logs of namespaces that are kept open: each holds a segment of 8 MiB, allocated
+
+
+@dataclass(slots=True, eq=False)
+class Room:
+    """What a space keeps for one namespace."""
+
+    id: NamespaceId
+    number: int  # in the index, from 1
+    name: str | None = None
+    issuer: str | None = None  # whose tokens call it so; None: the owner's own
+    quota_bytes: int | None = None
+    used_bytes: int = 0
+    shares: int = 0  # large ones
+    log: Log | None = None
+    writer: int = 0  # whose segments the log begins now; 0: nobody's yet
+
+
+class Rooms:
+    """All of them, open. Blocking; whoever calls sees to one change at a time."""
+
+    def __init__(self, runtime: Runtime, root: str, store_id: StoreId, index: LogIndex, quota_bytes: int | None) -> None:
+        """`root` is the space's directory, `quota_bytes` what all rooms together may hold. OSError."""
+        self._runtime = runtime
+        self._files = runtime.files
+        self._root = root
+        self._store_id = store_id
+        self._index = index
+        self._quota_bytes = quota_bytes
+        self._rooms: dict[NamespaceId, Room] = {}
+        self._lock = threading.Lock()  # held for moments, around what several threads count
+        for name in self._files.list(f"{root}/{ROOMS}"):
+            with suppress(FileNotFoundError):  # a crash came before its about.json: nothing lies there
+                about = json.loads(read_file(runtime, f"{root}/{ROOMS}/{name}/{ABOUT}"))
+                room = Room(NamespaceId(parse_id(name)), about["number"], about["name"], about["issuer"], about["quota_bytes"])
+                self._rooms[room.id] = room
+                room.used_bytes = self._log_bytes(room)
+        for room in self._rooms.values():
+            self.log(room)  # catches the index up with it
+
+    def __iter__(self) -> Iterator[Room]:
+        """By their numbers."""
+        return iter(sorted(self._rooms.values(), key=lambda room: room.number))
+
+    def find(self, namespace: NamespaceId | None) -> Room | None:
+        """The room of a namespace, if there is one."""
+        return None if namespace is None else self._rooms.get(namespace)
+
+    def make(self, namespace: NamespaceId) -> Room:
+        """The room of a namespace, made if it is new."""
+        room = self._rooms.get(namespace)
+        if room is None:
+            at = f"{self._root}/{ROOMS}/{namespace.hex()}"
+            for directory in (at, f"{at}/log"):
+                with suppress(FileExistsError):
+                    self._files.mkdir(directory)
+            room = Room(namespace, max((other.number for other in self._rooms.values()), default=0) + 1)
+            self._write_about(room)
+            sync_directory(self._files, f"{self._root}/{ROOMS}")
+            self._rooms[namespace] = room
+        return room
+
+    def describe(self, namespace: NamespaceId, name: str, issuer: str | None, quota_bytes: int | None) -> None:
+        """What whose tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
+        with answering():
+            room = self.make(namespace)
+            for other in self._rooms.values():
+                if other.name == name and other is not room:
+                    other.name = None
+                    self._write_about(other)
+            room.name, room.issuer, room.quota_bytes = name, issuer, quota_bytes
+            self._write_about(room)
+
+    def empty(self, room: Room) -> None:
+        """Remove its log and its name, durably; its large shares are gone already."""
+        if room.log is not None:
+            room.log.close()
+            room.log, room.writer = None, 0
+        gone: list[tuple[ShareId, Place | None]] = [(share, None) for share in self._index.shares(room.number)]
+        self._index.record(room.number, gone, Progress())
+        at = f"{self._root}/{ROOMS}/{room.id.hex()}"
+        for name in self._files.list(f"{at}/log"):
+            self._files.unlink(f"{at}/log/{name}")
+        sync_directory(self._files, f"{at}/log")
+        room.used_bytes = room.shares = 0
+        room.name = room.issuer = room.quota_bytes = None
+        self._write_about(room)
+
+    def log(self, room: Room) -> Log:
+        """The room's log, open for reading."""
+        if room.log is None:
+            directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
+            room.log = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+        return room.log
+
+    def started(self, room: Room, writer: int) -> Log:
+        """The room's log, open for writing by that life of the owner's daemon."""
+        log = self.log(room)
+        if room.writer != writer:
+            self._let_others_rest()
+            log.rest()
+            log.start(writer, self._runtime.randomness)
+            room.writer = writer
+        return log
+
+    def _let_others_rest(self) -> None:
+        """Not more than OPEN_LOGS logs hold a segment that is allocated."""
+        writing = [room for room in self._rooms.values() if room.log is not None and room.writer]
+        for room in writing[: max(0, len(writing) - OPEN_LOGS + 1)]:
+            if room.log is not None:
+                room.log.rest()
+                room.writer = 0
+
+    def account(self, room: Room, size: int, *, shares: int = 0) -> None:
+        """So much more is held: bytes, and large shares."""
+        with self._lock:
+            room.used_bytes += size
+            room.shares += shares
+
+    def check_batch(self, entries: Sequence[ScannedEntry]) -> None:
+        """Refusal `quota` if these do not fit. Shares count; records alone are let through, so that what is over its quota
+        can still be deleted.
+        """
+        sizes: dict[NamespaceId, int] = {}
+        for scanned in entries:
+            namespace = scanned.entry.envelope.namespace
+            sizes[namespace] = sizes.get(namespace, 0) + len(scanned.entry.share)
+        for namespace, size in sizes.items():
+            if size and (room := self._rooms.get(namespace)) is not None:
+                self.check(room, size)
+
+    def check(self, room: Room, more: int) -> None:
+        """Refusal `quota` if the room, or the space, may not hold so many bytes more."""
+        used = sum(each.used_bytes for each in self)
+        if self._quota_bytes is not None and used + more > self._quota_bytes:
+            raise Refusal("quota", f"the shard holds {used} of the {self._quota_bytes} bytes that it may")
+        if room.quota_bytes is not None and room.used_bytes + more > room.quota_bytes:
+            raise Refusal("quota", f"the namespace holds {room.used_bytes} of the {room.quota_bytes} bytes that it may")
+
+    def close(self) -> None:
+        for room in self._rooms.values():
+            if room.log is not None:
+                room.log.close()
+
+    def _write_about(self, room: Room) -> None:
+        at = f"{self._root}/{ROOMS}/{room.id.hex()}"
+        members = {"number": room.number, "name": room.name, "issuer": room.issuer, "quota_bytes": room.quota_bytes}
+        write_file(self._runtime, f"{at}/{ABOUT}.new", json.dumps(members).encode())
+        self._files.rename(f"{at}/{ABOUT}.new", f"{at}/{ABOUT}")
+        sync_directory(self._files, at)
+
+    def _log_bytes(self, room: Room) -> int:
+        at = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
+        return sum(self._files.path_status(f"{at}/{name}").size for name in self._files.list(at))
