@@ -194,6 +194,18 @@ async def test_tokens_are_revoked_by_user_and_namespace(world: World, what: Revo
         assert not await world.refused(await world.token(user, namespace))
 
 
+@pytest.mark.parametrize("first", [Revoked(user="bob"), Revoked(namespace="photos"), Revoked()], ids=["user", "namespace", "all"])
+@pytest.mark.parametrize("second", [Revoked(user="bob"), Revoked(namespace="photos"), Revoked()], ids=["user", "namespace", "all"])
+async def test_a_token_of_the_second_of_a_revocation_is_revoked_by_the_next_one(world: World, first: Revoked, second: Revoked) -> None:
+    """It claims the second behind the one that the first covers."""
+    for _ in range(3):
+        await world.authority.revoke(first)
+        token = await world.token("bob", "photos")
+        assert not await world.refused(token)
+        await world.authority.revoke(second)
+        assert await world.refused(token)
+
+
 async def test_revocations_go_when_no_token_that_they_mean_can_run(world: World) -> None:
     await world.authority.revoke(Revoked(user="bob"))
     assert parse_trust(json.dumps(await world.authority.trust())).revoked

@@ -165,8 +165,12 @@ class BuiltInAuthority:
             await self._change_ring(lambda ring: self._able(ring.without_key(kid, now), now))
             return
         until = now + TOKEN_SECONDS_MAX + LEEWAY_SECONDS + 1
-        revocation = Revocation(until, what.jti, None if what.jti is not None else now, what.user, what.namespace)
-        await self._change_ring(lambda ring: ring.with_revocation(revocation, now))
+
+        def revoked(ring: KeyRing) -> KeyRing:
+            issued = None if what.jti is not None else ring.last_second(what.user, what.namespace, now)
+            return ring.with_revocation(Revocation(until, what.jti, issued, what.user, what.namespace), now)
+
+        await self._change_ring(revoked)
 
     async def _signing(self) -> tuple[SigningKey, KeyRing]:
         """The key that signs now, made if there is none yet, and its ring."""

@@ -59,6 +59,17 @@ class KeyRing:
         )
         return max((now, *(second + 1 for second in covered)))
 
+    def last_second(self, user: str | None, namespace: str | None, now: int) -> int:
+        """The last second that a token issued by now may claim: behind a revocation it lies ahead. None: of any user or namespace."""
+        met = (
+            each.issued_until + 1
+            for each in self.revoked
+            if each.issued_until is not None
+            and (each.sub is None or user in (None, each.sub))
+            and (each.namespace is None or namespace in (None, each.namespace))
+        )
+        return max((now, *met))
+
     def pruned(self, now: int) -> KeyRing:
         """Without what can concern no valid token any more: a key goes once its successor has signed for the longest life of one."""
         successors = [*(kept.signs_from for kept in self.keys[1:]), None]
