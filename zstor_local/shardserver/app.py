@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
@@ -77,7 +78,7 @@ class App:
         match request.method, request.path:
             case "GET", ["v1", uid, "letters", name]:  # sealed to whoever it is for: no token is asked, who has none comes for one
                 space = await self._space(ShardUid(parse_id(uid)))
-                return Answer(await _in_thread(space.letter, parse_id(name)))
+                return Answer(await _in_space(space, space.letter, parse_id(name)))
         guest = self._guard.admit(request.headers.get("authorization"))
         match request.path:
             case ["metrics"] if request.method == "GET":
@@ -105,7 +106,7 @@ class App:
             case ("GET", ["unsettled"]):
                 space = await self._space(uid)
                 guest.check_owner(space)
-                return Answer(wire.pack_batch(await _in_thread(space.unsettled)))
+                return Answer(wire.pack_batch(await _in_space(space, space.unsettled)))
             case (("GET" | "HEAD"), ["shares", name]):
                 return await self._read(request, guest, uid, name)
             case "GET", ["shares"]:
@@ -181,7 +182,7 @@ class App:
         guest.check_owner(space)
         fence = request.fence()
         async with self._volume.lock(uid):
-            await _in_thread(space.raise_fence, fence)
+            await _in_space(space, space.raise_fence, fence)
         return as_json({"writer": space.fence.writer, "committed": space.newest_committed})
 
     async def _put_trust(self, request: Request, guest: Guest) -> Answer:
@@ -210,7 +211,7 @@ class App:
         if batch.freed:
             guest.check_owner(space)
         async with self._volume.lock(uid):
-            await _in_thread(space.append, fence, number, batch)
+            await _in_space(space, space.append, fence, number, batch)
         self._news.pop(uid, trio.Event()).set()
         return Answer(status=204)
 
@@ -224,7 +225,7 @@ class App:
         deadline = trio.current_time() + seconds
         while True:
             news = self._news.setdefault(uid, trio.Event())
-            batch, after = await _in_thread(space.page, namespace, cursor, limit)
+            batch, after = await _in_space(space, space.page, namespace, cursor, limit)
             if batch.entries or guest.expired or self._stopping or trio.current_time() >= deadline:
                 break
             with trio.move_on_at(deadline):
@@ -247,16 +248,18 @@ class App:
             return space.small_share(namespace, share, offset, length)
 
         read = small if request.query.get("small") == "1" else large
-        _, size = await _in_thread(read, 0, 0)
+        _, size = await _in_space(space, read, 0, 0)
         if wanted is None:
 
             async def piece(offset: int) -> bytes:
-                """While a long answer goes out the token may expire."""
-                return b"" if guest.expired else (await _in_thread(read, offset, SEND_BYTES))[0]
+                """While a long answer goes out the token may expire, and the share may be freed."""
+                with suppress(Refusal):
+                    return b"" if guest.expired else (await _in_space(space, read, offset, SEND_BYTES))[0]
+                return b""
 
             return Answer(pieces=piece, length=size)
         offset, length = parse_range(wanted, size)
-        data, _ = await _in_thread(read, offset, length)
+        data, _ = await _in_space(space, read, offset, length)
         headers = [("content-range", f"bytes {offset}-{offset + len(data) - 1}/{size}" if data else f"bytes */{size}")]
         return Answer(data, 206 if data else 416, headers)
 
@@ -265,27 +268,27 @@ class App:
         guest.check_owner(space)
         limit = request.number("limit", 1_000, most=LIST_NAMES)
         names = space.list_small if request.query.get("small") == "1" else space.large.names
-        return as_json({"shares": await _in_thread(names, request.query.get("after", ""), limit)})
+        return as_json({"shares": await _in_space(space, names, request.query.get("after", ""), limit)})
 
     async def _put_part(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
         offset, fence = request.number("offset"), request.fence()
         body = await self._bodies.take(request, wire.PART_BYTES_MAX)
-        await _in_thread(space.large.put_part, fence, namespace, share, offset, body)
+        await _in_space(space, space.large.put_part, fence, namespace, share, offset, body)
         return Answer(status=204)
 
     async def _finish(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
-        await _in_thread(space.large.finish, request.fence(), namespace, share, request.number("length"))
+        await _in_space(space, space.large.finish, request.fence(), namespace, share, request.number("length"))
         return Answer(status=201)
 
     async def _abort(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share = await self._space(uid), parse_share_name(name)
         guest.check(space, request.must_namespace(), "write")
         space.check_fence(request.fence())
-        await _in_thread(space.large.abort, share)
+        await _in_space(space, space.large.abort, share)
         return Answer(status=204)
 
     async def _free(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
@@ -293,7 +296,7 @@ class App:
         guest.check(space, namespace, "delete")
         batch = wire.parse_batch(await self._bodies.take(request, wire.PART_BYTES_MAX))
         async with self._volume.lock(uid):
-            await _in_thread(space.large.free, request.fence(), namespace, batch.freed)
+            await _in_space(space, space.large.free, request.fence(), namespace, batch.freed)
         return Answer(status=204)
 
     # --- Namespaces ---
@@ -311,7 +314,7 @@ class App:
             raise Refusal("bad_request", "issuer is text, quota_bytes a number")
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_thread(space.rooms.describe, namespace, name, issuer, quota)
+            await _in_space(space, space.rooms.describe, namespace, name, issuer, quota)
         return Answer(status=204)
 
     async def _retire(self, request: Request, guest: Guest, uid: ShardUid, namespace: NamespaceId) -> Answer:
@@ -330,7 +333,7 @@ class App:
         body = await self._bodies.take(request, LETTER_BYTES)
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_thread(space.put_letter, name, body)
+            await _in_space(space, space.put_letter, name, body)
         return Answer(status=204)
 
 
@@ -341,6 +344,16 @@ async def _live(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
+
+
+async def _in_space(space: Space, work: Callable[[*Args], T], *args: *Args) -> T:
+    """In a worker thread, while the space is there."""
+
+    def done() -> T:
+        with space.turns.using():
+            return work(*args)
+
+    return await _in_thread(done)
 
 
 async def _in_thread(work: Callable[[*Args], T], *args: *Args) -> T:

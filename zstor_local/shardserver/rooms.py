@@ -49,6 +49,7 @@ class Rooms:
         self._quota_bytes = quota_bytes
         self._rooms: dict[NamespaceId, Room] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads count
+        self._making = threading.Lock()  # held while a room is made, or its log is opened: each is once
         for name in self._files.list(f"{root}/{ROOMS}"):
             with suppress(FileNotFoundError):  # a crash came before its about.json: nothing lies there
                 about = json.loads(read_file(runtime, f"{root}/{ROOMS}/{name}/{ABOUT}"))
@@ -68,8 +69,10 @@ class Rooms:
 
     def make(self, namespace: NamespaceId) -> Room:
         """The room of a namespace, made if it is new."""
-        room = self._rooms.get(namespace)
-        if room is None:
+        with self._making:
+            room = self._rooms.get(namespace)
+            if room is not None:
+                return room
             at = f"{self._root}/{ROOMS}/{namespace.hex()}"
             for directory in (at, f"{at}/log"):
                 with suppress(FileExistsError):
@@ -78,7 +81,7 @@ class Rooms:
             self._write_about(room)
             sync_directory(self._files, f"{self._root}/{ROOMS}")
             self._rooms[namespace] = room
-        return room
+            return room
 
     def describe(self, namespace: NamespaceId, name: str, issuer: str | None, quota_bytes: int | None) -> None:
         """What whose tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
@@ -108,10 +111,11 @@ class Rooms:
 
     def log(self, room: Room) -> Log:
         """The room's log, open for reading."""
-        if room.log is None:
-            directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
-            room.log = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
-        return room.log
+        with self._making:
+            if room.log is None:
+                directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
+                room.log = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+            return room.log
 
     def started(self, room: Room, writer: int) -> Log:
         """The room's log, open for writing by that life of the owner's daemon."""

@@ -35,6 +35,7 @@ from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, answer
 from zstor_local.shardserver.large import LargeShares
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
+from zstor_local.shardserver.turns import Turns
 
 FORMAT: Final = 1
 LETTERS_MAX: Final = 10_000
@@ -78,6 +79,7 @@ class Space:
         self.issuer: str = about["issuer"]
         store_id = claimed_store(self.marker) or StoreId(bytes(16))
         self._index = LogIndex(f"{root}/{INDEX}")
+        self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away
         self._done: tuple[str, int] = "", 0  # the last batch that was taken, so that asking again does nothing twice
         try:
             with answering():
@@ -246,7 +248,7 @@ class Space:
         room = self.rooms.find(namespace)
         if room is None:
             return
-        with answering():
+        with self.turns.alone(), answering():
             self.large.remove_all(namespace)
             self.rooms.empty(room)
 
@@ -254,6 +256,9 @@ class Space:
         return read_file(self._runtime, f"{self._root}/{name}")
 
     def close(self) -> None:
-        self.large.abort_all()
-        self.rooms.close()
-        self._index.close()
+        """When nobody uses it any more; whoever comes later is refused: `no_space_here`."""
+        with self.turns.alone():
+            self.turns.end()
+            self.large.abort_all()
+            self.rooms.close()
+            self._index.close()

@@ -81,8 +81,9 @@ class Volume:
     def remove(self, uid: ShardUid) -> None:
         """Take a space away with all that is in it: out of sight at once, durably, then off the disk. Under its lock."""
         files = self.runtime.files
-        self.find(uid).close()
+        space = self.find(uid)
         del self.spaces[uid]
+        space.close()
         gone = f"{self.path(uid)}.gone"
         files.rename(self.path(uid), gone)
         sync_directory(files, f"{self.root}/{SPACES}")
