@@ -44,8 +44,11 @@ class ShardEngine(Protocol):
         """Make an empty place, or one where this was begun before, a shard, durably. BadMarker or `failed` if others are there."""
         ...
 
-    def retire(self, url: str) -> None:
-        """What lies there is no shard any more: its marker is put aside, as far as that is possible. Never raises."""
+    def retire(self, entry: ShardEntry, url: str) -> None:
+        """If that shard lies there, it is none any more: nothing of it is needed. As far as that is possible; what was not is logged.
+
+        The same again does nothing, nor where another shard lies there by now. Never raises.
+        """
         ...
 
 
@@ -68,8 +71,9 @@ class ShardOpener:
     def create(self, url: str, identity: Marker) -> None:
         self._engine(url).create(url, identity)
 
-    def retire(self, url: str) -> None:
-        self._engine(url).retire(url)
+    def retire(self, entry: ShardEntry, url: str) -> None:
+        with suppress(ShardError):  # of a kind that this version has not
+            self._engine(url).retire(entry, url)
 
     def _engine(self, url: str) -> ShardEngine:
         scheme = url.partition("://")[0] if "://" in url else FILE
@@ -143,8 +147,12 @@ class DirectoryEngine:
             files.unlink(f"{root}/{NAME}")
             sync_directory(files, root)
 
-    def retire(self, url: str) -> None:
-        with suppress(OSError, ShardError):
+    def retire(self, entry: ShardEntry, url: str) -> None:
+        """Its marker is put aside; what else lies there is left to whoever owns the disk."""
+        with suppress(OSError, ShardError, BadMarker):
+            found = self.identify(url)
+            if found is None or found.marker.uid != entry.uid:
+                return
             root = directory_of(url)
             self._runtime.files.rename(f"{root}/{NAME}", f"{root}/{NAME}.removed")
             sync_directory(self._runtime.files, root)

@@ -5,6 +5,7 @@ more. Numbers are never given twice, so that a disk that was replaced or removed
 
     add      marker written → the list names it, all store-wide records are owed to it → it is opened for writing
     remove   the list says that it is being drained → its shares are moved, one version after the other → the list is without it
+             → its place is retired
     replace  the list names the new shard and drains the old one → as remove
 """
 
@@ -278,8 +279,10 @@ class Membership:
                 drained = Drained(0, 0)
             else:
                 drained = await self._drain.move_all(entry.number, job)
+            place = self._places.place(entry)
             await self._forget(entry)
             lacking = await self._drain.make_whole(entry.number, job)
+            await self._runtime.threads.run(self._places.opener.retire, entry, place)
             return {"shard": entry.id, "moved": drained.moved, "lacking": lacking}
 
         job = self._jobs.start(DRAIN_JOB, work)
@@ -337,9 +340,6 @@ class Membership:
         listed = {entry.number: entry for entry in record.shards}
         for number in self._pool.numbers:
             if number not in listed:
-                shard = self._pool.get(number)
-                if shard is not None:
-                    self._places.opener.retire(shard.url)
                 self._pool.drop(number)
         for number, entry in listed.items():
             if self._pool.get(number) is None or self._pool.entry(number) != entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,8 +15,8 @@ from zstor_local.model.record import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, TokenSource
-from zstor_local.shards.http.shard import HttpShard, ask_about
-from zstor_local.shards.http.wire import DIGEST, digest, space_path
+from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about
+from zstor_local.shards.http.wire import DIGEST, FENCE, Fence, digest, space_path
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import Identified
 
@@ -23,6 +24,8 @@ SCHEMES: Final = ("http", "https", "http+unix")
 PROVE_ONE_IN: Final = 16  # batches of which a small share is read back
 DEADLINES: Final = Deadlines()
 _SALT_BYTES: Final = 32
+
+log = logging.getLogger("zstor.shards")
 
 
 class HttpEngine:
@@ -94,8 +97,30 @@ class HttpEngine:
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
-    def retire(self, url: str) -> None:
-        """Its server keeps the place, marker and all, for whoever owns that server to remove."""
+    def retire(self, entry: ShardEntry, url: str) -> None:
+        """Its server removes all of it, so that the place can be given again."""
+        try:
+            peer, space = self._place(url)
+            with self._lock:
+                self._openings += 1
+                opening = self._openings
+            self._network.run(lambda: self._remove(peer, space, entry, opening))
+        except (ShardError, ShareMissing, BadMarker) as error:
+            reason = str(error) or "it answers something else than was asked"
+            log.warning("shard %s is no shard any more, but what it holds stays on its server: %s", entry.id, reason)
+
+    async def _remove(self, peer: Peer, space: str, entry: ShardEntry, opening: int) -> None:
+        """Take the space over from its opening in this life, then away. ShardError `fenced` if a later life has it."""
+        try:
+            about = await ask_about(peer, space)
+            if Marker.parse(about.marker, self._keys, self._store_id).uid != entry.uid:
+                return
+            headers = {FENCE: str(Fence(about.writer, opening, self._session))}
+            await peer.ask(Ask("POST", f"{space}/writer", headers=headers, expect=(200,), most=ABOUT_BYTES))
+            await peer.ask(Ask("DELETE", space, headers=headers, durable=True))
+        except ShardError as error:
+            if error.code != "no_space_here":  # or the answer to the first of two was lost
+                raise
 
     def _place(self, url: str) -> tuple[Peer, str]:
         """The server, and where on it the shard lies: one place for each store and name."""

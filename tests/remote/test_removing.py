@@ -1,0 +1,55 @@
+"""A shard on a server leaves the store: its place there is free for another one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.remote.house import CHUNK, House, housing
+from tests.shardserver.server import LIMIT
+from tests.store.home import content, get, put
+from zstor_local.model.policy import Policy
+from zstor_local.store.caller import Nobody
+
+SMALL, LARGE = content(1, 9_000), content(2, CHUNK + 1_000)
+
+
+def spaces(house: House) -> list[str]:
+    return sorted(each.name for each in (house.servers[0].data / "spaces").iterdir())
+
+
+async def check(house: House) -> None:
+    assert await get(house.store, "small") == SMALL
+    assert await get(house.store, "large") == LARGE
+
+
+async def test_a_drained_shard_leaves_its_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with housing(tmp_path, near=3, servers=1, policy=Policy(2, 3, chunk_size=CHUNK)) as house:
+        store, server = house.store, house.servers[0]
+        with trio.fail_after(LIMIT):
+            await put(store, "small", SMALL)
+            await put(store, "large", LARGE)
+            entry = store.membership.find("shard3")
+            await store.membership.remove("shard3", Nobody())
+            assert spaces(house) == []
+            await check(house)
+
+            added = await store.membership.add(server.url, None)
+            assert added.number != entry.number
+            assert len(spaces(house)) == 1
+            await trio.to_thread.run_sync(store.places.opener.retire, entry, server.url)  # once more: another shard lies there now
+            assert len(spaces(house)) == 1
+            await check(house)
+
+            server.kill()
+            with caplog.at_level(logging.WARNING, "zstor.shards"):
+                await store.membership.remove(added.id, Nobody())
+            assert added.id in store_warnings(caplog)
+            await check(house)
+
+
+def store_warnings(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records if "stays on its server" in record.getMessage())
