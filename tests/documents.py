@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ class Terminal:
 
     def close(self) -> None:
         """End the shell and what it has started."""
-        self._type("kill $(jobs -p) 2>/dev/null; wait; exit")
+        os.killpg(self._shell.pid, signal.SIGTERM)  # its session: what a block left running in the background, too
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
         with self._shell.stdin, self._shell.stdout as said:

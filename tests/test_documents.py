@@ -12,6 +12,7 @@ OWN_TESTS = {
     "README.md": "tests/test_readme.py",
     "docs/content.md": "tests/cli/test_content_docs.py",
     "docs/remote-log.md": "tests/test_remote_log_page.py",
+    "docs/shard-server.md": "tests/remote/test_permissions.py",
     "docs/sharing.md": "tests/test_sharing_page.py",
     "docs/wire.md": "tests/daemon/test_message_streams.py",
 }
