@@ -159,7 +159,8 @@ class Peer:
                     async with client.stream(ask.method, ask.path, content=ask.body or None, headers=headers) as response:
                         reply = await self._read(ask, response, last=last)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Broke(f"{self.url} cannot be reached ({type(error).__name__})", unsent=True) from None
+            reason = _untrusted(error) or f"cannot be reached ({type(error).__name__})"
+            raise _Broke(f"{self.url} {reason}", unsent=True) from None
         except (trio.TooSlowError, httpx.TimeoutException):
             raise _Broke(f"{self.url} did not answer within {seconds:g} seconds", late=True) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -256,6 +257,17 @@ class Peer:
             client, self._client = self._client, None
             with trio.CancelScope(shield=True):
                 await client.aclose()
+
+
+def _untrusted(error: BaseException | None) -> str | None:
+    """What is wrong with a certificate, in the TLS library's words; None where something else is."""
+    import ssl
+
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"cannot be used: its certificate is not trusted ({_printable(error.verify_message)})"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _printable(words: str) -> str:
