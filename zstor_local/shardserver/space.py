@@ -248,9 +248,11 @@ class Space:
         room = self.rooms.find(namespace)
         if room is None:
             return
-        with self.turns.alone(), answering():
-            self.large.remove_all(namespace)
-            self.rooms.empty(room)
+        with answering():
+            with self.turns.using():  # others go on: there may be many, and whoever reads one has it open
+                self.large.remove_all(namespace)
+            with self.turns.alone():
+                self.rooms.empty(room)
 
     def _read(self, name: str) -> bytes:
         return read_file(self._runtime, f"{self._root}/{name}")
