@@ -72,7 +72,9 @@ class PageIndex:
         return self._place("select cid, first, last from page where log=? order by last desc limit 1", self._number(name))
 
     def page(self, name: str, cid: Cid) -> PagePlace | None:
-        return self._place("select cid, first, last from page where log=? and cid=?", self._number(name), cid.binary)
+        return self._place(
+            "select cid, first, last from page indexed by page_cid where log=? and cid=?", self._number(name), cid.binary
+        )
 
     def page_with(self, name: str, seq: int) -> PagePlace | None:
         """The page that has the entry of this number."""
@@ -86,12 +88,16 @@ class PageIndex:
 
     def find(self, name: str, local_hash: bytes) -> tuple[int, Cid | None] | None:
         """The number and content id of the entry with this local hash."""
-        rows = self._rows("select seq, cid from entry where log=? and hash=? order by seq limit 1", self._number(name), local_hash)
+        # Left to itself SQLite would rather go through the log in the order of its numbers.
+        query = "select seq, cid from entry indexed by entry_hash where log=? and hash=? order by seq limit 1"
+        rows = self._rows(query, self._number(name), local_hash)
         return (rows[0][0], None if rows[0][1] is None else from_binary(rows[0][1])) if rows else None
 
     def uses(self, name: str, cid: Cid) -> bool:
         """Whether some entry has this content."""
-        return bool(self._rows("select 1 from entry where log=? and cid=? limit 1", self._number(name), cid.binary))
+        return bool(
+            self._rows("select 1 from entry indexed by entry_cid where log=? and cid=? limit 1", self._number(name), cid.binary)
+        )
 
     # --- Change ---
 
