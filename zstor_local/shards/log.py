@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -27,8 +26,8 @@ from zstor_local.shards.segment import (
     pack_freed,
     scan_segment,
 )
+from zstor_local.shards.segment_files import OpenSegments, SegmentWriter, first_step
 
-OPEN_SEGMENTS: Final = 16  # older segments kept open for reading, per shard
 _SUFFIX: Final = ".log"
 
 
@@ -45,9 +44,9 @@ class Log:
         self._shard = shard
         self._store_id = store_id
         self._index = index
-        self._readers = _OpenSegments(files, self.path)
-        self._writer: _SegmentWriter | None = None
-        self._unsynced: list[_SegmentWriter] = []  # full segments that the next flush has to include
+        self._readers = OpenSegments(files, self.path)
+        self._writer: SegmentWriter | None = None
+        self._unsynced: list[SegmentWriter] = []  # full segments that the next flush has to include
         self._closed = False
         self._start: tuple[int, Randomness] | None = None
         self._ends: list[tuple[int, int]] = []  # segments that were caught up with, and where their last entry ends
@@ -269,21 +268,21 @@ class Log:
             self._files.close(segment.fd)
         self._unsynced, self._writer, self._closed = [], None, True
 
-    def _current(self) -> _SegmentWriter:
+    def _current(self) -> SegmentWriter:
         if self._closed or self._start is None:
             raise LogClosed("a flush of this log failed, or it was never started; nothing can be appended")
         if self._writer is None:
             self._writer = self._new_segment(*self._start)
         return self._writer
 
-    def _put_out(self, segment: _SegmentWriter) -> None:
+    def _put_out(self, segment: SegmentWriter) -> None:
         try:
             segment.write_out()
         except OSError:
             self._closed = True  # how much of it lies there is not known, so nothing may follow
             raise
 
-    def _room(self, size: int) -> tuple[_SegmentWriter, int]:
+    def _room(self, size: int) -> tuple[SegmentWriter, int]:
         """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
         segment = self._current()
         try:
@@ -308,14 +307,14 @@ class Log:
         self._writer = fresh
         self._put_out(full)
 
-    def _new_segment(self, writer: int, randomness: Randomness) -> _SegmentWriter:
+    def _new_segment(self, writer: int, randomness: Randomness) -> SegmentWriter:
         """A segment with its header, durable before its first entry."""
         number = max(self.segments(), default=0) + 1
         header = SegmentHeader(randomness.bytes(ID_BYTES), self._store_id, writer)
         path = self.path(number)
         fd = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            self._files.allocate(fd, 0, _step())
+            self._files.allocate(fd, 0, first_step())
             write_all(self._files, fd, [header.pack()], 0)
             self._sync_new(fd)
         except OSError:
@@ -323,7 +322,7 @@ class Log:
             if not self._closed:
                 self._files.unlink(path)
             raise
-        return _SegmentWriter(self._files, fd, number, header)
+        return SegmentWriter(self._files, fd, number, header)
 
     def _sync_new(self, fd: int) -> None:
         """Make a new segment durable, with its name. After an error another one of this name could not be trusted, not even in a later
@@ -394,110 +393,3 @@ class Log:
             self._index.flush()
         self._ends.append((number, end))
         return known
-
-
-def _step() -> int:
-    return min(limits.SEGMENT_STEP_BYTES, limits.SEGMENT_BYTES)
-
-
-class _SegmentWriter:
-    """The end of one segment: entries gather until `write_out` hands them to the kernel in one call."""
-
-    def __init__(self, files: Files, fd: int, number: int, header: SegmentHeader) -> None:
-        self._files = files
-        self.fd = fd
-        self.number = number
-        self.header = header
-        self.key = header.checksum_key
-        self.end = HEADER_BYTES
-        self._written = HEADER_BYTES
-        self._allocated = _step()
-        self._gathered: list[bytes] = []
-
-    def put(self, buffers: list[bytes], size: int) -> None:
-        """Take an entry's buffers, `size` bytes together."""
-        self._gathered.extend(buffers)
-        self.end += size
-
-    def allocate(self, size: int) -> None:
-        """Room for that many bytes more, a step at a time: a log that is hardly used takes little."""
-        if self.end + size > self._allocated:
-            length = max(_step(), self.end + size - self._allocated)
-            self._files.allocate(self.fd, self._allocated, length)
-            self._allocated += length
-
-    def discard(self) -> None:
-        """Forget what gathered and was not written."""
-        self._gathered.clear()
-        self.end = self._written
-
-    def write_out(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        if gathered:
-            self._written += write_all(self._files, self.fd, [b"".join(gathered)], self._written)
-
-
-class _OpenSegments:
-    """Segments open for reading: at most OPEN_SEGMENTS that nobody is using."""
-
-    def __init__(self, files: Files, path: Callable[[int], str]) -> None:
-        self._files = files
-        self._path = path
-        self._lock = threading.Lock()
-        self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
-        self._keep = OPEN_SEGMENTS
-
-    def using(self, number: int) -> _Using:
-        """Its descriptor, open while this is entered."""
-        return _Using(self, number)
-
-    def take(self, number: int) -> list[int]:
-        with self._lock:
-            slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]
-            self._open[number] = slot
-            slot[1] += 1
-        return slot
-
-    def give(self, slot: list[int]) -> None:
-        with self._lock:
-            slot[1] -= 1
-            if len(self._open) > self._keep:
-                self._evict()
-
-    def _evict(self) -> None:
-        for number in list(self._open)[: max(0, len(self._open) - self._keep)]:
-            fd, users = self._open[number]
-            if users == 0:
-                self._files.close(fd)
-                del self._open[number]
-
-    def forget(self, number: int) -> None:
-        """The segment was removed. Those who are using it may go on."""
-        with self._lock:
-            slot = self._open.get(number)
-            if slot is not None and slot[1] == 0:
-                self._files.close(slot[0])
-                del self._open[number]
-
-    def close(self) -> None:
-        """Those in use are closed when their users are done."""
-        with self._lock:
-            self._keep = 0
-            self._evict()
-
-
-class _Using:
-    """One use of an open segment."""
-
-    __slots__ = ("_number", "_open", "_slot")
-
-    def __init__(self, segments: _OpenSegments, number: int) -> None:
-        self._open = segments
-        self._number = number
-
-    def __enter__(self) -> int:
-        self._slot = self._open.take(self._number)
-        return self._slot[0]
-
-    def __exit__(self, *_: object) -> None:
-        self._open.give(self._slot)

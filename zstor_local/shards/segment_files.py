@@ -1,0 +1,122 @@
+"""The files of a log's segments: the one that is written, and those that are open for reading."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from zstor_local import limits
+from zstor_local.runtime import Files, write_all
+from zstor_local.shards.segment import HEADER_BYTES, SegmentHeader
+
+OPEN_SEGMENTS: Final = 16  # older segments kept open for reading, per shard
+
+
+def first_step() -> int:
+    """The bytes that a new segment has room for."""
+    return min(limits.SEGMENT_STEP_BYTES, limits.SEGMENT_BYTES)
+
+
+class SegmentWriter:
+    """The end of one segment: entries gather until `write_out` hands them to the kernel in one call."""
+
+    def __init__(self, files: Files, fd: int, number: int, header: SegmentHeader) -> None:
+        self._files = files
+        self.fd = fd
+        self.number = number
+        self.header = header
+        self.key = header.checksum_key
+        self.end = HEADER_BYTES
+        self._written = HEADER_BYTES
+        self._allocated = first_step()
+        self._gathered: list[bytes] = []
+
+    def put(self, buffers: list[bytes], size: int) -> None:
+        """Take an entry's buffers, `size` bytes together."""
+        self._gathered.extend(buffers)
+        self.end += size
+
+    def allocate(self, size: int) -> None:
+        """Room for that many bytes more, a step at a time: a log that is hardly used takes little."""
+        if self.end + size > self._allocated:
+            length = max(first_step(), self.end + size - self._allocated)
+            self._files.allocate(self.fd, self._allocated, length)
+            self._allocated += length
+
+    def discard(self) -> None:
+        """Forget what gathered and was not written."""
+        self._gathered.clear()
+        self.end = self._written
+
+    def write_out(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._written += write_all(self._files, self.fd, [b"".join(gathered)], self._written)
+
+
+class OpenSegments:
+    """Segments open for reading: at most OPEN_SEGMENTS that nobody is using."""
+
+    def __init__(self, files: Files, path: Callable[[int], str]) -> None:
+        self._files = files
+        self._path = path
+        self._lock = threading.Lock()
+        self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
+        self._keep = OPEN_SEGMENTS
+
+    def using(self, number: int) -> _Using:
+        """Its descriptor, open while this is entered."""
+        return _Using(self, number)
+
+    def take(self, number: int) -> list[int]:
+        with self._lock:
+            slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]
+            self._open[number] = slot
+            slot[1] += 1
+        return slot
+
+    def give(self, slot: list[int]) -> None:
+        with self._lock:
+            slot[1] -= 1
+            if len(self._open) > self._keep:
+                self._evict()
+
+    def _evict(self) -> None:
+        for number in list(self._open)[: max(0, len(self._open) - self._keep)]:
+            fd, users = self._open[number]
+            if users == 0:
+                self._files.close(fd)
+                del self._open[number]
+
+    def forget(self, number: int) -> None:
+        """The segment was removed. Those who are using it may go on."""
+        with self._lock:
+            slot = self._open.get(number)
+            if slot is not None and slot[1] == 0:
+                self._files.close(slot[0])
+                del self._open[number]
+
+    def close(self) -> None:
+        """Those in use are closed when their users are done."""
+        with self._lock:
+            self._keep = 0
+            self._evict()
+
+
+class _Using:
+    """One use of an open segment."""
+
+    __slots__ = ("_number", "_open", "_slot")
+
+    def __init__(self, segments: OpenSegments, number: int) -> None:
+        self._open = segments
+        self._number = number
+
+    def __enter__(self) -> int:
+        self._slot = self._open.take(self._number)
+        return self._slot[0]
+
+    def __exit__(self, *_: object) -> None:
+        self._open.give(self._slot)
