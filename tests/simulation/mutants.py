@@ -119,15 +119,18 @@ def no_void_at_start(patch: pytest.MonkeyPatch) -> None:
         self._metastore.commit(Transaction(state))
         self.state = state
 
-    def settle(self: Presence, unsettled: Mapping[int, Sequence[int]]) -> None:
-        pass
-
     patch.setattr(Publisher, "void_earlier_life", void_earlier_life)
-    patch.setattr(Presence, "settle", settle)
+    no_look_at_the_ends_of_logs(patch)
 
 
 def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
+    """Neither when it failed nor at the next start."""
     patch.setattr(Publisher, "_void", lambda self, items, failed: None)
+    no_look_at_the_ends_of_logs(patch)
+
+
+def no_look_at_the_ends_of_logs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Presence, "never_committed", lambda self, shard: [])
 
 
 def no_intent(patch: pytest.MonkeyPatch) -> None:
