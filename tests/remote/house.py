@@ -39,11 +39,8 @@ class House:
 
     async def settle(self) -> None:
         """Look until every shard is there, and everything owed is paid. What lacks is the test's to wait for: it has a limit."""
-        import trio
-
         while self.store.health != "ok":
             await self.store.presence.look()
-            await trio.sleep(0.05)
         await self.store.mending.mend()
 
 

@@ -145,7 +145,7 @@ async def test_what_waits_is_published_together(home: Home) -> None:
             for number in range(1, 51):
                 nursery.start_soon(ground.append, text(number))
             while log.lock.statistics().tasks_waiting < 50:
-                await trio.sleep(0.001)
+                await trio.lowlevel.checkpoint()
         assert len(await ground.entries()) == 51
         assert ground.names.fetch("log/default").seq == 2
 
