@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import trio
 
 from tests.store.home import Home
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local import limits
-from zstor_local.errors import Conflict, NotEnoughShards, TooLarge
+from zstor_local.errors import Conflict, NotEnoughShards, OutcomeUnknown, TooLarge
+from zstor_local.shards.base import Entry, ShardError
 from zstor_local.store.storewide import StoredRow
 
 
@@ -100,6 +103,25 @@ async def test_a_row_needs_a_majority_of_the_shards(home: Home) -> None:
         row = store.rows.get("names", "a")
         assert row is not None
         assert row.value == b"2"
+
+
+async def test_a_refused_row_that_one_log_may_still_hold_is_in_doubt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rebuild takes a row from a single log, so a void that did not reach that log is no refusal."""
+    async with home.open() as store:
+        append = store.pool.append
+        calls: list[Mapping[int, Sequence[Entry]]] = []
+
+        def one_takes_the_row_and_then_nothing(entries: Mapping[int, Sequence[Entry]], committed: int) -> dict[int, ShardError]:
+            calls.append(entries)
+            if len(calls) > 1:
+                return {number: ShardError("failed", "it stopped") for number in entries}
+            append({0: entries[0]}, committed)
+            return {number: ShardError("missing", "it is away", untouched=True) for number in entries if number != 0}
+
+        monkeypatch.setattr(store.pool, "append", one_takes_the_row_and_then_nothing)
+        with pytest.raises(OutcomeUnknown):
+            await store.rows.put("names", "a", b"1")
+        assert store.rows.get("names", "a") is None
 
 
 async def test_a_shard_that_comes_back_is_told(home: Home) -> None:

@@ -24,7 +24,7 @@ class NewRecord:
     copies: Sequence[int]  # shard numbers
     shares: Mapping[int, tuple[int, bytes]] = field(default_factory=dict)  # shard number → (share index, small share)
     quorum: int = 0  # of `shares` (or, without them, of `copies`) that must be durable
-    k: int = 1  # shares that make the version readable: decides whether a void reached far enough
+    k: int = 1  # so many logs are enough for a rebuild to bring it back: decides whether a void reached far enough
 
 
 Sealed = Mapping[RowName, tuple[NewRecord, Envelope]]  # records by row, with what they became

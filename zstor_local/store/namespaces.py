@@ -273,7 +273,7 @@ class Namespaces:
         majority = len(shards) // 2 + 1
         # Records of before 0.2 have the hash of the bare name: whatever follows one must lie under the same hash, for a rebuild.
         hashed = self._hasher.key_hash(STORE_WIDE, row) if current is None else current.key_hash
-        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority, k=majority)}
+        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority)}  # k is 1, as of any row
 
     def _must_fit(self, record: NamespaceRecord) -> None:
         places = len(self.shards_of(record.placement))

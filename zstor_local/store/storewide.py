@@ -121,7 +121,8 @@ class StoreWide:
         shards = self._pool.numbers
         majority = len(shards) // 2 + 1
         hashed = self._hasher.key_hash(STORE_WIDE, row)
-        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, record.encode(), shards, quorum=majority, k=majority)}
+        # k is 1: a rebuild takes the row from a single log.
+        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, record.encode(), shards, quorum=majority)}
 
     def _open(self, table: str, envelope: Envelope) -> StoredRow:
         record = RowRecord.decode(self._sealer.open(envelope))
