@@ -30,7 +30,7 @@ def register(registry: Registry, *, version: str) -> None:
     """Add the methods; `version` is the daemon's."""
 
     @registry.method("rpc.ping")
-    async def ping(call: Call, /) -> str:
+    def ping(call: Call, /) -> str:
         """Answer "pong"."""
         return "pong"
 
