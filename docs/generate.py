@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import click
 
@@ -38,6 +38,34 @@ _GROUPS: Final = {
     "rpc": "About the methods",
     "help": "About the methods",
 }
+
+Pairs: TypeAlias = list[tuple[str, str]]
+
+DESCRIPTION: Final = """\
+One daemon per user (zstor daemon) keeps that user's data safe over several disks. Each object is split into shares on shards, of which
+any k of m give it back; everything is compressed, encrypted and authenticated, and an answer means that the data is durable.
+
+No configuration is needed: the first start makes a store of six directories, any four of which are enough, and a master key. Keep the
+words of zstor key backup on paper: without the key nothing can be read."""
+EXIT_STATUS: Final = [
+    ("0", "done"),
+    ("1", "the daemon answered with an error, or what was looked at is not well (check, status --check)"),
+    ("2", "no daemon"),
+    ("3", "usage"),
+    ("75, 78", "zstor daemon: another one runs; configuration, key or store at fault"),
+    ("130", "interrupted"),
+]
+ENVIRONMENT: Final = [
+    ("ZSTOR_CONFIG, ZSTOR_SOCKET", "as --config and --socket, which win"),
+    ("XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR", "where the files below are"),
+    ("NO_COLOR", "no colours"),
+]
+FILES: Final = [
+    ("~/.config/zstor/config.toml", "the configuration; there need be none"),
+    ("~/.config/zstor/master.key", "the master key"),
+    ("~/.local/share/zstor", "the store: records, lock, and the shards unless they are elsewhere"),
+    ("$XDG_RUNTIME_DIR/zstor/zstor.sock", "the socket; ~/.local/state/zstor/run/zstor.sock where there is no runtime directory"),
+]
 
 
 def pages() -> dict[str, str]:
@@ -144,28 +172,19 @@ def man_of_methods(document: dict[str, Any]) -> str:
 
 
 def man_of_commands() -> str:
+    root = click.Context(zstor, info_name="zstor", help_option_names=zstor.context_settings["help_option_names"])
+    shared = _options(zstor, root)
     lines = ['.TH ZSTOR 1 "" "zstor\\-local"', ".SH NAME", "zstor \\- local, private, self\\-healing storage behind one Unix socket"]
-    lines += [".SH SYNOPSIS", ".B zstor", "[OPTIONS] COMMAND [ARGS]...", ".SH COMMANDS"]
-    lines += _commands(zstor, click.Context(zstor, info_name="zstor"))
-    lines += [".SH EXIT STATUS"]
-    for status, meaning in (
-        ("0", "done"),
-        ("1", "the daemon answered with an error"),
-        ("2", "no daemon"),
-        ("3", "usage"),
-        ("75, 78", "zstor daemon: another one runs; configuration, key or store at fault"),
-        ("130", "interrupted"),
-    ):
-        lines += [".TP", f".B {status}", _roff(meaning)]
-    lines += [
-        ".SH ENVIRONMENT",
-        "ZSTOR_CONFIG, ZSTOR_SOCKET, NO_COLOR, XDG_CONFIG_HOME, XDG_DATA_HOME, XDG_STATE_HOME, XDG_RUNTIME_DIR",
-    ]
+    lines += [".SH SYNOPSIS", ".B zstor", "[OPTIONS] COMMAND [ARGS]..."]
+    lines += [".SH DESCRIPTION", *_paragraphs(DESCRIPTION)]
+    lines += [".SH OPTIONS", "All commands take these, before or behind their name, but for --version.", *_list(shared)]
+    lines += [".SH COMMANDS", *_commands(zstor, root, shared)]
+    lines += [".SH EXIT STATUS", *_list(EXIT_STATUS), ".SH ENVIRONMENT", *_list(ENVIRONMENT), ".SH FILES", *_list(FILES)]
     lines += [".SH SEE ALSO", ".BR zstor\\-api (7), systemctl (1)"]
     return "\n".join(lines) + "\n"
 
 
-def _commands(group: click.Group, context: click.Context) -> list[str]:
+def _commands(group: click.Group, context: click.Context, shared: Pairs) -> list[str]:
     lines: list[str] = []
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -173,14 +192,33 @@ def _commands(group: click.Group, context: click.Context) -> list[str]:
             continue
         inner = click.Context(command, info_name=name, parent=context)
         if isinstance(command, click.Group):
-            lines += _commands(command, inner)
+            lines += _commands(command, inner, shared)
             continue
         usage = " ".join(command.collect_usage_pieces(inner))
-        lines += [f".SS {_roff(inner.command_path)} {_roff(usage)}", _roff(re.sub(r"\s+", " ", command.help or "").strip())]
-        for parameter in command.get_params(inner):
-            if (record := parameter.get_help_record(inner)) is not None:
-                lines += [".TP", f".B {_roff(record[0])}", _roff(record[1])]
+        lines += [f".SS {_roff(inner.command_path)} {_roff(usage)}", *_paragraphs(command.help or "")]
+        lines += _list([option for option in _options(command, inner) if option not in shared])
+        if command.epilog:
+            lines += [".PP", *_paragraphs(command.epilog)]
     return lines
+
+
+def _options(command: click.Command, context: click.Context) -> Pairs:
+    """The options of a command with what they do; its arguments stand in the line above."""
+    records = (parameter.get_help_record(context) for parameter in command.get_params(context) if isinstance(parameter, click.Option))
+    return [record for record in records if record is not None]
+
+
+def _list(pairs: Pairs) -> list[str]:
+    return [line for term, text in pairs for line in (".TP", f".B {_roff(term)}", _roff(text))]
+
+
+def _paragraphs(text: str) -> list[str]:
+    """What blank lines part, each on a line; what begins with \\b keeps its lines, as in click."""
+    lines: list[str] = []
+    for part in re.split(r"\n\s*\n", text.strip(" \n")):
+        kept = [".nf", *map(_roff, part.splitlines()[1:]), ".fi"] if part.startswith("\b") else [_roff(" ".join(part.split()))]
+        lines += [".PP", *kept]
+    return lines[1:]
 
 
 def _roff(text: str) -> str:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
-from zstor_local.cli import main
 from zstor_local.cli.backup_words import from_words
 from zstor_local.cli.client import Json
-from zstor_local.cli.root import COMMANDS
+from zstor_local.cli.root import COMMANDS, main, zstor
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 
@@ -506,3 +506,19 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         assert main([command, "--help"]) == 0, command
         assert output(capsys)[0].startswith(f"Usage: zstor {command}")
+
+
+@pytest.mark.parametrize("arguments", [[], ["shard"]])
+def test_a_group_alone_shows_its_help_and_is_no_success(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 3
+    out, err = output(capsys)
+    assert out == ""
+    assert err.lstrip().startswith("Usage: zstor ")
+
+
+def test_no_summary_of_a_command_is_cut() -> None:
+    context = click.Context(zstor, info_name="zstor", terminal_width=80)
+    groups = [command for name in COMMANDS if isinstance(command := zstor.get_command(context, name), click.Group)]
+    for group in [zstor, *groups]:
+        shown = group.get_help(click.Context(group, info_name=group.name, terminal_width=80))
+        assert not [line for line in shown.partition("Commands:")[2].splitlines() if line.endswith("...")], group.name

@@ -36,7 +36,13 @@ def _names(client: Client) -> Iterator[str]:
     return (method["name"] for method in document["methods"])
 
 
-@click.command(epilog="For example:  zstor call object.stat key=notes.txt    zstor call object.write key=a value=hello exclusive:=true")
+_EXAMPLES: Final = """\b
+For example:
+  zstor call object.stat key=notes.txt
+  zstor call object.write key=a value=hello exclusive:=true"""
+
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("method", shell_complete=_methods)
 @click.argument("parameters", metavar="[NAME=TEXT | NAME:=JSON | fd:@FILE]...", nargs=-1)
 @no_progress

@@ -37,9 +37,9 @@ class _DemoFailed(Exception):
     """What should have come out did not."""
 
 
-@click.command(hidden=True)
+@click.command()
 def demo() -> int:
-    """Show in a minute what this is, in a directory that is removed afterwards."""
+    """Show in a minute what this is; nothing of it stays."""
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="zstor-demo-"))
     try:

@@ -35,9 +35,10 @@ def key() -> None:
 @connection
 @pass_options
 def backup(options: Options, yes: bool) -> None:
-    """Print the master key as words, to write on paper. The words open everything: keep them as the key itself.
+    """Print the master key as words, to write on paper.
 
-    They hold a check, so that a slip of the pen is found when they are read back. No daemon is needed.
+    The words open everything: keep them as the key itself. They hold a check, so that a slip of the pen is found when they are
+    read back. No daemon is needed.
     """
     if not sys.stdout.isatty() and not yes:
         raise click.UsageError("the words are secret and standard output is no terminal: --yes prints them all the same")
@@ -83,9 +84,10 @@ def _print_words(options: Options, path: Path) -> None:
 @connection
 @pass_options
 def restore(options: Options) -> None:
-    """Make the master key file from the words of a backup, read from standard input.
+    """Make the master key file anew from the words of a backup.
 
-    An existing key file is never replaced. With the key and the shards, `zstor rebuild` brings back everything.
+    They are read from standard input. An existing key file is never replaced. With the key and the shards, `zstor rebuild` brings
+    back everything.
     """
     path = Path(options.load().master_key_file)
     if sys.stdin.isatty():

@@ -25,7 +25,7 @@ a_log = click.option("--log", "log", default="default", metavar="LOG", help="The
 
 @click.group()
 def log() -> None:
-    """Keep logs of messages that others can catch up on, however long they were away."""
+    """Keep logs of messages that others can catch up on later."""
 
 
 @log.command()
@@ -151,7 +151,10 @@ def page(options: Options, page_id: str | None, seq: int | None, log: str) -> No
 @connection
 @pass_options
 def missing(options: Options, have: tuple[str, ...], since: int, log: str) -> None:
-    """List the entries whose local hashes are not among those given (- reads them from standard input)."""
+    """List the entries whose local hashes are not given.
+
+    A - reads the hashes from standard input.
+    """
     given = sys.stdin.read().split() if have == ("-",) else have
     params: dict[str, Json] = {
         "log": log,

@@ -31,7 +31,7 @@ class Size(click.ParamType[int]):
 
 @click.group()
 def namespace() -> None:
-    """Keep sets of keys apart, each with its policy, quota and permissions."""
+    """Keep sets of keys apart, each with policy and quota of its own."""
 
 
 def _policy_options(function: Function) -> Function:
@@ -131,7 +131,7 @@ def ls(options: Options) -> None:
 @connection
 @pass_options
 def get(options: Options, name: str) -> None:
-    """Show the policy of the namespace NAME, its quota and what it holds."""
+    """Show the namespace NAME: its policy, quota and what it holds."""
     _shown(options, "namespace.get", {"namespace": name})
 
 
@@ -160,7 +160,7 @@ def invite(options: Options, name: str, user: str, public_key: str) -> None:
 @connection
 @pass_options
 def join(options: Options, invitation: IO[str] | None, name: str | None) -> None:
-    """Read another user's namespace, with the invitation in FILE or on stdin (-).
+    """Read another user's namespace, with an invitation (- is stdin).
 
     Without a file: print the public key that the invitation is to be made with.
     """

@@ -66,7 +66,10 @@ def get(options: Options, namespace: str, user: str) -> None:
 @connection
 @pass_options
 def ls(options: Options, namespace: str) -> None:
-    """List everybody who may do something in NAMESPACE; with --json one line each."""
+    """List everybody who may do something in NAMESPACE.
+
+    With --json one line each.
+    """
     with options.connect() as client:
         found = cast(PermissionList, client.call("permission.list", {"namespace": namespace}))
     for item in found["items"]:

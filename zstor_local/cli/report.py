@@ -31,6 +31,9 @@ def failure(kind: str, message: str, *, hint: str | None = None, json: bool) -> 
 def usage(error: click.UsageError, *, json: bool) -> None:
     """A wrong command line, and how to see a right one."""
     command = error.ctx.command_path if error.ctx else "zstor"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()  # the help itself
+        return
     message = error.format_message().rstrip(".")
     failure("usage", message[:1].lower() + message[1:], hint=f"{command} --help", json=json)
 

@@ -32,9 +32,9 @@ def serve(
     plaintext: bool,
     as_json: bool,
 ) -> int:
-    """Serve a shard to daemons on other machines until SIGTERM or Ctrl-C.
+    """Serve shards to daemons on other machines.
 
-    It stores ciphertext only, checks a token on every request, and can be run by somebody whom nobody trusts.
+    Until SIGTERM or Ctrl-C. It stores ciphertext only, checks a token on every request, and can be run by somebody whom nobody trusts.
     """
     import trio
 

@@ -27,7 +27,7 @@ class Removed(TypedDict):
 
 @click.group()
 def shard() -> None:
-    """Give the store disks and take them away; serve a shard to daemons on other machines."""
+    """Add, remove and replace disks; serve shards to other machines."""
 
 
 @shard.command()
@@ -71,9 +71,10 @@ def add(options: Options, place: str, group: str | None) -> None:
 @connection
 @pass_options
 def replace(options: Options, shard_id: str, place: str | None) -> None:
-    """Give a dead shard's id to an empty place, and make anew what it held.
+    """Make a dead shard anew in an empty place.
 
-    Without a place: where the dead one was, on the new disk that is mounted there. It goes on if this command is interrupted.
+    What it held is made from the other shards. Without a place: where the dead one was, on the new disk that
+    is mounted there. It goes on if this command is interrupted.
     """
     params: Object = {"shard": shard_id} | ({"url": _url(place)} if place else {})
     _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}"), "replaced")
@@ -101,7 +102,7 @@ shard.add_command(serve)
 @connection
 @pass_options
 def trust(options: Options) -> None:
-    """Print what a shard server must be told to keep this store's shards.
+    """Print what a shard server must know of this store.
 
     Give it to `zstor shard serve --trust FILE`. It works before the first start: shards on servers are there from the beginning then.
     """

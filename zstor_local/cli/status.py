@@ -34,7 +34,10 @@ _QUEUES: Final = {"repair": "versions to repair", "owed": "things to tell or giv
 @connection
 @pass_options
 def status(options: Options, check: bool, watch: bool) -> int:
-    """Show whether store and shards are well, what waits to be done, and how far the scrub is."""
+    """Show whether the store is well.
+
+    Its state and shards, what waits to be done, and how far the scrub is.
+    """
     if check and watch:
         raise click.UsageError("--check looks once: leave --watch out")
     with options.connect() as client:

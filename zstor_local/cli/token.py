@@ -16,7 +16,7 @@ WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
 
 @click.group()
 def token() -> None:
-    """Sign tokens for shard servers, export the keys, end tokens early."""
+    """Sign tokens for shard servers, and end them early."""
 
 
 @token.command()

@@ -19,7 +19,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return int(value) if value is not None and value.isascii() and value.isdigit() else value
 
 
-@click.command(epilog="What was put behind what:  zstor put b.txt --previous a.txt && zstor walk a.txt")
+@click.command(epilog="What was put behind what:  zstor put --previous a b && zstor walk a")
 @click.argument("key")
 @click.option("--backward", is_flag=True, help="To the objects before it, not to those that follow.")
 @click.option("--start", metavar="TIME", callback=_time, help="Only objects created at TIME or later: 2026-01-31T12:00:00Z.")
