@@ -9,21 +9,24 @@
         zstor.get("film", Path("copy.mkv"))
         zstor.call("reference.append", key="notes", references=["todo"])   # every method: zstor call help
 
-One connection, one call at a time; make one client for each thread. Errors of the daemon are `ZstorError`s, one class for each type
-(`NotFound`, `Conflict`, …); `ConnectionError` means that there is no daemon, or that it went away before it answered.
+One connection runs one call at a time: threads wait for each other, so make a client for each. Errors of the daemon are `ZstorError`s,
+one class for each type (`NotFound`, `Conflict`, …); `ConnectionError`: there is no daemon, or it went away before it answered;
+`TimeoutError`: it did not even answer that the time is up. After these two, and Ctrl-C, the connection is closed.
 """
 
 from __future__ import annotations
 
 import array
 import base64
-import io
 import json
 import os
 import socket
 import stat
 import struct
-from typing import IO, Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Union
+import threading
+import time
+from collections import deque
+from typing import IO, Any, Callable, Deque, Dict, Iterator, Mapping, Optional, Sequence, Union
 
 __version__ = "0.1.0"
 
@@ -33,20 +36,16 @@ Object = Dict[str, Any]
 Progress = Callable[[float, Optional[float], str], object]
 
 _INLINE_BYTES = 512 * 1024  # larger values go over as a file in memory
-_READ_BYTES = 256 * 1024
 
 
 class ZstorError(Exception):
     """What the daemon answered: `code`, `type`, `retryable`, `hint` and the whole of `data`. Unknown types are plain ZstorErrors."""
 
     def __init__(self, code: int, message: str, data: Object) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.data = data
-        self.type = data.get("type")
+        super().__init__(code, message, data)
+        self.code, self.message, self.data = code, message, data
+        self.type, self.hint = data.get("type"), data.get("hint")
         self.retryable = bool(data.get("retryable"))
-        self.hint = data.get("hint")
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -80,10 +79,13 @@ def default_socket(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Client:
-    """A connection to the daemon. ConnectionError if nobody, or somebody of another user, listens at the socket."""
+    """A connection to the daemon. ConnectionError if nobody, or somebody of another user, listens at the socket.
 
-    def __init__(self, path: str | None = None) -> None:
-        path = path or default_socket()
+    `grace`: seconds after a call's `timeout` in which the daemon must have said so, else the connection is given up.
+    """
+
+    def __init__(self, path: Place | None = None, *, grace: float = 30) -> None:
+        path = os.fspath(path or default_socket())
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _connect(self._socket, path)
@@ -95,7 +97,12 @@ class Client:
             self._socket.close()
             raise ConnectionError(f"the socket {path} belongs to user id {uid}, not to yours: nothing was sent")
         self._buffer = bytearray()
+        self._told: Deque[Object] = deque(maxlen=100)  # notifications before an answer; of 16 streams 80 at most
         self._id = 0
+        self._grace = grace
+        self._end: float | None = None  # of the running call's time
+        self._turn = threading.RLock()
+        self._running = False
 
     def close(self) -> None:
         """End the connection."""
@@ -107,31 +114,43 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- Every method ---
-
     def call(
-        self, method: str, *, fds: Sequence[File] = (), timeout: float | None = None, progress: Progress | None = None, **params: Any
+        self, method: str, /, *, fds: Sequence[File] = (), timeout: float | None = None, progress: Progress | None = None, **params: Any
     ) -> Any:
         """The result of a method; its parameters by name, null ones left out.
 
         `fds`: descriptors (or files) to hand over, named in a parameter by their index, such as fd=0; they stay yours to close.
         `timeout`: seconds after which the daemon gives up (TimedOut), unless it has begun to commit.
-        `progress`: called with (done, total or None, message) while the call runs.
+        `progress`: called with (done, total or None, message) while the call runs. `_meta={"detach": True}` makes it a job.
         """
-        self._id += 1
-        meta: Object = {}
-        if timeout is not None:
-            meta["timeoutSeconds"] = timeout
-        if progress is not None:
-            meta["progressToken"] = self._id
+        numbers = array.array("i", map(_number, fds))
         params = {name: value for name, value in params.items() if value is not None}
-        self._send({"jsonrpc": "2.0", "id": self._id, "method": method, "params": dict(params, _meta=meta) if meta else params}, fds)
-        try:
-            return self._answer(progress)
-        except BaseException as error:
-            if not isinstance(error, ZstorError):
-                self.close()  # Ctrl-C, or a progress that raised: the answer is still to come, so this connection is spent
-            raise
+        with self._turn:
+            if self._running:
+                raise RuntimeError("this connection is in the middle of a call: use another client")
+            self._id += 1
+            meta = {"timeoutSeconds": timeout, "progressToken": progress and self._id}
+            meta = dict(params.pop("_meta", {}), **{name: value for name, value in meta.items() if value is not None})
+            params = dict(params, _meta=meta) if meta else params
+            line = json.dumps({"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}, separators=(",", ":"))
+            self._running, self._end = True, None if timeout is None else time.monotonic() + timeout + self._grace
+            try:
+                self._send(line.encode() + b"\n", numbers)
+                return self._answer(progress)
+            except BaseException as error:
+                if not isinstance(error, ZstorError):
+                    self.close()  # Ctrl-C, or a progress that raised: the answer is still to come, so this connection is spent
+                if isinstance(error, socket.timeout):  # a TimeoutError itself from Python 3.10 on
+                    raise TimeoutError(f"no answer to {method}, {self._grace} s after its time: it may have been done") from None
+                raise
+            finally:
+                self._running = False
+
+    def notification(self) -> Object:
+        """The next {method, params} that is no answer: what stream.data brings where a stream was opened without a descriptor."""
+        with self._turn:
+            self._end = None
+            return self._told.popleft() if self._told else self._receive()
 
     # --- Bytes ---
 
@@ -141,26 +160,40 @@ class Client:
         `params` are those of object.write: namespace, references, if_version, exclusive, expected_size, expected_digest …
         """
         if isinstance(source, (bytes, bytearray, memoryview)):
-            return self._put_bytes(key, bytes(source), params)
+            value = bytes(source)
+            if len(value) <= _INLINE_BYTES:
+                return dict(self.call("object.write", key=key, value_b64=base64.b64encode(value).decode(), **params)["metadata"])
+            with open(os.memfd_create("zstor"), "w+b") as memory:
+                memory.write(value)
+                memory.seek(0)
+                return self.put(key, memory, **params)
         if isinstance(source, (str, os.PathLike)):
             with open(source, "rb") as file:
                 return self.put(key, file, **params)
+        if hasattr(source, "encoding"):
+            raise TypeError("open the file in binary mode: a text file's place is not that of its descriptor")
         regular = _is_regular(source)
-        if regular and isinstance(source, io.BufferedIOBase):
+        if regular and not isinstance(source, (int, socket.socket)):
+            source.flush()
             os.lseek(source.fileno(), source.tell(), os.SEEK_SET)  # what was read ahead is not to be missing
-        answer: Object = self.call("object.write_file" if regular else "object.write_stream", fds=[source], key=key, fd=0, **params)
-        metadata: Object = answer["metadata"]
-        return metadata
+        method = "object.write_file" if regular else "object.write_stream"
+        return dict(self.call(method, fds=[source], key=key, fd=0, **params)["metadata"])
 
     def get(self, key: str, to: Place | File | None = None, **params: Any) -> Any:
         """The object's bytes; or with `to`, a path or an open file, pipe or socket, write them there and answer the metadata.
 
-        A path is replaced whole or not at all. `params` are those of object.read: namespace, offset, length.
+        A file at a path is replaced whole or not at all. `params` are those of object.read: namespace, offset, length.
         """
         if to is None:
-            return self._get_bytes(key, params)
+            with open(os.memfd_create("zstor"), "w+b") as memory:
+                self.call("object.read_file", fds=[memory], key=key, fd=0, **params)
+                memory.seek(0)
+                return memory.read()
         if isinstance(to, (str, os.PathLike)):
-            return self._get_file(key, os.fspath(to), params)
+            if os.path.isfile(to) or not os.path.exists(to):
+                return self._get_file(key, os.fspath(to), params)
+            with open(to, "wb") as pipe:
+                return self.get(key, pipe, **params)
         if hasattr(to, "flush"):
             to.flush()
         method = "object.read_file" if _is_regular(to) else "object.read_stream"
@@ -174,7 +207,7 @@ class Client:
         """The objects whose keys begin with a prefix, in the order of their keys: an item {key, metadata} each."""
         return self.pages("object.list", "items", prefix=prefix, **params)
 
-    def pages(self, method: str, name: str, **params: Any) -> Iterator[Any]:
+    def pages(self, method: str, name: str, /, **params: Any) -> Iterator[Any]:
         """The members called `name` of all pages of a method that answers pages."""
         cursor = None
         while True:
@@ -184,27 +217,13 @@ class Client:
             if cursor is None:
                 return
 
-    def _put_bytes(self, key: str, value: bytes, params: Object) -> Object:
-        if len(value) <= _INLINE_BYTES:
-            metadata: Object = self.call("object.write", key=key, value_b64=base64.b64encode(value).decode(), **params)["metadata"]
-            return metadata
-        with _memory_file() as file:
-            file.write(value)
-            file.seek(0)
-            return self.put(key, file, **params)
-
-    def _get_bytes(self, key: str, params: Object) -> bytes:
-        with _memory_file() as file:
-            self.call("object.read_file", fds=[file], key=key, fd=0, **params)
-            file.seek(0)
-            return file.read()
-
     def _get_file(self, key: str, path: str, params: Object) -> Object:
-        part = f"{path}.{os.getpid()}.part"
+        part = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.part")
         try:
             with open(part, "xb") as file:
-                metadata: Object = self.get(key, file, **params)
-                os.fsync(file.fileno())
+                if os.path.exists(path):
+                    os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
+                metadata: Object = self.get(key, file, sync=True, **params)
             os.replace(part, path)
         finally:
             if os.path.lexists(part):
@@ -213,9 +232,8 @@ class Client:
 
     # --- The wire: one line of JSON a message, descriptors with its first byte ---
 
-    def _send(self, message: Object, fds: Sequence[File]) -> None:
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        numbers = array.array("i", map(_number, fds))
+    def _send(self, line: bytes, numbers: array.array[int]) -> None:
+        self._wait()
         try:
             if numbers:
                 self._socket.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
@@ -224,13 +242,21 @@ class Client:
         except (BrokenPipeError, ConnectionResetError):
             pass  # what the daemon said before it closed is still to be read
 
+    def _wait(self) -> None:
+        """Let the next step of the socket take what is left of the call's time."""
+        if self._socket.fileno() < 0:
+            raise ConnectionError("this connection was closed: make a new client")
+        self._socket.settimeout(None if self._end is None else max(self._end - time.monotonic(), 0.001))
+
     def _answer(self, progress: Progress | None) -> Any:
         while True:
             message = self._receive()
             if message.get("method") == "notifications/progress" and progress is not None:
                 params = message["params"]
                 progress(params["progress"], params.get("total"), params.get("message", ""))
-            elif "method" not in message and message.get("id") in (self._id, None):
+            elif "method" in message:
+                self._told.append(message)
+            elif message.get("id") in (self._id, None):
                 if "error" in message:
                     error = message["error"]
                     data = error.get("data") or {}
@@ -242,16 +268,12 @@ class Client:
         while True:
             end = self._buffer.find(b"\n", searched)
             if end >= 0:
-                line = bytes(self._buffer[:end])
+                message: Object = json.loads(self._buffer[:end])
                 del self._buffer[: end + 1]
-                searched = 0
-                if line.strip():
-                    message: Object = json.loads(line)
-                    return message
-                continue
+                return message
             searched = len(self._buffer)
-            received = self._socket.recv(_READ_BYTES)
-            if not received:
+            self._wait()
+            if not (received := self._socket.recv(256 * 1024)):
                 raise ConnectionError("the daemon closed the connection before it answered; its log says why")
             self._buffer += received
 
@@ -261,7 +283,7 @@ def _connect(unconnected: socket.socket, path: str) -> None:
     if len(os.fsencode(path)) <= 107:
         unconnected.connect(path)
         return
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:
         unconnected.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
     finally:
@@ -269,13 +291,10 @@ def _connect(unconnected: socket.socket, path: str) -> None:
 
 
 def _number(file: File) -> int:
-    return file if isinstance(file, int) else file.fileno()
+    number = file if isinstance(file, int) else file.fileno()
+    os.fstat(number)  # one that is closed is found before anything is sent
+    return number
 
 
 def _is_regular(file: File) -> bool:
     return stat.S_ISREG(os.fstat(_number(file)).st_mode)
-
-
-def _memory_file() -> IO[bytes]:
-    """A file without a name: large values go over as a descriptor, not as text."""
-    return os.fdopen(os.memfd_create("zstor", os.MFD_CLOEXEC), "w+b", buffering=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.daemon.process import Daemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
+sys.path.insert(0, str(CLIENTS / "python"))
 LARGE = bytes(range(251)) * 20_000  # five chunks
 
 

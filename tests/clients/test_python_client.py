@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "clients" / "python"))
 import zstor_client
 from zstor_client import AlreadyExists, Client, InvalidParams, NotFound, TimedOut, ZstorError
 
@@ -179,16 +177,14 @@ def test_it_needs_nothing_but_the_standard_library_and_300_lines() -> None:
     assert imported <= sys.stdlib_module_names
 
 
-def test_it_is_installed_as_a_wheel(tmp_path: Path) -> None:
+def test_it_is_installed_as_a_wheel(place: Place, tmp_path: Path) -> None:
     folder = shutil.copytree(CLIENTS / "python", tmp_path / "folder", ignore=shutil.ignore_patterns("__pycache__"))
-    options = [
-        "--quiet",
-        "--no-index",
-        "--no-build-isolation",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "--target",
-        str(tmp_path / "site"),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(folder)], check=True)
-    assert (tmp_path / "site" / "zstor_client.py").exists()
+    offline = ["--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    build = [sys.executable, "-m", "pip", "wheel", *offline, "--no-build-isolation", "--wheel-dir", str(tmp_path), str(folder)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("zstor_client-*-py3-none-any.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "fresh")], check=True)
+    subprocess.run([str(tmp_path / "fresh/bin/pip"), "install", *offline, str(wheel)], check=True)
+    ping = "import zstor_client; print(zstor_client.Client().call('rpc.ping'))"
+    command = [str(tmp_path / "fresh/bin/python"), "-I", "-c", ping]
+    assert subprocess.run(command, env=place.environment, check=True, stdout=subprocess.PIPE, text=True).stdout == "pong\n"
