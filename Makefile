@@ -26,7 +26,7 @@ test: needs-test $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.simulation.histories --soak $(or $(SOAK),1000)

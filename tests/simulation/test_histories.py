@@ -31,7 +31,7 @@ ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
 
 def test_new_histories_fit_on_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        sys.stdout.write(f"\nhistories {FIRST} to {FIRST + SEEDS - 1}\n")
+        sys.stderr.write(f"\nhistories {FIRST} to {FIRST + SEEDS - 1}\n")
     operations = sum(len(history(seed).operations) for seed in range(FIRST, FIRST + SEEDS))
     assert operations > 20 * SEEDS
 
