@@ -12,10 +12,10 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import fields, replace
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 
@@ -62,7 +62,7 @@ from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.methods.daemon import Identity
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
-from zstor_local.runtime import Network, Runtime
+from zstor_local.runtime import Files, Network, Runtime
 from zstor_local.sandbox import Sandbox
 from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
@@ -73,12 +73,12 @@ from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.paths import Paths, Protected
-from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.store import Store, make_store, open_store
 from zstor_local.system import RealClientFiles, real_runtime
-from zstor_local.twirp.listening import serving as serving_twirp
-from zstor_local.twirp.services import routes as twirp_routes
 from zstor_local.watchdog import keep_telling
+
+if TYPE_CHECKING:
+    from zstor_local.store.rebuild import Report
 
 T = TypeVar("T")
 
@@ -151,6 +151,8 @@ def keep_key(path: str, key: MasterKey) -> None:
 
 def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> Report:
     """`zstor rebuild`: a new metastore from the shards and the master key. Refused says why it cannot be."""
+    from zstor_local.store.rebuild import rebuild
+
     os.umask(0o077)
     runtime = real_runtime()
 
@@ -232,7 +234,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     nursery.start_soon(heeding)
                     async with (
                         trio.open_nursery() as beside,
-                        serving_twirp(runtime.files, config.twirp, twirp_routes(cas, names)) as places,
+                        _twirp(runtime.files, config.twirp, cas, names) as places,
                     ):
                         await beside.start(joining.run)
                         for place in places:
@@ -248,6 +250,19 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                         await server.serve([socket])
                         beside.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _twirp(files: Files, wanted: Sequence[str], cas: Cas, names: Names) -> AsyncIterator[Sequence[str]]:
+    """Twirp where the configuration wants it: few do, and the others need not import it."""
+    if not wanted:
+        yield []
+        return
+    from zstor_local.twirp.listening import serving
+    from zstor_local.twirp.services import routes
+
+    async with serving(files, wanted, routes(cas, names)) as places:
+        yield places
 
 
 def _state(store: Store) -> str:

@@ -1,4 +1,4 @@
-"""The command starts fast: it imports what it uses, and nothing of the daemon."""
+"""Command and daemon start fast: they import what they use, the command nothing of the daemon."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ HEAVY = {
     "zstor_local.daemon",
     "zstor_local.rpc",
 }
+LATER = {  # what a daemon uses only for tokens, remote shards, Twirp and rebuilds, or only a part of
+    "asyncio",
+    "http.server",
+    "httpx",
+    "jsonschema",
+    "jwt",
+    "rich",
+    "zstor_local.access.itsyouonline",
+    "zstor_local.store.rebuild",
+    "zstor_local.twirp",
+}
 RUN = """
 import json, sys
 from zstor_local.cli import main
@@ -48,6 +59,20 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_a_simple_call_imports_nothing_heavy(daemon: PrivateDaemon) -> None:
     assert modules(["call", "rpc.ping"], daemon.environment) & HEAVY == set()
     assert modules(["ls"], daemon.environment) & HEAVY == set()
+
+
+def test_a_daemon_imports_what_it_uses() -> None:
+    serving = "import sys, json, zstor_local.cli.service, zstor_local.daemon; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", serving], capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) & LATER == set()
+
+
+def test_what_is_used_of_jsonrpcserver_leaves_the_rest_to_be_imported() -> None:
+    both = (
+        'import zstor_local.rpc.dispatch, jsonrpcserver; print(jsonrpcserver.dispatch(\'{"jsonrpc": "2.0", "method": "x", "id": 1}\'))'
+    )
+    done = subprocess.run([sys.executable, "-c", both], capture_output=True, text=True, check=True)
+    assert '"code": -32601' in done.stdout
 
 
 def test_the_summaries_are_those_of_the_commands() -> None:

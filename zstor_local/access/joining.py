@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
-import jwt
 import trio
 
 from zstor_local.access.authority import Authority
@@ -94,6 +93,8 @@ class _Joined:
         return self.given.token
 
     def _expires(self) -> int:
+        import jwt
+
         try:
             return int(jwt.decode(self.given.token, options={"verify_signature": False})["exp"])
         except (jwt.PyJWTError, KeyError, TypeError, ValueError):

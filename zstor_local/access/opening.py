@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tomllib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
-from urllib.parse import urlsplit
-
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from jwt.algorithms import ECAlgorithm
 
 from zstor_local.access.authority import Authority
 from zstor_local.access.builtin import builtin_authority
-from zstor_local.access.itsyouonline import ISSUER, ItsYouOnline
-from zstor_local.access.itsyouonline_http import Credentials, Service, http_client
-from zstor_local.access.trust import parse_trust
-from zstor_local.config import AuthorityConfig
 from zstor_local.errors import InvalidParams
 from zstor_local.model.permission import check_organization
-from zstor_local.runtime import Files, read_exactly
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.store import Store
-
-FILE_BYTES: Final = 64 * 1024
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 @asynccontextmanager
@@ -41,69 +24,7 @@ async def open_authority(store: Store) -> AsyncIterator[Authority]:
     if config.kind == "builtin":
         yield builtin_authority(store)
         return
-    url = _service_url(config)
-    credentials = _credentials(store.runtime.files, config)
-    keys = _keys(store.runtime.files, config)
-    async with http_client() as client:
-        yield ItsYouOnline(Service(store.runtime, client, url, credentials), config.organization, keys)
+    from zstor_local.access.itsyouonline_opening import open_itsyouonline  # with an HTTP client, that takes long to import
 
-
-def _service_url(config: AuthorityConfig) -> str:
-    """Without `/api`. The API key goes there: over TLS, or not beyond this machine."""
-    url = (config.url or "").rstrip("/").removesuffix("/api")
-    parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
-        raise StoreFault(f"[authority] url {url} would carry the API key in clear", "use https")
-    return url
-
-
-def _credentials(files: Files, config: AuthorityConfig) -> Credentials:
-    path = config.credentials_file
-    if path is None:
-        raise StoreFault("[authority] lacks credentials_file", "a file of mode 0600 with the lines client_id = … and client_secret = …")
-    text = _text(files, path, private=True)
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        found = {}
-    client_id, secret = found.get("client_id"), found.get("client_secret")
-    if not isinstance(client_id, str) or not isinstance(secret, str) or not client_id or not secret:
-        raise StoreFault(f"{path} holds no API key", 'two lines: client_id = "…" and client_secret = "…"')
-    return Credentials(client_id, secret)
-
-
-def _keys(files: Files, config: AuthorityConfig) -> Sequence[Mapping[str, str]]:
-    """The service's public keys, in PEM or as a JWK Set."""
-    path = config.keys_file
-    if path is None:
-        raise StoreFault("[authority] lacks keys_file", "a file with the service's public key, in PEM or as a JWK Set")
-    text = _text(files, path, private=False)
-    try:
-        if "-----BEGIN" in text:
-            key = load_pem_public_key(text.encode())
-            if not isinstance(key, ec.EllipticCurvePublicKey):
-                raise ValueError
-            keys = [{name: value for name, value in ECAlgorithm.to_jwk(key, as_dict=True).items() if isinstance(value, str)}]
-        else:
-            keys = json.loads(text)["keys"]
-        parse_trust(json.dumps({"issuer": ISSUER, "organization": config.organization, "profile": "itsyouonline", "keys": keys}))
-    except (ValueError, KeyError, TypeError, InvalidParams):
-        raise StoreFault(f"{path} holds no public key for ES384", "the service's key, in PEM or as a JWK Set") from None
-    return keys
-
-
-def _text(files: Files, path: str, *, private: bool) -> str:
-    try:
-        fd = files.open(path, os.O_RDONLY)
-        try:
-            status = files.status(fd)
-            if private and status.mode & 0o077:
-                raise StoreFault(f"{path} can be read by others", f"chmod 600 {path}")
-            if not status.is_regular or status.size > FILE_BYTES:
-                raise StoreFault(f"{path} is no file of at most {FILE_BYTES} bytes", "name another one in [authority]")
-            return read_exactly(files, fd, status.size, 0).decode()
-        finally:
-            files.close(fd)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is not UTF-8"
-        raise StoreFault(f"{path} cannot be read: {reason}", "name another one in [authority]") from None
+    async with open_itsyouonline(store.runtime, config) as authority:
+        yield authority

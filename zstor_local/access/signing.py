@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.utils import base64url_encode
 
 from zstor_local.access.trust import ALGORITHM, TOKEN_TYPE, TRUST_TYPE, TrustDocument
 
@@ -53,7 +52,7 @@ class SigningKey:
     def kid(self) -> str:
         """The key's thumbprint (RFC 7638)."""
         required = {name: self._public()[name] for name in ("crv", "kty", "x", "y")}
-        return base64url_encode(hashlib.sha256(json.dumps(required, separators=(",", ":")).encode()).digest()).decode()
+        return _base64url(hashlib.sha256(json.dumps(required, separators=(",", ":")).encode()).digest())
 
     def jwk(self) -> Mapping[str, str]:
         """The public key as RFC 7517 writes it."""
@@ -61,11 +60,13 @@ class SigningKey:
 
     def _public(self) -> Mapping[str, str]:
         numbers = self._key.public_key().public_numbers()
-        x, y = (base64url_encode(number.to_bytes(_COORDINATE_BYTES, "big")).decode() for number in (numbers.x, numbers.y))
+        x, y = (_base64url(number.to_bytes(_COORDINATE_BYTES, "big")) for number in (numbers.x, numbers.y))
         return {"crv": "P-384", "kty": "EC", "x": x, "y": y}
 
     def sign(self, claims: Mapping[str, object], kind: str) -> str:
         """A compact JWS of the claims. `kind` is its header's `typ`."""
+        import jwt  # here: it takes long to import, and a daemon with its own shards alone signs nothing
+
         return jwt.encode({**claims}, self._key, ALGORITHM, headers={"typ": kind, "kid": self.kid})
 
 
@@ -102,3 +103,7 @@ def sign_token(key: SigningKey, claims: Claims) -> str:
 def sign_trust(key: SigningKey, document: TrustDocument) -> str:
     """A trust document that whoever knows one of the issuer's keys can take from anybody."""
     return key.sign({"iss": document["issuer"], **document}, TRUST_TYPE)
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -18,14 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
-
-from cryptography.hazmat.primitives.asymmetric import ec
-from jwt import PyJWK
-from jwt.exceptions import PyJWTError
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from zstor_local.errors import InvalidParams
 from zstor_local.model.permission import check_organization
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 Profile = Literal["zstor", "itsyouonline"]
 ALGORITHM: Final = "ES384"
@@ -103,6 +102,9 @@ def parse_trust(text: str | bytes) -> Trust:
 
 
 def _keys(document: Mapping[str, object], profile: Profile) -> Mapping[str, ec.EllipticCurvePublicKey]:
+    from jwt import PyJWK  # here: it takes long to import, and a daemon with its own shards alone reads no keys
+    from jwt.exceptions import PyJWTError
+
     keys: dict[str, ec.EllipticCurvePublicKey] = {}
     for jwk in _list(document, "keys"):
         if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-384" or jwk.get("alg", ALGORITHM) != ALGORITHM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 
@@ -28,8 +29,11 @@ def daemon(options: Options) -> None:
         config = options.load()
     except ConfigError as error:
         raise Refused("configuration", str(error), None, _CONFIGURATION) from None
+    gc.disable()  # what is imported stays: it need not be looked through, now or ever (a seventh of the start)
     from zstor_local.daemon import main
 
+    gc.freeze()
+    gc.enable()
     main(config, options.load, Announcer(as_json=options.json))
 
 

@@ -20,16 +20,13 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar, cast
 
 import trio
-from jsonrpcserver.dispatcher import dispatch_request
-from jsonrpcserver.request import Request as LibraryRequest
-from jsonrpcserver.result import Result
-from oslash.either import Left
 
 from zstor_local import errors, limits
 from zstor_local.errors import Cancelled, Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.descriptors import NO_DESCRIPTORS
 from zstor_local.rpc.detached import JobConnection
+from zstor_local.rpc.library import Left, LibraryRequest, Result, dispatch_request
 from zstor_local.rpc.registry import Method, Registry, explain
 from zstor_local.rpc.strict_json import Json, JsonObject, encode
 from zstor_local.runtime import Randomness

@@ -22,9 +22,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias, TypeVar
 
-from jsonrpcserver import Success
-
 from zstor_local.errors import InvalidParams, MethodNotFound, ZstorError
+from zstor_local.rpc.library import Success
 from zstor_local.rpc.schema import Mismatch, Schemas, Type
 from zstor_local.rpc.strict_json import Json
 from zstor_local.store.later import Later
