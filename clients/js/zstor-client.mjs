@@ -8,11 +8,13 @@
 //   for await (const piece of zstor.readStream('film')) …       // Buffers
 //   for await (const item of zstor.walk('notes')) …             // {key, metadata, references}
 //   await zstor.call('reference.append', { key: 'notes', references: ['todo'] })   // every method: zstor call help
-//   zstor.close()
 //
-// Calls run side by side on one connection. Errors of the daemon are ZstorErrors with `code`, `type`, `retryable`, `hint`, `data`;
-// a connection that is lost rejects with an Error whose code is ECONNRESET, one that nobody answers with ENOENT or ECONNREFUSED.
+// Calls run side by side on one connection. Errors of the daemon are ZstorErrors with `code`, `type`, `retryable`, `hint`, `data`.
+// Others have the code ENOENT or ECONNREFUSED (no daemon), ECONNRESET (it went away) or ETIMEDOUT: it did not even answer that a
+// call's time is over, or that it is cancelled. After these the connection is closed.
 
+import { once } from 'node:events'
+import fs from 'node:fs'
 import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
@@ -20,6 +22,7 @@ import path from 'node:path'
 const PIECE_BYTES = 1024 * 1024 // of a stream's message, at most
 const WINDOW = 4 // messages of a stream not yet answered
 const INLINE_BYTES = 512 * 1024 // larger values go as a stream
+const failure = (code, message) => Object.assign(new Error(message), { code })
 
 export class ZstorError extends Error {
   constructor({ code, message, data = {} }) {
@@ -41,65 +44,60 @@ export class Client {
   #socket
   #received = []
   #lastId = 0
-  #calls = new Map() // id → {resolve, reject, onProgress}
+  #calls = new Map() // id → {done, resolve, reject, onProgress, onReply}
   #streams = new Map() // id → the queue of a read
   #lost = null
+  #graceSeconds
 
-  /** A connection to the daemon. */
-  static connect(socketPath = defaultSocket()) {
-    return new Promise((resolve, reject) => {
-      const socket = net.createConnection(socketPath)
-      socket.once('error', reject)
-      socket.once('connect', () => {
-        socket.off('error', reject)
-        resolve(new Client(socket))
-      })
-    })
+  /** A connection to the daemon. It is given up where `graceSeconds` after a deadline or an abort the call has no answer. */
+  static async connect(socketPath = defaultSocket(), { graceSeconds = 30 } = {}) {
+    const long = Buffer.byteLength(socketPath) > 107 // that a socket's address holds
+    const directory = long && fs.openSync(path.dirname(socketPath), fs.constants.O_DIRECTORY)
+    const socket = net.createConnection(long ? `/proc/self/fd/${directory}/${path.basename(socketPath)}` : socketPath)
+    await once(socket, 'connect').finally(() => long && fs.closeSync(directory))
+    return new this(socket, graceSeconds)
   }
 
-  constructor(socket) {
+  constructor(socket, graceSeconds) {
     this.#socket = socket
+    this.#graceSeconds = graceSeconds
     socket.on('data', (data) => this.#take(data))
     socket.on('error', (error) => this.#end(error))
-    socket.on('close', () => this.#end(Object.assign(new Error('the daemon closed the connection'), { code: 'ECONNRESET' })))
+    socket.on('close', () => this.#end(failure('ECONNRESET', 'the daemon closed the connection')))
   }
 
   /** End the connection; calls that run are cancelled. */
   close() {
-    this.#socket.destroy()
-  }
-
-  [Symbol.dispose ?? Symbol.for('Symbol.dispose')]() {
-    this.close()
+    this.#end(failure('ECONNRESET', 'the connection was closed'))
   }
 
   /**
-   * The result of any method. `signal` cancels it (unless it has begun to commit), `timeoutSeconds` is a deadline of the daemon's,
-   * `onProgress` is called with {progress, total, message}.
+   * The result of any method. `signal` cancels it (unless it has begun to commit), `timeoutSeconds` does so then (`timed_out`),
+   * `onProgress` is called with {progress, total, message}. `params._meta` may be { detach: true }, which makes it a job.
    */
-  call(method, params = {}, { signal, timeoutSeconds, onProgress, onReply } = {}) {
+  call(method, params = {}, { onProgress, onReply, ...options } = {}) {
     if (this.#lost) return Promise.reject(this.#lost)
-    if (signal?.aborted) return Promise.reject(signal.reason)
+    if (options.signal?.aborted) return Promise.reject(options.signal.reason)
     const id = ++this.#lastId
-    const meta = { ...(timeoutSeconds && { timeoutSeconds }), ...(onProgress && { progressToken: id }) }
-    if (Object.keys(meta).length) params = { ...params, _meta: meta }
+    if (onProgress) params = { ...params, _meta: { ...params._meta, progressToken: id } }
     return new Promise((resolve, reject) => {
-      const cancel = () => this.#send({ method: '$/cancelRequest', params: { id } })
-      signal?.addEventListener('abort', cancel, { once: true })
-      const done = (settle) => (value) => {
-        signal?.removeEventListener('abort', cancel)
-        settle(value)
-      }
-      const failed = (error) => reject(error.type === 'cancelled' && signal?.aborted ? signal.reason : error)
-      this.#calls.set(id, { resolve: done(resolve), reject: done(failed), onProgress, onReply })
+      let timer
+      const giveUp = () => this.#end(failure('ETIMEDOUT', `no answer to ${method}: it may have been done`))
+      const { signal, release } = stopper(options, () => {
+        this.#send({ method: '$/cancelRequest', params: { id } })
+        timer = setTimeout(giveUp, this.#graceSeconds * 1000)
+      })
+      const done = () => (clearTimeout(timer), release())
+      const failed = (error) => reject(signal.aborted && error.type === 'cancelled' ? signal.reason : error)
+      this.#calls.set(id, { done, resolve, reject: failed, onProgress, onReply })
       this.#send({ id, method, params })
     })
   }
 
   /** Store a string, bytes, or what an (async) iterable gives of them. `params` as for object.write; answers the metadata. */
   async put(key, value, params = {}, options = {}) {
-    if (typeof value === 'string' || value instanceof Uint8Array) {
-      const bytes = Buffer.from(value)
+    if (typeof value === 'string' || ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+      const bytes = bytesOf(value)
       if (bytes.length <= INLINE_BYTES) {
         return (await this.call('object.write', { key, value_b64: bytes.toString('base64'), ...params }, options)).metadata
       }
@@ -126,27 +124,28 @@ export class Client {
   }
 
   /** Store what an (async) iterable of strings or bytes gives. If it throws, or the signal aborts, nothing is stored. */
-  async writeStream(key, iterable, params = {}, { signal, timeoutSeconds } = {}) {
-    const { stream } = await this.call('object.write_stream', { key, ...params }, { signal, timeoutSeconds })
+  async writeStream(key, iterable, params = {}, options = {}) {
+    let interrupt
+    const interrupted = new Promise((_, reject) => (interrupt = reject))
+    interrupted.catch(() => {}) // nobody may be waiting for it
+    const { signal, release } = stopper(options, (reason) => interrupt(reason))
+    const lost = () => interrupt(this.#lost)
+    this.#socket.once('close', lost)
     try {
-      let seq = 0
-      const waiting = []
-      for await (const chunk of iterable) {
-        const bytes = Buffer.from(chunk)
-        for (let start = 0; start < bytes.length; start += PIECE_BYTES) {
-          signal?.throwIfAborted()
-          const value_b64 = bytes.subarray(start, start + PIECE_BYTES).toString('base64')
-          const answered = this.call('stream.write', { stream, seq: seq++, value_b64 })
-          answered.catch(() => {}) // it is looked at when its turn comes
-          waiting.push(answered)
-          if (waiting.length >= WINDOW) await waiting.shift()
-        }
+      const { stream } = await this.call('object.write_stream', { key, ...params }, { signal })
+      const writing = this.#write(stream, iterable, signal)
+      try {
+        await Promise.race([writing, interrupted]) // the iterable may have nothing to give for long
+        return (await this.call('stream.close', { stream }, { signal })).metadata
+      } catch (error) {
+        writing.catch(() => {})
+        iterable?.destroy?.() // a Readable that nobody will read
+        await this.#abort(stream)
+        throw error
       }
-      for (const answered of waiting) await answered
-      return (await this.call('stream.close', { stream }, { signal })).metadata
-    } catch (error) {
-      await this.call('stream.abort', { stream }).catch(() => {}) // it may be gone already
-      throw error
+    } finally {
+      this.#socket.off('close', lost)
+      release()
     }
   }
 
@@ -177,36 +176,55 @@ export class Client {
     } while (cursor)
   }
 
+  async #write(stream, iterable, signal) {
+    let seq = 0
+    const waiting = []
+    for await (const chunk of iterable) {
+      const bytes = bytesOf(chunk)
+      for (let start = 0; start < bytes.length; start += PIECE_BYTES) {
+        signal.throwIfAborted()
+        const value_b64 = bytes.subarray(start, start + PIECE_BYTES).toString('base64')
+        const answered = this.call('stream.write', { stream, seq: seq++, value_b64 })
+        answered.catch(() => {}) // it is looked at when its turn comes
+        waiting.push(answered)
+        if (waiting.length >= WINDOW) await waiting.shift()
+      }
+    }
+    for (const answered of waiting) await answered
+  }
+
   /** The messages of a stream that a method opens; each is acknowledged when it has been used, so that no more than four wait. */
-  async *#messages(method, params, { signal, timeoutSeconds } = {}) {
+  async *#messages(method, params, options) {
     const queue = { items: [], wake: () => {} }
+    const { signal, release } = stopper(options, () => queue.wake())
     const onReply = (opened) => this.#streams.set(opened.stream, queue) // at once: the first messages are right behind it
-    const { stream } = await this.call(method, params, { signal, timeoutSeconds, onReply })
-    const wake = () => queue.wake()
-    signal?.addEventListener('abort', wake)
+    let stream
     let ended = false
     try {
+      stream = (await this.call(method, params, { signal, onReply })).stream
       for (;;) {
-        signal?.throwIfAborted()
+        signal.throwIfAborted()
         if (!queue.items.length) {
           if (this.#lost) throw this.#lost
           await new Promise((resolve) => (queue.wake = resolve))
           continue
         }
         const data = queue.items.shift()
-        if (data.end) {
-          ended = true
-          if (data.error) throw new ZstorError(data.error)
-          return
-        }
+        ended = data.end
+        if (data.error) throw new ZstorError(data.error)
+        if (ended) return
         yield data
         this.call('stream.ack', { stream, seq: data.seq }).catch(() => {}) // the last ones may come after the end
       }
     } finally {
-      signal?.removeEventListener('abort', wake)
+      release()
       this.#streams.delete(stream)
-      if (!ended) await this.call('stream.abort', { stream }).catch(() => {})
+      if (stream && !ended) await this.#abort(stream)
     }
+  }
+
+  #abort(stream) {
+    return this.call('stream.abort', { stream }, { timeoutSeconds: this.#graceSeconds }).catch(() => {}) // it may be gone already
   }
 
   // --- The wire: one line of JSON a message ---
@@ -222,7 +240,11 @@ export class Client {
       const line = Buffer.concat(this.#received).toString()
       this.#received = []
       start = end + 1
-      if (line.trim()) this.#handle(JSON.parse(line))
+      try {
+        this.#handle(JSON.parse(line))
+      } catch (error) {
+        this.#end(error) // onProgress threw, or this is no daemon
+      }
     }
     if (start < data.length) this.#received.push(data.subarray(start))
   }
@@ -239,6 +261,7 @@ export class Client {
     } else if ('id' in message) {
       const call = this.#calls.get(message.id)
       this.#calls.delete(message.id)
+      call?.done()
       if (message.error) call?.reject(new ZstorError(message.error))
       else {
         call?.onReply?.(message.result)
@@ -250,9 +273,27 @@ export class Client {
 
   #end(error) {
     this.#lost ??= error
-    for (const call of this.#calls.values()) call.reject(this.#lost)
+    for (const call of this.#calls.values()) call.reject(this.#lost, call.done())
     this.#calls.clear()
     for (const queue of this.#streams.values()) queue.wake()
     this.#socket.destroy()
   }
+}
+
+function bytesOf(value) {
+  if (typeof value === 'string' || value instanceof ArrayBuffer) return Buffer.from(value)
+  if (ArrayBuffer.isView(value)) return Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+  throw new TypeError(`neither a string nor bytes: ${typeof value}`)
+}
+
+/** A signal that aborts when another one does, and as `timed_out` when the time is over; `onStop` is called then. */
+function stopper({ signal, timeoutSeconds } = {}, onStop) {
+  const controller = new AbortController()
+  controller.signal.addEventListener('abort', () => onStop(controller.signal.reason))
+  const stop = () => controller.abort(signal.reason)
+  const late = { code: 302, message: `not done in ${timeoutSeconds} s`, data: { type: 'timed_out' } }
+  const timer = timeoutSeconds && setTimeout(() => controller.abort(new ZstorError(late)), Math.min(timeoutSeconds * 1000, 2 ** 31 - 1))
+  if (signal?.aborted) stop()
+  signal?.addEventListener('abort', stop)
+  return { signal: controller.signal, release: () => (clearTimeout(timer), signal?.removeEventListener('abort', stop)) }
 }

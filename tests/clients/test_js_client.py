@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import CLIENTS, Place
+from tests.clients.conftest import CLIENTS, LARGE, Place
+from tests.daemon.process import Daemon
 from tests.lacking import lacking
 
 
-def node(*arguments: str, place: Place) -> str:
+def node(*arguments: str, place: Place, **environment: str) -> str:
     if shutil.which("node") is None:
         lacking("node")
     done = subprocess.run(
         ["node", *arguments],
-        env=place.environment,
+        env=place.environment | environment,
         cwd=place.files,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -29,10 +30,24 @@ def node(*arguments: str, place: Place) -> str:
     return done.stdout
 
 
-def test_all_that_the_client_promises(place: Place) -> None:
-    said = node("--test-reporter=tap", str(Path(__file__).parent / "client.mjs"), place=place)
+def all_pass(name: str, place: Place, **environment: str) -> None:
+    script = Path(__file__).parent / name
+    said = node("--test-reporter=tap", str(script), place=place, **environment)
     assert "# fail 0" in said
-    assert "# pass 12" in said, said
+    count = script.read_text().count("\ntest(")
+    assert f"# pass {count}" in said, said
+
+
+def test_all_that_the_client_promises(place: Place) -> None:
+    all_pass("client.mjs", place)
+
+
+def test_where_things_go_wrong(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "large").write_bytes(LARGE)
+    with Daemon(tmp_path / "home") as daemon:
+        own = Place(daemon.start(), tmp_path / "files")
+        all_pass("trouble.mjs", own, DAEMON=str(daemon.pid))
 
 
 def test_it_has_no_dependencies_and_300_lines() -> None:
@@ -57,4 +72,4 @@ def test_it_is_installed_from_its_folder(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("client", ["python", "js", "shell"])
 def test_each_client_has_a_readme_of_one_screen(client: str) -> None:
-    assert 10 < len((CLIENTS / client / "README.md").read_text().splitlines()) <= 50
+    assert 10 < len((CLIENTS / client / "README.md").read_text().splitlines()) <= 40
