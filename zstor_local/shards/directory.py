@@ -33,7 +33,7 @@ from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.index import IndexDamaged, LogIndex, Place
-from zstor_local.shards.log import Log, LogClosed
+from zstor_local.shards.log import Log, LogClosed, NothingAppended
 from zstor_local.shards.marker import BadMarker, Marker
 
 LOG: Final = "log"
@@ -380,7 +380,7 @@ class DirectoryShard:
             self._error = f"{_name(error)}: {error.strerror}"
             if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log.closed:
                 self._broken = state = "failed"
-            raise ShardError(state, self._error) from error
+            raise ShardError(state, self._error, untouched=isinstance(error, NothingAppended)) from error
 
 
 class _Failing:

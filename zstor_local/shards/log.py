@@ -35,6 +35,10 @@ class LogClosed(Exception):
     """A flush failed before: nothing may be acknowledged from this log again in this process."""
 
 
+class NothingAppended(OSError):
+    """There was no room for the first of the entries: no byte of them was written."""
+
+
 class Log:
     """The log in one directory. `append`, `free` and `flush` are the committer's alone; reading is anybody's."""
 
@@ -86,9 +90,15 @@ class Log:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
         places: list[tuple[ShareId, Place | None]] = []
         sequence = self._index.progress(self._shard).sequence
+        rolled = len(self._unsynced)
         for entry in entries:
             size = entry_size(entry)
-            segment, at = self._room(size)
+            try:
+                segment, at = self._room(size)
+            except OSError as error:
+                if self._closed or len(self._unsynced) > rolled:
+                    raise
+                raise NothingAppended(error.errno, error.strerror) from error
             segment.put(pack_entry(segment.key, at, entry, committed), size)
             sequence = max(sequence, entry.envelope.sequence)
             if entry.share_index is not None:

@@ -222,7 +222,7 @@ class Committer:
         return self._publisher.last_given
 
     def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
-        """Say in a shard's log that these never happened, durably; ShardError if it does not take that."""
+        """Say in a shard's log that these, and what it has yet to hear of, never happened; durable, or ShardError."""
         self._publisher.void_on(shard, sequences)
 
     def _unavailable(self) -> Unavailable:

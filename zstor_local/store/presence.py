@@ -166,12 +166,11 @@ class Presence:
             raise ShardError("failed", f"{shard.url} was written by another daemon meanwhile, or the metastore is an older copy")
         if self._committer.failure is not None:
             return  # it serves reads
-        void = self.never_committed(shard)
         shard.start(state.writer, self._runtime.randomness)
         if (now := shard.check()) != "ok":
             raise ShardError(now, shard.last_error() or now)
-        if void:
-            self._committer.void_on(shard, void)
+        # Only now, as what an earlier opening sent late is refused from now on.
+        self._committer.void_on(shard, self.never_committed(shard))
 
     def never_committed(self, shard: Shard) -> Sequence[int]:
         """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be."""

@@ -6,7 +6,7 @@ Only the committer's thread uses it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,6 +36,8 @@ RESERVE: Final = 1 << 16  # sequence numbers reserved at once
 RESERVE_LOW: Final = 4 * limits.GROUP_CHANGES  # reserve more while at least this many are left: a group and its voids always fit
 
 log = logging.getLogger("zstor.store")
+
+_Range = tuple[int, int]  # first and last of sequences
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +69,7 @@ class Publisher:
         self._next = self.state.reserved + 1
         self.commits = 0
         self.failure: str | None = None
+        self._untold: dict[int, list[_Range]] = {}  # by shard: what may lie in its log, never came to be, and it has not heard so
 
     @property
     def last_given(self) -> int:
@@ -95,18 +98,39 @@ class Publisher:
 
     def publish(self, items: list[Item]) -> dict[int, ShardError]:
         """Make a group durable and visible. Sets the error of each item that did not come through; returns the shards that failed."""
+        if not self._reserved_for(items):
+            return {}
         failed = self._to_logs(items)
         self._apply_quorum(items, failed)
         good = [item for item in items if item.error is None]
         lost = [item for item in items if item.error is not None]
         if lost:
             self._void(lost, failed)
-        if self.failure is not None:
-            for item in good:
-                item.error = unknown(item.envelope.version if item.envelope else None)
-        elif good:
+        if good:
             self._to_metastore(good, failed)
         return failed
+
+    def _reserved_for(self, items: Sequence[Item]) -> bool:
+        """Reserve more sequences if those of the group, and of voids for all of it, are not: groups that fail reserve none. False if
+        that cannot be: the items have their errors, and nothing of them was written.
+        """
+        try:
+            self._reserve(3 * sum(map(len, [*(item.sealed for item in items), *self._untold.values()])))
+        except CommitRefused as error:
+            for item in items:
+                item.error = _refused(error)
+        except (CommitUnknown, MetastoreClosed) as error:
+            self._metastore_failed(items, error)
+        else:
+            return True
+        return False
+
+    def _reserve(self, count: int) -> None:
+        """Make so many sequences more than those that were given usable, durably."""
+        if self.state.reserved - self.last_given < count:
+            state = replace(self.state, reserved=self.last_given + count + RESERVE)
+            self._metastore.commit(Transaction(state))
+            self.state = state
 
     def _to_logs(self, items: Sequence[Item]) -> dict[int, ShardError]:
         """Append what the group has for each log and flush. Returns the shards that failed."""
@@ -118,9 +142,18 @@ class Publisher:
                     entries.setdefault(number, []).append(Entry(envelope, index, share))
             for number, missed in item.decision.resend.items():
                 entries.setdefault(number, []).extend(missed)
+        return self._append(entries)
+
+    def _append(self, entries: Mapping[int, Sequence[Entry]]) -> dict[int, ShardError]:
+        """Append to logs and flush. What a log has yet to hear of comes first. Returns the shards that failed."""
+        behind = [number for number in entries if number in self._untold]
+        if behind:
+            entries = {**entries, **{number: [*self._voids(self._untold[number]), *entries[number]] for number in behind}}
         failed = self._pool.append(entries, self.state.sequence)
-        reached = [number for number in entries if number not in failed]
-        failed.update(self._pool.flush(reached))
+        failed.update(self._pool.flush([number for number in entries if number not in failed]))
+        for number in behind:
+            if number not in failed:
+                del self._untold[number]
         return failed
 
     def _apply_quorum(self, items: Sequence[Item], failed: Mapping[int, ShardError]) -> None:
@@ -143,28 +176,32 @@ class Publisher:
         return not_enough_shards(durable, quorum, {self._pool.name(number): error for number, error in failed.items()})
 
     def _void(self, items: Sequence[Item], failed: Mapping[int, ShardError]) -> None:
-        """Void what reached logs in vain. An item stays in doubt if its entries may lie on k shards where the void did not arrive."""
-        sequences = [envelope.sequence for item in items for _, envelope in item.sealed.values()]
+        """Void what reached logs in vain. An item stays in doubt if its entries may lie on k shards where the void did not arrive.
+
+        Those shards hear of it before anything else is appended to their logs: when they are opened again, or have room again.
+        """
+        sequences = sorted(envelope.sequence for item in items for _, envelope in item.sealed.values())
         if not sequences:
             return
         clean = {number for number, error in failed.items() if error.untouched}
-        unreached = (set(failed) | self._append_void(min(sequences), max(sequences), sequences)) - clean
+        untold = self._append_void(_ranges(sequences)) - clean
+        unreached = untold | (set(failed) - clean)
         for item in items:
             for record, _ in item.sealed.values():
                 in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
                 if in_doubt >= record.k:
-                    item.error = unknown(record.version)
-                    # A later commit would take the sequences in doubt for settled, and the next start would not void them any more.
-                    self.failure = "too many logs failed to say in them what was not committed"
+                    item.error = in_doubt_on_shards(record.version)
+        holders = {number for item in items for record, _ in item.sealed.values() for number in (*record.copies, *record.shares)}
+        for number in untold & holders:
+            self._untold[number] = _joined([*self._untold.get(number, ()), *_ranges(sequences)])
 
-    def _append_void(self, first: int, last: int, sequences: Sequence[int]) -> set[int]:
+    def _append_void(self, ranges: Sequence[_Range]) -> set[int]:
         """Flush a void to every usable shard. Returns the opened shards that it did not reach."""
-        ranges = [(first, last)] if len(sequences) == last - first + 1 else [(each, each) for each in sequences]
-        entries = [Entry(self._sealed_void(*each)) for each in ranges]
-        opened = [shard.number for shard in self._pool.opened()]
-        failed = self._pool.append(dict.fromkeys(opened, entries), self.state.sequence)
-        failed.update(self._pool.flush([number for number in opened if number not in failed]))
-        return set(failed)
+        entries = self._voids(ranges)
+        return set(self._append({shard.number: entries for shard in self._pool.opened()}))
+
+    def _voids(self, ranges: Sequence[_Range]) -> list[Entry]:
+        return [Entry(self._sealed_void(*each)) for each in ranges]
 
     def _sealed_void(self, first: int, last: int) -> Envelope:
         sequence = self._next
@@ -172,16 +209,26 @@ class Publisher:
         return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
 
     def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
-        """Say in a shard's log that these never happened, durably; ShardError if it does not take that."""
-        shard.append([Entry(self._sealed_void(each, each)) for each in sequences], self.state.sequence)
+        """Say in a shard's log that these, and what it has yet to hear of, never happened; durable, or ShardError."""
+        ranges = _joined([*self._untold.get(shard.number, ()), *_ranges(sorted({*sequences}))])
+        if not ranges:
+            return
+        try:
+            self._reserve(len(ranges))
+        except (CommitRefused, CommitUnknown, MetastoreClosed) as error:
+            raise ShardError(
+                "failed", f"the metastore does not take what has to be known before {shard.id} is told: {error}"
+            ) from error
+        shard.append(self._voids(ranges), self.state.sequence)
         shard.flush()
+        self._untold.pop(shard.number, None)
 
     def void_earlier_life(self, sequences: range, k: int) -> None:
         """At a start: void the sequences that an earlier life never committed, and remember that this was done.
 
         CommitRefused if k shards that are there did not take the void: together they could bring back what was never committed.
         """
-        unreached = self._append_void(sequences[0], sequences[-1], sequences)
+        unreached = self._append_void([(sequences[0], sequences[-1])])
         if len(unreached) >= k:
             raise CommitRefused("too many logs failed to say in them what was not committed", no_space=False)
         state = replace(self.state, sequence=self._next - 1)
@@ -198,13 +245,16 @@ class Publisher:
                 if not isinstance(item.error, OutcomeUnknown):
                     item.error = _refused(error)
         except (CommitUnknown, MetastoreClosed) as error:
-            log.error("the metastore failed: %s", error)
-            self.failure = str(error)
-            for item in items:
-                item.error = unknown(item.envelope.version if item.envelope else None)
+            self._metastore_failed(items, error)
         else:
             self.state = transaction.state
             self.commits += 1
+
+    def _metastore_failed(self, items: Sequence[Item], error: Exception) -> None:
+        log.error("the metastore failed: %s", error)
+        self.failure = str(error)
+        for item in items:
+            item.error = unknown(item.envelope.version if item.envelope else None)
 
     def _transaction(self, items: Sequence[Item], failed: Mapping[int, ShardError]) -> Transaction:
         decisions = [item.decision for item in items]
@@ -279,6 +329,31 @@ def unknown(version: Version | None) -> OutcomeUnknown:
         hint="restart the daemon, then compare the key's version with data.version",
         version=None if version is None else version.hex(),
     )
+
+
+def in_doubt_on_shards(version: Version | None) -> OutcomeUnknown:
+    """For a change that was not committed, and of which as many shards as could bring it back have not heard so."""
+    return OutcomeUnknown(
+        "shards went away in the middle of the commit",
+        hint="`zstor status` names them; what the key shows now counts: compare its version with data.version",
+        version=None if version is None else version.hex(),
+    )
+
+
+def _ranges(sequences: Iterable[int]) -> list[_Range]:
+    """Rising numbers as ranges, first and last."""
+    return _joined((each, each) for each in sequences)
+
+
+def _joined(ranges: Iterable[_Range]) -> list[_Range]:
+    """The same numbers in as few ranges as they take."""
+    found: list[_Range] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(last, found[-1][1])
+        else:
+            found.append((first, last))
+    return found
 
 
 def _refused(error: CommitRefused) -> ZstorError:

@@ -1,0 +1,158 @@
+"""What reached some logs and was never committed: told as such there before anything else, and no reason to stop for good."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.store.home import CHUNK, Home, content, delete, get, put
+from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
+from zstor_local.model.policy import Policy
+from zstor_local.model.record import Kind, VoidRecord
+from zstor_local.shards.base import Entry, Shard, ShardError
+from zstor_local.store import publishing
+from zstor_local.store.rebuild import rebuild
+from zstor_local.store.store import Store
+
+Append = Callable[[Sequence[Entry], int], None]
+
+
+@pytest.fixture(autouse=True)
+def two_of_four(home: Home) -> None:
+    """2 of 4: a write needs three shards, a read two."""
+    home.policy = Policy(2, 4, chunk_size=CHUNK)
+
+
+def fail_appends(home: Home, numbers: tuple[int, ...], code: int, operation: str = "pwritev") -> None:
+    for number in numbers:
+        home.files.fail(operation, lambda path, number=number: f"/shards/{number}/log/" in path, code, times=None)  # type: ignore[misc]
+
+
+def value(store: Store, name: str) -> bytes | None:
+    row = store.rows.get("table", name)
+    return None if row is None else row.value
+
+
+async def rebuilt(home: Home) -> None:
+    """The metastore is lost and made anew from the shards."""
+    for file in Path(home.store).glob("metastore.sqlite*"):
+        file.unlink()
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+
+
+async def test_after_an_outage_in_the_middle_of_a_commit_writes_go_on_when_the_shards_are_back(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        fail_appends(home, (0, 1), errno.EIO)
+        with pytest.raises(OutcomeUnknown):
+            await put(store, "a", content(2, 10_000))
+        home.take_away(0)
+        home.take_away(1)
+        home.files.heal()
+        await store.presence.look()
+        assert {store.pool.states()[shard] for shard in "01"} == {"missing"}
+        assert await get(store, "a") == content(1, 10_000)
+        with pytest.raises(NotEnoughShards):
+            await put(store, "a", content(3, 10_000))
+        assert await delete(store, "a") == 2
+        home.bring_back(0)
+        await home.return_to(store, 1)
+        assert store.health == "ok"
+        with pytest.raises(NotFound):
+            await get(store, "a")
+        await put(store, "b", content(4, 10_000))
+    await rebuilt(home)
+    async with home.open() as store:
+        assert await get(store, "b") == content(4, 10_000)
+        with pytest.raises(NotFound):
+            await get(store, "a")
+
+
+async def test_a_full_disk_under_all_logs_is_told_as_such_and_writes_go_on_when_there_is_room(home: Home) -> None:
+    async with home.open() as store:
+        before = await store.rows.put("table", "name", b"before")
+        fill_logs(home, store)
+        for _ in range(2):
+            with pytest.raises(NoSpace):
+                await store.rows.put("table", "name", b"refused")
+        assert store.rows.get("table", "name") == before
+        home.files.heal()
+        await store.rows.put("table", "name", b"after")
+        assert store.health == "ok"
+
+
+def fill_logs(home: Home, store: Store) -> None:
+    """The next entry needs a segment of its own, for which there is no room."""
+    for shard in store.pool.opened():
+        shard.log.rest()  # type: ignore[attr-defined]
+    fail_appends(home, (0, 1, 2, 3), errno.ENOSPC, "allocate")
+
+
+async def test_a_log_with_room_again_is_told_first_what_never_came_to_be(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await store.rows.put("table", "name", b"old")
+        run_full(store, monkeypatch)
+        with pytest.raises(OutcomeUnknown):
+            await store.rows.put("table", "name", b"refused")
+        refused = store.committer.last_given - 1  # a void was tried after it
+        assert value(store, "name") == b"old"
+        new = await store.rows.put("table", "other", b"new")
+        there = [scanned.entry.envelope for scanned in opened(store, 2).scan()]
+        sequences = [envelope.sequence for envelope in there]
+        between = there[sequences.index(refused) + 1 : sequences.index(new.sequence)]
+        voids = [VoidRecord.decode(store.sealer.open(envelope)) for envelope in between if envelope.kind is Kind.VOID]
+        assert any(void.first <= refused <= void.last for void in voids)
+
+
+def run_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards 0 and 1 take nothing of the next group. Shard 2 takes it and then fails, and has no room for the void either."""
+    monkeypatch.setattr(opened(store, 0), "append", failing(opened(store, 0).append, [False]))
+    monkeypatch.setattr(opened(store, 1), "append", failing(opened(store, 1).append, [False]))
+    monkeypatch.setattr(opened(store, 2), "append", failing(opened(store, 2).append, [True, False]))
+
+
+def opened(store: Store, number: int) -> Shard:
+    shard = store.pool.get(number)
+    assert shard is not None
+    return shard
+
+
+def failing(append: Append, taken: list[bool]) -> Append:
+    """One that fails so many times, having taken the entries all the same or not."""
+
+    def run(entries: Sequence[Entry], committed: int) -> None:
+        if not taken:
+            return append(entries, committed)
+        if took := taken.pop(0):
+            append(entries, committed)
+        raise ShardError("full", "no room", untouched=not took)
+
+    return run
+
+
+async def test_changes_that_fail_again_and_again_use_no_sequence_that_was_not_reserved(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RESERVE", 200)
+    monkeypatch.setattr(publishing, "RESERVE_LOW", 100)
+    async with home.open() as store:
+        await store.rows.put("table", "name", b"before")
+        home.take_away(2)
+        home.take_away(3)
+        for number in range(300):
+            with pytest.raises(NotEnoughShards):
+                await store.rows.put("table", "name", f"{number}".encode())
+            assert store.committer.last_given <= store.metastore.state().reserved
+    home.bring_back(2)
+    home.bring_back(3)
+    async with home.open() as store:
+        for number in range(300):
+            await store.rows.put("table", f"{number}", b"acknowledged")
+    await rebuilt(home)
+    async with home.open() as store:
+        assert value(store, "name") == b"before"
+        for number in range(300):
+            assert value(store, f"{number}") == b"acknowledged"
