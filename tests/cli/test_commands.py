@@ -14,9 +14,10 @@ import click
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
+from zstor_local.cli import main
 from zstor_local.cli.backup_words import from_words
-from zstor_local.cli.client import Json
-from zstor_local.cli.root import COMMANDS, main, zstor
+from zstor_local.cli.client import Client, Json
+from zstor_local.cli.root import COMMANDS, zstor
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 
@@ -376,16 +377,18 @@ def test_status_watch_looks_again_until_it_is_interrupted(
     daemon = serve(lambda request: STATUS)
     rests = iter([None, None])
 
-    def rest(seconds: float) -> None:
+    def rest(client: Client, seconds: float) -> None:
         if next(rests, "over") == "over":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("zstor_local.cli.status.time.sleep", rest)
-    assert main(["status", "--watch", "--json"]) == 0
-    assert len(output(capsys)[0].splitlines()) == len(requests(daemon)) == 3
+    monkeypatch.setattr("zstor_local.cli.client.Client.rest", rest)
+    assert main(["status", "--watch", "--json"]) == 130
+    out, err = output(capsys)
+    assert len(out.splitlines()) == len(requests(daemon)) == 3
+    assert err == ""  # Ctrl-C is how it ends
     rests = iter([None])
-    assert main(["status", "--watch"]) == 0
-    assert "shard 1 is missing" in output(capsys)[0]
+    assert main(["status", "--watch"]) == 130
+    assert output(capsys)[0].count("shard 1 is missing") == 2
 
 
 def test_scrub_collect_and_repair_all_tell_what_they_did(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

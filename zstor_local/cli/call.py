@@ -68,7 +68,7 @@ def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
             else:
                 params[name] = value if sign == "=" else _json(name, value)
         client = opened.enter_context(options.connect())
-        with progress(method, wanted=not options.no_progress) as shown:
+        with progress(method, wanted=not options.no_progress, counted=True) as shown:
             result = client.call(method, params, fds=fds, progress=shown)
     if options.json or not sys.stdout.isatty():
         click.echo(json.dumps(result))

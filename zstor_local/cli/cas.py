@@ -14,6 +14,7 @@ import click
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import Handover, destination, source, standard_output
+from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Collected, Content, ContentsPage, Sent, Unpinned, Uploaded
@@ -184,6 +185,7 @@ def verify(options: Options, id_: str) -> None:
 
 @cas.command()
 @click.option("-n", "--dry-run", is_flag=True, help="Only count what would be deleted.")
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -192,8 +194,9 @@ def collect(options: Options, dry_run: bool) -> None:
 
     Reads and writes go on meanwhile.
     """
-    with options.connect() as client:
-        found = cast(Collected, client.call("cas.collect", {"dry_run": dry_run}))
+    kept = if_interrupted("what was deleted by then is deleted, the rest waits", hint="`zstor cas collect` goes on")
+    with kept, options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
+        found = cast(Collected, client.call("cas.collect", {"dry_run": dry_run}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
         return

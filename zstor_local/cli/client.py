@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +49,7 @@ class Client:
         self._socket = connected
         self._buffer = bytearray()
         self._last_id = 0
+        self._interrupted = False
 
     @classmethod
     def connect(cls, path: str, *, start: str = "zstor daemon") -> Self:
@@ -90,9 +92,11 @@ class Client:
     def call(self, method: str, params: Object, *, fds: Sequence[int] = (), progress: Progress | None = None) -> Json:
         """The result of a call. The descriptors stay ours to close.
 
-        Raises the typed error that the daemon answered; Cancelled after a Ctrl-C that came in time. A second Ctrl-C raises
-        KeyboardInterrupt at once.
+        Raises the typed error that the daemon answered; Cancelled after a Ctrl-C that came in time. One that came too late to change
+        the answer raises KeyboardInterrupt at the next call; a second one does at once.
         """
+        if self._interrupted:
+            raise KeyboardInterrupt
         self._last_id += 1
         if progress is not None:
             params = {**params, "_meta": {"progressToken": self._last_id}}
@@ -103,9 +107,16 @@ class Client:
                 if message.get("method") == "notifications/progress" and progress is not None:
                     _show(message.get("params"), progress)
                 elif "method" not in message and message.get("id") in (self._last_id, None):
+                    self._interrupted = interrupts.count > 0
                     if (fault := message.get("error")) is not None:
                         raise typed_error(fault)
                     return message.get("result")
+
+    def rest(self, seconds: float) -> None:
+        """Wait between two calls; KeyboardInterrupt if there was a Ctrl-C, or at once when there is one."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        time.sleep(seconds)
 
     def _send(self, message: Object, fds: Sequence[int] = ()) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
@@ -151,7 +162,7 @@ class _Interrupts:
     """Ctrl-C while a call runs: the first one wakes `wait`, a second one raises KeyboardInterrupt."""
 
     def __enter__(self) -> Self:
-        self._count = 0
+        self.count = 0
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._heard = in_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a shell's background job ignores it
@@ -168,8 +179,8 @@ class _Interrupts:
         os.close(self._writer)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self._count += 1
-        if self._count > 1:
+        self.count += 1
+        if self.count > 1:
             raise KeyboardInterrupt
 
     def wait(self, connected: socket.socket) -> bool:

@@ -16,7 +16,6 @@ from zstor_local.cli.handover import Handover, destination, standard_output
 from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Sent
-from zstor_local.errors import IoError
 
 
 @click.command()
@@ -63,13 +62,8 @@ def get(
     params: dict[str, Json] = {"key": key, "fd": 0}
     params.update((name, value) for name, value in wanted.items() if value is not None)
     taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
-    try:
-        with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
-            sent = cast(Sent, client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
-    except IoError as error:
-        if path is None and error.data.get("errno") == "EPIPE":
-            return 1  # whoever reads has enough: as with `cat`, that is nothing to tell
-        raise
+    with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
+        sent = cast(Sent, client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
     if path is None:
         return 0
     if options.json:

@@ -12,15 +12,15 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from types import FrameType
 from typing import Literal
 
-from zstor_local.errors import AlreadyExists, IoError, NotFound, PathRefused, ZstorError
+from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError
 
 Kind = Literal["file", "stream"]  # which of write_file and write_stream, read_file and read_stream takes the descriptor
 
@@ -29,13 +29,21 @@ STDOUT = 1
 _COPY_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
 class Handover:
     """A descriptor to hand over, and how many bytes it holds, where that can be known."""
 
-    fd: int
-    kind: Kind
-    size: int | None = None
+    def __init__(self, fd: int, kind: Kind, size: int | None = None, *, mover: _Mover | None = None) -> None:
+        self.kind = kind
+        self.size = size
+        self._fd = fd
+        self._mover = mover
+
+    @property
+    def fd(self) -> int:
+        """The descriptor. Where it is a pipe that stands in for something, the bytes move from the moment it is asked for."""
+        if self._mover is not None:
+            self._mover.start()
+        return self._fd
 
 
 @contextmanager
@@ -56,10 +64,18 @@ def source(name: str) -> Iterator[Handover]:
 
 @contextmanager
 def standard_output() -> Iterator[Handover]:
-    """Standard output. What a regular file already holds before its offset stays."""
+    """Standard output. What a regular file already holds before its offset stays.
+
+    Where its reader has enough, the program ends without a word, as `cat` does.
+    """
     sys.stdout.flush()
-    with _writable(STDOUT, "standard output") as handover:
-        yield handover
+    try:
+        with _writable(STDOUT, "standard output") as handover:
+            yield handover
+    except IoError as error:
+        if error.data.get("errno") == "EPIPE":
+            raise SystemExit(1) from None
+        raise
 
 
 @contextmanager
@@ -134,15 +150,20 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
         found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
         raise PathRefused(f"{name} is a directory", hint="tar c DIRECTORY | zstor put - KEY")
+    with naming_errors(name):
+        os.read(fd, 0)  # not open for reading: said before anything is sent
     if stat.S_ISREG(found.st_mode):
         yield Handover(fd, "file", found.st_size)
     elif _is_ours(found):
         yield Handover(fd, "stream")
     else:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        threading.Thread(target=_move, args=(os.dup(fd), writer), daemon=True).start()
+        mover = _Mover(os.dup(fd), writer, stop=interrupt_main)
         try:
-            yield Handover(reader, "stream")
+            yield Handover(reader, "stream", mover=mover)
+        except (Cancelled, KeyboardInterrupt):
+            mover.check(name)  # it was not the user who interrupted
+            raise
         finally:
             os.close(reader)
 
@@ -151,19 +172,23 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
 def _writable(fd: int, name: str) -> Iterator[Handover]:
     with naming_errors(name):
         found = os.fstat(fd)
+        os.write(fd, b"")
     if stat.S_ISREG(found.st_mode):
         yield Handover(fd, "file")
     elif _is_ours(found):
         yield Handover(fd, "stream")
     else:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        mover = threading.Thread(target=_move, args=(reader, os.dup(fd)), daemon=True)
-        mover.start()
+        mover = _Mover(reader, os.dup(fd))
         try:
-            yield Handover(writer, "stream")
+            yield Handover(writer, "stream", mover=mover)
+        except IoError:
+            mover.check(name)  # it knows better why nobody took the bytes
+            raise
         finally:
             os.close(writer)
             mover.join()
+        mover.check(name)
 
 
 def _is_ours(found: os.stat_result) -> bool:
@@ -171,17 +196,49 @@ def _is_ours(found: os.stat_result) -> bool:
     return stat.S_ISSOCK(found.st_mode) or (stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid())
 
 
-def _move(reader: int, writer: int) -> None:
-    """Copy until the end of the input, or until nobody wants the output; then close both."""
-    try:
-        with suppress(BrokenPipeError):
-            while piece := os.read(reader, _COPY_BYTES):
-                view = memoryview(piece)
-                while view:
-                    view = view[os.write(writer, view) :]
-    finally:
-        os.close(reader)
-        os.close(writer)
+class _Mover:
+    """A thread that copies until the end of the input, or until nobody wants the output; then it closes both.
+
+    Where the input fails, `stop` is called and the output stays open: its end would look like the end of the bytes.
+    """
+
+    def __init__(self, reader: int, writer: int, *, stop: Callable[[], None] | None = None) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._stop = stop
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Once; not before somebody is there to be stopped."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def check(self, name: str) -> None:
+        """Raise what went wrong with the file of that name."""
+        if self._error is not None:
+            raise as_io_error(self._error, name) from None
+
+    def _run(self) -> None:
+        try:
+            self._copy()
+        except OSError as error:
+            self._error = error
+            if self._stop is not None and error.errno != errno.EPIPE:
+                self._stop()
+                return
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _copy(self) -> None:
+        while piece := os.read(self._reader, _COPY_BYTES):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(self._writer, view) :]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TypedDict, cast
 import click
 
 from zstor_local.cli import report, text
+from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.objects import named
 from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -32,6 +33,7 @@ class Check(TypedDict):
 @click.command()
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("--fast", is_flag=True, help="Only look whether the shares are there and long enough.")
+@no_progress
 @as_json
 @namespace
 @connection
@@ -45,7 +47,8 @@ def check(options: Options, keys: tuple[str, ...], fast: bool) -> int:
     with options.connect() as client:
         for key in keys:
             try:
-                found = cast(Check, client.call("object.check", {**named(options, key), "fast": fast}))
+                with progress(f"check {key}", wanted=not options.no_progress, counted=True) as shown:
+                    found = cast(Check, client.call("object.check", {**named(options, key), "fast": fast}, progress=shown))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -83,7 +86,8 @@ def repair(options: Options, keys: tuple[str, ...], everything: bool) -> int:
 
 
 def _repair_all(options: Options) -> int:
-    with options.connect() as client, progress("repair", wanted=not options.no_progress, counted=True) as shown:
+    kept = if_interrupted("what was repaired by then is repaired", hint="`zstor repair --all` begins anew, and finds less to do")
+    with kept, options.connect() as client, progress("repair", wanted=not options.no_progress, counted=True) as shown:
         found = cast(RepairedAll, client.call("health.repair_all", {}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
@@ -100,7 +104,8 @@ def _repair(options: Options, keys: tuple[str, ...]) -> int:
     with options.connect() as client:
         for key in keys:
             try:
-                metadata = cast(Written, client.call("object.repair", named(options, key)))["metadata"]
+                with progress(f"repair {key}", wanted=not options.no_progress, counted=True) as shown:
+                    metadata = cast(Written, client.call("object.repair", named(options, key), progress=shown))["metadata"]
                 found = cast(Check, client.call("object.check", {**named(options, key), "fast": True}))
             except Cancelled:
                 raise

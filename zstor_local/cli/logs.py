@@ -14,6 +14,8 @@ import click
 from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
+from zstor_local.cli.handover import destination, source, standard_output
+from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogsPage, LogView
@@ -98,7 +100,7 @@ def read(options: Options, since: int | None, newest: int | None, log: str) -> N
 @pass_options
 def follow(options: Options, since: int | None, count: int | None, log: str) -> None:
     """Print entries of a log as they come, until Ctrl-C."""
-    with options.connect() as client:
+    with ends_by_interrupt(), options.connect() as client:
         entries = _entries(client, log, since, 0 if since is None else None, wait=FOLLOW_SECONDS)
         for number, entry in enumerate(entries, 1):
             show(options, entry)
@@ -180,7 +182,7 @@ def missing(options: Options, have: tuple[str, ...], since: int, log: str) -> No
 @pass_options
 def verify(options: Options, contents: bool, log: str) -> int:
     """Check a whole log, and name the first gap, fork or bad hash."""
-    with options.connect() as client, progress(f"checking {log}", wanted=not options.no_progress, total=None) as shown:
+    with options.connect() as client, progress(f"checking {log}", wanted=not options.no_progress, counted=True) as shown:
         found = cast("dict[str, Json]", client.call("log.verify", {"log": log, "contents": contents}, progress=shown))
     problem = cast("dict[str, Json] | None", found["problem"])
     if options.json:
@@ -209,7 +211,8 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
     params: dict[str, Json] = {"log": log, "seq": seq}
     if last_seq is not None:
         params["last_seq"] = last_seq
-    with options.connect() as client, progress("scrubbing", wanted=not options.no_progress, total=None) as shown:
+    undone = if_interrupted("the log is as it was, or scrubbed", hint=f"`zstor log scrub {seq}` again is safe, and finishes it")
+    with undone, options.connect() as client, progress("scrubbing", wanted=not options.no_progress, counted=True) as shown:
         found = cast("dict[str, Json]", client.call("log.scrub", params, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
@@ -231,16 +234,13 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 @pass_options
 def export(options: Options, file: str, force: bool, log: str) -> None:
     """Write a whole log as one CAR file that any IPFS tool can read."""
-    params: dict[str, Json] = {"log": log}
-    fds = []
-    if file == "-":
-        params["fd"] = 0
-        fds.append(sys.stdout.fileno())
-    else:
-        params["path"] = str(Path(file).absolute())
-        params["mode"] = "truncate" if force else "exclusive"
-    with options.connect() as client, progress(f"exporting {log}", wanted=not options.no_progress, total=None) as shown:
-        found = cast("dict[str, Json]", client.call("log.export", params, fds=fds, progress=shown))
+    taker = standard_output() if file == "-" else destination(Path(file), force=force)
+    with (
+        options.connect() as client,
+        taker as taken,
+        progress(f"exporting {log}", wanted=not options.no_progress, counted=True) as shown,
+    ):
+        found = cast("dict[str, Json]", client.call("log.export", {"log": log, "fd": 0}, fds=[taken.fd], progress=shown))
     if file != "-":
         size = text.size(cast(int, found["bytes"]))
         click.echo(json.dumps(found) if options.json else f"exported {found['entries']} entries, {size}, root {found['root']}")
@@ -258,11 +258,17 @@ def import_(options: Options, file: str, log: str | None) -> None:
 
     Every block is checked. A log that is there may only grow by it; an import that was broken off goes on where it was.
     """
-    params: dict[str, Json] = {"path": str(Path(file).absolute())}
+    params: dict[str, Json] = {"fd": 0}
     if log is not None:
         params["log"] = log
-    with options.connect() as client, progress(f"importing {file}", wanted=not options.no_progress, total=None) as shown:
-        found = cast("dict[str, Json]", client.call("log.import", params, progress=shown))
+    kept = if_interrupted("the log is as it was; what was read of its content is kept for a while", hint="the same again goes on there")
+    with (
+        kept,
+        source(file) as given,
+        options.connect() as client,
+        progress(f"importing {file}", wanted=not options.no_progress, counted=True) as shown,
+    ):
+        found = cast("dict[str, Json]", client.call("log.import", params, fds=[given.fd], progress=shown))
     click.echo(json.dumps(found) if options.json else f"log {found['log']}: {found['state']}, {found['entries']} entries more")
 
 

@@ -10,7 +10,9 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
-from zstor_local.cli.options import Decorator, Function, Options, as_json, connection, pass_options
+from zstor_local.cli.interrupting import if_interrupted
+from zstor_local.cli.options import Decorator, Function, Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Invited, JobStarted, JoiningKey, NamespaceDeleted, NamespaceJoined, NamespacePage, NamespaceShown
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
@@ -92,6 +94,7 @@ def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: str 
 @namespace.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Delete its objects with it.")
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -100,8 +103,9 @@ def rm(options: Options, name: str, force: bool) -> None:
 
     With objects in it only with --force, which deletes them for good.
     """
-    with options.connect() as client:
-        answer = cast(NamespaceDeleted, client.call("namespace.delete", {"namespace": name, "force": force}))
+    on = if_interrupted("what has begun to be deleted goes on", hint=f"`zstor namespace get {name}` tells whether it is still there")
+    with on, options.connect() as client, progress(f"deleting {name}", wanted=not options.no_progress, counted=True) as shown:
+        answer = cast(NamespaceDeleted, client.call("namespace.delete", {"namespace": name, "force": force}, progress=shown))
     if options.json:
         click.echo(json.dumps(answer))
     else:

@@ -15,6 +15,7 @@ import trio
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import NoDaemon
+from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.formats.messages import MESSAGE
 from zstor_local.formats.mvds import message_id
@@ -69,7 +70,8 @@ def receive_(options: Options, follow: bool, into: Path | None, since: int, coun
     if into is not None and since:
         raise click.UsageError("--since and --into stand for each other: the file tells where to begin")
     try:
-        trio.run(_receive, options, log, into, Position(since), WAIT_SECONDS if follow else None, count)
+        with ends_by_interrupt() if follow else nullcontext():
+            trio.run(_receive, options, log, into, Position(since), WAIT_SECONDS if follow else None, count)
     except NoJournal as error:
         report.failure(
             "no_journal", f"{into}: {error}", hint="give a new file, or one that an earlier receive has written", json=options.json

@@ -13,6 +13,7 @@ import click
 from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
+from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.cli.shapes import NameFetched, NameListed, NamesPage
 
@@ -71,7 +72,7 @@ def watch(options: Options, name: str, after: int, count: int | None) -> None:
 
     Of changes in quick succession the last one is shown; with --json one line a change.
     """
-    with options.connect() as client:
+    with ends_by_interrupt(), options.connect() as client:
         for number, change in enumerate(_changes(client, name, after), 1):
             _show(options, change, line=True)
             sys.stdout.flush()

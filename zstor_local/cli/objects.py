@@ -12,7 +12,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
 from zstor_local.cli.listing import items
-from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
 from zstor_local.cli.shapes import Deleted, Metadata, Written
 from zstor_local.errors import Cancelled, ZstorError
 
@@ -21,6 +21,7 @@ from zstor_local.errors import Cancelled, ZstorError
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("-r", "recursive", is_flag=True, help="And all objects below KEY/; asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@no_progress
 @as_json
 @namespace
 @connection

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.client import Progress
+from zstor_local.cli.interrupting import Interrupted
+from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.progress import progress
 
 
 @click.command()
 @click.option("--accept-loss", is_flag=True, help="Take what there is, although something may be missing.")
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -29,7 +36,8 @@ def rebuild(options: Options, accept_loss: bool) -> None:
     from zstor_local.daemon import rebuild_store
 
     config = options.load()
-    report = rebuild_store(config, accept_loss=accept_loss, progress=_show)
+    with progress("rebuild", wanted=not options.no_progress, counted=True) as shown, _interruptible(shown) as told:
+        report = rebuild_store(config, accept_loss=accept_loss, progress=told)
     if options.json:
         click.echo(json.dumps({**dataclasses.asdict(report), "loss": report.loss}))
         return
@@ -40,6 +48,21 @@ def rebuild(options: Options, accept_loss: bool) -> None:
     click.echo(f"the new metastore is in {config.store}; next: zstor daemon")
 
 
-def _show(what: str, count: int) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r{count:,} {what}", nl=False, err=True)
+@contextmanager
+def _interruptible(show: Progress | None) -> Iterator[Callable[[str, int], None]]:
+    """What takes the news: it ends the work after a Ctrl-C, which a worker thread does not hear, as long as nothing is changed."""
+    from zstor_local.store.rebuild import WRITING
+
+    heard = threading.Event()
+
+    def tell(what: str, count: int) -> None:
+        if heard.is_set() and what != WRITING:
+            raise Interrupted("interrupted; nothing was changed")
+        if show is not None:
+            show(count, None, what)
+
+    before = signal.signal(signal.SIGINT, lambda *_: heard.set())
+    try:
+        yield tell
+    finally:
+        signal.signal(signal.SIGINT, before)

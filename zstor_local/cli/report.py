@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from typing import Final
 
 import click
 
 from zstor_local.cli.text import safe
 from zstor_local.errors import ZstorError
+
+OWN: Final = 600  # the code of what the command itself says, before or without an answer; data.type tells what it is
 
 
 def error(error: ZstorError, *, json: bool) -> None:
@@ -23,7 +26,8 @@ def error(error: ZstorError, *, json: bool) -> None:
 def failure(kind: str, message: str, *, hint: str | None = None, json: bool) -> None:
     """What went wrong before or without an answer."""
     if json:
-        _print_json({"message": message, "data": {"type": kind, "retryable": False} | ({"hint": hint} if hint else {})})
+        data = {"type": kind, "retryable": False} | ({"hint": hint} if hint else {})
+        _print_json({"code": OWN, "message": message, "data": data})
     else:
         _print_text(message, hint)
 

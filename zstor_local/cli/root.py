@@ -6,7 +6,6 @@ Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage,
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -14,8 +13,9 @@ from typing import Final
 import click
 
 from zstor_local import __version__
-from zstor_local.cli import report
+from zstor_local.cli import report, stdio
 from zstor_local.cli.client import NoDaemon
+from zstor_local.cli.interrupting import INTERRUPTED, Interrupted
 from zstor_local.cli.options import Options, as_json, connection
 from zstor_local.config import ConfigError
 from zstor_local.errors import Cancelled, ZstorError
@@ -25,7 +25,6 @@ DONE: Final = 0
 REFUSED: Final = 1
 NO_DAEMON: Final = 2
 USAGE: Final = 3
-INTERRUPTED: Final = 130
 
 # Each command's module, imported when the command is used: `zstor get` need not know how to draw a status.
 COMMANDS: Final = {
@@ -136,16 +135,21 @@ class Commands(click.Group):
 def zstor(ctx: click.Context) -> None:
     """Keep data safe over several disks, through one daemon on this machine."""
     ctx.ensure_object(Options)
-    if os.environ.get("NO_COLOR"):
-        ctx.color = False
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code. Nothing it reports goes to stdout but the answer."""
+    stdio.settle()
     given = list(sys.argv[1:] if arguments is None else arguments)
     json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
+    with click.Context(zstor, color=stdio.colors()):  # what is reported after the command's own context, too
+        return _run(given, json=json)
+
+
+def _run(given: list[str], *, json: bool) -> int:
     try:
-        code = zstor.main(given, prog_name="zstor", standalone_mode=False)
+        code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.colors())
+        sys.stdout.flush()
     except click.UsageError as error:
         report.usage(error, json=json)
         return USAGE
@@ -158,13 +162,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NoDaemon as error:
         report.failure("no_daemon", error.message, hint=error.hint, json=json)
         return NO_DAEMON
-    except Cancelled:
-        report.failure("cancelled", "interrupted; the running call changed nothing", json=json)
+    except Cancelled as error:
+        told = error if isinstance(error, Interrupted) else Interrupted("interrupted; the running call changed nothing")
+        report.error(told, json=json)
         return INTERRUPTED
     except ZstorError as error:
         report.error(error, json=json)
         return REFUSED
     except (KeyboardInterrupt, click.Abort):
-        report.failure("interrupted", "interrupted", json=json)
+        report.error(Interrupted("interrupted"), json=json)
         return INTERRUPTED
+    except OSError as error:
+        report.error(stdio.failed(error), json=json)
+        return REFUSED
     return code if isinstance(code, int) else DONE

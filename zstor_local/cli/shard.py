@@ -10,7 +10,8 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Object
-from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.interrupting import if_interrupted
+from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.serving import serve
 from zstor_local.cli.shapes import Shard
@@ -67,6 +68,7 @@ def add(options: Options, place: str, group: str | None) -> None:
 @shard.command()
 @click.argument("shard_id", metavar="SHARD")
 @click.argument("place", metavar="[DIRECTORY|URL]", required=False)
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -77,12 +79,14 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
     is mounted there. It goes on if this command is interrupted.
     """
     params: Object = {"shard": shard_id} | ({"url": _url(place)} if place else {})
-    _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}"), "replaced")
+    hint = f"`zstor shard replace {shard_id}` without a place waits for it"
+    _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced")
 
 
 @shard.command()
 @click.argument("shard_id", metavar="SHARD")
 @click.option("--force", is_flag=True, help="Forget it at once, unless objects would be lost; what it held is made anew afterwards.")
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -92,13 +96,15 @@ def rm(options: Options, shard_id: str, force: bool) -> None:
     It goes on if this command is interrupted; `zstor shard add` with its directory keeps the shard after all.
     """
     params: Object = {"shard": shard_id, "force": force}
-    _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}"), "removed")
+    hint = f"`zstor shard rm {shard_id}` waits for it, `zstor shard add` with its directory keeps the shard after all"
+    _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}", hint), "removed")
 
 
 shard.add_command(serve)
 
 
 @shard.command()
+@as_json
 @connection
 @pass_options
 def trust(options: Options) -> None:
@@ -111,8 +117,9 @@ def trust(options: Options) -> None:
     click.echo(json.dumps(own_trust(options.load())))
 
 
-def _wait(options: Options, method: str, params: Object, label: str) -> Removed:
-    with options.connect() as client, progress(label, wanted=not options.json, counted=True) as show:
+def _wait(options: Options, method: str, params: Object, label: str, hint: str) -> Removed:
+    on = if_interrupted("what has begun goes on without this command", hint=hint)
+    with on, options.connect() as client, progress(label, wanted=not options.no_progress, counted=True) as show:
         return cast(Removed, client.call(method, params, progress=show))
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 import click
 
-from zstor_local.cli import report, text
+from zstor_local.cli import report, stdio, text
 from zstor_local.cli.client import Client
+from zstor_local.cli.handover import termination_raises
+from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.cli.shapes import Scrub, Shard, Status
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _COLORS: Final = {"ok": "green", "degraded": "yellow", "readonly": "yellow"}  # anything else is bad: red
 _PIPE_WIDTH: Final = 160  # columns where there is no terminal
+_WIDE: Final = 72  # columns from which on all of a shard fits beside its place
 _BAR: Final = 12  # characters that show how full a disk is
 _WATCH_SECONDS: Final = 2.0
 _QUEUES: Final = {"repair": "versions to repair", "owed": "things to tell or give shards that were away", "collect": "shares to free"}
@@ -42,7 +43,7 @@ def status(options: Options, check: bool, watch: bool) -> int:
         raise click.UsageError("--check looks once: leave --watch out")
     with options.connect() as client:
         if watch:
-            return _watch(client, json_lines=options.json)
+            _watch(client, json_lines=options.json)
         answer = _ask(client)
     if options.json:
         click.echo(json.dumps(answer))
@@ -55,22 +56,29 @@ def _ask(client: Client) -> Status:
     return cast(Status, client.call("daemon.status", {}))
 
 
-def _watch(client: Client, *, json_lines: bool) -> int:
-    """Until Ctrl-C, which is no error here."""
-    try:
-        if json_lines:
-            while True:
-                click.echo(json.dumps(_ask(client)))
-                sys.stdout.flush()
-                time.sleep(_WATCH_SECONDS)
-        from rich.live import Live
+def _watch(client: Client, *, json_lines: bool) -> NoReturn:
+    """Until Ctrl-C: on a screen of its own where there is one, else one picture, or line, after the other."""
+    with ends_by_interrupt():
+        console = None if json_lines else _console()
+        if console is not None and console.is_terminal and not console.is_dumb_terminal:
+            _on_screen(client, console)
+        while True:
+            answer = _ask(client)
+            if json_lines:
+                click.echo(json.dumps(answer))
+            else:
+                _print(_drawn(answer))
+                click.echo()
+            client.rest(_WATCH_SECONDS)
 
-        with Live(_drawn(_ask(client)), auto_refresh=False, screen=sys.stdout.isatty(), console=_console()) as live:
-            while True:
-                live.update(_drawn(_ask(client)), refresh=True)
-                time.sleep(_WATCH_SECONDS)
-    except KeyboardInterrupt:
-        return 0
+
+def _on_screen(client: Client, console: Console) -> NoReturn:
+    from rich.live import Live
+
+    with termination_raises(), Live(_drawn(_ask(client)), auto_refresh=False, screen=True, console=console) as live:
+        while True:
+            live.update(_drawn(_ask(client)), refresh=True)
+            client.rest(_WATCH_SECONDS)
 
 
 def _show(answer: Status) -> None:
@@ -163,23 +171,20 @@ def _shards(shards: list[Shard]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("SHARD", "STATE"):
-        table.add_column(heading)
-    table.add_column("DISK", no_wrap=True)
-    for heading in ("USED", "FREE"):
-        table.add_column(heading, justify="right")
-    table.add_column("GROUP")
-    table.add_column("PLACE", overflow="fold")
+    wide = _console().width >= _WIDE
+    for heading in ("SHARD", "STATE", "DISK", "USED", "FREE", "GROUP", "PLACE") if wide else ("SHARD", "STATE", "FREE", "PLACE"):
+        if heading == "PLACE":
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right" if heading in ("USED", "FREE") else "left", no_wrap=True)
     for shard in shards:
-        table.add_row(
-            shard["id"],
-            Text(shard["state"] + (", draining" if shard.get("draining") else ""), style=_COLORS.get(shard["state"], "red")),
-            _fullness(shard),
-            _room(shard["used"]),
-            _room(shard["free"]),
-            Text(text.shown(shard["group"] or "–")),
-            Text(text.shown(shard["url"])),
-        )
+        state = Text(shard["state"] + (", draining" if shard.get("draining") else ""), style=_COLORS.get(shard["state"], "red"))
+        free, place = _room(shard["free"]), Text(text.shown(shard["url"]))
+        if wide:
+            group = Text(text.shown(shard["group"] or "–"))
+            table.add_row(shard["id"], state, _fullness(shard), _room(shard["used"]), free, group, place)
+        else:
+            table.add_row(shard["id"], state, free, place)
     return table
 
 
@@ -192,14 +197,15 @@ def _fullness(shard: Shard) -> Text:
         return Text("·" * _BAR, style="red" if shard["state"] != "ok" else "")
     part = used / (used + free)
     full = min(_BAR, round(part * _BAR))
-    return Text("█" * full + "░" * (_BAR - full), style="red" if part > 0.97 else "yellow" if part > 0.9 else "green")
+    mark, rest = "#." if _console().options.ascii_only else "█░"
+    return Text(mark * full + rest * (_BAR - full), style="red" if part > 0.97 else "yellow" if part > 0.9 else "green")
 
 
 def _console() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(width=width, no_color=bool(os.environ.get("NO_COLOR")), highlight=False)
+    return Console(width=width, no_color=stdio.colors() is False, highlight=False)
 
 
 def _room(count: int | None) -> str:

@@ -20,6 +20,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.client import Progress as Show
+from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.listing import items
 from zstor_local.cli.local_tree import Entry, Tree, check_path
 from zstor_local.cli.options import Options
@@ -37,6 +38,8 @@ class _Account:
 
     options: Options
     show: Show | None
+    counted: bool = False  # whether the progress is of things, and not of bytes
+    total: int | None = None
     done: int = 0
     bytes: int = 0
     failed: int = 0
@@ -51,7 +54,7 @@ class _Account:
         if self.options.json:
             click.echo(json.dumps({member: name, **answer}))
         if self.show is not None:
-            self.show(self.bytes, None, "")
+            self.show(self.done if self.counted else self.bytes, self.total, "")
 
     def _complain(self, member: str, name: str, error: ZstorError) -> None:
         if self.options.json:
@@ -97,6 +100,7 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
         return cast(Written, client.call("object.write", {**params, "value": value}))
 
     with (
+        if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
         Tree(directory) as tree,
         progress(prefix, wanted=not options.no_progress) as show,
         transfers(options.connect, _named(tree, account := _Account(options, show)), store) as answers,
@@ -166,7 +170,8 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
             return cast(Sent, client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **_in(options)}, fds=[fd]))
 
-    with progress(name, wanted=not options.no_progress) as show, options.connect() as client:
+    whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
+    with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
         account = _Account(options, show)
         found = items(client, options, f"{prefix}/")
         first = next(found, None)
@@ -284,7 +289,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     """Delete all objects whose keys begin with one of these and a slash, and those of the keys themselves."""
     if any(key.strip("/") == "" for key in keys):
         raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
-    account = _Account(options, None)
+    number: int | None = None
     if not yes:
         with options.connect() as client:
             number = size = 0
@@ -294,12 +299,17 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
         if not number:
             raise click.UsageError(f"there is nothing below {what}")
         if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
-            return account.end("nothing was deleted")
+            return _Account(options, None).end("nothing was deleted")
 
     def delete(client: Client, key: str) -> Deleted:
         return cast(Deleted, client.call("object.delete", {"key": key, **_in(options)}))
 
-    with options.connect() as client:
+    with (
+        if_interrupted("what was deleted by then is deleted, the rest is there"),
+        progress("delete", wanted=not options.no_progress, counted=True) as show,
+        options.connect() as client,
+    ):
+        account = _Account(options, show, counted=True, total=number)
         names = (item["key"] for item in _below(client, options, keys))
         with transfers(options.connect, names, delete) as answers:
             for key, answer in answers:

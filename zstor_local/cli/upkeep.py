@@ -9,6 +9,7 @@ import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Object
+from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import CollectedShares, Scrub, Status
@@ -35,7 +36,8 @@ def scrub(options: Options, action: str | None, no_wait: bool) -> int:
             found = cast(Status, client.call("daemon.status", {}))["scrub"]
         else:
             params: Object = {"action": action or "start", "wait": action is None and not no_wait}
-            with progress("scrub", wanted=not options.no_progress, counted=True) as shown:
+            on = if_interrupted("the scrub goes on", hint="`zstor scrub --status` tells how far it is, `zstor scrub --pause` stops it")
+            with on, progress("scrub", wanted=not options.no_progress, counted=True) as shown:
                 found = cast(Scrub, client.call("health.scrub", params, progress=shown))
     click.echo(json.dumps(found) if options.json else scrub_line(found))
     told = found.get("found", {})
@@ -55,7 +57,8 @@ def collect(options: Options, dry_run: bool, accept_loss: bool) -> int:
     Those are what broken-off writes, overwrites and deletes left. A share that no record names and nothing buries is told and kept:
     the metastore may have lost its record, and `zstor rebuild` would bring it back.
     """
-    with options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
+    kept = if_interrupted("what was freed by then is freed, the rest waits", hint="`zstor collect` frees it")
+    with kept, options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
         found = cast(CollectedShares, client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))

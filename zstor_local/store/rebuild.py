@@ -52,6 +52,7 @@ from zstor_local.store.unlocking import KEYS_ROW, key_files, older_keys
 
 BATCH: Final = 5_000  # rows in a transaction
 PROGRESS_EVERY: Final = 10_000
+WRITING: Final = "objects written"  # what the progress tells once something is changed
 
 _SCHEMA: Final = """
 drop table if exists candidate;
@@ -94,7 +95,8 @@ class Report:
 def rebuild(runtime: Runtime, engines: Engines, config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> Report:
     """Make the metastore anew. The store must not be in use; an old metastore is put aside, never removed.
 
-    StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed.
+    StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed. The
+    same holds for what `progress` raises, unless it was told of WRITING.
     """
     masters = key_files(runtime.files, config.master_key_file)
     make_directories(runtime.files, config.store)
@@ -208,6 +210,7 @@ class _Rebuild:
         self._shards = opening.shards
         self._scratch = scratch
         self._progress = progress
+        self._doing = "objects found"
         self._report = Report()
         self._highest = 0
         self._listed: set[int] = set()
@@ -229,6 +232,8 @@ class _Rebuild:
                 "something may be missing:\n  " + "\n  ".join(report.loss),
                 "bring the missing shards, or take what there is with --accept-loss",
             )
+        self._progress(self._doing, report.objects)
+        self._doing = WRITING
         self._write(hasher, store_rows)
         return report
 
@@ -365,7 +370,7 @@ class _Rebuild:
         self._report.objects += 1
         self._report.bytes += record.size
         if self._report.objects % PROGRESS_EVERY == 0:
-            self._progress("objects found", self._report.objects)
+            self._progress(self._doing, self._report.objects)
         version = row.envelope.version
         listed = [index for index in lacking if record.placement[index] in self._listed]
         debts = [Debt(record.placement[index], Owed.SHARE, row.space, row.name, version, index) for index in listed]

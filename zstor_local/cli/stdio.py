@@ -1,0 +1,45 @@
+"""The standard streams, in whatever state the command is given them: closed, full, in another encoding, without colors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+
+from zstor_local.errors import IoError
+
+
+def settle() -> None:
+    """Make the three streams usable: after it nothing else gets their numbers, and no text is too foreign to be written.
+
+    One that is closed refuses to be read or written (EBADF): the number must not become a socket's or a file's, which would then get
+    what is meant for the user.
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest free number, which is this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - for as long as the process runs
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: what the locale cannot say appears as an escape
+
+
+def colors() -> bool | None:
+    """What click's contexts take as `color`: none where nobody wants them, else where there is a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+def failed(error: OSError) -> IoError:
+    """What the system says against the output as a typed error. What could not be written is given up."""
+    with suppress(OSError, ValueError):
+        fd = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, fd)  # else the interpreter tries again at its end, and complains in its own words
+        os.close(nowhere)
+    where = str(error.filename) if error.filename else "the output"
+    return IoError(f"{where}: {error.strerror}", errno=errno.errorcode.get(error.errno or 0, "EIO"))
