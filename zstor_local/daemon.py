@@ -33,6 +33,7 @@ from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.leftovers import Leftovers
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
@@ -207,6 +208,8 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 paths = _paths(store, config)
                 names, cas = Names(store.rows), Cas(store)
+                logs = Logs(store.runtime, store.rows, names, cas, pages)
+                leftovers = Leftovers(logs, cas, runtime.clock)
                 publishing = Publishing(store, authority)
                 letters, joining = Letters(store, authority), Joining(store, authority, network)
 
@@ -214,7 +217,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     await publishing.soon()
                     await letters.soon()
 
-                registry = _registry(store, authority, told, joining, config, paths, pages, names, cas)
+                registry = _registry(store, authority, told, joining, config, paths, logs, leftovers, names, cas)
                 sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
                 server = Server(registry, runtime.randomness, jobs=store.jobs)
 
@@ -246,7 +249,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                             nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
                         beside.start_soon(publishing.run)
                         beside.start_soon(letters.run)
-                        beside.start_soon(cas.collect_daily)
+                        beside.start_soon(cas.collect_daily, leftovers.let_go)
                         await server.serve([socket])
                         beside.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
@@ -287,7 +290,7 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
 
 def _registry(
     store: Store, authority: Authority, told: Callable[[], Awaitable[None]], joining: Joining, config: Config, paths: Paths,
-    pages: PageIndex, names: Names, cas: Cas,
+    logs: Logs, leftovers: Leftovers, names: Names, cas: Cas,
 ) -> Registry:  # fmt: skip
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
@@ -303,8 +306,7 @@ def _registry(
     walk_methods.register(registry, store)
     stream_methods.register(registry)
     job_methods.register(registry, store)
-    logs = Logs(store.runtime, store.rows, names, cas, pages)
-    content_methods.register(registry, store, paths, cas)
+    content_methods.register(registry, store, paths, cas, leftovers)
     name_methods.register(registry, names)
     log_methods.register(registry, logs, cas)
     log_care_methods.register(registry, store, paths, logs, cas)

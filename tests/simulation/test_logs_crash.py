@@ -17,6 +17,7 @@ from tests.simulation.logs import grounded
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local import limits
+from zstor_local.content.logs.leftovers import KEPT
 from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.paging import Closed
 from zstor_local.errors import NotFound
@@ -149,6 +150,13 @@ def examine(world: World, program: Program, seen: Seen) -> None:
             assert (await ground.append(b"probe")).seq == len(contents) + 1
             assert (await ground.append(text(8))).new == (text(8) not in contents)
             assert (await ground.verify()).problems == []
+            before = await ground.contents()
+            await ground.leftovers.let_go()
+            assert len(await ground.pinned() - await ground.needed()) <= program.orphans  # what is young may be under way
+            world.clock.advance(KEPT)
+            await ground.leftovers.let_go()
+            await ground.whole()
+            assert await ground.contents() == before
 
     run(world, life)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -123,11 +123,13 @@ class Keeping:
             await trio.lowlevel.checkpoint()
         return result
 
-    async def collect_daily(self) -> None:
-        """Collect once a day, for ever; what goes wrong is logged, and tried again a day later."""
+    async def collect_daily(self, before: Callable[[], Awaitable[object]] | None = None) -> None:
+        """Collect once a day, for ever, and call `before` each time; what goes wrong is logged, and tried again a day later."""
         while True:
             await trio.sleep(DAY_SECONDS)
             try:
+                if before is not None:
+                    await before()
                 found = await self.collect()
             except ZstorError as error:
                 log.warning("contents were not collected: %s", error)

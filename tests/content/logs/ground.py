@@ -11,6 +11,7 @@ from tests.store.home import Home
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.appending import Appended, Appending, NewEntry
 from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.leftovers import Leftovers
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.content.logs.reading import LogReading
@@ -36,6 +37,7 @@ class Ground:
         self.logs = Logs(self.store.runtime, self.store.rows, self.names, self.cas, self.index)
         self.appending = Appending(self.logs)
         self.reading = LogReading(self.logs)
+        self.leftovers = Leftovers(self.logs, self.cas, self.store.runtime.clock)
 
     async def create(self, log: str = "default", page_size: int = 4, **policy: object) -> None:
         await self.logs.create(log, LogPolicy(page_size, **policy))  # type: ignore[arg-type]

@@ -39,10 +39,10 @@ class Held:
         """The bytes, which the caller knows to be few; NotFound or Unreadable."""
         return await self._cas.read(self._cas.find(cid))
 
-    async def let_go(self, cid: Cid) -> bool:
-        """Unpin it. True if it is gone: nobody else keeps it."""
+    async def let_go(self, cid: Cid, *, forget: bool = True) -> bool:
+        """Unpin it. True if it is gone: nobody else keeps it. Without `forget` it is kept for a week, as what users unpin."""
         try:
-            return await self._cas.unpin(cid, self._owner, forget=True) is None
+            return await self._cas.unpin(cid, self._owner, forget=forget) is None
         except NotFound:
             return True
 

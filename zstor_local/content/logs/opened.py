@@ -161,14 +161,14 @@ class OpenLog:
             await self._rows.put(TABLE, self.name, record.encode())
             self.record = record
 
-    async def let_go(self, cids: Iterable[Cid]) -> tuple[list[Cid], list[Cid]]:
-        """Unpin what the log does not need any more. Returns what is gone, and what others keep."""
+    async def let_go(self, cids: Iterable[Cid], *, forget: bool = True) -> tuple[list[Cid], list[Cid]]:
+        """Unpin what the log does not need any more. Returns what is gone, and what is kept: by others, or without `forget`."""
         gone: list[Cid] = []
         kept: list[Cid] = []
         self.let_go_times += 1
         for cid in cids:
             if not self.needs(cid):
-                (gone if await self.held.let_go(cid) else kept).append(cid)
+                (gone if await self.held.let_go(cid, forget=forget) else kept).append(cid)
         return gone, kept
 
 

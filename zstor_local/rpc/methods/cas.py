@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from zstor_local import limits
 from zstor_local.content.cas import Cas, Content, Expected, Owner
 from zstor_local.content.contents import content_id
+from zstor_local.content.logs.leftovers import Leftovers
 from zstor_local.content.pins import LOGS, USER, check_owner
 from zstor_local.errors import (
     AlreadyExists,
@@ -119,7 +120,7 @@ class CollectedView(TypedDict):
     dry_run: bool
 
 
-def register(registry: Registry, store: Store, paths: Paths, cas: Cas) -> None:
+def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers: Leftovers) -> None:
     """Add the methods."""
     handover = Handover(store.runtime, paths)
 
@@ -249,6 +250,8 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas) -> None:
     @registry.method("cas.collect", errors=CHANGE_ERRORS, long=True)
     async def collect(call: Call, /, dry_run: Annotated[bool, "only count what would be deleted"] = False) -> CollectedView:
         """Delete the contents that nobody keeps. Reads and writes go on meanwhile; what is pinned or uploaded before its turn stays."""
+        if not dry_run:
+            await leftovers.let_go()
         found = await cas.collect(call, dry_run=dry_run)
         return {"looked_at": found.looked_at, "contents": found.contents, "bytes": found.bytes, "dry_run": dry_run}
 
