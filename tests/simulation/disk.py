@@ -169,6 +169,12 @@ class Disk:
             raise failure(errno.ENOTDIR)
         return node
 
+    def file(self, number: int) -> FileNode:
+        node = self.nodes[number]
+        if not isinstance(node, FileNode):
+            raise failure(errno.EISDIR)
+        return node
+
     def look_up(self, parts: Sequence[str]) -> Node:
         """The node at a path of names below the top."""
         node: Node = self.nodes[ROOT]

@@ -43,6 +43,9 @@ class PipeEnd:
     flags: int
 
 
+Look = Callable[["SimulatedFiles", bool], None]
+
+
 class SimulatedFiles(Disks, CrashPoints):
     """Files of a simulated world; the laws are those of `zstor_local.runtime.Files`.
 
@@ -52,9 +55,16 @@ class SimulatedFiles(Disks, CrashPoints):
     def __init__(self, now: Callable[[], int]) -> None:
         CrashPoints.__init__(self)
         Disks.__init__(self, now)
+        self._look: Look | None = None
         self._open: dict[int, Description | PipeEnd] = {}
         self._next_descriptor = _FIRST_DESCRIPTOR
         self._locks: dict[tuple[int, int], int] = {}
+
+    def watch(self, look: Look) -> None:
+        """At each crash point, before it does its work, hand over a copy of these files as they are in this moment; of a write a
+        second one, torn (True), with the first half of it done. All that a power loss may leave at any point is seen in one run.
+        """
+        self._look = look
 
     def open_descriptors(self) -> Sequence[int]:
         """Descriptors that were not closed: a finished program should leave none."""
@@ -363,9 +373,15 @@ class SimulatedFiles(Disks, CrashPoints):
         if end.flags & os.O_APPEND:
             offset = node.content.size
         self._point(operation, end.path, offset, len(data), zlib.crc32(data))
+        half = data[: len(data) // 2]
+        if self._look is not None and half:
+            torn = self._copied(self._now)
+            disk = torn._disks[end.disk.path]
+            disk.write(disk.file(node.number), offset, half)
+            self._look(torn, True)
         if self._tears:
-            if len(data) > 1:
-                end.disk.write(node, offset, data[: len(data) // 2])
+            if half:
+                end.disk.write(node, offset, half)
             self._die()
         return end.disk.write(node, offset, data[: self._shortened(operation, end.path, len(data))])
 
@@ -378,6 +394,10 @@ class SimulatedFiles(Disks, CrashPoints):
             raise
         if not skipped:
             work()
+
+    def _show(self) -> None:
+        if self._look is not None:
+            self._look(self._copied(self._now), False)
 
     def _copied(self, now: Callable[[], int]) -> SimulatedFiles:
         other = SimulatedFiles(now)

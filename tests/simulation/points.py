@@ -111,6 +111,9 @@ class CrashPoints:
         """A crash point of somebody else, as a simulated metastore's commit."""
         self._point(_operation(name), name, site=name)
 
+    def _show(self) -> None:
+        """Called at each crash point, before it does its work."""
+
     @property
     def _tears(self) -> bool:
         """Whether the write at the present crash point is to be torn."""
@@ -136,6 +139,7 @@ class CrashPoints:
         site = site or _site(operation)
         self.sites.append(Site(len(self.sites) + 1, site, path))
         self._history.update(repr((operation, path, other, details)).encode())
+        self._show()
         if self._crash_at == len(self.sites) and not (self._torn and operation in _WRITES):
             self._die()
         if self._fail_from is not None:

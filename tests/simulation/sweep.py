@@ -1,7 +1,7 @@
 """The crash sweep: stop a program at every one of its crash points, try what a power loss may leave there, and look at the store.
 
-A `Program` is a piece of a daemon's life with its client. `sweep` runs it once for each crash point, cuts the power there, and
-hands each different state that this may leave to `examine`: a BadState is what a sweep is after.
+A `Program` is a piece of a daemon's life with its client. `sweep` runs it, and at each crash point takes the world as it is in that
+moment; each different state that a power loss there may leave is handed to `examine`: a BadState is what a sweep is after.
 """
 
 from __future__ import annotations
@@ -90,16 +90,32 @@ def intact(world: World) -> None:
     """The mutation that changes nothing."""
 
 
-def rehearse(program: Program, mutate: Mutate = intact) -> tuple[int, Sequence[Site]]:
-    """The program without any disturbance: the last crash point that is not to be swept, and all that it passes."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A crash point as it is reached, or the end: what a power loss would find there. `torn`: in the middle of its write."""
+
+    number: int
+    torn: bool
+    run: Run
+
+
+def rehearse(program: Program, mutate: Mutate = intact, moments: list[Moment] | None = None) -> tuple[int, Sequence[Site]]:
+    """The program without any disturbance: the last crash point that is not to be swept, and all that it passes. The moments of all
+    crash points and of the end are added to a list.
+    """
     trial = base(program).copy()
     mutate(trial.world)
+    if moments is not None:
+        files = trial.world.files
+        files.watch(lambda seen, torn: moments.append(Moment(files.points, torn, Run(trial.world.moment(seen), trial.account.copy()))))
     try:
         live(trial, program.house, program.work)
     except Exception as error:
         raise BadState(f"{program} does not even work undisturbed: {first_error(error)}") from error
     if left := trial.world.files.open_descriptors():
         raise BadState(f"{len(left)} descriptors were left open")
+    if moments is not None:
+        moments.append(Moment(trial.world.files.points + 1, False, trial))
     return 0 if program.from_start else trial.begin, trial.world.files.sites
 
 
@@ -149,22 +165,20 @@ SHALLOW: Final = Depth(0, killed=False, torn=False)
 
 def states(program: Program, depth: Depth, mutate: Mutate = intact) -> Iterator[tuple[str, Run]]:
     """Every different state that a SIGKILL or a power loss before a crash point, in a write or after the end may leave."""
-    begin, sites = rehearse(program, mutate)
+    moments: list[Moment] = []
+    begin, sites = rehearse(program, mutate, moments)
     seen: set[tuple[object, ...]] = set()
-    for number in range(begin + 1, len(sites) + 2):
-        end = number > len(sites)
-        site = "end" if end else sites[number - 1].name
-        for torn in (False, True) if depth.torn and site.endswith("pwritev") else (False,):
-            trial = base(program).copy()
-            mutate(trial.world)
-            trial.world.files.crash_at(number, torn=torn)
-            if live(trial, program.house, program.work) is end:
-                raise AssertionError(f"crash point {number} of {program} did not come as it was rehearsed")
-            for what, world in _left(trial.world, depth, number):
-                state = what == KILLED, fingerprint(world), trial.account.state()
-                if state not in seen:
-                    seen.add(state)
-                    yield f"{program}, {'torn' if torn else 'stopped'} at {number} ({site}), {what}", Run(world, trial.account.copy())
+    for moment in moments:
+        if moment.number <= begin or (moment.torn and not depth.torn):
+            continue
+        site = sites[moment.number - 1].name if moment.number <= len(sites) else "end"
+        account = moment.run.account
+        for what, world in _left(moment.run.world, depth, moment.number):
+            state = what == KILLED, fingerprint(world), account.state()
+            if state not in seen:
+                seen.add(state)
+                how = "torn" if moment.torn else "stopped"
+                yield f"{program}, {how} at {moment.number} ({site}), {what}", Run(world, account.copy())
 
 
 KILLED: Final = "killed"
@@ -188,10 +202,11 @@ def fingerprint(world: World) -> tuple[str, str]:
 def sweep(program: Program, depth: Depth, mutate: Mutate = intact) -> int:
     """Examine every state. Returns how many there were; raises the first BadState."""
     count = 0
+    recovered: set[tuple[object, ...]] = set()
     for where, state in states(program, depth, mutate):
         count += 1
         try:
-            examine(state, program.house, thoroughly=count % 4 == 0)
+            examine(state, program.house, thoroughly=count % 4 == 0, recovered=recovered)
         except BadState as error:
             raise BadState(f"{where}: {error}") from error
     return count
@@ -200,11 +215,20 @@ def sweep(program: Program, depth: Depth, mutate: Mutate = intact) -> int:
 # --- Looking at a state ---
 
 
-def examine(state: Run, house: House, *, thoroughly: bool, tidy: bool = True, faulty: bool = False) -> None:
+def examine(
+    state: Run,
+    house: House,
+    *,
+    thoroughly: bool,
+    tidy: bool = True,
+    faulty: bool = False,
+    recovered: set[tuple[object, ...]] | None = None,
+) -> None:
     """Recover, and see that every promise holds: old or new, whole, with all of its redundancy, nothing left over, logs that agree;
     and that the choice stays the same after another crash at once and, `thoroughly`, after a clean stop and after further writes.
     `tidy`: no share is left over. `faulty`: a sync failed. What it should have made durable no later one does, so that after a power
-    loss freed shares may be there again, and new ones gone with the directory that they lay in: neither is looked at.
+    loss freed shares may be there again, and new ones gone with the directory that they lay in: neither is looked at. `recovered`: what
+    was there after the crash at once in earlier examinations; many states recover to the same one, and it is looked at once.
     """
     account, world = state.account.copy(), state.world
     crashed: list[World] = []
@@ -235,7 +259,11 @@ def examine(state: Run, house: House, *, thoroughly: bool, tidy: bool = True, fa
         crashed.append(world.crash(NOTHING))
 
     _daemon(world, house, account, first)
-    _daemon(crashed[0], house, account, again)
+    look = fingerprint(crashed[0]), account.state()
+    if recovered is None or look not in recovered:
+        _daemon(crashed[0], house, account, again)
+        if recovered is not None:
+            recovered.add(look)
     if thoroughly:
         house.put_back(world)
         _daemon(world, house, account, go_on)

@@ -134,6 +134,24 @@ def test_every_crash_of_a_careful_program_leaves_old_or_new() -> None:
     assert b"" in sweep(f"{__name__}.save:fsync")[1]
 
 
+def test_one_watched_run_shows_what_a_power_loss_at_each_point_leaves() -> None:
+    base = World(0, [Mount("/d")])
+    base.files.place("/d/a", b"old" * 500)
+    watched = base.copy()
+    moments: list[tuple[int, bool, World]] = []
+    watched.files.watch(lambda files, torn: moments.append((watched.files.points, torn, watched.moment(files))))
+    run(watched, watched.threads.run, save, watched.runtime, "a", b"new" * 500)
+    assert [(number, torn) for number, torn, _ in moments] == [(1, False), (2, False), (2, True), (3, False), (4, False), (5, False)]
+    for number, torn, moment in moments:
+        trial = base.copy()
+        trial.files.crash_at(number, torn=torn)
+        assert run_until_power_loss(trial, trial.threads.run, save, trial.runtime, "a", b"new" * 500)
+        assert moment.files.unpinned() == trial.files.unpinned()
+        assert moment.copy().files.digest() == trial.copy().files.digest()
+        for outcome in outcomes(trial.files.unpinned()):
+            assert moment.crash(outcome).files.digest() == trial.crash(outcome).files.digest()
+
+
 def test_the_clock_goes_by_reading_and_by_hand() -> None:
     clock = World().clock
     assert (clock.now(), clock.now()) == (START + 1_000, START + 2_000)

@@ -143,6 +143,10 @@ class World:
         """The world after a power loss, when everything is switched on again. This one stays as it is: try other outcomes."""
         return self._follow(lambda now: self.files.crash(outcome, now))
 
+    def moment(self, files: SimulatedFiles) -> World:
+        """The world at a crash point, with the files that `watch` handed over there: to be copied or crashed, not to run in."""
+        return self._follow(lambda now: files)
+
     def _follow(self, files: Callable[[Callable[[], int]], SimulatedFiles]) -> World:
         other = World.__new__(World)
         other.seed = self.seed
