@@ -6,10 +6,10 @@ equal blocks of `block_width` bytes each; every block grows by `TAG_BYTES` when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.model.policy import Padding
+from zstor_local.value import value
 
 Buffer = bytes | bytearray | memoryview
 
@@ -24,7 +24,7 @@ class BadBlock(ValueError):
     """Bytes from a shard that are not what was stored there: damaged, swapped, stale, cut or forged. Take another share."""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ChunkShape:
     """The lengths of one chunk, in bytes, before and after compression.
 

@@ -7,13 +7,13 @@ between them (the digest of the whole object).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from zstor_local.coding.block import CODEC_PLAIN, CODEC_ZSTD, TAG_BYTES, BadBlock, Buffer, ChunkShape, block_width
 from zstor_local.coding.compress import Compressor
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.seal import BlockSealer
 from zstor_local.model.policy import Policy
+from zstor_local.value import value
 
 
 class Scratch:
@@ -42,7 +42,7 @@ class Scratch:
         return whole
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Packed:
     """A chunk as it will be stored, before padding; `body` may be the caller's own buffer, not copied."""
 
@@ -50,7 +50,7 @@ class Packed:
     body: Buffer
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class EncodedChunk:
     """The m sealed blocks of a chunk, in order, in memory of their own."""
 

@@ -22,7 +22,6 @@ AES-GCM works), and no buffer ever holds bytes that failed authentication.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -32,6 +31,7 @@ from zstor_local.coding.block import CODEC_PLAIN, FORMAT, TAG_BYTES, BadBlock, B
 from zstor_local.coding.keys import KEY_BYTES, commitment
 from zstor_local.limits import CHUNKS_MAX, SHARES_MAX
 from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId, Version
+from zstor_local.value import value
 
 _BLOCK_KIND: Final = b"ZSTBLOCK"
 _TABLE_KIND: Final = b"ZSTTABLE"
@@ -41,7 +41,7 @@ _BLOCK_FIELDS: Final = struct.Struct("<QIIIII")
 _NONCE: Final = struct.Struct("<QI")
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class BlockBinding:
     """What all blocks of one version have in common, and are bound to."""
 

@@ -14,9 +14,10 @@ from typing import Protocol
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope
+from zstor_local.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class StoreState:
     """The counters that commit with every group. `sequence` is the last committed, `reserved` the last that may be used."""
 
@@ -27,7 +28,7 @@ class StoreState:
     bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Usage:
     """What a namespace holds: objects, and their plain bytes."""
 
@@ -38,7 +39,7 @@ class Usage:
         return Usage(self.objects + other.objects, self.bytes + other.bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Row:
     """A name's newest record."""
 
@@ -77,7 +78,7 @@ class Debt:
     index: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Garbage:
     """A share that no record names any more, not yet freed on its shard. `small` tells where it lies."""
 

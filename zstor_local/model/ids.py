@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, NewType
 
 from zstor_local import limits
 from zstor_local.errors import InvalidParams, TooLarge
+from zstor_local.value import value
 
 Version = NewType("Version", bytes)  # 16 random bytes, one per write; never used twice
 StoreId = NewType("StoreId", bytes)  # 16 random bytes, made by init
@@ -21,7 +21,7 @@ ID_BYTES: Final = 16
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\Z")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(order=True)
 class ShareId:
     """Share `index` of one version."""
 
@@ -29,7 +29,7 @@ class ShareId:
     index: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(order=True)
 class ObjectName:
     """A key in a namespace, both checked."""
 

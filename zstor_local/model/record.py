@@ -8,10 +8,11 @@ as keys, are canonical in the length-first order (RFC 8949 §4.2.3), and leave o
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import Any, Final, TypeVar
 
 import cbor2
 
@@ -20,6 +21,7 @@ from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.masterkey import KEY_BYTES, OlderKey
 from zstor_local.model.policy import COMPRESSIONS, PADDINGS, Policy
+from zstor_local.value import value
 
 STORE_WIDE: Final = NamespaceId(bytes(ID_BYTES))  # the namespace id of records that belong to no namespace
 NO_VERSION: Final = Version(bytes(ID_BYTES))
@@ -50,7 +52,7 @@ _HEADER: Final = struct.Struct("<B16s16s16sQ")
 _ASSOCIATED: Final = struct.Struct("<12sB16s16s16s16sQ")
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Envelope:
     """A sealed record with its clear header."""
 
@@ -88,7 +90,7 @@ def is_small(size: int, policy: Policy) -> bool:
     return -(-size // policy.k) + chunks * BLOCK_OVERHEAD_BYTES <= limits.SMALL_SHARE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ObjectRecord:
     """One version of an object, schema 1.
 
@@ -136,26 +138,52 @@ class ObjectRecord:
         """The reverse of `encode`; CorruptRecord for anything else (a later schema too)."""
         plain = decode(data)
         _expect_schema(plain, 1)
-        created = _take(plain, 4, int)
+        get = plain.get
+        created = get(4)
+        fields: tuple[Any, ...] = (
+            get(1), get(2), get(3), created, get(5, created), get(7), get(9), get(10, b""), get(11, False), get(12, []),
+            get(13, {}), get(14, ""), get(15, ""),
+        )  # fmt: skip
+        if tuple(map(type, fields)) != _OBJECT_TYPES:
+            raise CorruptRecord(_misfit(fields))
+        key, size, digest, created, modified, wrapped, share_bytes, table, blob, references, user, previous, following = fields
+        if min(size, created, modified, share_bytes) < 0 or len(digest) != DIGEST_BYTES:
+            raise CorruptRecord("a record has a negative number, or a digest of another length")
+        if references:
+            _take_list(plain, 12, str)
+        if user:
+            _take_texts(plain, 13)
         policy = _policy(plain)
-        placement = plain.get(8)
+        placement = get(8)
         return cls(
-            key=_take(plain, 1, str),
-            size=_take(plain, 2, int),
-            digest=_take_sized(plain, 3, DIGEST_BYTES),
-            created=created,
-            modified=_take(plain, 5, int, created),
-            policy=policy,
-            wrapped_key=_take(plain, 7, bytes),
-            placement=_placement(placement if isinstance(placement, bytes) else _take_list(plain, 8, int), policy),
-            share_bytes=_take(plain, 9, int),
-            chunk_table=_take(plain, 10, bytes, b""),
-            table_blob=_take(plain, 11, bool, False),
-            references=tuple(_take_list(plain, 12, str, [])),
-            user=_take_texts(plain, 13),
-            previous_key=_take(plain, 14, str) if 14 in plain else None,
-            next_key=_take(plain, 15, str) if 15 in plain else None,
+            key,
+            size,
+            digest,
+            created,
+            modified,
+            policy,
+            wrapped,
+            _placement(placement if type(placement) is bytes else _take_list(plain, 8, int), policy),
+            share_bytes,
+            table,
+            blob,
+            tuple(references),
+            user,
+            previous or None,
+            following or None,
         )
+
+
+# The fields of an object's record that are read together, in the order of `decode`: numbers and types.
+_OBJECT_FIELDS: Final = (1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15)
+_OBJECT_TYPES: Final = (str, int, bytes, int, int, bytes, int, bytes, bool, list, dict, str, str)
+
+
+def _misfit(fields: Sequence[object]) -> str:
+    for number, found, kind in zip(_OBJECT_FIELDS, fields, _OBJECT_TYPES, strict=True):
+        if type(found) is not kind:
+            return f"field {number} of a record is not {kind.__name__}"
+    raise AssertionError("every field fits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +448,12 @@ def _policy_fields(policy: Policy) -> list[int]:
 
 
 def _policy(plain: Plain) -> Policy:
-    fields = _take_list(plain, 6, int)
+    return _policy_of(*_take_list(plain, 6, int))
+
+
+@lru_cache(maxsize=64)
+def _policy_of(*fields: int) -> Policy:
+    """A store has few policies, and a record of each object."""
     try:
         k, m, chunk_bits, compression, padding = fields
         if min(fields) < 0 or chunk_bits > CHUNK_SIZE_BITS_MAX:

@@ -16,7 +16,6 @@ import enum
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar, cast
 
 import trio
@@ -32,6 +31,7 @@ from zstor_local.rpc.strict_json import Json, JsonObject, encode
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.later import Later
+from zstor_local.value import value
 
 T = TypeVar("T")
 logger: Final = logging.getLogger("zstor.rpc")
@@ -56,7 +56,7 @@ class Missing(enum.Enum):
 Id: TypeAlias = "str | int | float | Missing | None"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Request:
     """A request whose envelope is sound."""
 

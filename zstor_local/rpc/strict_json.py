@@ -16,6 +16,7 @@ import pybase64
 
 from zstor_local import limits
 from zstor_local.errors import ParseError
+from zstor_local.value import value
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
@@ -39,7 +40,7 @@ _SPLICE: Final = "\0base64\0"
 _SPLICED: Final = json.dumps(_SPLICE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@value()
 class Base64:
     """Bytes in a result: written as base64, spliced into the line as they are."""
 

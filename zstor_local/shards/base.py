@@ -13,6 +13,7 @@ from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, ShardEntry
 from zstor_local.runtime import Buffer, Randomness
+from zstor_local.value import value
 
 if TYPE_CHECKING:
     from zstor_local.shards.segment import Freed, Located
@@ -41,7 +42,7 @@ class ShareLate(Exception):
     """The share takes longer than is usual: another one may be faster."""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Entry:
     """What a group appends to a shard's log: a record's copy, with the small share of that version that lies here, if one does."""
 
@@ -50,7 +51,7 @@ class Entry:
     share: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ScannedEntry:
     """An entry as the log holds it, and the committed sequence its writer knew."""
 

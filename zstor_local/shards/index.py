@@ -13,10 +13,10 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.model.ids import ShareId, Version
+from zstor_local.value import value
 
 FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most this many entries are read again after a kill
 FORMAT: Final = 1
@@ -40,7 +40,7 @@ class IndexDamaged(Exception):
     """A part of the index cannot be read. It is started anew at the next start, and made from the logs again."""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Place:
     """Where a small share lies in its shard's log. Offset and length in bytes."""
 
@@ -49,7 +49,7 @@ class Place:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Progress:
     """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from zstor_local.metastore.base import Debt, Garbage, Intent, Reference
 from zstor_local.model.ids import KeyHash, NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.shards.base import Entry
+from zstor_local.value import value
 
 RowName = tuple[NamespaceId, str]  # the space and name of a row in the metastore
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NewRecord:
     """A record to seal and publish: to the metastore and, as a copy, to the logs of `copies`."""
 
@@ -30,7 +31,7 @@ class NewRecord:
 Sealed = Mapping[RowName, tuple[NewRecord, Envelope]]  # records by row, with what they became
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Decision:
     """What a change comes to, given the row's committed envelope.
 
@@ -52,7 +53,7 @@ class Decision:
     bytes: int = 0  # and to their plain bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Committed:
     """The outcome of a change: the row's envelope now (None for bookkeeping) and the shards that still have to be told or filled."""
 

@@ -7,7 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -28,6 +28,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sources import FileSource, StreamSource
+from zstor_local.value import value
 
 INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding
 BATCH_BYTES: Final = (
@@ -64,7 +65,7 @@ class ScratchPool:
 NO_MEMBERS: Final[Mapping[str, object]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Coded:
     """An object as its shares hold it. `chunk_table` packed; `wrapped_key` opens its blocks."""
 

@@ -8,7 +8,6 @@ found as long as their object has them; counts agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Reference
@@ -19,11 +18,12 @@ from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object
+from zstor_local.value import value
 
 Look = Callable[[NamespaceId, str], Envelope | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Object:
     """A row's version and its record."""
 
@@ -31,7 +31,7 @@ class Object:
     record: ObjectRecord
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NewShares:
     """Of a key's new version: the small shares by shard number, and how many of them (or of the record's copies) must be durable."""
 

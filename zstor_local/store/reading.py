@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -19,11 +18,12 @@ from zstor_local.store.coding import BATCH_BYTES, ScratchPool
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.shares import ShareState, VersionShares
 from zstor_local.store.sinks import FileSink, OrderedSink
+from zstor_local.value import value
 
 READ_AHEAD: Final = 2  # chunks being decoded while an ordered sink takes the one before
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Range:
     """A stretch of an object: chunk numbers, and what to cut from the first and leave of the last."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from zstor_local.errors import NotFound
 from zstor_local.metastore.base import Metastore, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Stored:
     """A version as the metastore knows it. `owed` counts shards still to be told or filled, `shares_owed` those without their share."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, TypeVar
 
 import trio
@@ -42,6 +42,7 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
 from zstor_local.store.streams import StreamBudget
+from zstor_local.value import value
 
 DIGEST_PREFIX: Final = "blake3:"
 
@@ -51,7 +52,7 @@ T = TypeVar("T")
 Publish = Callable[[Coded], Awaitable[T]]  # what is to be done with coded shares
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class WriteOptions:
     """What a write asks for beside its bytes. `if_version` is compared when the change commits."""
 
