@@ -391,14 +391,14 @@ def test_an_io_error_in_a_checkpoint_closes_it_for_life(sqlite: SqliteMetastore)
 
 
 def test_a_read_that_the_disk_refuses_is_an_io_error_and_not_damage(sqlite: SqliteMetastore) -> None:
-    make_fail(sqlite, "_reader", "select", sqlite3.SQLITE_IOERR_READ, "SQLITE_IOERR_READ")
+    make_fail(sqlite, "_db", "select", sqlite3.SQLITE_IOERR_READ, "SQLITE_IOERR_READ")
     with pytest.raises(IoError, match="SQLITE_IOERR_READ"):
         sqlite.get(SPACE, "a")
 
 
 def test_readers_cannot_write(sqlite: SqliteMetastore) -> None:
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        sqlite._reader.execute("update store set writer=1")
+        sqlite._db.execute("update store set writer=1")
 
 
 def test_closing_leaves_no_descriptor(path: str) -> None:

@@ -140,23 +140,11 @@ class MetastoreDamaged(CorruptRecord):
         super().__init__(message, hint="copy the store aside, then `zstor rebuild` makes a new metastore from the shards")
 
 
-class Metastore(Protocol):
-    """Laws.
+class Lookups(Protocol):
+    """What can be asked. An answer shows whole transactions only, and everything that was committed before the question.
 
-    - `commit` is atomic and durable when it returns. It raises CommitRefused (certainly nothing happened) or CommitUnknown, after
-      which every further commit raises MetastoreClosed.
-    - Reads see whole transactions only, and everything that was committed before the read began. One that meets damage raises
-      MetastoreDamaged, one that the disk refuses IoError; others go on.
-    - `commit` and `checkpoint` are called by one thread at a time; reads may come from any thread at any time.
-    - A tombstone takes its object's place: `get` and `scan` no longer show the row, `tombstone` does; a new object removes it.
+    A question that meets damage raises MetastoreDamaged, one that the disk refuses IoError; others go on.
     """
-
-    @property
-    def store_id(self) -> StoreId: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def writable(self) -> bool: ...
 
     def state(self) -> StoreState: ...
     def usage(self, space: NamespaceId) -> Usage:
@@ -195,6 +183,29 @@ class Metastore(Protocol):
     def debts(self, shard: int | None = None) -> Sequence[Debt]: ...
     def debts_count(self) -> int: ...
     def debts_of(self, version: Version) -> Sequence[Debt]: ...
+
+
+class Metastore(Lookups, Protocol):
+    """Laws.
+
+    - `commit` is atomic and durable when it returns. It raises CommitRefused (certainly nothing happened) or CommitUnknown, after
+      which every further commit raises MetastoreClosed.
+    - `commit` and `checkpoint` are called by one thread at a time; reads may come from any thread at any time.
+    - A tombstone takes its object's place: `get` and `scan` no longer show the row, `tombstone` does; a new object removes it.
+    """
+
+    @property
+    def store_id(self) -> StoreId: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def writable(self) -> bool: ...
+
+    @property
+    def committed(self) -> Lookups:
+        """The same questions, cheaper between commits: for the thread that commits, and for no other."""
+        ...
+
     def commit(self, transaction: Transaction) -> None: ...
     def checkpoint(self) -> None:
         """Housekeeping outside of commits; may raise CommitUnknown."""

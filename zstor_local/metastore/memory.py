@@ -65,6 +65,10 @@ class MemoryMetastore:
     def writable(self) -> bool:
         return self._open
 
+    @property
+    def committed(self) -> MemoryMetastore:
+        return self
+
     def state(self) -> StoreState:
         return self.cell.state
 

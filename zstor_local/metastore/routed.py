@@ -27,6 +27,7 @@ class RoutedMetastore:
         self.debts = own.debts
         self.debts_count = own.debts_count
         self.debts_of = own.debts_of
+        self.committed = own.committed
         self.commit = own.commit
         self.checkpoint = own.checkpoint
         self.close = own.close

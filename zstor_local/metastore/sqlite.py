@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any, Final, TypeVar
 
-from zstor_local.errors import IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
     Debt,
     Garbage,
-    Intent,
     MetastoreClosed,
     MetastoreDamaged,
     MetastoreInUse,
-    Owed,
     Reference,
-    Row,
-    StoreState,
     Transaction,
-    Usage,
 )
 from zstor_local.metastore.reserve import Reserve
-from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, StoreId, Version
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.metastore.sqlite_lookups import SqliteLookups, error_name, primary_code
+from zstor_local.model.ids import StoreId, Version
+from zstor_local.model.record import Kind
 
 FORMAT: Final = 1
 BUSY_SECONDS: Final = 5.0  # how long another process may hold the file before we give up
@@ -68,7 +62,7 @@ SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each co
 T = TypeVar("T")
 
 
-class SqliteMetastore:
+class SqliteMetastore(SqliteLookups):
     """See the laws of metastore.base.Metastore."""
 
     kind = "sqlite"
@@ -79,17 +73,17 @@ class SqliteMetastore:
         On a full disk the reserve is given up for a commit that adds no object.
         """
         self._reserve = reserve
-        self._reading = threading.Lock()
         self._open = True
         opened: list[sqlite3.Connection] = []
         try:
             opened.append(_connect(path, busy_seconds))
             opened.append(_connect(path, busy_seconds))
-            self._writer, self._reader = opened
+            self._writer, reader = opened
+            super().__init__(reader)
             if not self._writer.execute("select 1 from sqlite_master where name = 'usage'").fetchone():
                 self._writer.executescript(_USAGE_SCHEMA)
-            self._reader.execute("pragma query_only=on")
-            row = self._reader.execute("select format, store_id from store").fetchone()
+            reader.execute("pragma query_only=on")
+            row = reader.execute("select format, store_id from store").fetchone()
             if row is None or row[0] != FORMAT:
                 raise MetastoreDamaged(f"the metastore has format {row and row[0]}, this version reads {FORMAT}")
         except BaseException as error:
@@ -99,6 +93,7 @@ class SqliteMetastore:
                 raise _not_opened(error) from error
             raise
         self._store_id = StoreId(row[1])
+        self._committed = SqliteLookups(self._writer)
         self._no_debts = not self.debts_count()  # stays false once there were some in this life
 
     @classmethod
@@ -110,7 +105,7 @@ class SqliteMetastore:
                 db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
                 db.execute("pragma wal_checkpoint(truncate)")
         except sqlite3.Error as error:
-            raise CommitUnknown(f"the metastore cannot be made: {_name(error)}") from error
+            raise CommitUnknown(f"the metastore cannot be made: {error_name(error)}") from error
 
     @property
     def store_id(self) -> StoreId:
@@ -120,83 +115,12 @@ class SqliteMetastore:
     def writable(self) -> bool:
         return self._open
 
-    def state(self) -> StoreState:
-        rows = self._all("select sequence, reserved, writer, objects, bytes from store", ())
-        if not rows:
-            raise MetastoreDamaged("the metastore has lost its counters")
-        return _parsed(StoreState, rows)[0]
-
-    def usage(self, space: NamespaceId) -> Usage:
-        rows = self._all("select objects, bytes from usage where space=?", (space,))
-        return _parsed(_usage, rows)[0] if rows else Usage()
-
-    def usages(self) -> dict[NamespaceId, Usage]:
-        found = _parsed(lambda space, *usage: (NamespaceId(bytes(space)), _usage(*usage)), self._all("select * from usage", ()))
-        return dict(found)
-
-    def get(self, space: NamespaceId, name: str) -> Envelope | None:
-        return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
-
-    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
-        return self._envelope(f"select {_ROW} from tombstone where space=? and name=?", (space, name.encode()))  # noqa: S608
-
-    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
-        beginning = prefix.encode()
-        low = beginning if after is None else max(beginning, after.encode() + b"\0")
-        rows = self._all(
-            f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
-            (space, low, limit),
-        )
-        found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
-        return [row for wanted, row in found if wanted]
-
-    def named(self, version: Version) -> list[Row]:
-        return _parsed(_row, self._all(f"select space, name, {_ROW} from record where version=? and kind=1", (version,)))  # noqa: S608
-
-    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
-        parts = [
-            f"select * from (select space as at, name, {_ROW} from {table} where space=?1 and sequence>?2 order by sequence limit ?3)"  # noqa: S608
-            for table in ("record", "tombstone")
-        ]
-        return _parsed(_row, self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit)))
-
-    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
-        found: set[int] = set()
-        for start in range(0, len(sequences), _AT_ONCE):
-            asked = sequences[start : start + _AT_ONCE]
-            places = ",".join("?" * len(asked))
-            for table in ("record", "tombstone"):
-                query = f"select sequence from {table} where space=? and sequence in ({places})"  # noqa: S608 (constants)
-                found.update(_parsed(int, self._all(query, (space, *asked))))
-        return found
-
-    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
-        rows = self._all(
-            "select name from reference where space=? and hash=? and name>? order by name limit ?",
-            (space, reference, b"" if after is None else after.encode(), limit),
-        )
-        return _parsed(lambda name: str(name, "utf-8"), rows)
-
-    def intents(self) -> Sequence[Intent]:
-        return _parsed(_intent, self._all("select version, shards from intent", ()))
-
-    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
-        return _parsed(_garbage, self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit)))
-
-    def garbage_count(self) -> int:
-        return int(self._all("select count(*) from garbage", ())[0][0])
-
-    def debts(self, shard: int | None = None) -> Sequence[Debt]:
-        columns = "select shard, kind, space, name, version, share from debt"
-        return _parsed(_debt, self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,)))
-
-    def debts_count(self) -> int:
-        return int(self._all("select count(*) from debt", ())[0][0])
+    @property
+    def committed(self) -> SqliteLookups:
+        return self._committed
 
     def debts_of(self, version: Version) -> Sequence[Debt]:
-        if self._no_debts:  # every read and overwrite asks
-            return []
-        return _parsed(_debt, self._all("select shard, kind, space, name, version, share from debt where version=?", (version,)))
+        return [] if self._no_debts else super().debts_of(version)  # every read and overwrite asks
 
     def commit(self, transaction: Transaction) -> None:
         if not self._open:
@@ -276,7 +200,7 @@ class SqliteMetastore:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
-        full = _primary(error) == sqlite3.SQLITE_FULL
+        full = primary_code(error) == sqlite3.SQLITE_FULL
         rolled_back = True
         try:
             if self._writer.in_transaction:
@@ -285,10 +209,10 @@ class SqliteMetastore:
             rolled_back = False
         if full and rolled_back:
             raise CommitRefused("the disk of the metastore is full", no_space=True) from error
-        if _primary(error) == sqlite3.SQLITE_BUSY and rolled_back:
+        if primary_code(error) == sqlite3.SQLITE_BUSY and rolled_back:
             raise CommitRefused("another process holds the metastore", no_space=False) from error
         self._open = False
-        raise CommitUnknown(f"the metastore failed: {_name(error)}") from error
+        raise CommitUnknown(f"the metastore failed: {error_name(error)}") from error
 
     def checkpoint(self) -> None:
         """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast."""
@@ -300,7 +224,7 @@ class SqliteMetastore:
             self._writer.execute("pragma wal_checkpoint(passive)").fetchone()
         except sqlite3.Error as error:
             self._open = False
-            raise CommitUnknown(f"the metastore failed in a checkpoint: {_name(error)}") from error
+            raise CommitUnknown(f"the metastore failed in a checkpoint: {error_name(error)}") from error
 
     def fold(self) -> None:
         """All of the WAL into the file, so that the file alone is the metastore (before it is renamed or copied)."""
@@ -309,19 +233,8 @@ class SqliteMetastore:
     def close(self) -> None:
         self._open = False
         with suppress(sqlite3.Error):
-            self._reader.close()
+            self._db.close()
             self._writer.close()
-
-    def _all(self, query: str, values: tuple[object, ...]) -> list[SqlRow]:
-        try:
-            with self._reading:
-                return self._reader.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise _not_read(error) from error
-
-    def _envelope(self, query: str, values: tuple[object, ...]) -> Envelope | None:
-        rows = self._all(query, values)
-        return _parsed(_envelope, rows)[0] if rows else None
 
 
 def _connect(path: str, busy_seconds: float, *, new: bool = False) -> sqlite3.Connection:
@@ -340,66 +253,10 @@ def _connect(path: str, busy_seconds: float, *, new: bool = False) -> sqlite3.Co
     return db
 
 
-def _primary(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; SQLITE_MISUSE for errors that the Python module raises by itself."""
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)) & 0xFF
-
-
-def _name(error: sqlite3.Error) -> str:
-    return str(getattr(error, "sqlite_errorname", type(error).__name__))
-
-
 def _not_opened(error: sqlite3.Error) -> Exception:
-    if _primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return MetastoreInUse("another process holds the metastore")
     return MetastoreDamaged(f"the metastore cannot be read: {error}")
-
-
-def _not_read(error: sqlite3.Error) -> ZstorError:
-    if _primary(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-        return MetastoreDamaged(f"a part of the metastore cannot be read: {_name(error)}")
-    return IoError(f"the metastore cannot be read: {_name(error)}", hint="see whether its disk is there; `zstor status` tells more")
-
-
-def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
-    """Each row as a value; MetastoreDamaged if columns hold what this program never writes."""
-    try:
-        return [parse(*row) for row in rows]
-    except (ValueError, TypeError, AttributeError):
-        raise MetastoreDamaged("a row of the metastore holds what was never written") from None
-
-
-def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
-    _must_be(bytes, space, key_hash, version, sealed)
-    _must_be(int, sequence)
-    if sequence < 0:
-        raise ValueError
-    return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
-
-
-def _row(space: bytes, name: bytes, *columns: object) -> Row:
-    return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
-
-
-def _must_be(kind: type, *values: object) -> None:
-    if not all(isinstance(value, kind) for value in values):
-        raise TypeError
-
-
-def _usage(objects: int, size: int) -> Usage:
-    _must_be(int, objects, size)
-    return Usage(objects, size)
-
-
-def _intent(version: bytes, shards: bytes) -> Intent:
-    _must_be(bytes, version, shards)
-    return Intent(Version(version), _unpack(shards))
-
-
-def _garbage(shard: int, version: bytes, share: int, small: int) -> Garbage:
-    _must_be(bytes, version)
-    _must_be(int, shard, share, small)
-    return Garbage(shard, ShareId(Version(version), share), bool(small))
 
 
 def _garbage_row(garbage: Garbage) -> tuple[int, bytes, int, bool]:
@@ -414,15 +271,5 @@ def _debt_row(debt: Debt) -> tuple[bytes, int, int, int, bytes, bytes]:
     return debt.version, debt.shard, debt.kind, debt.index, debt.space, debt.name.encode()
 
 
-def _debt(shard: int, kind: int, space: bytes, name: bytes, version: bytes, index: int) -> Debt:
-    _must_be(bytes, space, version)
-    _must_be(int, shard, index)
-    return Debt(shard, Owed(kind), NamespaceId(space), name.decode(), Version(version), index)
-
-
 def _pack(shards: tuple[int, ...]) -> bytes:
     return b"".join(number.to_bytes(2, "little") for number in shards)
-
-
-def _unpack(shards: bytes) -> tuple[int, ...]:
-    return tuple(int.from_bytes(shards[at : at + 2], "little") for at in range(0, len(shards), 2))

@@ -17,7 +17,7 @@ class View:
     """The metastore, and over it what the group has changed so far."""
 
     def __init__(self, metastore: Metastore) -> None:
-        self._metastore = metastore
+        self._metastore = metastore.committed
         self.begin_group()
 
     def begin_group(self) -> None:

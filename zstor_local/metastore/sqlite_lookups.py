@@ -1,0 +1,182 @@
+"""What the SQLite metastore is asked: one connection's queries, and what their rows are."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from zstor_local.errors import IoError, ZstorError
+from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
+from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, Version
+from zstor_local.model.record import Envelope, Kind
+
+_ROW: Final = "kind, space, key_hash, version, sequence, sealed"
+_AT_ONCE: Final = 500  # values in one query
+SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema gives each column its type, unless the file is damaged
+
+T = TypeVar("T")
+
+
+class SqliteLookups:
+    """See the laws of metastore.base.Lookups."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._asking = threading.Lock()
+
+    def state(self) -> StoreState:
+        rows = self._all("select sequence, reserved, writer, objects, bytes from store", ())
+        if not rows:
+            raise MetastoreDamaged("the metastore has lost its counters")
+        return _parsed(StoreState, rows)[0]
+
+    def usage(self, space: NamespaceId) -> Usage:
+        rows = self._all("select objects, bytes from usage where space=?", (space,))
+        return _parsed(_usage, rows)[0] if rows else Usage()
+
+    def usages(self) -> dict[NamespaceId, Usage]:
+        found = _parsed(lambda space, *usage: (NamespaceId(bytes(space)), _usage(*usage)), self._all("select * from usage", ()))
+        return dict(found)
+
+    def get(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._envelope(f"select {_ROW} from record where space=? and name=?", (space, name.encode()))  # noqa: S608 (constants)
+
+    def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
+        return self._envelope(f"select {_ROW} from tombstone where space=? and name=?", (space, name.encode()))  # noqa: S608
+
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+        beginning = prefix.encode()
+        low = beginning if after is None else max(beginning, after.encode() + b"\0")
+        rows = self._all(
+            f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
+            (space, low, limit),
+        )
+        found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
+        return [row for wanted, row in found if wanted]
+
+    def named(self, version: Version) -> list[Row]:
+        return _parsed(_row, self._all(f"select space, name, {_ROW} from record where version=? and kind=1", (version,)))  # noqa: S608
+
+    def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
+        parts = [
+            f"select * from (select space as at, name, {_ROW} from {table} where space=?1 and sequence>?2 order by sequence limit ?3)"  # noqa: S608
+            for table in ("record", "tombstone")
+        ]
+        return _parsed(_row, self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit)))
+
+    def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
+        found: set[int] = set()
+        for start in range(0, len(sequences), _AT_ONCE):
+            asked = sequences[start : start + _AT_ONCE]
+            places = ",".join("?" * len(asked))
+            for table in ("record", "tombstone"):
+                query = f"select sequence from {table} where space=? and sequence in ({places})"  # noqa: S608 (constants)
+                found.update(_parsed(int, self._all(query, (space, *asked))))
+        return found
+
+    def referring(self, space: NamespaceId, reference: ReferenceHash, after: str | None, limit: int) -> list[str]:
+        rows = self._all(
+            "select name from reference where space=? and hash=? and name>? order by name limit ?",
+            (space, reference, b"" if after is None else after.encode(), limit),
+        )
+        return _parsed(lambda name: str(name, "utf-8"), rows)
+
+    def intents(self) -> Sequence[Intent]:
+        return _parsed(_intent, self._all("select version, shards from intent", ()))
+
+    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
+        return _parsed(_garbage, self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit)))
+
+    def garbage_count(self) -> int:
+        return int(self._all("select count(*) from garbage", ())[0][0])
+
+    def debts(self, shard: int | None = None) -> Sequence[Debt]:
+        columns = "select shard, kind, space, name, version, share from debt"
+        return _parsed(_debt, self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,)))
+
+    def debts_count(self) -> int:
+        return int(self._all("select count(*) from debt", ())[0][0])
+
+    def debts_of(self, version: Version) -> Sequence[Debt]:
+        return _parsed(_debt, self._all("select shard, kind, space, name, version, share from debt where version=?", (version,)))
+
+    def _all(self, query: str, values: tuple[object, ...]) -> list[SqlRow]:
+        try:
+            with self._asking:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _not_read(error) from error
+
+    def _envelope(self, query: str, values: tuple[object, ...]) -> Envelope | None:
+        rows = self._all(query, values)
+        return _parsed(_envelope, rows)[0] if rows else None
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; SQLITE_MISUSE for errors that the Python module raises by itself."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)) & 0xFF
+
+
+def error_name(error: sqlite3.Error) -> str:
+    return str(getattr(error, "sqlite_errorname", type(error).__name__))
+
+
+def _not_read(error: sqlite3.Error) -> ZstorError:
+    if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return MetastoreDamaged(f"a part of the metastore cannot be read: {error_name(error)}")
+    return IoError(
+        f"the metastore cannot be read: {error_name(error)}", hint="see whether its disk is there; `zstor status` tells more"
+    )
+
+
+def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
+    """Each row as a value; MetastoreDamaged if columns hold what this program never writes."""
+    try:
+        return [parse(*row) for row in rows]
+    except (ValueError, TypeError, AttributeError):
+        raise MetastoreDamaged("a row of the metastore holds what was never written") from None
+
+
+def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
+    _must_be(bytes, space, key_hash, version, sealed)
+    _must_be(int, sequence)
+    if sequence < 0:
+        raise ValueError
+    return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+
+
+def _row(space: bytes, name: bytes, *columns: object) -> Row:
+    return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
+
+
+def _must_be(kind: type, *values: object) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError
+
+
+def _usage(objects: int, size: int) -> Usage:
+    _must_be(int, objects, size)
+    return Usage(objects, size)
+
+
+def _intent(version: bytes, shards: bytes) -> Intent:
+    _must_be(bytes, version, shards)
+    return Intent(Version(version), _unpack(shards))
+
+
+def _garbage(shard: int, version: bytes, share: int, small: int) -> Garbage:
+    _must_be(bytes, version)
+    _must_be(int, shard, share, small)
+    return Garbage(shard, ShareId(Version(version), share), bool(small))
+
+
+def _debt(shard: int, kind: int, space: bytes, name: bytes, version: bytes, index: int) -> Debt:
+    _must_be(bytes, space, version)
+    _must_be(int, shard, index)
+    return Debt(shard, Owed(kind), NamespaceId(space), name.decode(), Version(version), index)
+
+
+def _unpack(shards: bytes) -> tuple[int, ...]:
+    return tuple(int.from_bytes(shards[at : at + 2], "little") for at in range(0, len(shards), 2))
