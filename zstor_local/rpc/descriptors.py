@@ -13,6 +13,9 @@ from zstor_local import limits
 from zstor_local.errors import InvalidParams
 
 KERNEL_MAX: Final = 253  # SCM_MAX_FD: room for fewer makes the kernel close the rest, or hand over one more through padding
+# As plain numbers: what Python's enums do to combine them costs as much as a small call.
+_FLAGS: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(KERNEL_MAX * array.array("i").itemsize)
 
 
@@ -34,29 +37,27 @@ class Receiver:
         while True:
             await trio.lowlevel.wait_readable(self._view)
             try:
-                received = self._view.recvmsg(size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+                data, ancillary, flags, _ = self._view.recvmsg(size, _ANCILLARY_BYTES, _FLAGS)
             except BlockingIOError:
                 continue
-            return _descriptors_of(*received)
+            return data, _descriptors_in(ancillary, flags) if ancillary or flags & _TRUNCATED else []
 
     def detach(self) -> None:
         """Let go of the socket."""
         self._view.detach()
 
 
-def _descriptors_of(data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int, _: object) -> tuple[bytes, list[int]]:
-    if not ancillary and not flags & socket.MSG_CTRUNC:
-        return data, []
+def _descriptors_in(ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
             numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
             fds += numbers
-    if flags & socket.MSG_CTRUNC:
+    if flags & _TRUNCATED:
         close_all(fds)
         raise Truncated
-    return data, fds
+    return fds
 
 
 def close_all(fds: list[int]) -> None:

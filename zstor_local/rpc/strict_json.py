@@ -10,6 +10,7 @@ import binascii
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import pybase64
@@ -37,7 +38,7 @@ _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00\x0
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _STRUCTURE: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
 _SPLICE: Final = "\0base64\0"
-_SPLICED: Final = json.dumps(_SPLICE)
+_SPLICED: Final = json.dumps(_SPLICE).encode()
 
 
 @value()
@@ -79,11 +80,45 @@ def decode(text: bytes | bytearray, start: int = 0, end: int | None = None) -> J
 
 
 def encode(value: object) -> bytes:
-    """One line of compact ASCII JSON, without its newline. Dataclasses become objects. Raises TypeError or ValueError otherwise."""
-    try:
-        return _ENCODER.encode(value).encode("ascii")
-    except _HoldsBytes:
-        return _encode_spliced(value)
+    """One line of compact ASCII JSON, without its newline. Dataclasses become objects. Raises TypeError or ValueError otherwise.
+
+    In the place of each `Base64` a mark is encoded, and replaced afterwards: escaping megabytes of base64 is waste.
+    """
+    payloads: list[bytes] = []
+
+    def marked(item: object) -> object:
+        if isinstance(item, Base64):
+            payloads.append(pybase64.b64encode(item.data))
+            return _SPLICE
+        return _plain(item)
+
+    line = _encoder(marked).encode(value).encode("ascii")
+    return _spliced(line, payloads, value) if payloads else line
+
+
+def _spliced(line: bytes, payloads: list[bytes], value: object) -> bytes:
+    pieces = line.split(_SPLICED)
+    if len(pieces) != len(payloads) + 1:  # somebody's text reads like the mark: the slow way is always right
+        texts = iter(payloads)
+        return (
+            _encoder(lambda item: next(texts).decode("ascii") if isinstance(item, Base64) else _plain(item))
+            .encode(value)
+            .encode("ascii")
+        )
+    parts = [pieces[0]]
+    for payload, piece in zip(payloads, pieces[1:], strict=True):
+        parts += (b'"', payload, b'"', piece)
+    return b"".join(parts)
+
+
+def _encoder(default: Callable[[object], object]) -> json.JSONEncoder:
+    return json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False, default=default)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 def decode_base64(text: str) -> bytes:
@@ -142,42 +177,3 @@ def _refuse_constant(_name: str) -> float:
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
-
-
-class _HoldsBytes(Exception):
-    """The value holds `Base64`."""
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Base64):
-        raise _HoldsBytes
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False, default=_plain)
-
-
-def _encode_spliced(value: object) -> bytes:
-    """As `_ENCODER`, with a mark in the place of each `Base64`, replaced afterwards: escaping megabytes of base64 is waste."""
-    payloads: list[bytes] = []
-
-    def marked(item: object) -> object:
-        if isinstance(item, Base64):
-            payloads.append(pybase64.b64encode(item.data))
-            return _SPLICE
-        return _plain(item)
-
-    pieces = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=marked).encode(value).split(_SPLICED)
-    if len(pieces) != len(payloads) + 1:  # somebody's text reads like the mark: the slow way is always right
-        texts = iter(payloads)
-
-        def written(item: object) -> object:
-            return next(texts).decode("ascii") if isinstance(item, Base64) else _plain(item)
-
-        return json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=written).encode(value).encode("ascii")
-    line = [pieces[0].encode("ascii")]
-    for payload, piece in zip(payloads, pieces[1:], strict=True):
-        line += (b'"', payload, b'"', piece.encode("ascii"))
-    return b"".join(line)

@@ -24,6 +24,9 @@ class Absent:
     state: ShardState
     reason: str
 
+    def recent_state(self) -> ShardState:
+        return self.state
+
 
 class ShardPool:
     """All shards of a store by number; which of them are usable may change from call to call. Any thread may ask."""
@@ -101,7 +104,7 @@ class ShardPool:
     def recent_states(self) -> dict[int, ShardState]:
         """Every shard's state by number; of good ones what the last look said."""
         slots = sorted(self._slots.items())
-        return {number: slot.state if isinstance(slot, Absent) else slot.recent_state() for number, slot in slots}
+        return {number: slot.recent_state() for number, slot in slots}
 
     def reason(self, number: int) -> str:
         """Why a shard is not usable, for people."""
@@ -109,6 +112,14 @@ class ShardPool:
         if slot is None:
             return "no shard of this store has that number"
         return slot.reason if isinstance(slot, Absent) else slot.last_error() or slot.check()
+
+    def place_well(self, version: Version, m: int) -> tuple[int, ...] | None:
+        """What `place` answers for just m shards that are all good, none of them being drained; None where there is more to it."""
+        if self._draining or len(self._slots) != m or not all(slot.recent_state() == "ok" for slot in self._slots.values()):
+            return None
+        numbers = tuple(sorted(self._slots))
+        turn = version[0] % m
+        return numbers[turn:] + numbers[:turn]
 
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
         """m different shards for the shares of a version, spread over groups: usable ones, those that are being drained or away last.

@@ -41,11 +41,12 @@ class Rooms:
         self._looked = -LOOK_SECONDS
         self._metastore: Room | None = None
         self._shards: dict[int, Room] = {}
+        self._full: frozenset[int] = frozenset()
 
     def full_shards(self) -> frozenset[int]:
         """Shards that take no further shares."""
         self._look()
-        return frozenset(number for number, room in self._shards.items() if room.free < kept_free(room))
+        return self._full
 
     def must_take_writes(self) -> None:
         """NoSpace if the metastore's disk has only its reserve left."""
@@ -86,6 +87,7 @@ class Rooms:
                 self._shards[shard.number] = shard.room()
             except ShardError:
                 continue
+        self._full = frozenset(number for number, room in self._shards.items() if room.free < kept_free(room))
 
     def _store_room(self) -> Room | None:
         files = self._runtime.files

@@ -332,8 +332,13 @@ class ObjectWriter:
     def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
         """Shards for a version's shares; NotEnoughShards or NoSpace at once if too few are there or have room."""
         self._rooms.must_take_writes()
+        full = self._rooms.full_shards()
+        if not full and not namespace.placement:
+            placed = self._pool.place_well(version, namespace.policy.m)
+            if placed is not None:
+                return placed
         states: Mapping[int, ShardState] = self._pool.recent_states()
-        if full := self._rooms.full_shards():
+        if full:
             states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
         if namespace.placement:
             states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
