@@ -14,13 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
+from zstor_local.value import value
+
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 Args = TypeVarTuple("Args")
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class FileStatus:
     """The parts of stat(2) that the store looks at. Sizes in bytes, times in nanoseconds."""
 

@@ -92,19 +92,23 @@ class Log:
         sequence = self._index.progress(self._shard).sequence
         rolled = len(self._unsynced)
         for entry in entries:
-            size = entry_size(entry)
             try:
-                segment, at = self._room(size)
+                self._put(entry, committed, places)
             except OSError as error:
                 if self._closed or len(self._unsynced) > rolled:
                     raise
                 raise NothingAppended(error.errno, error.strerror) from error
-            segment.put(pack_entry(segment.key, at, entry, committed), size)
             sequence = max(sequence, entry.envelope.sequence)
-            if entry.share_index is not None:
-                offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
-                places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
         self._write_out(places, sequence, committed)
+
+    def _put(self, entry: Entry, committed: int, places: list[tuple[ShareId, Place | None]]) -> None:
+        """Gather an entry, and where its share will lie."""
+        size = entry_size(entry)
+        segment, at = self._room(size)
+        segment.put(pack_entry(segment.key, at, entry, committed), size)
+        if entry.share_index is not None:
+            offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
+            places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
 
     def free(self, shares: Sequence[ShareId]) -> None:
         """Say that shares are gone. It rides with the next flush; if a power loss forgets it, it is said again."""
@@ -247,14 +251,8 @@ class Log:
                 segment.put(pack_freed(segment.key, at, item.share, known.committed), ENTRY_HEADER_BYTES)
                 places.append((item.share, None))
                 continue
-            entry = item.entry
-            size = entry_size(entry)
-            segment, at = self._room(size)
-            segment.put(pack_entry(segment.key, at, entry, item.committed), size)
-            sequence = max(sequence, entry.envelope.sequence)
-            if entry.share_index is not None:
-                offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
-                places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
+            self._put(item.entry, item.committed, places)
+            sequence = max(sequence, item.entry.envelope.sequence)
         self._write_out(places, sequence, known.committed)
 
     def remove(self, number: int) -> None:
@@ -295,6 +293,8 @@ class Log:
     def _room(self, size: int) -> tuple[SegmentWriter, int]:
         """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
         segment = self._current()
+        if segment.has_room(size):
+            return segment, segment.end
         try:
             if segment.end + size > limits.SEGMENT_BYTES:
                 self._roll()

@@ -43,6 +43,7 @@ _NO_SHARE: Final = 255
 _FREED: Final = 255
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _SCAN_BYTES: Final = 1 << 20
+_PADDING: Final = tuple(bytes(count) for count in range(ALIGNMENT))
 
 
 class BadSegment(Exception):
@@ -133,7 +134,7 @@ def aligned(length: int) -> int:
 
 def _finish(key: bytes, offset: int, fields: bytes, record: bytes, share: bytes) -> list[bytes]:
     checksum = _checksum(key, offset, fields, record, share)
-    return [fields, checksum, record, share, bytes(-(len(record) + len(share)) % ALIGNMENT)]  # the header's length is aligned
+    return [fields, checksum, record, share, _PADDING[-(len(record) + len(share)) % ALIGNMENT]]  # the header's length is aligned
 
 
 def _checksum(key: bytes, offset: int, fields: Buffer, record: Buffer, share: Buffer) -> bytes:

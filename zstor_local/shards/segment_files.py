@@ -38,6 +38,10 @@ class SegmentWriter:
         self._gathered.extend(buffers)
         self.end += size
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more are allocated, and are not too many for a segment."""
+        return self.end + size <= self._allocated and self.end + size <= limits.SEGMENT_BYTES
+
     def allocate(self, size: int) -> None:
         """Room for that many bytes more, a step at a time: a log that is hardly used takes little."""
         if self.end + size > self._allocated:

@@ -21,6 +21,7 @@ from zstor_local.store.stored import open_object
 from zstor_local.value import value
 
 Look = Callable[[NamespaceId, str], Envelope | None]
+Changed = tuple[str, "Object | None", "Object | None"]  # a row's name, and what it was and is
 
 
 @value()
@@ -88,11 +89,12 @@ class Edits:
 
         NoSpace over the namespace's quota; Conflict once its deletion has begun, unless this is a part of it (`closing`).
         """
-        growth = sum(_size(after) - _size(before) for _, before, after in self._changed())
+        changed = [(key, self._before[key], after) for key, after in self._after.items() if self._before[key] != after]
+        growth = sum(_size(after) - _size(before) for _, before, after in changed)
         self._namespace.gate.check(self._namespace.name, self._committer.view.usage(self._namespace.id), growth, closing=closing)
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
-        for key, before, after in self._changed():
+        for key, before, after in changed:
             shards = sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
             if after is not None:
                 fresh = quorum_of_new.get(key)
@@ -106,7 +108,7 @@ class Edits:
                 records[self._namespace.id, key] = NewRecord(
                     Kind.TOMBSTONE, self._namespace.key_hash(key), before.version, plain, shards, k=k
                 )
-        garbage, paid = self._left_behind()
+        garbage, paid = self._left_behind(changed)
         return Decision(
             records=records,
             intents_done=intents_done,
@@ -115,22 +117,17 @@ class Edits:
             debts_paid=paid,
             references=list(self._references(self._after, self._before)),
             references_gone=list(self._references(self._before, self._after)),
-            objects=sum((after is not None) - (before is not None) for _, before, after in self._changed()),
+            objects=sum((after is not None) - (before is not None) for _, before, after in changed),
             bytes=growth,
         )
 
-    def _changed(self) -> Iterator[tuple[str, Object | None, Object | None]]:
-        for key, after in self._after.items():
-            if self._before[key] != after:
-                yield key, self._before[key], after
-
-    def _left_behind(self) -> tuple[list[Garbage], list[Debt]]:
+    def _left_behind(self, changed: Sequence[Changed]) -> tuple[list[Garbage], list[Debt]]:
         """The shares of versions that nothing names any more, and the debts that end: of those shares, and of changed rows' records."""
         kept = {row.version for row in self._after.values() if row is not None}
         garbage: list[Garbage] = []
         paid: list[Debt] = []
         left: set[Version] = set()
-        for key, before, _ in self._changed():
+        for key, before, _ in changed:
             if before is None:
                 continue
             debts = self._metastore.debts_of(before.version)

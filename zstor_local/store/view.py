@@ -25,6 +25,7 @@ class View:
         self._newest: dict[RowName, Envelope] = {}
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
         self._growth: dict[NamespaceId, Usage] = {}  # what it adds to namespaces, without what it takes away
+        self._usage: dict[NamespaceId, Usage] = {}  # what namespaces held before it
         self._seen: set[RowName] = set()
 
     def begin_change(self) -> Set[RowName]:
@@ -60,7 +61,11 @@ class View:
 
     def usage(self, space: NamespaceId) -> Usage:
         """What the namespace holds, at most: what the group takes away counts only from the next one on."""
-        return self._metastore.usage(space) + self._growth.get(space, Usage())
+        before = self._usage.get(space)
+        if before is None:
+            before = self._usage[space] = self._metastore.usage(space)
+        growth = self._growth.get(space)
+        return before if growth is None else before + growth
 
     def named(self, space: NamespaceId, version: Version) -> set[str]:
         """The keys of a namespace whose records name this version, as the changes before left them."""
