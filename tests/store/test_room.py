@@ -27,7 +27,7 @@ PLENTY, NEARLY, FULL = Room(100 * GIB, 50 * GIB), Room(100 * GIB, 5 * GIB), Room
 def with_rooms(store: Store, metastore: Room, shards: dict[int, Room]) -> Rooms:
     """The disks are as full as this from now on."""
     store.rooms._looked = math.inf
-    store.rooms._metastore, store.rooms._shards = metastore, shards
+    store.rooms._note(metastore, shards)
     return store.rooms
 
 

@@ -144,7 +144,7 @@ class ObjectRecord:
             get(1), get(2), get(3), created, get(5, created), get(7), get(9), get(10, b""), get(11, False), get(12, []),
             get(13, {}), get(14, ""), get(15, ""),
         )  # fmt: skip
-        if tuple(map(type, fields)) != _OBJECT_TYPES:
+        if [*map(type, fields)] != _OBJECT_TYPES:
             raise CorruptRecord(_misfit(fields))
         key, size, digest, created, modified, wrapped, share_bytes, table, blob, references, user, previous, following = fields
         if min(size, created, modified, share_bytes) < 0 or len(digest) != DIGEST_BYTES:
@@ -176,7 +176,7 @@ class ObjectRecord:
 
 # The fields of an object's record that are read together, in the order of `decode`: numbers and types.
 _OBJECT_FIELDS: Final = (1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15)
-_OBJECT_TYPES: Final = (str, int, bytes, int, int, bytes, int, bytes, bool, list, dict, str, str)
+_OBJECT_TYPES: Final[list[type]] = [str, int, bytes, int, int, bytes, int, bytes, bool, list, dict, str, str]
 
 
 def _misfit(fields: Sequence[object]) -> str:

@@ -78,16 +78,20 @@ class Rooms:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        self._metastore = self._store_room()
-        self._shards = {}
+        shards: dict[int, Room] = {}
         for shard in self._pool.opened():
             if shard.on_disk is None:  # a server keeps its own reserve, and asking it takes time
                 continue
             try:
-                self._shards[shard.number] = shard.room()
+                shards[shard.number] = shard.room()
             except ShardError:
                 continue
-        self._full = frozenset(number for number, room in self._shards.items() if room.free < kept_free(room))
+        self._note(self._store_room(), shards)
+
+    def _note(self, metastore: Room | None, shards: dict[int, Room]) -> None:
+        self._metastore = metastore
+        self._shards = shards
+        self._full = frozenset(number for number, room in shards.items() if room.free < kept_free(room))
 
     def _store_room(self) -> Room | None:
         files = self._runtime.files
