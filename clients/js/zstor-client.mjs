@@ -62,7 +62,7 @@ export class Client {
     this.#socket = socket
     this.#graceSeconds = graceSeconds
     socket.on('data', (data) => this.#take(data))
-    socket.on('error', (error) => this.#end(error))
+    socket.on('error', (error) => this.#end(failure('ECONNRESET', `the connection was lost: ${error.message}`)))
     socket.on('close', () => this.#end(failure('ECONNRESET', 'the daemon closed the connection')))
   }
 

@@ -2,147 +2,196 @@
 #
 #   . zstor.sh
 #   zstor_call object.stat '{"key": "notes"}'            # every method; the result as JSON
-#   zstor_call object.list prefix=photos/ limit:=10      # NAME=TEXT or NAME:=JSON instead of a JSON object
+#   zstor_call object.list prefix=photos/ limit:=10      # NAME=TEXT or NAME:=JSON instead of a JSON object, or beside it
 #   zstor_put notes.txt notes                            # files by path
 #   zstor_get notes copy.txt
 #   tar c docs | zstor_write docs.tar                    # pipes
 #   zstor_read docs.tar | tar t
 #
-# Every function answers 0, or 1 with the daemon's error on stderr (and in ZSTOR_ERROR as JSON), 2 without a daemon.
+# Every function answers 0, or 1 with the error on stderr (and in ZSTOR_ERROR as JSON), 2 without a daemon or without its answer.
 # ZSTOR_TIMEOUT: seconds that one call may take (3600); the daemon gives it up then, unless it has begun to commit.
+# ZSTOR_GRACE: seconds after that in which it must have said so (30); a daemon that is stopped holds nobody up for longer.
 #
 # socat leaves 0.5 s after its input has ended unless -t says otherwise, and a reply that came later would be lost without a word.
-# So -t is larger than any deadline here, and a reply that is missing is an error.
+# So -t is larger than any deadline here, and a reply that is missing is an error. Values and parameters go through pipes and never
+# into the arguments of a command: those can be seen by others, and hold 128 KiB at most.
 
 zstor_socket() { # where the daemon listens: the same order that daemon and command try
   if [ -n "${ZSTOR_SOCKET:-}" ]; then
     printf '%s\n' "$ZSTOR_SOCKET"
-  elif [ "${XDG_RUNTIME_DIR:0:1}" = / ]; then
+  elif case ${XDG_RUNTIME_DIR:-} in /*) ;; *) false ;; esac; then
     printf '%s\n' "$XDG_RUNTIME_DIR/zstor/zstor.sock"
   else
-    printf '%s\n' "${XDG_STATE_HOME:-$HOME/.local/state}/zstor/run/zstor.sock"
+    case ${XDG_STATE_HOME:-} in
+      /*) printf '%s\n' "$XDG_STATE_HOME/zstor/run/zstor.sock" ;;
+      *) printf '%s\n' "$HOME/.local/state/zstor/run/zstor.sock" ;;
+    esac
   fi
+}
+
+zstor_call() { # METHOD [JSON | NAME=TEXT | NAME:=JSON]...: the result as JSON
+  _zstor_ask .result "$@" || return
+  printf '%s\n' "$_ZSTOR_RESULT"
+}
+
+zstor_put() { # FILE [KEY] [NAME=TEXT | NAME:=JSON]...: the daemon reads the file; prints the metadata
+  local file=$1 key=${2:-${1##*/}}
+  case $file in /*) ;; *) file=$PWD/$file ;; esac
+  shift $(($# > 2 ? 2 : $#))
+  _zstor_ask .result.metadata object.write_file "$@" "key=$key" "path=$file" || return
+  printf '%s\n' "$_ZSTOR_RESULT"
+}
+
+zstor_get() { # KEY [FILE] [NAME=TEXT | NAME:=JSON]...: the daemon writes the file, whole or not at all
+  local key=$1 file=${2:-${1##*/}}
+  case $file in /*) ;; *) file=$PWD/$file ;; esac
+  shift $(($# > 2 ? 2 : $#))
+  _zstor_ask .result object.read_file "$@" "key=$key" "path=$file"
+}
+
+zstor_read() { # KEY [NAME=TEXT | NAME:=JSON]...: the object to stdout, in ranges of one version
+  local key=$1 metadata size offset=0 piece=$((3 * 1024 * 1024))
+  shift
+  _zstor_ask .result.metadata object.stat "$@" "key=$key" || return
+  metadata=$_ZSTOR_RESULT
+  size=$(printf '%s' "$metadata" | jq .size)
+  while [ "$offset" -lt "$size" ]; do
+    _zstor_ask .result.value_b64 object.read "metadata:=$metadata" "offset:=$offset" "length:=$piece" || return
+    printf '%s' "$_ZSTOR_RESULT" | tr -d '"' | base64 -d || return 1
+    offset=$((offset + piece))
+  done
+}
+
+zstor_write() { # KEY [NAME=TEXT | NAME:=JSON]...: stdin becomes the object; prints the metadata
+  local key=$1 stream seq=0 value status=0 _ZSTOR_IN= _ZSTOR_OUT= _ZSTOR_PID=
+  shift
+  # One connection for the whole stream. Its end, for whatever reason, leaves nothing of what was not closed.
+  zstor_open || return
+  _zstor_ask .result.stream object.write_stream "$@" "key=$key" || status=$?
+  stream=${_ZSTOR_RESULT-}
+  while [ "$status" -eq 0 ]; do
+    if ! value=$(set -o pipefail && head -c 524288 | base64 -w 0); then
+      _zstor_failed '{"message": "the input cannot be read", "data": {"type": "input"}}'
+      status=1
+    elif [ -n "$value" ]; then
+      _zstor_ask .result stream.write "stream:=$stream" "seq:=$seq" "value_b64=$value" || status=$?
+      seq=$((seq + 1))
+    else
+      _zstor_ask .result.metadata stream.close "stream:=$stream" || status=$?
+      break
+    fi
+  done
+  zstor_close
+  [ "$status" -eq 0 ] || return "$status"
+  printf '%s\n' "$_ZSTOR_RESULT"
+}
+
+# One connection for many calls: it is faster, and the methods stream.* need it. zstor_call uses it until zstor_close.
+
+zstor_open() {
+  zstor_close
+  _zstor_connected || return
+  local socat
+  { coproc _ZSTOR_SOCAT { _zstor_socat 2>/dev/null; }; } 2>/dev/null
+  _ZSTOR_PID=$!
+  socat=("${_ZSTOR_SOCAT[@]}") # gone as soon as socat is
+  [ ${#socat[@]} -eq 2 ] && { exec {_ZSTOR_IN}<&"${socat[0]}" {_ZSTOR_OUT}>&"${socat[1]}"; } 2>/dev/null || { _zstor_silence && return 2; }
+  eval "exec ${socat[0]}<&- ${socat[1]}>&-"
+}
+
+zstor_close() { # what runs on the connection is cancelled
+  [ -n "${_ZSTOR_PID:-}" ] || return 0
+  [ -z "${_ZSTOR_IN:-}" ] || exec {_ZSTOR_IN}<&- {_ZSTOR_OUT}>&-
+  kill "$_ZSTOR_PID" 2>/dev/null || :
+  wait "$_ZSTOR_PID" 2>/dev/null || :
+  _ZSTOR_PID= _ZSTOR_IN= _ZSTOR_OUT=
+}
+
+zstor_next() { # what the daemon tells on the open connection, such as stream.data: one line of JSON. zstor_call passes over it
+  local line
+  IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" line || { _zstor_silence && return 2; }
+  printf '%s\n' "$line"
+}
+
+# --- How a call goes ---
+
+_zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filter makes of the reply, in _ZSTOR_RESULT
+  local filter=$1 method=$2 id="$BASHPID-$RANDOM$RANDOM" request reply= error
+  shift 2
+  _ZSTOR_RESULT= ZSTOR_ERROR=
+  request=$(_zstor_params "$@" | _zstor_request "$method" "$id" 2>/dev/null) && [ -n "$request" ] ||
+    { _zstor_failed '{"message": "parameters are NAME=TEXT, NAME:=JSON or one JSON object", "data": {"type": "usage"}}' && return 1; }
+  if [ -n "${_ZSTOR_OUT:-}" ]; then
+    (printf '%s\n' "$request" >&"$_ZSTOR_OUT") 2>/dev/null || :
+    until case $reply in *"$id"* | *'"id":null}') ;; *) false ;; esac; do
+      IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" reply || { _zstor_silence && return 2; }
+    done
+  else
+    _zstor_connected || return
+    reply=$(printf '%s\n' "$request" | _zstor_socat 2>/dev/null) || :
+  fi
+  case $reply in
+    *'"error":'*)
+      if error=$(printf '%s' "$reply" | jq -ce '.error // empty' 2>/dev/null); then
+        _zstor_failed "$error"
+        return 1
+      fi
+      ;;
+  esac
+  _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "$filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence && return 2; }
 }
 
 _zstor_params() { # the parameters as one JSON object
-  if [ $# -eq 0 ]; then
-    echo '{}'
-  elif [ $# -eq 1 ] && [ "${1:0:1}" = '{' ]; then
-    printf '%s\n' "$1"
+  [ $# -gt 0 ] || set -- '{}'
+  printf '\0%s' "$@" | jq -Rsc '
+    split("\u0000")[1:]
+    | map(if startswith("{") then fromjson
+          elif contains("=") | not then error("no value")
+          else split("=") as $parts | $parts[0] as $name | ($parts[1:] | join("=")) as $text
+            | if $name | endswith(":") then {($name[:-1]): ($text | fromjson)} else {($name): $text} end
+          end)
+    | add' 2>/dev/null
+}
+
+_zstor_request() { # METHOD ID, the parameters on stdin: the line to send
+  jq -ce --arg method "$1" --arg id "$2" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" \
+    '{jsonrpc: "2.0", id: $id, method: $method, params: (. + {_meta: ({timeoutSeconds: $seconds} + (._meta // {}))})}'
+}
+
+_zstor_socat() { # stdin to the daemon, its replies to stdout; the subshell that it runs in becomes socat
+  local socket name special seconds
+  socket=$(zstor_socket)
+  name=${socket##*/} seconds=$(_zstor_patience)
+  for special in '\' , : ! '"' "'" '(' '[' '{'; do name=${name//"$special"/"\\$special"}; done
+  case $socket in */*) socket=${socket%/*}/ ;; *) socket=. ;; esac
+  # From its directory: a path may be longer than the 107 bytes that a socket's address holds.
+  builtin cd -- "$socket" >/dev/null && exec socat -t "$seconds" -T "$seconds" - "UNIX-CONNECT:./$name"
+}
+
+_zstor_connected() { # whether a daemon of ours may listen
+  local socket
+  socket=$(zstor_socket)
+  if ! [ -S "$socket" ]; then
+    _zstor_failed "$(jq -nc --arg socket "$socket" '{message: "no daemon at \($socket)", data: {type: "no_daemon", hint: "zstor daemon"}}')"
+  elif ! [ -O "$socket" ]; then
+    _zstor_failed "$(jq -nc --arg socket "$socket" '{message: "\($socket) is not yours: nothing was sent", data: {type: "no_daemon"}}')"
   else
-    local word arguments=()
-    for word; do
-      case ${word%%=*} in
-        *:) arguments+=(--argjson "${word%%:=*}" "${word#*:=}") ;;
-        *) arguments+=(--arg "${word%%=*}" "${word#*=}") ;;
-      esac
-    done
-    jq -nc "${arguments[@]}" '$ARGS.named'
+    return 0
   fi
+  return 2
 }
 
-_zstor_request() { # METHOD PARAMS ID: the line to send
-  # The parameters come through a pipe: an argument holds 128 KiB at most.
-  printf '%s' "$2" | jq -c --arg method "$1" --argjson id "${3:-1}" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" \
-    '{jsonrpc: "2.0", id: $id, method: $method, params: (. + {_meta: ((._meta // {}) + {timeoutSeconds: $seconds})})}'
+_zstor_patience() { # whole seconds until a reply is missing
+  local seconds=${ZSTOR_TIMEOUT:-3600}
+  printf '%s\n' $((${seconds%.*} + ${ZSTOR_GRACE:-30}))
 }
 
-_zstor_result() { # the result of a reply on stdin, or its error
-  local reply
-  reply=$(cat)
-  if [ -z "$reply" ]; then
-    _zstor_failed '{"message": "the daemon closed the connection before it answered", "data": {"type": "no_daemon"}}'
-    return 2
-  elif printf '%s' "$reply" | jq -e 'has("error")' >/dev/null; then
-    _zstor_failed "$(printf '%s' "$reply" | jq -c .error)"
-    return 1
-  fi
-  printf '%s' "$reply" | jq -c .result
+_zstor_silence() {
+  _zstor_failed '{"message": "no answer: the daemon is stopped, or closed the connection", "data": {"type": "no_daemon"}}'
 }
 
 _zstor_failed() { # an error, on stderr and in ZSTOR_ERROR
   ZSTOR_ERROR=$1
   printf '%s' "$1" | jq -r '"zstor: \([.message, .data.detail // empty] | join(": "))\(.data.hint // "" | if . == "" then . else " (\(.))" end)"' >&2 ||
     printf 'zstor: %s\n' "$1" >&2
-}
-
-_zstor_connected() { # whether somebody listens
-  local socket
-  socket=$(zstor_socket)
-  if [ ! -S "$socket" ]; then
-    _zstor_failed "$(jq -nc --arg socket "$socket" '{message: "no daemon at \($socket)", data: {type: "no_daemon", hint: "zstor daemon"}}')"
-    return 2
-  fi
-}
-
-zstor_call() { # METHOD [JSON | NAME=TEXT | NAME:=JSON]...
-  local method=$1 request wait=$((${ZSTOR_TIMEOUT:-3600} + 60))
-  shift
-  request=$(_zstor_params "$@") || return 1
-  request=$(_zstor_request "$method" "$request") || return 1
-  _zstor_connected || return 2
-  # Not in a pipeline: ZSTOR_ERROR must reach the caller.
-  _zstor_result < <(printf '%s\n' "$request" | socat -t "$wait" - "UNIX-CONNECT:$(zstor_socket)")
-}
-
-zstor_put() { # FILE [KEY] [NAME=TEXT | NAME:=JSON]...: the daemon reads the file; prints the metadata
-  local file=$1 key=${2:-${1##*/}} params
-  shift $(($# > 2 ? 2 : $#))
-  params=$(_zstor_params "$@" | jq -c --arg key "$key" --arg path "$(realpath -- "$file")" '. + {key: $key, path: $path}') || return 1
-  zstor_call object.write_file "$params" | jq -c .metadata
-  return "${PIPESTATUS[0]}"
-}
-
-zstor_get() { # KEY [FILE] [NAME=TEXT | NAME:=JSON]...: the daemon writes the file, whole or not at all
-  local key=$1 file=${2:-${1##*/}} params
-  shift $(($# > 2 ? 2 : $#))
-  params=$(_zstor_params "$@" | jq -c --arg key "$key" --arg path "$(realpath -m -- "$file")" '. + {key: $key, path: $path}') || return 1
-  zstor_call object.read_file "$params" >/dev/null
-}
-
-zstor_read() { # KEY [NAME=TEXT | NAME:=JSON]...: the object to stdout, in ranges of one version
-  local key=$1 params version size offset=0 piece=$((3 * 1024 * 1024))
-  shift
-  params=$(_zstor_params "$@" | jq -c --arg key "$key" '. + {key: $key}') || return 1
-  local stat
-  stat=$(zstor_call object.stat "$params") || return $?
-  size=$(printf '%s' "$stat" | jq '(.metadata // .).size')
-  params=$(printf '%s\n%s' "$params" "$stat" | jq -sc '(.[0] | del(.key)) + {metadata: (.[1].metadata // .[1])}')
-  while [ "$offset" -lt "$size" ]; do
-    zstor_call object.read "$(printf '%s' "$params" | jq -c ". + {offset: $offset, length: $piece}")" |
-      jq -r .value_b64 | base64 -d || return 1
-    [ "${PIPESTATUS[0]}" -eq 0 ] || return 1
-    offset=$((offset + piece))
-  done
-}
-
-zstor_write() { # KEY [NAME=TEXT | NAME:=JSON]...: stdin becomes the object; prints the metadata
-  local key=$1 params stream seq=0 value status=0 in out
-  shift
-  params=$(_zstor_params "$@" | jq -c --arg key "$key" '. + {key: $key}') || return 1
-  _zstor_connected || return 2
-  # One connection for the whole stream. Its other end closing, for whatever reason, leaves nothing behind.
-  coproc ZSTOR_STREAM { socat -t 60 - "UNIX-CONNECT:$(zstor_socket)"; }
-  in=${ZSTOR_STREAM[0]} out=${ZSTOR_STREAM[1]}
-  _zstor_turn "$in" "$out" object.write_stream "$params" || status=$?
-  stream=$(printf '%s' "${ZSTOR_TURN:-}" | jq -r .stream)
-  while [ $status -eq 0 ]; do
-    value=$(head -c 524288 | base64 -w 0)
-    [ -n "$value" ] || break
-    params=$(printf '{"stream": "%s", "seq": %d, "value_b64": "%s"}' "$stream" "$seq" "$value")
-    _zstor_turn "$in" "$out" stream.write "$params" || status=$?
-    seq=$((seq + 1))
-  done
-  [ $status -ne 0 ] || _zstor_turn "$in" "$out" stream.close "{\"stream\": \"$stream\"}" || status=$?
-  exec {out}>&-
-  wait "$ZSTOR_STREAM_PID" 2>/dev/null
-  [ $status -ne 0 ] || printf '%s' "$ZSTOR_TURN" | jq -c .metadata
-  return $status
-}
-
-_zstor_turn() { # IN OUT METHOD PARAMS: a call on a connection that stays; its result in ZSTOR_TURN
-  local reply=
-  _zstor_request "$3" "$4" >&"$2" 2>/dev/null
-  IFS= read -r reply <&"$1"
-  ZSTOR_TURN=$(_zstor_result <<<"$reply" 2>/dev/null) || { local status=$?; _zstor_result <<<"$reply" >/dev/null; return $status; }
 }

@@ -65,7 +65,7 @@ def test_a_slow_reply_is_waited_for(place: Place) -> None:
 
 def test_a_deadline_is_the_daemons(place: Place) -> None:
     script = 'zstor_call object.changes since:="$(zstor_call object.changes | jq .cursor)" wait_seconds:=60'
-    assert "deadline" in bash(place, script, status=1, ZSTOR_TIMEOUT="1").stderr
+    assert "deadline" in bash(place, script, status=1, ZSTOR_TIMEOUT="0.1").stderr
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,6 @@ def test_the_error_is_there_as_json(place: Place) -> None:
 def test_without_a_daemon_it_says_so(place: Place) -> None:
     for call in ("zstor_call rpc.ping", "zstor_write x"):
         assert "no daemon" in bash(place, call, status=2, ZSTOR_SOCKET="/no/such/socket").stderr
-
-
-def test_any_method_can_be_called(place: Place) -> None:
-    script = """
-    for method in $(zstor_call rpc.discover | jq -r '.methods[:10][].name'); do
-      zstor_call "$method" no_such_parameter:=1 2>/dev/null
-      [ "$(echo "$ZSTOR_ERROR" | jq -r .data.type)" = invalid_params ] || echo "$method"
-    done
-    """
-    assert bash(place, script).stdout == ""
 
 
 def test_it_has_300_lines_at_most() -> None:

@@ -119,7 +119,7 @@ test('replies in crumbs, and what is no daemon', async () => {
   crumbs.close()
 })
 
-test('a socket path of any length will do', async () => {
+test('a socket path of any length will do, and costs no descriptor', { timeout: 60_000 }, async () => {
   const link = path.resolve('d'.repeat(100))
   symlinkSync(path.dirname(defaultSocket()), link)
   const open = () => execFileSync('ls', [`/proc/${process.pid}/fd`]).toString().trim().split('\n').length
@@ -128,7 +128,7 @@ test('a socket path of any length will do', async () => {
   own.close()
   const began = open()
   for (let turn = 0; turn < 5; turn++) await assert.rejects(Client.connect(`${link}/nobody.sock`), { code: 'ENOENT' })
-  assert.ok(open() <= began)
+  while (open() > began) await new Promise(setImmediate) // what failed is closed soon, or never
 })
 
 test('a daemon that is stopped holds nothing that has a time or is cancelled', async () => {
