@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
 import trio
 
-from tests.store.home import Home, content, delete, freed, get, keys, name, put
+from tests.daemon.client import SAFETY_NET_SECONDS
+from tests.store.home import Home, content, delete, freed, get, keys, name, put, small_shares
 from zstor_local import limits
-from zstor_local.errors import NotFound
+from zstor_local.errors import NoSpace, NotFound
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import Kind
+from zstor_local.shards.base import Room
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.log import Log
 from zstor_local.store.caller import Nobody
-from zstor_local.store.pace import unpaced
+from zstor_local.store.pace import Spend, unpaced
+from zstor_local.store.reading import stretch
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 
@@ -200,3 +209,81 @@ async def test_nothing_is_done_in_vain_twice(home: Home) -> None:
         before = home.files.calls["pwritev"]
         assert await store.compaction.compact(unpaced) == 0
         assert home.files.calls["pwritev"] == before
+
+
+def no_room(log: Log, shares: Sequence[ShareId]) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_what_is_to_be_freed_leaves_a_log_that_has_no_room_to_say_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        for key in range(60):
+            await put(store, f"{key}", content(key, 4_000))
+        for key in range(50):
+            await delete(store, f"{key}")
+        with monkeypatch.context() as full:
+            full.setattr(Log, "free", no_room)
+            assert await store.freeing.free_some() == 0
+            waiting, before = store.metastore.garbage_count(), log_bytes(home)
+            assert waiting == 150
+            assert await store.compaction.compact(unpaced) == 3 * 2
+            assert log_bytes(home) <= before - limits.SEGMENT_BYTES
+        await freed(store)  # the room that was made is there for what has to be said
+        assert store.metastore.garbage_count() == 0
+        await compact(store)
+    async with home.open() as store:
+        assert small_shares(store) == 3 * 10
+        assert await keys(store) == sorted(f"{key}" for key in range(50, 60))
+    home.metastore.unlink()
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await keys(store) == sorted(f"{key}" for key in range(50, 60))
+        for key in range(50, 60):
+            assert await get(store, f"{key}") == content(key, 4_000)
+
+
+async def test_what_is_read_stays_in_a_log_until_it_was_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)
+        for key in range(30):
+            await put(store, f"{key}", content(key, 4_000))
+        stored = store.objects.find(name("0"))
+        with store.objects.lease(stored.version):
+            for key in range(30):
+                await delete(store, f"{key}")
+            await compact(store)
+            assert await store.objects.read(stored, stretch(stored.record, None, None)) == content(0, 4_000)
+
+
+async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        for turn in range(20):
+            for key in range(10):
+                await put(store, f"{key}", content(turn * 10 + key, 4_000))
+        await freed(store)
+        before = log_bytes(home)
+        kept = before // 2
+
+        def room(shard: DirectoryShard) -> Room:
+            return Room(50 * kept, max(0, 2 * kept - log_bytes(home, shard.number)))
+
+        monkeypatch.setattr(DirectoryShard, "room", room)
+        compacted = trio.Event()
+        compact_all = store.compaction.compact
+
+        async def watched(spend: Spend) -> int:
+            removed = await compact_all(spend)
+            compacted.set()
+            return removed
+
+        monkeypatch.setattr(store.compaction, "compact", watched)
+        store.rooms._looked = -math.inf
+        with pytest.raises(NoSpace):
+            await put(store, "new", content(1, 4_000))
+        with trio.fail_after(SAFETY_NET_SECONDS):
+            await compacted.wait()
+        assert log_bytes(home) < kept
+        store.rooms._looked = -math.inf
+        await put(store, "new", content(1, 4_000))
+        assert await get(store, "9") == content(199, 4_000)

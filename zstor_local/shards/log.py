@@ -135,7 +135,9 @@ class Log:
 
     def flush(self) -> None:
         """Everything appended is durable when this returns. After an error the log is closed for good."""
-        segments = [*self._unsynced, self._current()]
+        if self._closed:
+            self._current()  # raises
+        segments = [*self._unsynced, *([self._writer] if self._writer else [])]
         try:
             for segment in segments:
                 self._files.fdatasync(segment.fd)

@@ -1,7 +1,7 @@
 """Compaction of the logs while they are used: one segment at a time, the most dead first; what counts is copied, then the segment goes.
 
 What a log says of a key is its newest entry there, and that never becomes older by compaction. An entry may go if
-- its small share, if it has one, was freed or lies elsewhere, and
+- its small share, if it has one, was freed or lies elsewhere, or is to be freed and nobody reads it (a full log cannot say so), and
 - its record is not the newest of its key, and the log holds that newest one: where it does not, that is appended first;
 - or it is a tombstone that no shard can need: nobody is owed a record, nothing of its version is still to be freed, and this log has
   nothing older of its key;
@@ -13,7 +13,7 @@ Everything else stays: what is not known, what does not open, and segments in wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,6 +42,7 @@ MANY: Final = 100_000  # rows of garbage: above that no tombstone is looked at
 log = logging.getLogger("zstor.store")
 
 _Key = tuple[NamespaceId, KeyHash]
+Unwanted = Callable[[], Set[ShareId]]
 
 
 @dataclass(slots=True)
@@ -66,12 +67,18 @@ class _Wanted:
 class Compaction:
     """One task for a store; `wake` it when much has been freed, or a disk is full."""
 
-    def __init__(self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, sealer: RecordSealer) -> None:
+    def __init__(
+        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, sealer: RecordSealer, *,
+        leased: Callable[[Version], bool], on_room: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`leased` tells which versions are being read; `on_room` is called when segments have gone."""
         self._runtime = runtime
         self._metastore = metastore
         self._pool = pool
         self._committer = committer
         self._sealer = sealer
+        self._leased = leased
+        self._on_room = on_room
         self._pace = Pace(RATE)
         self._woken = trio.Event()
         self._turn = trio.Lock()
@@ -96,6 +103,8 @@ class Compaction:
                     removed += await self._compact_shard(shard, spend, least)
                 except (ShardError, ZstorError) as error:
                     log.warning("the log of shard %s was not compacted: %s", shard.id, error)
+        if removed:
+            self._on_room()
         return removed
 
     async def _compact_shard(self, shard: Shard, spend: Spend, least: float) -> int:
@@ -103,14 +112,15 @@ class Compaction:
         if segments is None or shard.check() not in ("ok", "full") or self._committer.failure is not None:
             return 0
         found: list[tuple[float, int]] = []
+        unwanted = self._unwanted(shard)
         for number in await self._runtime.threads.run(segments.sealed):
-            dead, size = await self._runtime.threads.run(self._survey, segments, number)
+            dead, size = await self._runtime.threads.run(self._survey, segments, number, await self._runtime.threads.run(unwanted))
             await spend(size)
             if dead >= least and dead > self._in_vain.get((shard.number, number), 0.0):
                 found.append((dead, number))
         removed = 0
         for dead, number in sorted(found, reverse=True):
-            if await self._compact_segment(shard, segments, number, spend, least):
+            if await self._compact_segment(segments, number, unwanted, spend, least):
                 removed += 1
             else:
                 self._in_vain[shard.number, number] = dead
@@ -118,7 +128,7 @@ class Compaction:
 
     # --- What is dead, at a glance ---
 
-    def _survey(self, segments: Segments, number: int) -> tuple[float, int]:
+    def _survey(self, segments: Segments, number: int, unwanted: Set[ShareId]) -> tuple[float, int]:
         """The part of a segment that seems dead, and its bytes. A segment without entries is all dead, a damaged one not at all."""
         entries = segments.read(number)
         if entries is None:
@@ -127,7 +137,11 @@ class Compaction:
         current = self._current(entries)
         if self._metastore.debts_count() == 0:  # tombstones may have had their time
             current -= {envelope.sequence for envelope in _envelopes(entries) if _is_tombstone(envelope)}
-        live = (each for each in entries if _sequence(each) in current or segments.lies_at(number, each))
+        live = (
+            each
+            for each in entries
+            if _sequence(each) in current or (segments.lies_at(number, each) and _small_share(each) not in unwanted)
+        )
         return (1.0 if not total else 1 - sum(each.end - each.offset for each in live) / total), total
 
     def _current(self, entries: Sequence[Located]) -> set[int]:
@@ -139,7 +153,16 @@ class Compaction:
 
     # --- One segment ---
 
-    async def _compact_segment(self, shard: Shard, segments: Segments, number: int, spend: Spend, least: float) -> bool:
+    def _unwanted(self, shard: Shard) -> Unwanted:
+        """What tells which small shares of it are to be freed, as the metastore has it then."""
+
+        def look() -> Set[ShareId]:
+            rows = self._metastore.garbage(shard.number, MANY)
+            return {row.share for row in rows if row.small and not self._leased(row.share.version)}
+
+        return look
+
+    async def _compact_segment(self, segments: Segments, number: int, unwanted: Unwanted, spend: Spend, least: float) -> bool:
         entries = await self._runtime.threads.run(segments.read, number)
         if entries is None:
             return False
@@ -148,7 +171,9 @@ class Compaction:
         walk = _Walk(self._metastore, segments.all_but(number), wanted, elsewhere)
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
-        work = _Segment(self._metastore, self._committer, self._sealer, self._pool, segments, number, entries, wanted, elsewhere)
+        work = _Segment(
+            self._metastore, self._committer, self._sealer, self._pool, segments, number, unwanted, entries, wanted, elsewhere
+        )
         dead = await self._runtime.threads.run(work.dead_bytes)
         total = sum(located.end - located.offset for located in entries)
         if total and dead < least * total:
@@ -212,7 +237,7 @@ class _Segment:
 
     def __init__(
         self, metastore: Metastore, committer: Committer, sealer: RecordSealer, pool: ShardPool, segments: Segments, number: int,
-        entries: Sequence[Located], wanted: _Wanted, elsewhere: _Elsewhere,
+        unwanted: Unwanted, entries: Sequence[Located], wanted: _Wanted, elsewhere: _Elsewhere,
     ) -> None:  # fmt: skip
         self._metastore = metastore
         self._committer = committer
@@ -220,6 +245,8 @@ class _Segment:
         self._pool = pool
         self._segments = segments
         self._number = number
+        self._look_for_unwanted = unwanted
+        self._unwanted = unwanted()
         self._elsewhere = elsewhere
         self._here: dict[_Key, list[int]] = {}  # the sequences of each key in this segment
         for envelope in _envelopes(entries):
@@ -240,6 +267,8 @@ class _Segment:
     def carry(self, batch: Sequence[Located]) -> None:
         """Copy of a stretch what counts now."""
         items: list[ScannedEntry | Freed] = []
+        if self._unwanted:  # a repair may have put one of them here again
+            self._unwanted = self._look_for_unwanted()
         for located in batch:
             kept = self._keep(located, look_only=False)
             if kept is not None:
@@ -258,7 +287,7 @@ class _Segment:
         if isinstance(item, Freed):
             return [item] if item.share in self._elsewhere.shares and not self._segments.holds(item.share) else None
         envelope = item.entry.envelope
-        if self._segments.lies_at(self._number, located):
+        if self._segments.lies_at(self._number, located) and _small_share(located) not in self._unwanted:
             return [item]
         bare = item if item.entry.share_index is None else ScannedEntry(Entry(envelope), item.committed)
         if envelope.kind is Kind.VOID:
@@ -330,6 +359,13 @@ def void_of(sealer: RecordSealer, envelope: Envelope) -> tuple[int, int] | None:
 def _is_tombstone(envelope: Envelope) -> bool:
     """Whether it is one that may be forgotten some day; those of the store's own rows are few and stay."""
     return envelope.kind is Kind.TOMBSTONE and envelope.namespace != STORE_WIDE
+
+
+def _small_share(located: Located) -> ShareId | None:
+    """The small share that comes with an entry's record."""
+    if isinstance(located.item, Freed) or located.item.entry.share_index is None:
+        return None
+    return ShareId(located.item.entry.envelope.version, located.item.entry.share_index)
 
 
 def _sequence(located: Located) -> int | None:

@@ -6,6 +6,7 @@ A row goes only when its share is unlinked (or its entry is in the log) and that
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
 
 BATCH: Final = 500  # rows freed between two commits
+AGAIN_SECONDS: Final = 60.0  # after a shard that is there refused: its disk may have room again
 
 log = logging.getLogger("zstor.store")
 
@@ -38,6 +40,7 @@ class Freeing:
         self._committer = committer
         self._leased = leased
         self._woken = trio.Event()
+        self._refused = False
         self.lock = trio.Lock()  # held while shares are freed
 
     def wake(self) -> None:
@@ -45,8 +48,9 @@ class Freeing:
 
     async def run(self) -> None:
         while True:
-            await self._woken.wait()
-            self._woken = trio.Event()
+            with trio.move_on_after(AGAIN_SECONDS if self._refused else math.inf):
+                await self._woken.wait()
+            self._woken, self._refused = trio.Event(), False
             while await self.free_some():
                 pass
 
@@ -85,5 +89,6 @@ class Freeing:
         try:
             await run(free)
         except ShardError:
+            self._refused = True
             return []
         return rows

@@ -7,6 +7,7 @@ RESERVE_BYTES (or a fiftieth of a small disk); deletes, repairs and what else th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -18,6 +19,7 @@ from zstor_local.shards.base import Room, ShardError
 from zstor_local.shards.pool import ShardPool
 
 LOOK_SECONDS: Final = 1.0  # how old an answer may be: writes ask each time
+TELL_SECONDS: Final = 60.0  # between two calls of `on_full`
 WARN_PART: Final = 10  # a warning when less than a tenth is free
 RESERVE_PART: Final = 50  # of a disk so small that RESERVE_BYTES would be most of it
 
@@ -34,8 +36,11 @@ def _mib(count: int) -> str:
 class Rooms:
     """The disks of one store: that of the metastore, and those of the shards."""
 
-    def __init__(self, runtime: Runtime, store: str, pool: ShardPool) -> None:
+    def __init__(self, runtime: Runtime, store: str, pool: ShardPool, on_full: Callable[[], None]) -> None:
+        """`on_full` is called now and then while a shard's disk counts as full."""
         self._runtime = runtime
+        self._on_full = on_full
+        self._told = -TELL_SECONDS
         self._store = store
         self._pool = pool
         self._looked = -LOOK_SECONDS
@@ -87,6 +92,9 @@ class Rooms:
             except ShardError:
                 continue
         self._note(self._store_room(), shards)
+        if self._full and now - self._told >= TELL_SECONDS:
+            self._told = now
+            self._on_full()
 
     def _note(self, metastore: Room | None, shards: dict[int, Room]) -> None:
         self._metastore = metastore

@@ -99,7 +99,7 @@ class Store:
         self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
         self.reading = RoutedMetastore(metastore)  # other users' namespaces beside our own
         self.namespaces = Namespaces(runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy)
-        self.rooms = Rooms(runtime, config.store, pool)
+        self.rooms = Rooms(runtime, config.store, pool, lambda: self.compaction.wake())
         self.objects = Objects(
             runtime,
             self.reading,
@@ -146,7 +146,9 @@ class Store:
             copies=CopyCheck(runtime, metastore, sealer, lambda: [namespace.id for namespace in self.namespaces.all()]),
             collect=self.collect,
         )
-        self.compaction = Compaction(runtime, metastore, pool, self.committer, sealer)
+        self.compaction = Compaction(
+            runtime, metastore, pool, self.committer, sealer, leased=self.objects.leased, on_room=self.freeing.wake
+        )
         drain = Drain(runtime, metastore, pool, self.committer, self.namespaces, sealer, self.rows, self.shares_health, self.freeing)
         self.membership = Membership(
             runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, hasher, self.presence, drain,
