@@ -49,7 +49,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 # What the bare system must have. One line names all that is missing; zfec is compiled where no built one fits.
-needs-test: tools = socat nc curl jq node npm gcc
+needs-test: tools = socat nc curl jq node npm gcc zsh fish bash-completion
 needs needs-test:
 	@$(recent) || { echo "Python 3.11 or newer is needed as python3, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(missing) test -z "$$missing" || { echo "this needs:  sudo apt-get install -y$$missing" >&2; exit 1; }
@@ -60,4 +60,4 @@ header = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))
 missing = missing=""; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	$(built) || { command -v cc && test -e "$(header)"; } >/dev/null || missing="$$missing gcc python3-dev"; \
-	for tool in $(tools); do command -v $$tool >/dev/null || { case $$tool in nc) tool=netcat-openbsd;; node) tool=nodejs;; esac; missing="$$missing $$tool"; }; done;
+	for tool in $(tools); do command -v $$tool >/dev/null || test -e /usr/share/$$tool/bash_completion || { case $$tool in nc) tool=netcat-openbsd;; node) tool=nodejs;; esac; missing="$$missing $$tool"; }; done;

@@ -68,7 +68,7 @@ class Terminal:
     @property
     def text(self) -> str:
         """All it wrote so far, without them."""
-        return _ESCAPE.sub("", self.drawn).replace("\r\n", "\n")
+        return _ESCAPE.sub("", self.drawn).replace("\r\n", "\n").replace("\x07", "")
 
     def type(self, keys: str) -> None:
         os.write(self._controller, keys.encode())
@@ -77,10 +77,9 @@ class Terminal:
         """Ctrl-C."""
         os.write(self._controller, _CTRL_C)
 
-    def read_until(self, wanted: str | Callable[[str], bool]) -> str:
-        """Wait until the text holds something."""
-        found = wanted if callable(wanted) else lambda text: wanted in text
-        self._follow(lambda: found(self.text), what=wanted)
+    def read_until(self, wanted: str, *, again: Callable[[], None] | None = None) -> str:
+        """Wait until the text holds something; `again` is done every second meanwhile."""
+        self._follow(lambda: wanted in self.text, what=wanted, again=again)
         return self.text
 
     def end(self) -> int:
@@ -97,9 +96,13 @@ class Terminal:
         colors = re.findall(r"\x1b\[[0-9;]*m", self.drawn)
         return termios.tcgetattr(self._terminal) == self._settings and shown and normal and (not colors or colors[-1] == "\x1b[0m")
 
-    def _follow(self, done: Callable[[], bool], *, what: object) -> None:
+    def _follow(self, done: Callable[[], bool], *, what: str, again: Callable[[], None] | None = None) -> None:
         latest = time.monotonic() + _SECONDS
+        each = time.monotonic() + 1
         while not done():
+            if again is not None and time.monotonic() > each:
+                each = time.monotonic() + 1
+                again()
             assert time.monotonic() < latest, f"waited in vain for {what!r}; there was: {self.text}"
             if not self._read(0.05) and self.process.poll() is not None:
                 while self._read(0):

@@ -133,8 +133,9 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pit", "f"], "no command 'pit'; did you mean 'put'?"),
-        (["xyzzy"], "no command 'xyzzy'"),
+        (["ptu", "f"], "no such command 'ptu'. Did you mean 'put'?"),
+        (["xyzzy"], "no such command 'xyzzy'"),
+        (["cas", "ptu", "f"], "no such command 'ptu'. Did you mean 'put'?"),
         (["put"], "missing argument"),
         (["put", "f", "--exlusive"], "--exclusive"),
         (["put", "-"], "- has no name of its own: give a KEY"),

@@ -5,35 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final, cast
 
 import click
-from click.shell_completion import CompletionItem
 
-from zstor_local.cli.client import Client, Json, NoDaemon
+from zstor_local.cli.client import Json
 from zstor_local.cli.handover import source
-from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.config import ConfigError
-from zstor_local.errors import ZstorError
 
 _PARAMETER: Final = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<sign>:=|:@|=)(?P<value>.*)\Z", re.DOTALL)
-
-
-def _methods(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The methods that the running daemon names; none where none runs."""
-    try:
-        with ctx.find_root().ensure_object(Options).connect() as client:
-            return [CompletionItem(name) for name in _names(client) if name.startswith(incomplete)]
-    except (NoDaemon, ConfigError, ZstorError):
-        return []
-
-
-def _names(client: Client) -> Iterator[str]:
-    document = cast("dict[str, list[dict[str, str]]]", client.call("rpc.discover", {}))
-    return (method["name"] for method in document["methods"])
 
 
 _EXAMPLES: Final = """\b
@@ -43,7 +25,7 @@ For example:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("method", shell_complete=_methods)
+@click.argument("method", shell_complete=completed("methods"))
 @click.argument("parameters", metavar="[NAME=TEXT | NAME:=JSON | fd:@FILE]...", nargs=-1)
 @no_progress
 @as_json

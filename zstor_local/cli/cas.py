@@ -15,7 +15,7 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import Handover, destination, source, standard_output
 from zstor_local.cli.interrupting import if_interrupted
-from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Collected, Content, ContentsPage, Sent, Unpinned, Uploaded
 
@@ -28,7 +28,7 @@ def cas() -> None:
 
 
 @cas.command(epilog="From a pipe:  tar c photos | zstor cas put -")
-@click.argument("files", metavar="FILE|-…", nargs=-1, required=True)
+@click.argument("files", metavar="FILE|-…", nargs=-1, required=True, type=FILE)
 @click.option("--pin/--no-pin", default=True, help="Without a pin it is kept for 7 days.")
 @owned
 @click.option("--reason", metavar="TEXT", help="Why it is kept.")
@@ -60,8 +60,8 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
 
 
 @cas.command()
-@click.argument("id_", metavar="ID")
-@click.argument("file", metavar="[FILE|-]", required=False)
+@click.argument("id_", metavar="ID", shell_complete=completed("contents"))
+@click.argument("file", metavar="[FILE|-]", required=False, type=FILE)
 @click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--offset", type=click.IntRange(min=0), metavar="BYTES", help="Leave out the first BYTES.")
 @click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="At most so many bytes.")
@@ -95,7 +95,7 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
 
 
 @cas.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=completed("contents"))
 @owned
 @click.option("--reason", metavar="TEXT", help="Why it is kept.")
 @as_json
@@ -111,7 +111,7 @@ def pin(options: Options, id_: str, owner: str | None, reason: str | None) -> No
 
 
 @cas.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=completed("contents"))
 @owned
 @click.option("--forget", is_flag=True, help="Delete it at once, if nobody else keeps it.")
 @as_json
@@ -149,7 +149,7 @@ def ls(options: Options, owner: str | None) -> None:
 
 
 @cas.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=completed("contents"))
 @as_json
 @connection
 @pass_options
@@ -171,7 +171,7 @@ def stat(options: Options, id_: str) -> None:
 
 
 @cas.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=completed("contents"))
 @no_progress
 @as_json
 @connection

@@ -13,14 +13,14 @@ import click
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.handover import Handover, destination, standard_output
-from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Sent
 
 
 @click.command()
-@click.argument("key")
-@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False)
+@click.argument("key", shell_complete=completed("keys"))
+@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False, type=FILE)
 @click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
 @click.option("-r", "recursive", is_flag=True, help="All objects below KEY/, as the files of a DIRECTORY.")
 @click.option("--links-outside", is_flag=True, help="With -r: make symbolic links that lead out of the DIRECTORY too.")

@@ -11,7 +11,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.objects import named
-from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import RepairedAll, Written
 from zstor_local.errors import Cancelled, ZstorError
@@ -31,7 +31,7 @@ class Check(TypedDict):
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True, shell_complete=completed("keys"))
 @click.option("--fast", is_flag=True, help="Only look whether the shares are there and long enough.")
 @no_progress
 @as_json
@@ -68,7 +68,7 @@ def _line(key: str, found: Check) -> str:
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1)
+@click.argument("keys", metavar="KEY...", nargs=-1, shell_complete=completed("keys"))
 @click.option("--all", "everything", is_flag=True, help="All objects of all namespaces.")
 @no_progress
 @as_json

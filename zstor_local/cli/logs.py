@@ -16,13 +16,15 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import destination, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
-from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogsPage, LogView
 
 FOLLOW_SECONDS: Final = 300
 
-a_log = click.option("--log", "log", default="default", metavar="LOG", help="The log (the one called “default”).")
+a_log = click.option(
+    "--log", "log", default="default", metavar="LOG", shell_complete=completed("logs"), help="The log (the one called “default”)."
+)
 
 
 @click.group()
@@ -225,7 +227,7 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 
 
 @log.command()
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="FILE|-", type=FILE)
 @click.option("-f", "--force", is_flag=True, help="Replace a file that is there.")
 @a_log
 @no_progress
@@ -247,7 +249,7 @@ def export(options: Options, file: str, force: bool, log: str) -> None:
 
 
 @log.command("import")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", type=FILE)
 @click.option("--log", "log", metavar="LOG", help="The log to make of it (the one it was exported from).")
 @no_progress
 @as_json

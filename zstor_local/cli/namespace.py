@@ -11,7 +11,7 @@ import click
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.interrupting import if_interrupted
-from zstor_local.cli.options import Decorator, Function, Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Invited, JobStarted, JoiningKey, NamespaceDeleted, NamespaceJoined, NamespacePage, NamespaceShown
 
@@ -69,7 +69,7 @@ def create(options: Options, /, name: str, placement: tuple[str, ...], quota: in
 
 
 @namespace.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=completed("namespaces"))
 @_policy_options
 @click.option("--quota", metavar="SIZE|none", help="Bytes that its objects may have together.")
 @click.option("--rewrite", is_flag=True, help="Convert the objects that are there, with new keys, as a job.")
@@ -92,7 +92,7 @@ def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: str 
 
 
 @namespace.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("namespaces"))
 @click.option("--force", is_flag=True, help="Delete its objects with it.")
 @no_progress
 @as_json
@@ -130,7 +130,7 @@ def ls(options: Options) -> None:
 
 
 @namespace.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("namespaces"))
 @as_json
 @connection
 @pass_options
@@ -140,7 +140,7 @@ def get(options: Options, name: str) -> None:
 
 
 @namespace.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("namespaces"))
 @click.argument("user")
 @click.argument("public_key", metavar="PUBLIC-KEY")
 @as_json

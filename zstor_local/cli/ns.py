@@ -14,7 +14,7 @@ from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.interrupting import ends_by_interrupt
-from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.cli.shapes import NameFetched, NameListed, NamesPage
 
 WATCH_SECONDS: Final = 300
@@ -26,7 +26,7 @@ def ns() -> None:
 
 
 @ns.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=completed("names"))
 @click.argument("value", metavar="TEXT|-")
 @click.option("--if-seq", type=click.IntRange(min=0), metavar="N", help="Only while this is its number; 0: while it is not there.")
 @as_json
@@ -50,7 +50,7 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
 
 
 @ns.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("names"))
 @as_json
 @connection
 @pass_options
@@ -61,7 +61,7 @@ def get(options: Options, name: str) -> None:
 
 
 @ns.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("names"))
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="N", help="Begin with the first change above this number.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many changes.")
 @as_json
@@ -81,7 +81,7 @@ def watch(options: Options, name: str, after: int, count: int | None) -> None:
 
 
 @ns.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=completed("names"))
 @as_json
 @connection
 @pass_options
@@ -100,7 +100,7 @@ def ls(options: Options, prefix: str) -> None:
 
 
 @ns.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completed("names"))
 @click.option("--if-seq", type=click.IntRange(min=0), metavar="N", help="Only while this is the name's number.")
 @as_json
 @connection

@@ -12,13 +12,13 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
 from zstor_local.cli.listing import items
-from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.shapes import Deleted, Metadata, Written
 from zstor_local.errors import Cancelled, ZstorError
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True, shell_complete=completed("keys"))
 @click.option("-r", "recursive", is_flag=True, help="And all objects below KEY/; asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @no_progress
@@ -55,7 +55,7 @@ def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> i
 
 
 @click.command()
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", shell_complete=completed("keys"))
 @click.option("-l", "long", is_flag=True, help="With size, time of the last change, and health.")
 @as_json
 @namespace
@@ -79,7 +79,7 @@ def ls(options: Options, prefix: str, long: bool) -> None:
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @as_json
 @namespace
 @connection

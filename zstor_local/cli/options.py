@@ -7,14 +7,19 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import click
 
 from zstor_local.cli.client import Client
 from zstor_local.config import Config, ConfigError, config_file, load_config
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 Function = TypeVar("Function", bound=Callable[..., object])
+Completed: TypeAlias = Literal["keys", "namespaces", "names", "logs", "contents", "shards", "methods"]
+Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
 
 
 class Decorator(Protocol):
@@ -66,9 +71,33 @@ def _keep_path(ctx: click.Context, param: click.Parameter, value: str | None) ->
     _keep(ctx, param, value and str(Path(value).absolute()))
 
 
-def _shared(*names: str, path: bool = False, metavar: str | None = None, flag: bool = False, text: str) -> Decorator:
-    callback = _keep_path if path else _keep
-    return click.option(*names, callback=callback, expose_value=False, metavar=metavar, is_flag=flag, help=text)
+def completed(what: Completed) -> Completer:
+    """What click takes as `shell_complete`: the names that the running daemon has."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from zstor_local.cli.completing import complete
+
+        return complete(what, ctx, incomplete)
+
+    return complete
+
+
+FILE: Final = click.Path(readable=False, allow_dash=True)  # the shells complete it; whether it can be opened is said where it is
+
+
+def _shared(
+    *names: str, path: bool = False, metavar: str | None = None, flag: bool = False, text: str, complete: Completer | None = None
+) -> Decorator:
+    return click.option(
+        *names,
+        callback=_keep_path if path else _keep,
+        expose_value=False,
+        metavar=metavar,
+        is_flag=flag,
+        type=FILE if path else None,
+        help=text,
+        shell_complete=complete,
+    )
 
 
 def connection(function: Function) -> Function:
@@ -77,7 +106,13 @@ def connection(function: Function) -> Function:
     return _shared("--config", path=True, metavar="FILE", text="The configuration file.")(function)
 
 
-namespace = _shared("-n", "--namespace", metavar="NAME", text="The namespace (the configured default, at first “default”).")
+namespace = _shared(
+    "-n",
+    "--namespace",
+    metavar="NAME",
+    text="The namespace (the configured default, at first “default”).",
+    complete=completed("namespaces"),
+)
 as_json = _shared("--json", flag=True, text="JSON for programs, errors too.")
 no_progress = _shared("--no-progress", flag=True, text="No progress bar.")
 pass_options = click.make_pass_decorator(Options, ensure=True)

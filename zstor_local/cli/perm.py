@@ -8,7 +8,7 @@ from typing import Final, cast
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.cli.shapes import PermissionGiven, PermissionList, Rights
 
 WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
@@ -20,7 +20,7 @@ def perm() -> None:
 
 
 @perm.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=completed("namespaces"))
 @click.argument("user")
 @click.argument("permissions", metavar="read|write|delete|admin...", nargs=-1, required=True, type=WORDS)
 @as_json
@@ -32,7 +32,7 @@ def give(options: Options, namespace: str, user: str, permissions: tuple[str, ..
 
 
 @perm.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=completed("namespaces"))
 @click.argument("user")
 @click.argument("permissions", metavar="read|write|delete|admin...", nargs=-1, required=True, type=WORDS)
 @as_json
@@ -48,7 +48,7 @@ def remove(options: Options, namespace: str, user: str, permissions: tuple[str, 
 
 
 @perm.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=completed("namespaces"))
 @click.argument("user")
 @as_json
 @connection
@@ -61,7 +61,7 @@ def get(options: Options, namespace: str, user: str) -> None:
 
 
 @perm.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=completed("namespaces"))
 @as_json
 @connection
 @pass_options

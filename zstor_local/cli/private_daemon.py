@@ -44,6 +44,11 @@ class PrivateDaemon:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.kill()
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start the daemon and return when it listens."""
         self._process = process = subprocess.Popen(

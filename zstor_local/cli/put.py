@@ -11,7 +11,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
 from zstor_local.cli.handover import source
-from zstor_local.cli.options import Options, as_json, connection, namespace, no_progress, pass_options
+from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.shapes import Metadata, Written
 
@@ -25,14 +25,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 @click.command(epilog="From a pipe:  tar c photos | zstor put - photos.tar")
-@click.argument("file", metavar="FILE|DIRECTORY|-")
-@click.argument("key", required=False)
+@click.argument("file", metavar="FILE|DIRECTORY|-", type=FILE)
+@click.argument("key", required=False, shell_complete=completed("keys"))
 @click.option("-r", "recursive", is_flag=True, help="A DIRECTORY with all in it: KEY/name for each, with mode and time.")
 @click.option("--if-version", metavar="VERSION", help="Only if this is the version that is there.")
 @click.option("--exclusive", is_flag=True, help="Only if no object has the key.")
 @click.option("--user", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Text to keep beside it; may be repeated.")
 @click.option("--reference", metavar="TEXT", multiple=True, help="A reference to keep beside it; may be repeated.")
-@click.option("--previous", metavar="KEY", help="Link it behind this object, which nothing else may follow.")
+@click.option(
+    "--previous", metavar="KEY", shell_complete=completed("keys"), help="Link it behind this object, which nothing else may follow."
+)
 @click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="Refuse any other size; a broken pipe looks like its end.")
 @click.option("--digest", metavar="blake3:HEX", help="Refuse any other content.")
 @no_progress

@@ -9,7 +9,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
-from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 from zstor_local.cli.shapes import KeysPage, References, Written
 
 
@@ -19,7 +19,7 @@ def ref() -> None:
 
 
 @ref.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @click.argument("references", metavar="REFERENCE...", nargs=-1, required=True)
 @as_json
 @namespace
@@ -34,7 +34,7 @@ def add(options: Options, key: str, references: tuple[str, ...]) -> None:
 
 
 @ref.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @click.argument("references", metavar="REFERENCE...", nargs=-1, required=True)
 @as_json
 @namespace
@@ -46,7 +46,7 @@ def rm(options: Options, key: str, references: tuple[str, ...]) -> None:
 
 
 @ref.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @as_json
 @namespace
 @connection

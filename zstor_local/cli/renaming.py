@@ -9,12 +9,12 @@ import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
-from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 from zstor_local.cli.shapes import Written
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @click.argument("new_key")
 @click.option("--exclusive", is_flag=True, help="Only if no object has NEW_KEY.")
 @as_json
@@ -30,7 +30,7 @@ def mv(options: Options, key: str, new_key: str, exclusive: bool) -> None:
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @click.argument("new_key")
 @click.option("--exclusive", is_flag=True, help="Only if no object has NEW_KEY.")
 @as_json

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -21,6 +21,9 @@ from zstor_local.config import ConfigError
 from zstor_local.errors import Cancelled, ZstorError
 from zstor_local.store.faults import Refused
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 DONE: Final = 0
 REFUSED: Final = 1
 NO_DAEMON: Final = 2
@@ -28,37 +31,37 @@ USAGE: Final = 3
 
 # Each command's module, imported when the command is used: `zstor get` need not know how to draw a status.
 COMMANDS: Final = {
-    "daemon": "service",
-    "init": "service",
-    "put": "put",
-    "get": "get",
-    "rm": "objects",
-    "ls": "objects",
-    "stat": "objects",
-    "mv": "renaming",
-    "cp": "renaming",
-    "walk": "walk",
-    "ref": "references",
-    "cas": "cas",
-    "ns": "ns",
-    "log": "logs",
-    "node": "node",
-    "check": "health",
-    "repair": "health",
-    "namespace": "namespace",
-    "perm": "perm",
-    "token": "token",
-    "scrub": "upkeep",
-    "collect": "upkeep",
-    "status": "status",
-    "shard": "shard",
-    "call": "call",
-    "rebuild": "rebuilding",
-    "key": "key",
-    "systemd": "systemd",
-    "bench": "measure",
-    "demo": "demo",
-    "complete": "complete",
+    "daemon": "cli.service",
+    "init": "cli.service",
+    "put": "cli.put",
+    "get": "cli.get",
+    "rm": "cli.objects",
+    "ls": "cli.objects",
+    "stat": "cli.objects",
+    "mv": "cli.renaming",
+    "cp": "cli.renaming",
+    "walk": "cli.walk",
+    "ref": "cli.references",
+    "cas": "cli.cas",
+    "ns": "cli.ns",
+    "log": "cli.logs",
+    "node": "cli.node",
+    "check": "cli.health",
+    "repair": "cli.health",
+    "namespace": "cli.namespace",
+    "perm": "cli.perm",
+    "token": "cli.token",
+    "scrub": "cli.upkeep",
+    "collect": "cli.upkeep",
+    "status": "cli.status",
+    "shard": "cli.shard",
+    "call": "cli.call",
+    "rebuild": "cli.rebuilding",
+    "key": "cli.key",
+    "systemd": "cli.systemd",
+    "bench": "bench.command",
+    "demo": "cli.demo",
+    "complete": "cli.complete",
 }
 
 # What `zstor --help` says of each, so that it need not import them all; a test compares.
@@ -98,7 +101,7 @@ SUMMARIES: Final = {
 
 
 class Commands(click.Group):
-    """Finds a command by name in its module, and suggests the nearest name for one that does not exist."""
+    """Finds a command by name in its module; knows all names, for help, completion and near misses, without one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -110,17 +113,20 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"zstor_local.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"zstor_local.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""), ctx)
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        named = [CompletionItem(name, help=summary) for name, summary in SUMMARIES.items() if name.startswith(incomplete)]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group(

@@ -11,7 +11,7 @@ import click
 from zstor_local.cli import text
 from zstor_local.cli.client import Object
 from zstor_local.cli.interrupting import if_interrupted
-from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
+from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.serving import serve
 from zstor_local.cli.shapes import Shard
@@ -46,7 +46,7 @@ def ls(options: Options) -> None:
 
 
 @shard.command()
-@click.argument("place", metavar="DIRECTORY|URL")
+@click.argument("place", metavar="DIRECTORY|URL", type=FILE)
 @click.option("--group", metavar="NAME", help="What it shares its fate with: a disk, a host. Its file system or host if left out.")
 @as_json
 @connection
@@ -66,8 +66,8 @@ def add(options: Options, place: str, group: str | None) -> None:
 
 
 @shard.command()
-@click.argument("shard_id", metavar="SHARD")
-@click.argument("place", metavar="[DIRECTORY|URL]", required=False)
+@click.argument("shard_id", metavar="SHARD", shell_complete=completed("shards"))
+@click.argument("place", metavar="[DIRECTORY|URL]", required=False, type=FILE)
 @no_progress
 @as_json
 @connection
@@ -84,7 +84,7 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
 
 
 @shard.command()
-@click.argument("shard_id", metavar="SHARD")
+@click.argument("shard_id", metavar="SHARD", shell_complete=completed("shards"))
 @click.option("--force", is_flag=True, help="Forget it at once, unless objects would be lost; what it held is made anew afterwards.")
 @no_progress
 @as_json

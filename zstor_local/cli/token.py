@@ -8,7 +8,7 @@ from typing import Final, cast
 import click
 
 from zstor_local.cli.client import Json
-from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.cli.shapes import TokenShown
 
 WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
@@ -20,7 +20,7 @@ def token() -> None:
 
 
 @token.command()
-@click.argument("namespace")
+@click.argument("namespace", shell_complete=completed("namespaces"))
 @click.argument("permissions", metavar="read|write|delete|admin...", nargs=-1, required=True, type=WORDS)
 @click.option("--user", metavar="USER", help="Whose token it is (the owner's, who has every right).")
 @click.option("--ttl", type=click.IntRange(1, 86_400), metavar="SECONDS", help="When it expires (300).")
@@ -67,7 +67,13 @@ def keys(options: Options, rotate: bool, signs_in: int | None) -> None:
 
 @token.command()
 @click.option("--user", metavar="USER", help="Every token of USER.")
-@click.option("--namespace", "space", metavar="NAME", help="Every token for this namespace; with --user, the user's.")
+@click.option(
+    "--namespace",
+    "space",
+    metavar="NAME",
+    shell_complete=completed("namespaces"),
+    help="Every token for this namespace; with --user, the user's.",
+)
 @click.option("--jti", metavar="ID", help="One token, by its id.")
 @click.option("--key", "kid", metavar="ID", help="A signing key, with all that it signed.")
 @click.option("--all", "every", is_flag=True, help="Every token.")

@@ -10,7 +10,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
-from zstor_local.cli.options import Options, as_json, connection, namespace, pass_options
+from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 from zstor_local.cli.shapes import Item, Page
 
 
@@ -20,7 +20,7 @@ def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 
 @click.command(epilog="What was put behind what:  zstor put --previous a b && zstor walk a")
-@click.argument("key")
+@click.argument("key", shell_complete=completed("keys"))
 @click.option("--backward", is_flag=True, help="To the objects before it, not to those that follow.")
 @click.option("--start", metavar="TIME", callback=_time, help="Only objects created at TIME or later: 2026-01-31T12:00:00Z.")
 @click.option("--end", metavar="TIME", callback=_time, help="Only objects created at TIME or earlier.")

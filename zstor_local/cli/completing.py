@@ -1,0 +1,86 @@
+"""What the shells complete beside commands, options and files: what the running daemon has. Without one nothing, and not a word."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, TypeAlias, cast
+
+import click
+from click.shell_completion import CompletionItem
+
+from zstor_local.cli.client import Client, Json, NoDaemon
+from zstor_local.cli.options import Completed, Options
+from zstor_local.config import ConfigError
+from zstor_local.errors import ZstorError
+
+Ask: TypeAlias = Callable[[Client, Options, str], Sequence[str]]
+
+_SECONDS: Final = 1.0  # that somebody who pressed Tab waits at most
+_MOST: Final = 200  # more than that nobody reads
+# What every shell takes as one word as it stands: bash does not quote what is completed, so that a key from somebody else may be a
+# command there, and fish's part ends at a comma.
+_PLAIN: Final = re.compile(r"[\w@%+=:./][\w@%+=:./-]*\Z")
+
+
+class _TooLate(Exception):
+    """The daemon did not answer in time."""
+
+
+def complete(what: Completed, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The names that begin so, as the daemon answers them."""
+    options = ctx.find_root().ensure_object(Options)
+    try:
+        with _soon(), options.connect() as client:
+            found = _ASK[what](client, options, incomplete)
+    except (NoDaemon, ConfigError, ZstorError, OSError, _TooLate):
+        return []
+    return [CompletionItem(name) for name in found if name.startswith(incomplete) and _PLAIN.match(name)]
+
+
+@contextmanager
+def _soon() -> Iterator[None]:
+    signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _late(number: int, frame: FrameType | None) -> None:
+    raise _TooLate
+
+
+def _items(method: str, member: str, *, prefix: bool = False) -> Ask:
+    """One member of each item of the first page."""
+
+    def ask(client: Client, options: Options, incomplete: str) -> list[str]:
+        params: dict[str, Json] = {"limit": _MOST, **({"prefix": incomplete} if prefix else {})}
+        if method == "object.list" and options.namespace:
+            params["namespace"] = options.namespace
+        return [item[member] for item in cast("dict[str, list[dict[str, str]]]", client.call(method, params))["items"]]
+
+    return ask
+
+
+def _methods(client: Client, options: Options, incomplete: str) -> list[str]:
+    return [method["name"] for method in cast("dict[str, list[dict[str, str]]]", client.call("rpc.discover", {}))["methods"]]
+
+
+def _shards(client: Client, options: Options, incomplete: str) -> list[str]:
+    return [shard["id"] for shard in cast("dict[str, list[dict[str, str]]]", client.call("shard.list", {}))["shards"]]
+
+
+_ASK: Final[Mapping[Completed, Ask]] = {
+    "keys": _items("object.list", "key", prefix=True),
+    "namespaces": _items("namespace.list", "namespace"),
+    "names": _items("ns.list", "name", prefix=True),
+    "logs": _items("log.list", "log"),
+    "contents": _items("cas.list", "id"),
+    "shards": _shards,
+    "methods": _methods,
+}
