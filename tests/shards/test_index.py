@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.descriptors import open_descriptors
 from tests.shards.ground import Ground, entry, read_share, version
 from zstor_local.model.ids import ShareId
+from zstor_local.runtime import Buffer
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.index import IndexDamaged, LogIndex, Place, Progress
+from zstor_local.shards.segment import Located, SegmentHeader, scan_segment
 
 
 def share(number: int, index: int = 0) -> ShareId:
@@ -238,6 +242,70 @@ def test_up_to_date_it_reads_nothing_of_the_log_again(filled: Ground, path: str)
         filled.open(index=index, writer=None)
         assert index.waiting == 0
         filled.close()
+
+
+def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        shard.append([entry(each, content(each)) for each in (101, 102)], 100)
+        shard.flush()
+        filled.close()
+    headers: list[SegmentHeader] = []
+    entries: list[Located] = []
+    parse = SegmentHeader.parse
+
+    def parsed(data: Buffer) -> SegmentHeader:
+        headers.append(parse(data))
+        return headers[-1]
+
+    def scanned(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[Located]:
+        for located in scan_segment(key, read, start, length):
+            entries.append(located)
+            yield located
+
+    monkeypatch.setattr(SegmentHeader, "parse", parsed)
+    monkeypatch.setattr("zstor_local.shards.log.scan_segment", scanned)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=None)
+        assert shard.newest_writer() == 2
+        assert [each.sequence for each in shard.unsettled()] == [101, 102]
+        assert len(shard.log.segments()) > 10
+        assert len(headers) == 4
+        assert len(entries) == 2
+        filled.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tmp_path: Path, short_segments: int, seed: int) -> None:
+    """Appends that say what is committed, some groups never committed, shares freed, copies of old entries; with any index."""
+    random, kept = Random(seed), tmp_path / "kept.sqlite"
+    index = LogIndex(path)
+    shard, sequence, committed = real.new(index=index), 0, 0
+    for step in range(60):
+        match random.choice(["commit", "commit", "lose", "free", "copy", "flush"]):
+            case "commit" | "lose" as outcome:
+                group = [entry(sequence + each, content(sequence + each)) for each in range(1, random.randrange(2, 6))]
+                shard.append(group, committed)
+                sequence = group[-1].envelope.sequence
+                committed = sequence if outcome == "commit" else committed
+            case "free" if sequence:
+                shard.free([share(random.randint(1, sequence))], small=True)
+            case "copy" if sequence:
+                shard.log.copy([*islice(shard.scan(), random.randrange(3))])
+            case "flush":
+                index.flush()
+        if step == 30:
+            index.flush()
+            with closing(sqlite3.connect(path)) as now, closing(sqlite3.connect(kept)) as copy:
+                now.backup(copy)
+    newest = index.progress(0).committed
+    expected = [found.entry.envelope.sequence for found in shard.scan() if found.entry.envelope.sequence > newest]
+    real.close()
+    index.close()
+    for known in (path, str(kept), ":memory:"):
+        with opened(known) as index:
+            assert [each.sequence for each in real.open(index=index, writer=None).unsettled()] == expected
+            real.close()
 
 
 def test_behind_the_log_it_reads_the_rest(filled: Ground, path: str, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.index import LogIndex
 from zstor_local.shards.segment_files import OPEN_SEGMENTS
 
 
@@ -179,6 +182,24 @@ def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: 
     fill(shard, 12, 14)
     for opened in real.now_and_after_a_restart():
         assert readable(opened, 1, 14) == [1, 2, 3, 12, 13, 14]
+
+
+def test_what_an_append_left_that_broke_off_is_unsettled(real: Ground, short_segments: int, tmp_path: Path) -> None:
+    with closing(LogIndex(str(tmp_path / "index.sqlite"))) as index:
+        shard = real.new(index=index)
+        fill(shard, 1, 3)
+        real.faults.fail("allocate", lambda path: path == real.segment(3), errno.ENOSPC)
+        with pytest.raises(ShardError):
+            shard.append([entry(number, content(number)) for number in range(4, 30)], 3)
+        shard.append([entry(40, content(40))], 3)
+        shard.flush()
+        real.close()
+    with closing(LogIndex(str(tmp_path / "index.sqlite"))) as index:
+        shard = real.open(index=index, writer=None)
+        unsettled = [each.sequence for each in shard.unsettled()]
+        assert unsettled == [found.entry.envelope.sequence for found in shard.scan() if found.entry.envelope.sequence > 3]
+        assert unsettled[0] == 4
+        real.close()
 
 
 def test_the_newest_segment_bears_the_writer_number(real: Ground) -> None:

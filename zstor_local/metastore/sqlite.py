@@ -94,7 +94,7 @@ class SqliteMetastore(SqliteLookups):
             raise
         self._store_id = StoreId(row[1])
         self._committed = SqliteLookups(self._writer)
-        self._no_debts = not self.debts_count()  # stays false once there were some in this life
+        self._no_debts = not self._all("select 1 from debt limit 1", ())  # stays false once there were some in this life
 
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:

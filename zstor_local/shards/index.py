@@ -19,7 +19,7 @@ from zstor_local.model.ids import ShareId, Version
 from zstor_local.value import value
 
 FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most this many entries are read again after a kill
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _PAGE: Final = 1_000  # versions read at once
 _PLACE: Final = struct.Struct("<HBIII")
@@ -27,10 +27,12 @@ _SCHEMA: Final = f"""
 begin;
 create table entry(version blob primary key, places blob not null) without rowid;
 create table progress(shard integer primary key, segment integer not null, segment_id blob not null,
-    offset integer not null, sequence integer not null, committed integer not null);
+    offset integer not null, sequence integer not null, committed integer not null,
+    settled_segment integer not null, settled_offset integer not null);
 pragma user_version={FORMAT};
 commit;
 """
+_PROGRESS: Final = "shard, segment, segment_id, offset, sequence, committed, settled_segment, settled_offset"
 _DAMAGE: Final = (sqlite3.DatabaseError, struct.error, TypeError)
 
 log = logging.getLogger("zstor.shards")
@@ -51,13 +53,28 @@ class Place:
 
 @value()
 class Progress:
-    """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said."""
+    """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said.
+
+    No entry before the settled place has a sequence above `committed`.
+    """
 
     segment: int = 0
     segment_id: bytes = b""
     offset: int = 0
     sequence: int = 0
     committed: int = 0
+    settled_segment: int = 0
+    settled_offset: int = 0
+
+    @property
+    def settled(self) -> tuple[int, int]:
+        return self.settled_segment, self.settled_offset
+
+    def settled_behind(self, committed: int, segment: int, offset: int) -> tuple[int, int]:
+        """The settled place once an entry follows there that says how far all is committed."""
+        if committed >= self.sequence:
+            return segment, offset
+        return self.settled if committed >= self.committed else (0, 0)
 
 
 _Key = tuple[int, int]  # shard number, share index
@@ -176,8 +193,8 @@ class LogIndex:
                 self._db.execute("insert or replace into entry values(?, ?)", (version, _pack(alive)))
             else:
                 self._db.execute("delete from entry where version=?", (version,))
-        rows = [(shard, p.segment, p.segment_id, p.offset, p.sequence, p.committed) for shard, p in progress.items()]
-        self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?)", rows)
+        rows = [(n, p.segment, p.segment_id, p.offset, p.sequence, p.committed, *p.settled) for n, p in progress.items()]
+        self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _stored(self, db: sqlite3.Connection, version: Version) -> _Places:
         with self._noticing_damage():
@@ -230,17 +247,16 @@ def _load(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
             db.executescript(_SCHEMA)
         elif version != FORMAT:
             raise sqlite3.DatabaseError("an index of another format, or one that was given up")
-        rows = db.execute("select shard, segment, segment_id, offset, sequence, committed from progress").fetchall()
-        return db, {shard: _progress(*fields) for shard, *fields in rows}
+        return db, {shard: _progress(*fields) for shard, *fields in db.execute(f"select {_PROGRESS} from progress")}  # noqa: S608
     except BaseException:
         db.close()
         raise
 
 
-def _progress(segment: int, segment_id: bytes, offset: int, sequence: int, committed: int) -> Progress:
-    if not isinstance(segment_id, bytes) or not all(isinstance(each, int) for each in (segment, offset, sequence, committed)):
+def _progress(segment: int, segment_id: bytes, *numbers: int) -> Progress:
+    if not isinstance(segment_id, bytes) or not all(isinstance(each, int) for each in (segment, *numbers)):
         raise TypeError
-    return Progress(segment, segment_id, offset, sequence, committed)
+    return Progress(segment, segment_id, *numbers)
 
 
 def _load_or_do_without(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:

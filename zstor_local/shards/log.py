@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Final
 
 from zstor_local import limits
@@ -52,6 +53,7 @@ class Log:
         self._writer: SegmentWriter | None = None
         self._unsynced: list[SegmentWriter] = []  # full segments that the next flush has to include
         self._closed = False
+        self._strewn = False  # an append that broke off may have left entries that the index does not know
         self._start: tuple[int, Randomness] | None = None
         self._ends: list[tuple[int, int]] = []  # segments that were caught up with, and where their last entry ends
         self._catch_up()
@@ -66,7 +68,7 @@ class Log:
 
     def newest_writer(self) -> int:
         """The highest writer number that a segment bears."""
-        return max((header.writer for _, header in self._headers()[-1:]), default=0)
+        return next((header.writer for number in reversed(self.segments()) if (header := self._header(number)) is not None), 0)
 
     def start(self, writer: int, randomness: Randomness) -> None:
         """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
@@ -89,26 +91,31 @@ class Log:
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
         places: list[tuple[ShareId, Place | None]] = []
-        sequence = self._index.progress(self._shard).sequence
+        known = self._index.progress(self._shard)
+        sequence, settled = known.sequence, None
         rolled = len(self._unsynced)
         for entry in entries:
             try:
-                self._put(entry, committed, places)
+                segment, offset = self._put(entry, committed, places)
             except OSError as error:
                 if self._closed or len(self._unsynced) > rolled:
+                    self._strewn = True
                     raise
                 raise NothingAppended(error.errno, error.strerror) from error
+            if settled is None and not self._strewn:
+                settled = known.settled_behind(committed, segment, offset)
             sequence = max(sequence, entry.envelope.sequence)
-        self._write_out(places, sequence, committed)
+        self._write_out(places, sequence, committed, settled or known.settled)
 
-    def _put(self, entry: Entry, committed: int, places: list[tuple[ShareId, Place | None]]) -> None:
-        """Gather an entry, and where its share will lie."""
+    def _put(self, entry: Entry, committed: int, places: list[tuple[ShareId, Place | None]]) -> tuple[int, int]:
+        """Gather an entry, and where its share will lie. Returns its segment and offset."""
         size = entry_size(entry)
         segment, at = self._room(size)
         segment.put(pack_entry(segment.key, at, entry, committed), size)
         if entry.share_index is not None:
             offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
             places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
+        return segment.number, at
 
     def free(self, shares: Sequence[ShareId]) -> None:
         """Say that shares are gone. It rides with the next flush; if a power loss forgets it, it is said again."""
@@ -118,12 +125,12 @@ class Log:
         for share in shares:
             segment, at = self._room(ENTRY_HEADER_BYTES)
             segment.put(pack_freed(segment.key, at, share, known.committed), ENTRY_HEADER_BYTES)
-        self._write_out([(share, None) for share in shares], known.sequence, known.committed)
+        self._write_out([(share, None) for share in shares], known.sequence, known.committed, known.settled)
 
-    def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int) -> None:
+    def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int, settled: tuple[int, int]) -> None:
         segment = self._current()
         self._put_out(segment)
-        progress = Progress(segment.number, segment.header.id, segment.end, sequence, committed)
+        progress = Progress(segment.number, segment.header.id, segment.end, sequence, committed, *settled)
         self._index.record(self._shard, places, progress)
 
     def rest(self) -> None:
@@ -187,16 +194,9 @@ class Log:
 
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
-        committed = self._index.progress(self._shard).committed
-        found: list[Envelope] = []
-        for number, header in reversed(self._headers()):
-            located = self._scan_segment(number, header, HEADER_BYTES)
-            here = [each.item.entry.envelope for each in located if isinstance(each.item, ScannedEntry)]
-            later = [envelope for envelope in here if envelope.sequence > committed]
-            found = later + found
-            if len(later) < len(here):
-                break
-        return found
+        known = self._index.progress(self._shard)
+        behind = (scanned.entry.envelope for scanned, _, _ in self.scan_after(*known.settled))
+        return [envelope for envelope in behind if envelope.sequence > known.committed]
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
         """Entries behind a place (0, 0: the beginning), each with the place behind it: its segment, and the offset of its end."""
@@ -255,7 +255,7 @@ class Log:
                 continue
             self._put(item.entry, item.committed, places)
             sequence = max(sequence, item.entry.envelope.sequence)
-        self._write_out(places, sequence, known.committed)
+        self._write_out(places, sequence, known.committed, known.settled)
 
     def remove(self, number: int) -> None:
         """Take a sealed segment away, durably. All of it that counts lies elsewhere, flushed."""
@@ -264,7 +264,7 @@ class Log:
         known = self._index.progress(self._shard)
         if known.segment == number:  # or the next start would read everything again
             current = self._current()
-            progress = Progress(current.number, current.header.id, current.end, known.sequence, known.committed)
+            progress = replace(known, segment=current.number, segment_id=current.header.id, offset=current.end)
             self._index.record(self._shard, [], progress)
         self._files.unlink(self.path(number))
         self._readers.forget(number)
@@ -348,17 +348,17 @@ class Log:
             raise
 
     def _headers(self, first: int = 0) -> list[tuple[int, SegmentHeader]]:
-        """The readable segments, from the first wanted on. A damaged header hides one whose entries cannot be told from stale bytes."""
-        found = []
-        for number in self.segments():
-            if number < first:
-                continue
-            try:
-                with self._readers.using(number) as fd:
-                    found.append((number, SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))))
-            except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
-                continue
-        return found
+        """The readable segments, from the first wanted on."""
+        wanted = [number for number in self.segments() if number >= first]
+        return [(number, header) for number in wanted if (header := self._header(number)) is not None]
+
+    def _header(self, number: int) -> SegmentHeader | None:
+        """A damaged header hides a segment: its entries cannot be told from stale bytes."""
+        try:
+            with self._readers.using(number) as fd:
+                return SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
+        except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
+            return None
 
     def _scan_segment(self, number: int, header: SegmentHeader, start: int) -> Iterator[Located]:
         with ExitStack() as opened:
@@ -373,33 +373,30 @@ class Log:
 
     def _catch_up(self) -> None:
         """Bring the index up to the log's end: at a start, only what was appended since its last flush."""
-        headers = self._headers()
         known = self._index.progress(self._shard)
-        ids = {number: header.id for number, header in headers}
-        if known.segment and ids.get(known.segment) != known.segment_id:
+        if known.segment and ((last := self._header(known.segment)) is None or last.id != known.segment_id):
             self._index.forget(self._shard)
             known = Progress()
-        for number, header in headers:
-            if number < known.segment:
-                continue
+        for number, header in self._headers(known.segment):
             start = known.offset if number == known.segment else HEADER_BYTES
             known = self._index_segment(number, header, start, known)
 
     def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
         places: list[tuple[ShareId, Place | None]] = []
-        end, sequence, committed = start, known.sequence, known.committed
+        end = start
         for located in self._scan_segment(number, header, start):
             end = located.end
             if isinstance(located.item, Freed):
                 places.append((located.item.share, None))
                 continue
-            entry = located.item.entry
-            if entry.envelope.sequence > sequence:
-                sequence, committed = entry.envelope.sequence, located.item.committed
+            entry, committed = located.item.entry, located.item.committed
+            if entry.envelope.sequence > known.sequence:
+                settled = known.settled_behind(committed, number, located.offset)
+                known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
             if entry.share_index is not None:
                 place = Place(number, located.share_offset, located.share_length)
                 places.append((ShareId(entry.envelope.version, entry.share_index), place))
-        known = Progress(number, header.id, end, sequence, committed)
+        known = replace(known, segment=number, segment_id=header.id, offset=end)
         self._index.record(self._shard, places, known)
         if self._index.waiting >= FLUSH_AT:
             self._index.flush()
