@@ -163,9 +163,11 @@ class Threads(Protocol):
         """Coding, sealing and file work for one call, at most `workers` at once. It ends before a cancel acts."""
         ...
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
         """The committer's work, and that of others on the logs' ends: apart from all other threads, so that large writes never delay a
         commit, and one at a time.
+
+        `then` is called with the result in the event loop, before this task has its turn.
         """
         ...
 

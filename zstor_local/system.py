@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
-from outcome import Outcome
+from outcome import Outcome, capture
 
 from zstor_local.runtime import Buffer, FileStatus, FileSystem, Runtime
 
@@ -273,21 +273,36 @@ class RealThreads:
             _PLACES.reset(before)
             self._places.release()
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
         # Half the price of trio.to_thread: what is begun is not cancelled and does not call back. The committer is not alone here:
         # freeing, compaction and shards that come back append to logs too, and only one at a time may.
-        async with self._commits:
-            return await self._run_commit(work, *args)
+        try:
+            self._commits.acquire_nowait()  # without a turn of the event loop, which a small write would have to wait for
+        except trio.WouldBlock:
+            await self._commits.acquire()
+        try:
+            return await self._run_commit(partial(work, *args), then)
+        finally:
+            self._commits.release()
 
-    async def _run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+    async def _run_commit(self, work: Callable[[], T], then: Callable[[T], object] | None) -> T:
         task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
         def deliver(outcome: Outcome[T]) -> None:
-            token.run_sync_soon(trio.lowlevel.reschedule, task, outcome)
+            token.run_sync_soon(arrive, outcome)
 
-        trio.lowlevel.start_thread_soon(partial(work, *args), deliver)
+        def arrive(outcome: Outcome[T]) -> None:
+            trio.lowlevel.reschedule(task, outcome if then is None else capture(_told, outcome, then))
+
+        trio.lowlevel.start_thread_soon(work, deliver)
         result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return result
+
+
+def _told(outcome: Outcome[T], then: Callable[[T], object]) -> T:
+    result = outcome.unwrap()
+    then(result)
+    return result
 
 
 @asynccontextmanager

@@ -235,7 +235,11 @@ class InPlace:
         await trio.lowlevel.checkpoint()
         return work(*args)
 
-    run_commit = run
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
+        result = await self.run(work, *args)
+        if then is not None:
+            then(result)
+        return result
 
 
 async def test_no_life_is_told_while_calls_are_not_answered(

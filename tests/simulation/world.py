@@ -89,8 +89,12 @@ class SimulatedThreads:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return work(*args)
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        return await self.run(work, *args)
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
+        result = await self.run(work, *args)
+        if then is not None:
+            then(result)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return result
 
 
 class SimulatedReadiness:

@@ -7,6 +7,7 @@ entry that is flushed before the error is answered; where that is impossible the
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -134,20 +135,22 @@ class Committer:
 
     async def _commit_group(self, group: list[_Change]) -> None:
         try:
-            outcomes = await self._runtime.threads.run_commit(self._commit, group)
+            await self._runtime.threads.run_commit(self._commit, group, then=functools.partial(self._settle, group))
         except Exception as error:
             # A fault of ours, in the middle of a group: nobody knows how far it came, so nothing more is committed in this life.
             log.exception("a group commit failed")
             self.failure = f"a commit broke off ({type(error).__name__}); see the log"
-            outcomes = [unknown(None) for _ in group]
+            rest = [change for change in group if not change.later.settled]
+            self._settle(rest, [unknown(None) for _ in rest])
         except BaseException:
             _give_up(group)
             raise
+        await self._keep_house()
+
+    def _settle(self, group: Sequence[_Change], outcomes: Sequence[Committed | ZstorError]) -> None:
         for change, outcome in zip(group, outcomes, strict=True):
             change.later.settle(outcome)
-        self._news.set()
-        self._news = trio.Event()
-        await self._keep_house()
+        self.tell()
 
     async def commit(self, space: NamespaceId, name: str, decide: Decide) -> Committed:
         """`submit` a change and wait for its outcome."""

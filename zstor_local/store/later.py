@@ -23,6 +23,10 @@ class Later(Generic[T]):
         self._outcome: T | ZstorError | None = None
         self._done: list[Callable[[], object]] = []
 
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
     def settle(self, outcome: T | ZstorError) -> None:
         """The outcome is here. Whoever left word is called at once."""
         self._settled = True
