@@ -173,25 +173,31 @@ class Presence:
         self._committer.void_on(shard, self.never_committed(shard))
 
     def never_committed(self, shard: Shard) -> Sequence[int]:
-        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be."""
-        entries = shard.unsettled()
-        known: list[tuple[int, int]] = []
-        for envelope in entries:
-            if envelope.kind is Kind.VOID:
-                try:
-                    void = VoidRecord.decode(self._sealer.open(envelope))
-                except CorruptRecord:
-                    continue
-                known.append((void.first, void.last))
-        wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
-        return [envelope.sequence for envelope in wanted if not self._happened(envelope)]
+        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be.
 
-    def _happened(self, envelope: Envelope) -> bool:
-        """Whether the row has this record or a newer one. What does not open is left alone."""
+        What does not open is left alone: a void of a sequence that a server made up would hide what will be committed under it.
+        """
+        known: list[tuple[int, int]] = []
+        records: list[tuple[Envelope, bytes]] = []
+        for envelope in shard.unsettled():
+            try:
+                plain = self._sealer.open(envelope)
+                if envelope.kind is Kind.VOID:
+                    void = VoidRecord.decode(plain)
+                    known.append((void.first, void.last))
+                else:
+                    records.append((envelope, plain))
+            except CorruptRecord:
+                continue
+        wanted = [(envelope, plain) for envelope, plain in records if not _within(envelope.sequence, known)]
+        return [envelope.sequence for envelope, plain in wanted if not self._happened(envelope, plain)]
+
+    def _happened(self, envelope: Envelope, plain: bytes) -> bool:
+        """Whether the row has this record or a newer one."""
         if envelope.sequence > self._committer.state.sequence:
             return False
         try:
-            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, self._sealer.open(envelope))
+            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, plain)
         except CorruptRecord:
             return True
         newest = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]

@@ -57,8 +57,8 @@ WRITING: Final = "objects written"  # what the progress tells once something is 
 _SCHEMA: Final = """
 drop table if exists candidate;
 create table candidate(
-    space blob not null, key_hash blob not null, sequence integer not null, kind integer not null, version blob not null,
-    sealed blob not null, primary key(space, key_hash, sequence)) without rowid;
+    space blob not null, key_hash blob not null, sequence integer not null, server integer not null, kind integer not null,
+    version blob not null, sealed blob not null, primary key(space, key_hash, sequence, server)) without rowid;
 """
 
 
@@ -247,9 +247,12 @@ class _Rebuild:
         voids: list[Envelope] = []
         keys: list[Envelope] = []
         for shard in self._shards.values():
+            # A directory's word is taken. A server's is not: it hides no other's record, and only what opens counts.
+            server = 0 if shard.on_disk is not None else shard.number + 1
             for scanned in shard.scan():
                 envelope = scanned.entry.envelope
-                self._highest = max(self._highest, envelope.sequence)
+                if not server:
+                    self._highest = max(self._highest, envelope.sequence)
                 self._report.records += 1
                 if self._report.records % PROGRESS_EVERY == 0:
                     self._progress("records read", self._report.records)
@@ -259,13 +262,38 @@ class _Rebuild:
                     if envelope.kind is Kind.KEYS:
                         keys.append(envelope)
                     self._scratch.execute(
-                        "insert or ignore into candidate values(?, ?, ?, ?, ?, ?)",
-                        (envelope.namespace, envelope.key_hash, envelope.sequence, envelope.kind, envelope.version, envelope.sealed),
+                        "insert or ignore into candidate values(?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            envelope.namespace,
+                            envelope.key_hash,
+                            envelope.sequence,
+                            server,
+                            envelope.kind,
+                            envelope.version,
+                            envelope.sealed,
+                        ),
                     )
         self._sealer = _sealer(self._runtime, self._masters, keys)
+        self._highest = max([self._highest, *self._proved(voids)])
         void = {opened for envelope in voids for opened in self._void(envelope)}
         self._scratch.executemany("delete from candidate where sequence between ? and ?", [(each.first, each.last) for each in void])
         self._scratch.execute("commit")
+
+    def _proved(self, voids: list[Envelope]) -> Iterator[int]:
+        """Sequences above those of the directories that servers can show: of their newest record that opens, and of their voids."""
+        query = "select kind, space, key_hash, version, sequence, sealed from candidate where sequence > ? order by sequence desc"
+        yield from (envelope.sequence for envelope in voids if envelope.sequence > self._highest and self._opens(envelope))
+        for row in self._scratch.execute(query, (self._highest,)):
+            if self._opens(envelope := _envelope(*row)):
+                yield envelope.sequence
+                return
+
+    def _opens(self, envelope: Envelope) -> bool:
+        try:
+            self._sealer.open(envelope)
+        except CorruptRecord:
+            return False
+        return True
 
     def _void(self, envelope: Envelope) -> list[VoidRecord]:
         try:
@@ -319,9 +347,9 @@ class _Rebuild:
     def _candidates(self, space: NamespaceId | None = None) -> Iterator[Envelope]:
         """Records by key, the newest first; of one space, or of all but the store's."""
         condition, value = ("space = ?", space) if space is not None else ("space <> ?", STORE_WIDE)
-        query = f"select kind, space, key_hash, version, sequence, sealed from candidate where {condition} order by space, key_hash, sequence desc"  # noqa: S608, E501
-        for kind, at, key_hash, version, sequence, sealed in self._scratch.execute(query, (value,)):
-            yield Envelope(Kind(kind), NamespaceId(at), KeyHash(key_hash), Version(version), sequence, sealed)
+        query = f"select kind, space, key_hash, version, sequence, sealed from candidate where {condition} order by space, key_hash, sequence desc, server"  # noqa: S608, E501
+        for row in self._scratch.execute(query, (value,)):
+            yield _envelope(*row)
 
     def _rows(self) -> Iterator[tuple[Row, ObjectRecord | None, list[Debt]]]:
         """Each key's row, its record if it is an object, and what its shards lack. Fills the report anew."""
@@ -415,6 +443,10 @@ class _Rebuild:
                 transaction = Transaction(state)
         transaction.state = StoreState(state.sequence, state.reserved, state.writer, objects, size)
         yield transaction
+
+
+def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
+    return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
 
 
 def _same_key(one: Envelope, other: Envelope) -> bool:

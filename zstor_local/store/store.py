@@ -18,10 +18,10 @@ from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import ShardError, ShardState
+from zstor_local.shards.base import Shard, ShardError, ShardState
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import ShardOpener
-from zstor_local.shards.pool import ShardPool
+from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collect
 from zstor_local.store.committer import Committer
@@ -346,7 +346,7 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
             places = Places(config, opener, shards)
             pool = places.open_all()
             opened.callback(pool.close)
-            store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool))
+            store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool, sealer))
         except MetastoreInUse as error:
             raise StoreInUse(f"{config.store}: {error}") from None
         except MetastoreDamaged as error:
@@ -378,12 +378,29 @@ def _unlock(runtime: Runtime, config: Config, metastore: Metastore) -> tuple[Rec
     return sealer, KeyHasher(own.hash_key), shards
 
 
-def _rolled_back(metastore: Metastore, pool: ShardPool) -> str | None:
-    """Why this metastore must not be written: it is older than what the logs have seen."""
+def _rolled_back(metastore: Metastore, pool: ShardPool, sealer: RecordSealer) -> str | None:
+    """Why this metastore must not be written: it is older than what the logs have seen. A server that only says so is away."""
     state = metastore.state()
     for shard in pool.opened():
+        later = shard.newest_committed() > state.sequence or shard.newest_writer() > state.writer
+        if later and shard.on_disk is None and not _shows_later(shard, state.sequence, sealer):
+            pool.put(Absent(shard.entry, "failed", f"{shard.url} tells of later writes than this store's, and has none"))
+            continue
         if shard.newest_committed() > state.sequence:
             return f"the metastore is older than shard {shard.id}: it was rolled back; `zstor rebuild` makes a new one"
         if shard.newest_writer() > state.writer:
             return f"shard {shard.id} was written by a later daemon than this metastore knows; `zstor rebuild` makes a new one"
     return None
+
+
+def _shows_later(shard: Shard, sequence: int, sealer: RecordSealer) -> bool:
+    """Whether it has a record of ours with a later sequence: each life begins with one, and each commit is told of by one."""
+    try:
+        later = [envelope for envelope in shard.unsettled() if envelope.sequence > sequence]
+    except ShardError:
+        return False
+    for envelope in later:
+        with suppress(CorruptRecord):
+            sealer.open(envelope)
+            return True
+    return False

@@ -29,6 +29,7 @@ from zstor_local.shards.http.peer import Ask, Peer, Reply
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
     API,
+    COUNT_MAX,
     DIGEST,
     FENCE,
     NEXT,
@@ -62,7 +63,9 @@ class About:
             self.writer = int(members["writer"])
             self.committed = int(members["committed"])
             self.room = Room(int(members["total_bytes"]), int(members["free_bytes"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            if not all(0 <= each <= COUNT_MAX for each in (self.writer, self.committed, self.room.total, self.room.free)):
+                raise ValueError("a count is none")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
 
 

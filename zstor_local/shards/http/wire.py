@@ -33,6 +33,8 @@ BATCH_BYTES_MAX: Final = 64 * limits.MIB  # a group: 256 changes with a share of
 PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
 
+COUNT_MAX: Final = 2**62  # of sequences, writers and bytes: what a server may tell, far above what there is
+
 _FORMAT: Final = 1
 _MAGIC: Final = b"ZSTBATCH"
 _HEADER: Final = struct.Struct("<8sB3xII4x")
@@ -95,7 +97,7 @@ def _parse_entry(data: bytes, at: int) -> tuple[ScannedEntry, int]:
     kind, index, record_length, share_length, sequence, committed, namespace, key_hash, version = _ENTRY.unpack_from(data, at)
     at += _ENTRY.size
     end = at + record_length + share_length
-    if kind not in _KINDS or not record_length or end > len(data) or share_length > limits.SMALL_SHARE_BYTES:
+    if kind not in _KINDS or not record_length or end > len(data) or share_length > limits.SMALL_SHARE_BYTES or sequence > COUNT_MAX:
         raise BadWire("a batch holds an entry that is none")
     if share_length and index == _NO_SHARE:
         raise BadWire("a batch holds a share without an index")
