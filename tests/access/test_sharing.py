@@ -106,6 +106,14 @@ def test_what_the_owner_changes_is_followed(world: World) -> None:
     assert world.bob.refusal("object.read", key="new", namespace="photos") == "not_found"
 
 
+def test_content_is_kept_on_servers_too_though_its_namespace_is_nobodys(world: World) -> None:
+    """What the store keeps for itself has a name that no token can bear: servers are not told of it, and take it all the same."""
+    identity = world.alice.result("cas.upload", value="content")["id"]
+    world.alice.result("cas.pin", id=identity, owner="another")
+    shards = world.alice.result("daemon.status")["shards"]
+    assert {shard["state"] for shard in shards} == {"ok"}
+
+
 def test_a_write_is_refused_by_the_daemon_and_by_the_servers(world: World) -> None:
     assert world.bob.refusal("object.write", key="x", value="x", namespace="photos") == "permission_denied"
     assert world.bob.refusal("object.delete", key="small", namespace="photos") == "permission_denied"

@@ -81,7 +81,8 @@ class Publishing:
             trust = await self._authority.signed_trust() if issuer == own else None
         except NotSupported:
             issuer, updated, trust = self._authority.kind, 0, None
-        spaces = [
-            NamespaceNotice(NamespaceId(each.id), each.name, None if issuer == own else issuer) for each in self._store.namespaces.all()
-        ]
+        named = [
+            each for each in self._store.namespaces.all() if not each.name.startswith("_")
+        ]  # no token is for one of the store's own
+        spaces = [NamespaceNotice(NamespaceId(each.id), each.name, None if issuer == own else issuer) for each in named]
         return Notices(trust, updated if isinstance(updated, int) else 0, tuple(spaces))
