@@ -53,7 +53,7 @@ class InMemory:
     def read_nowait(self, offset: int, length: int) -> bytearray:
         return self.read(offset, length)
 
-    def read_table(self) -> bytearray:
+    def read_table(self, length: int) -> bytearray:
         footer = parse_share_footer(self.data[-FOOTER_BYTES:], len(self.data))
         return self.data[footer.table_offset : footer.table_offset + footer.table_length]
 

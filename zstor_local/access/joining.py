@@ -97,7 +97,7 @@ class _Joined:
 
         try:
             return int(jwt.decode(self.given.token, options={"verify_signature": False})["exp"])
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError):
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
             return 0
 
     async def _renew(self) -> None:
@@ -246,9 +246,12 @@ class _JoinedShard:
     async def follow(self) -> None:
         pause, longest = AGAIN_SECONDS
         while True:
+            began = trio.current_time()
             try:
-                await self.look(wait=WAIT_SECONDS)
+                news = await self.look(wait=WAIT_SECONDS)
                 pause = AGAIN_SECONDS[0]
+                if not news and trio.current_time() - began < pause:
+                    await trio.sleep(pause)  # it did not wait for news
             except ShardError as error:
                 log.info("%s", error)
                 await trio.sleep(pause)

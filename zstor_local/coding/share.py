@@ -46,6 +46,7 @@ from zstor_local.coding.table import (
     block_size,
     pack_chunk_table,
     parse_chunk_table,
+    sealed_table_length,
     split_word,
 )
 from zstor_local.limits import CHUNK_SIZE_MAX, CHUNKS_MAX, KIB, SHARES_MAX
@@ -71,6 +72,7 @@ __all__ = [
     "parse_share_header",
     "parse_share_index",
     "scan_blocks",
+    "sealed_table_length",
 ]
 
 SHARE_HEADER_BYTES: Final = 64

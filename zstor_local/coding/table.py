@@ -42,6 +42,11 @@ def pack_chunk_table(shapes: Iterable[ChunkShape]) -> bytes:
     return _packed(array("I", map(table_word, shapes)))
 
 
+def sealed_table_length(plain_size: int, chunk_size: int) -> int:
+    """Bytes of the sealed table of an object of `plain_size` bytes."""
+    return -(-plain_size // chunk_size) * ENTRY_BYTES + TAG_BYTES
+
+
 def parse_chunk_table(data: bytes, plain_size: int, chunk_size: int, *, k: int, padding: Padding) -> ChunkTable:
     """The table of an object of `plain_size` bytes; BadBlock if it is not one that a writer with this chunk size makes."""
     chunks = -(-plain_size // chunk_size)

@@ -107,8 +107,10 @@ class ShareReader(Protocol):
         """As read, but BlockingIOError where it would wait for the disk."""
         ...
 
-    def read_table(self) -> Buffer:
-        """The sealed chunk table behind the blocks, for an object whose table is too long for its record."""
+    def read_table(self, length: int) -> Buffer:
+        """The sealed chunk table behind the blocks, for an object whose table is too long for its record. ShareMissing if it is not
+        that long: nothing of it is read then.
+        """
         ...
 
     def claimed_version(self) -> Version | None:

@@ -487,14 +487,16 @@ class _FileShareReader:
                 raise BlockingIOError
             return buffer
 
-    def read_table(self) -> bytearray:
+    def read_table(self, length: int) -> bytearray:
         with self._shard._failing():
             size = self._files.status(self._fd).size
             try:
                 footer = parse_share_footer(read_exactly(self._files, self._fd, FOOTER_BYTES, size - FOOTER_BYTES), size)
             except BadBlock as error:
                 raise ShareMissing from error
-            return read_exactly(self._files, self._fd, footer.table_length, footer.table_offset)
+            if footer.table_length != length:
+                raise ShareMissing
+            return read_exactly(self._files, self._fd, length, footer.table_offset)
 
     def claimed_version(self) -> Version | None:
         header = self._header()
@@ -542,7 +544,7 @@ class _LogShareReader:
             if self._place == before:
                 raise ShareMissing  # else compaction has moved it since it was looked up
 
-    def read_table(self) -> bytearray:
+    def read_table(self, length: int) -> bytearray:
         raise ShareMissing  # a small share's table is always in its record
 
     def claimed_version(self) -> Version | None:

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 from zstor_local.coding.block import BadBlock, Buffer, ChunkShape
 from zstor_local.coding.chunk import ChunkCoder
 from zstor_local.coding.seal import BlockSealer
-from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table
+from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table, sealed_table_length
 from zstor_local.errors import CorruptRecord, Unreadable
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.record import ObjectRecord
@@ -152,7 +152,7 @@ class VersionShares:
     def sealed_table(self, index: int) -> bytes:
         """The share's copy of the sealed chunk table, which opens; ShareBad otherwise."""
         try:
-            sealed = bytes(self.reader(index).read_table())
+            sealed = bytes(self.reader(index).read_table(sealed_table_length(self._record.size, self._policy.chunk_size)))
             self.sealer.open_table(sealed)
         except ShareMissing:
             raise ShareBad("corrupt") from None

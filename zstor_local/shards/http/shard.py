@@ -340,7 +340,7 @@ class _Fresh:
     def read_nowait(self, offset: int, length: int) -> Buffer:
         return self._share[offset : offset + length]
 
-    def read_table(self) -> Buffer:
+    def read_table(self, length: int) -> Buffer:
         raise ShareMissing
 
     def claimed_version(self) -> None:

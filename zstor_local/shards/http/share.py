@@ -120,12 +120,12 @@ class HttpShareReader:
     def read_nowait(self, offset: int, length: int) -> bytes:
         raise BlockingIOError
 
-    def read_table(self) -> bytes:
+    def read_table(self, length: int) -> bytes:
         if self._small:
             raise ShareMissing  # a small share's table is always in its record
-        return self._run(self._read_table)
+        return self._run(lambda: self._read_table(length))
 
-    async def _read_table(self) -> bytes:
+    async def _read_table(self, length: int) -> bytes:
         peer = self._shard.peer
         ask = Ask("GET", self._path, headers={"range": f"bytes=-{FOOTER_BYTES}"}, expect=(206, 416), most=4_096)
         reply = await peer.ask(ask)
@@ -136,7 +136,9 @@ class HttpShareReader:
             footer = parse_share_footer(reply.body, int(size))
         except BadBlock as error:
             raise ShareMissing from error
-        return await read_range(peer, self._path, footer.table_offset, footer.table_length)
+        if footer.table_length != length:
+            raise ShareMissing
+        return await read_range(peer, self._path, footer.table_offset, length)
 
     def claimed_version(self) -> Version | None:
         header = self._header()
