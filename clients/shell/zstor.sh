@@ -119,7 +119,7 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
   local filter=$1 method=$2 id="$BASHPID-$RANDOM$RANDOM" request reply= error
   shift 2
   _ZSTOR_RESULT= ZSTOR_ERROR=
-  request=$(_zstor_params "$@" | _zstor_request "$method" "$id" 2>/dev/null) && [ -n "$request" ] ||
+  request=$(_zstor_request "$method" "$id" "$@") ||
     { _zstor_failed '{"message": "parameters are NAME=TEXT, NAME:=JSON or one JSON object", "data": {"type": "usage"}}' && return 1; }
   if [ -n "${_ZSTOR_OUT:-}" ]; then
     (printf '%s\n' "$request" >&"$_ZSTOR_OUT") 2>/dev/null || :
@@ -141,21 +141,19 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
   _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "$filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence && return 2; }
 }
 
-_zstor_params() { # the parameters as one JSON object
+_zstor_request() { # METHOD ID [JSON | NAME=TEXT | NAME:=JSON]...: the line to send
+  local method=$1 id=$2
+  shift 2
   [ $# -gt 0 ] || set -- '{}'
-  printf '\0%s' "$@" | jq -Rsc '
+  printf '\0%s' "$@" | jq -Rsc --arg method "$method" --arg id "$id" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" '
     split("\u0000")[1:]
     | map(if startswith("{") then fromjson
           elif contains("=") | not then error("no value")
           else split("=") as $parts | $parts[0] as $name | ($parts[1:] | join("=")) as $text
             | if $name | endswith(":") then {($name[:-1]): ($text | fromjson)} else {($name): $text} end
           end)
-    | add' 2>/dev/null
-}
-
-_zstor_request() { # METHOD ID, the parameters on stdin: the line to send
-  jq -ce --arg method "$1" --arg id "$2" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" \
-    '{jsonrpc: "2.0", id: $id, method: $method, params: (. + {_meta: ({timeoutSeconds: $seconds} + (._meta // {}))})}'
+    | add
+    | {jsonrpc: "2.0", id: $id, method: $method, params: (. + {_meta: ({timeoutSeconds: $seconds} + (._meta // {}))})}' 2>/dev/null
 }
 
 _zstor_socat() { # stdin to the daemon, its replies to stdout; the subshell that it runs in becomes socat

@@ -163,7 +163,7 @@ def test_an_answer_that_takes_longer_than_socats_half_second_is_not_lost(place: 
     script = """
     wait='since:='$(zstor_call object.changes | jq .cursor)
     zstor_call object.changes "$wait" wait_seconds:=0.8 | jq -c .items
-    request=$(_zstor_params "$wait" wait_seconds:=0.8 | _zstor_request object.changes 1)
+    request=$(_zstor_request object.changes 1 "$wait" wait_seconds:=0.8)
     echo "$request" | socat - "UNIX-CONNECT:$(zstor_socket)" | wc -l
     """
     assert bash(place, script).stdout == "[]\n0\n"  # socat alone says nothing, and calls it success
