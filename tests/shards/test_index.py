@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -164,6 +165,25 @@ def test_an_index_of_another_format_or_with_nonsense_is_begun_anew(path: str, st
     with opened(path) as index:
         assert index.progress(0) == Progress()
         assert index.find(0, share(1)) is None
+
+
+def test_an_index_of_format_1_is_taken_over(filled: Ground, path: str) -> None:
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        shard.append([entry(each, content(each)) for each in (101, 102)], 100)
+        shard.flush()
+        filled.close()
+        before = index.progress(0)
+    assert before.settled_segment
+    for statement in ("alter table progress drop settled_segment", "alter table progress drop settled_offset", "pragma user_version=1"):
+        tamper(path, statement)
+    for _ in range(2):
+        with opened(path) as index:
+            assert index.find(0, share(1)) is not None
+            assert index.progress(0) == replace(before, settled_segment=0, settled_offset=0)
+            shard = filled.open(index=index, writer=None)
+            assert [each.sequence for each in shard.unsettled()] == [101, 102]
+            filled.close()
 
 
 def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> None:

@@ -32,6 +32,13 @@ create table progress(shard integer primary key, segment integer not null, segme
 pragma user_version={FORMAT};
 commit;
 """
+_FROM_FORMAT_1: Final = f"""
+begin;
+alter table progress add settled_segment integer not null default 0;
+alter table progress add settled_offset integer not null default 0;
+pragma user_version={FORMAT};
+commit;
+"""
 _PROGRESS: Final = "shard, segment, segment_id, offset, sequence, committed, settled_segment, settled_offset"
 _DAMAGE: Final = (sqlite3.DatabaseError, struct.error, TypeError)
 
@@ -55,7 +62,7 @@ class Place:
 class Progress:
     """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said.
 
-    No entry before the settled place has a sequence above `committed`.
+    No entry before the settled place has a sequence above `committed`; (0, 0) where such a place is not known.
     """
 
     segment: int = 0
@@ -245,6 +252,8 @@ def _load(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
         version = db.execute("pragma user_version").fetchone()[0]
         if version == 0 and not db.execute("select count(*) from sqlite_schema").fetchone()[0]:
             db.executescript(_SCHEMA)
+        elif version == 1:
+            db.executescript(_FROM_FORMAT_1)
         elif version != FORMAT:
             raise sqlite3.DatabaseError("an index of another format, or one that was given up")
         return db, {shard: _progress(*fields) for shard, *fields in db.execute(f"select {_PROGRESS} from progress")}  # noqa: S608
