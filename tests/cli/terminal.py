@@ -35,6 +35,8 @@ class Terminal:
         stdin: int | None = None,
         stdout: int | None = None,
     ) -> None:
+        size = ("COLUMNS", "LINES")  # of another terminal, that the tests were started in
+        environment = {name: value for name, value in environment.items() if name not in size}
         self._controller, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
         self._settings = termios.tcgetattr(terminal)
