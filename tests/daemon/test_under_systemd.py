@@ -268,3 +268,13 @@ async def test_no_life_is_told_while_calls_are_not_answered(
             await trio.sleep_forever()
         assert len(told) >= 5
         nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_stops_hangs_up_on_the_proof_of_life_and_nothing_breaks(
+    tmp_path: Path, manager: Manager, autojump_clock: trio.testing.MockClock
+) -> None:
+    server = Server(Registry(), CountingRandomness())
+    server.stop()
+    with trio.move_on_after(30) as told:
+        await keep_telling(Notifier(str(tmp_path / "notify"), 2), server, InPlace(), lambda: "well")
+    assert told.cancelled_caught
