@@ -173,31 +173,27 @@ class Presence:
         self._committer.void_on(shard, self.never_committed(shard))
 
     def never_committed(self, shard: Shard) -> Sequence[int]:
-        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be.
-
-        What does not open is left alone: a void of a sequence that a server made up would hide what will be committed under it.
-        """
+        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be."""
+        entries = shard.unsettled()
         known: list[tuple[int, int]] = []
-        records: list[tuple[Envelope, bytes]] = []
-        for envelope in shard.unsettled():
-            try:
-                plain = self._sealer.open(envelope)
-                if envelope.kind is Kind.VOID:
-                    void = VoidRecord.decode(plain)
-                    known.append((void.first, void.last))
-                else:
-                    records.append((envelope, plain))
-            except CorruptRecord:
-                continue
-        wanted = [(envelope, plain) for envelope, plain in records if not _within(envelope.sequence, known)]
-        return [envelope.sequence for envelope, plain in wanted if not self._happened(envelope, plain)]
+        for envelope in entries:
+            if envelope.kind is Kind.VOID:
+                try:
+                    void = VoidRecord.decode(self._sealer.open(envelope))
+                except CorruptRecord:
+                    continue
+                known.append((void.first, void.last))
+        wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
+        return [envelope.sequence for envelope in wanted if not self._happened(envelope)]
 
-    def _happened(self, envelope: Envelope, plain: bytes) -> bool:
-        """Whether the row has this record or a newer one."""
+    def _happened(self, envelope: Envelope) -> bool:
+        """Whether the row has this record or a newer one. What does not open is left alone, and so is a sequence that was never given:
+        a void of what a server makes up would hide what is committed under it some day.
+        """
         if envelope.sequence > self._committer.state.sequence:
-            return False
+            return envelope.sequence > self._committer.last_given
         try:
-            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, plain)
+            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, self._sealer.open(envelope))
         except CorruptRecord:
             return True
         newest = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]
