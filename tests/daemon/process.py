@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.daemon.client import SAFETY_NET_SECONDS, Client
-from zstor_local.shards.directory import SHARES, TEMPORARY
+from zstor_local.shards.share_files import SHARES, TEMPORARY
 
 LISTENING = "listening on "
 

@@ -15,9 +15,10 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, Kind, ShardEntry
 from zstor_local.runtime import Runtime, read_exactly, write_all
 from zstor_local.shards.base import Entry, Shard, ShareReader
-from zstor_local.shards.directory import TEMPORARY, DirectoryShard, create_directory_shard
+from zstor_local.shards.directory import DirectoryShard, create_directory_shard
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import Marker
+from zstor_local.shards.share_files import TEMPORARY
 
 STORE = StoreId(b"store id 16bytes")
 NAMESPACE = NamespaceId(b"namespace id 16b")

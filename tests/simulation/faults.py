@@ -21,7 +21,8 @@ from tests.simulation.points import Site, under
 from tests.simulation.sweep import Mutate, Program, Run, base, examine, fingerprint, first_error, intact, live, rehearse
 from tests.simulation.world import World
 from zstor_local.errors import ZstorError
-from zstor_local.shards.directory import LOG, TEMPORARY
+from zstor_local.shards.directory import LOG
+from zstor_local.shards.share_files import TEMPORARY
 
 TWO: Final = "two shards"
 FLUSHES: Final = ("zstor_local.shards.log.Log.flush:fdatasync", "zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs")

@@ -23,7 +23,8 @@ from tests.simulation.world import World
 from zstor_local.metastore.base import Transaction
 from zstor_local.runtime import Buffer, Files, sync_directory
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.directory import DirectoryShard, FileShareWriter
+from zstor_local.shards.directory import DirectoryShard
+from zstor_local.shards.share_files import FileShareWriter, ShareFiles
 from zstor_local.store.coding import LargeWrite
 from zstor_local.store.presence import Presence
 from zstor_local.store.publishing import Publisher
@@ -145,12 +146,12 @@ def no_intent(patch: pytest.MonkeyPatch) -> None:
 
 
 def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:
-    def make_durable(self: DirectoryShard, directory: str) -> None:
+    def make_durable(self: ShareFiles, directory: str) -> None:
         with suppress(FileExistsError):
             self._files.mkdir(directory)
             sync_directory(self._files, directory.rpartition("/")[0])
 
-    patch.setattr(DirectoryShard, "_make_durable", make_durable)
+    patch.setattr(ShareFiles, "make_durable", make_durable)
 
 
 @dataclass(frozen=True, slots=True)

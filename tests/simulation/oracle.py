@@ -15,7 +15,8 @@ from zstor_local.metastore.memory import Cell
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, VoidRecord
 from zstor_local.shards.base import ShardError, ShareMissing
-from zstor_local.shards.directory import LOG, SHARES, TEMPORARY
+from zstor_local.shards.directory import LOG
+from zstor_local.shards.share_files import SHARES, TEMPORARY
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object
 

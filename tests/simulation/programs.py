@@ -188,7 +188,7 @@ def power_lost_in(program: Program, site: str) -> Run:
 
 
 _LARGE_FOR_LARGE: Final = Program("large for large", APART, put_large_2, (put_large,))
-_RENAME: Final = "zstor_local.shards.directory.FileShareWriter._rename:fsync_directory"
+_RENAME: Final = "zstor_local.shards.share_files.FileShareWriter._rename:fsync_directory"
 
 _ROTATION: Final = Program("rotation", APART, rotate, (put_list, unlink))
 

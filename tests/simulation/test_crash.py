@@ -51,12 +51,12 @@ FAULTY: Final = (
 
 # Every sync and rename on the way of the programs. A new one is entered here, and so proved to be needed.
 NEEDED: Final = (
-    "zstor_local.shards.directory.DirectoryShard._make_durable:fsync_directory",
+    "zstor_local.shards.share_files.ShareFiles.make_durable:fsync_directory",
     "zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs",
-    "zstor_local.shards.directory.DirectoryShard.settle:fsync_directory#1",
-    "zstor_local.shards.directory.FileShareWriter._rename:fsync_directory",
-    "zstor_local.shards.directory.FileShareWriter._rename:rename",
-    "zstor_local.shards.directory.FileShareWriter.finish:fsync",
+    "zstor_local.shards.share_files.ShareFiles.settle:fsync_directory#1",
+    "zstor_local.shards.share_files.FileShareWriter._rename:fsync_directory",
+    "zstor_local.shards.share_files.FileShareWriter._rename:rename",
+    "zstor_local.shards.share_files.FileShareWriter.finish:fsync",
     "zstor_local.shards.directory.create_directory_shard:fsync",
     "zstor_local.shards.directory.create_directory_shard:fsync_directory#1",
     "zstor_local.shards.directory.create_directory_shard:fsync_directory#2",
@@ -72,7 +72,7 @@ NEEDED: Final = (
 
 # Syncs that nothing depends on, each with what makes up for it: no sweep can tell whether they are there.
 NOT_NEEDED: Final = {
-    "zstor_local.shards.directory.DirectoryShard.settle:fsync_directory#2": "a start clears the temporary directory",
+    "zstor_local.shards.share_files.ShareFiles.settle:fsync_directory#2": "a start clears the temporary directory",
     "zstor_local.shards.log.Log._sync_new:fsync": "the flush of the first entries makes the header durable with them",
     "zstor_local.store.keyfile.finish_key:fsync_directory": "a start that finds the unfinished key finishes it again",
 }

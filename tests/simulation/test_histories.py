@@ -75,7 +75,7 @@ class Mutant:
 MUTANTS = {
     "no fdatasync of logs": Mutant(site="zstor_local.shards.log.Log.flush:fdatasync"),
     "no syncfs of logs": Mutant(site="zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs", house=ONE_DISK),
-    "no fsync of share files": Mutant(site="zstor_local.shards.directory.FileShareWriter.finish:fsync"),
+    "no fsync of share files": Mutant(site="zstor_local.shards.share_files.FileShareWriter.finish:fsync"),
     "no quorum": Mutant(no_quorum_in_groups, house=ONE_DISK),
     "no intents": Mutant(no_intent),
     "metastore before logs": Mutant(metastore_before_logs),

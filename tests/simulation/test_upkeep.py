@@ -199,6 +199,6 @@ def test_a_collect_that_does_not_ask_the_records_is_noticed(monkeypatch: pytest.
 
 def test_a_repair_that_does_not_finish_what_it_counts_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a share as moved that never came to lie anywhere: with the old place freed there is one good share too few."""
-    monkeypatch.setattr("zstor_local.shards.directory.FileShareWriter.finish", lambda self, index, length, table: self.abort())
+    monkeypatch.setattr("zstor_local.shards.share_files.FileShareWriter.finish", lambda self, index, length, table: self.abort())
     with pytest.raises(BadState):
         sweep_upkeep(next(program for program in PROGRAMS if program.name == "repair on the spare shard"))

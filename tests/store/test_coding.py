@@ -15,7 +15,7 @@ from tests.store.home import CHUNK, Home, content, freed, get, put, share_place
 from zstor_local.errors import Busy, Cancelled, IoError, NotEnoughShards, PathRefused
 from zstor_local.metastore.base import CommitRefused, Owed, Transaction
 from zstor_local.model.policy import Policy
-from zstor_local.shards.directory import TEMPORARY
+from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.coding import STREAM_BUFFERS
 from zstor_local.store.sources import FileSource

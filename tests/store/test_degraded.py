@@ -12,7 +12,7 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, free
 from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unreadable
 from zstor_local.metastore.base import Owed
 from zstor_local.model.policy import Policy
-from zstor_local.shards.directory import TEMPORARY
+from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.store import Store
 

@@ -13,9 +13,10 @@ from zstor_local.model.ids import StoreId
 from zstor_local.model.record import ShardEntry
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.directory import LOG, SHARES, TEMPORARY, DirectoryShard, create_directory_shard, read_identity
+from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.marker import NAME, BadMarker, Marker
+from zstor_local.shards.share_files import SHARES, TEMPORARY
 
 FILE: Final = "file"
 _OWN: Final = {LOG, SHARES, TEMPORARY, NAME, "lost+found"}
