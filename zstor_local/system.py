@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import socket
 import threading
 import time
@@ -96,6 +97,9 @@ class RealFiles:
 
     def path_status(self, path: str, *, follow: bool = True) -> FileStatus:
         return _status(os.stat(path, follow_symlinks=follow))
+
+    def descriptors(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def file_system(self, fd: int) -> FileSystem:
         room = os.fstatvfs(fd)

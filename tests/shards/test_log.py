@@ -15,7 +15,7 @@ from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.index import LogIndex
-from zstor_local.shards.segment_files import OPEN_SEGMENTS
+from zstor_local.shards.segment_files import OPEN_PART
 
 
 def share(number: int) -> ShareId:
@@ -78,13 +78,26 @@ def test_no_segment_is_longer_than_it_may_be(real: Ground, short_segments: int) 
         assert len(real.content(f"{real.root()}/log/{name}")) <= short_segments
 
 
-def test_few_of_many_segments_are_kept_open(real: Ground, short_segments: int) -> None:
+def test_few_of_many_segments_are_kept_open_where_descriptors_are_scarce(
+    real: Ground, short_segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real.faults, "descriptors", lambda: 10 * OPEN_PART)
     shard = real.new()
     fill(shard, 1, 150)
     before = len(open_descriptors())
     for _ in range(2):
         assert len(readable(shard, 1, 150)) == 150
-    assert len(open_descriptors()) <= before + OPEN_SEGMENTS
+    assert len(open_descriptors()) <= before + 10
+
+
+def test_segments_that_were_read_are_not_opened_again(real: Ground, short_segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real.faults, "descriptors", lambda: 100 * OPEN_PART)
+    shard = real.new()
+    fill(shard, 1, 150)
+    assert len(readable(shard, 1, 150)) == 150
+    before = real.faults.calls["open"]  # type: ignore[union-attr]
+    assert len(readable(shard, 1, 150)) == 150
+    assert real.faults.calls["open"] == before  # type: ignore[union-attr]
 
 
 def test_a_segment_in_use_stays_open_however_many_others_are_read(real: Ground, short_segments: int) -> None:

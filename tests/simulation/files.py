@@ -217,6 +217,9 @@ class SimulatedFiles(Disks, CrashPoints):
         disk, parts = self._locate(path)
         return self._status(disk, self._look_up(disk, parts, path))
 
+    def descriptors(self) -> int:
+        return 1_024
+
     def file_system(self, fd: int) -> FileSystem:
         end = self._end(fd, errno.EINVAL)
         self._begin("file_system", end.path)

@@ -11,7 +11,8 @@ from zstor_local import limits
 from zstor_local.runtime import Files, write_all
 from zstor_local.shards.segment import HEADER_BYTES, SegmentHeader
 
-OPEN_SEGMENTS: Final = 16  # older segments kept open for reading, per shard
+OPEN_SEGMENTS: Final = 256  # older segments kept open for reading, per shard: 2 GiB, as of a million small objects on six shards
+OPEN_PART: Final = 64  # and no more than this part of the descriptors that the process may have
 
 
 def first_step() -> int:
@@ -61,14 +62,14 @@ class SegmentWriter:
 
 
 class OpenSegments:
-    """Segments open for reading: at most OPEN_SEGMENTS that nobody is using."""
+    """Segments open for reading: at most OPEN_SEGMENTS that nobody is using, fewer where descriptors are scarce."""
 
     def __init__(self, files: Files, path: Callable[[int], str]) -> None:
         self._files = files
         self._path = path
         self._lock = threading.Lock()
         self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
-        self._keep = OPEN_SEGMENTS
+        self._keep = min(OPEN_SEGMENTS, files.descriptors() // OPEN_PART)
 
     def using(self, number: int) -> _Using:
         """Its descriptor, open while this is entered."""
