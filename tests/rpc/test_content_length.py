@@ -45,7 +45,7 @@ def values(found: list[Event]) -> list[Json]:
 
 
 def test_the_first_byte_tells_what_is_spoken() -> None:
-    assert isinstance(wire_of(ord("C")), ContentLengthFramer)
+    assert all(isinstance(wire_of(byte), ContentLengthFramer) for byte in b"Cc")
     assert all(isinstance(wire_of(byte), HttpFramer) for byte in b"PGHOD")
     assert all(isinstance(wire_of(byte), Framer) for byte in b'{[ \n"1x')
 
@@ -64,6 +64,13 @@ def test_other_headers_in_any_order_and_case_are_read_over() -> None:
     after = b"content-length:3\r\n" + kind.encode() + b"\r\n" + body
     whole = framed([1], before=kind) + framed([1], name="CONTENT-LENGTH") + after
     assert values(events(ContentLengthFramer(), whole)) == [[1]] * 3
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 100])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_lines_may_end_without_a_carriage_return(end: bytes, piece: int) -> None:
+    whole = (b"Content-Type: a" + end + b"content-length: 3" + end * 2 + b"[1]") * 2
+    assert values(events(ContentLengthFramer(), *(whole[at : at + piece] for at in range(0, len(whole), piece)))) == [[1], [1]]
 
 
 def test_what_is_framed_can_be_read() -> None:

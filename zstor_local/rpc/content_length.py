@@ -19,8 +19,8 @@ from zstor_local.rpc.framing import Event, Fault, Message
 from zstor_local.rpc.strict_json import decode, parse_error
 
 _HEADERS_BYTES: Final = 4 * limits.KIB  # the two headers that exist take 80
-_HEADERS_END: Final = b"\r\n\r\n"
-_LENGTH: Final = re.compile(rb"\A(?:[^\r\n:]+:[^\r\n]*\r\n)*?content-length:[ \t]*([0-9]{1,15})[ \t]*(?:\r\n|\Z)", re.IGNORECASE)
+_HEADERS_END: Final = re.compile(rb"\r?\n\r?\n")  # a client that ends lines like the text of its system is not to wait for ever
+_LENGTH: Final = re.compile(rb"\A(?:[^\r\n:]+:[^\r\n]*\r?\n)*?content-length:[ \t]*([0-9]{1,15})[ \t]*(?:\r?\n|\Z)", re.IGNORECASE)
 
 
 class ContentLengthFramer:
@@ -83,17 +83,18 @@ class ContentLengthFramer:
 
     def _read_headers(self) -> Fault | None:
         """Look for the headers' end; with it the body's length is known."""
-        found = self._buffer.find(_HEADERS_END, self._searched)
-        if found > _HEADERS_BYTES or (found < 0 and len(self._buffer) > _HEADERS_BYTES):
+        end = _HEADERS_END.search(self._buffer, self._searched)
+        if (len(self._buffer) if end is None else end.start()) > _HEADERS_BYTES:
             return self._break("headers without an end")
-        if found < 0:
-            self._searched = max(0, len(self._buffer) - len(_HEADERS_END) + 1)
+        if end is None:
+            self._searched = max(0, len(self._buffer) - 3)
             return None
-        match = _LENGTH.match(self._buffer[:found])
+        headers, body = bytes(self._buffer[: end.start()]), end.end()
+        match = _LENGTH.match(headers)
         if match is None:
             return self._break("headers without Content-Length")
         length = int(match[1])
-        del self._buffer[: found + len(_HEADERS_END)]
+        del self._buffer[:body]
         self._searched = 0
         if length <= self._limit:
             self._body = length

@@ -35,7 +35,7 @@ class Wire(Protocol):
 
 
 def wire_of(first: int) -> Wire:
-    """C begins a Content-Length header; P, G, H, O and D begin the methods of HTTP; no JSON value begins with any of them."""
-    if first == ord("C"):
+    """C or c begins a Content-Length header; P, G, H, O and D the methods of HTTP; no JSON value begins with any of them."""
+    if first in b"Cc":
         return ContentLengthFramer()
     return HttpFramer() if first in b"PGHOD" else Framer()
