@@ -12,6 +12,18 @@ const require = createRequire(`${process.cwd()}/`)
 const outcomes = (batch) => batch.sort((a, b) => (a.id < b.id ? -1 : 1)).map((reply) => reply.error?.code ?? reply.result)
 const params = { key: `js-${client}`, path: path.resolve(file) }
 
+
+// A text and what a notification stored, through any client: ask(method, params) answers a result, tell(method, params) nothing.
+async function roundTrip(ask, tell) {
+  const key = `text-${client}`
+  await ask('object.write', { key, value: 'grüße' })
+  const { cursor } = await ask('object.changes', {})
+  await tell('object.write', { key: `noted-${client}`, value: 'heard' })
+  await ask('object.changes', { since: cursor, wait_seconds: 60 }) // a notification is not answered, but what it did is seen
+  const [text, noted] = [await ask('object.read', { key, encoding: 'utf-8' }), await ask('object.read', { key: `noted-${client}`, encoding: 'utf-8' })]
+  return { text: text.value, noted: noted.value }
+}
+
 const clients = {
   // Sans I/O: the transport is ours, one line a message, calls side by side.
   async 'json-rpc-2.0'() {
@@ -25,9 +37,9 @@ const clients = {
       { jsonrpc: '2.0', id: 'a', method: 'rpc.ping', params: [] },
       { jsonrpc: '2.0', id: 'b', method: 'no.such', params: [] },
     ])
-    rpc.notify('rpc.ping', {})
+    const texts = await roundTrip((method, given) => rpc.request(method, given), (method, given) => rpc.notify(method, given))
     socket.end()
-    return { pong, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
+    return { pong, ...texts, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
   },
 
   // Its own line reader, strict about empty lines; one connection for each call.
@@ -38,7 +50,8 @@ const clients = {
     const written = (await rpc.request('object.write_file', params)).result
     const error = (await rpc.request('object.stat', { key: 'none' })).error
     const batch = await rpc.request([rpc.request('rpc.ping', [], 'a', false), rpc.request('no.such', [], 'b', false)])
-    return { pong, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
+    const texts = await roundTrip(async (method, given) => (await rpc.request(method, given)).result, (method, given) => rpc.request(method, given, null))
+    return { pong, ...texts, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
   },
 
   async 'jayson-http'() {
@@ -48,8 +61,9 @@ const clients = {
     const written = (await rpc.request('object.write_file', params)).result
     const error = (await rpc.request('object.stat', { key: 'none' })).error
     const batch = await rpc.request([rpc.request('rpc.ping', [], 'a', false), rpc.request('no.such', [], 'b', false)])
+    const texts = await roundTrip(async (method, given) => (await rpc.request(method, given)).result, (method, given) => rpc.request(method, given, null))
     rpc.options.agent.destroy()
-    return { pong, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
+    return { pong, ...texts, size: written.metadata.size, error: [error.code, error.data.type], batch: outcomes(batch) }
   },
 
   // Content-Length frames both ways, cancelling, progress.
@@ -68,9 +82,10 @@ const clients = {
     const waiting = rpc.sendRequest('object.changes', { since: cursor, wait_seconds: 60 }, source.token).catch((found) => found.code)
     source.cancel()
     const cancelled = await waiting
+    const texts = await roundTrip((method, given) => rpc.sendRequest(method, given), (method, given) => rpc.sendNotification(method, given))
     rpc.dispose()
     socket.end()
-    return { pong, size: written.metadata.size, error: [error.code, error.data.type], cancelled, told: told.every((token) => token === 'p') && told.length > 0 }
+    return { pong, ...texts, size: written.metadata.size, error: [error.code, error.data.type], cancelled, told: told.every((token) => token === 'p') && told.length > 0 }
   },
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonrpcclient import Error, Ok, notification_json, parse_json, request_json
+from jsonrpcclient import Error, Ok, notification, notification_json, parse_json, request, request_json
 
 from tests.daemon.process import Daemon
 from tests.lacking import lacking
@@ -41,6 +41,17 @@ def call(method: str, **params: Any) -> str:
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
 
 
+def note(method: str, **params: Any) -> str:
+    return json.dumps({"jsonrpc": "2.0", "method": method, "params": params})
+
+
+def outcome(reply: dict[str, Any]) -> str:
+    """What a reply comes to: the value that was read, or the error's type."""
+    if "error" in reply:
+        return str(reply["error"]["data"]["type"])
+    return str(reply["result"].get("value", reply["result"].get("value_b64")))
+
+
 # --- Shells ---
 
 SHELLS = [["socat", "-t", "60", "-", "UNIX-CONNECT:{}"], ["nc", "-N", "-U", "{}"]]
@@ -61,6 +72,24 @@ def test_shells_get_all_replies_to_all_requests(daemon: Daemon, command: list[st
     lines = "".join(json.dumps({"jsonrpc": "2.0", "id": number, "method": "rpc.ping"}) + "\n" for number in range(50))
     replies = [json.loads(line) for line in run(daemon, *command, given=lines).splitlines()]
     assert sorted(reply["id"] for reply in replies) == list(range(50))
+
+
+@pytest.mark.parametrize("command", SHELLS, ids=["socat", "nc"])
+def test_shells_write_read_fail_and_notify_singly_and_in_batches(daemon: Daemon, command: list[str]) -> None:
+    command = [word.format(daemon.socket) for word in command]
+    key = f"by {command[0]}"
+    writes = [call("object.write", key=key, value="grüße"), note("object.write", key=f"{key}, untold", value="x")]
+    (written,) = run(daemon, *command, given="\n".join(writes)).splitlines()
+    assert json.loads(written)["result"]["metadata"]["size"] == 7
+    reads = [
+        call("object.read", key=key, encoding="utf-8"),
+        note("rpc.ping"),
+        call("object.read", key=f"{key}, untold"),
+        call("no.such"),
+        "7",
+    ]
+    replies = json.loads(run(daemon, *command, given=f"[{', '.join(reads)}]"))
+    assert sorted(outcome(reply) for reply in replies) == ["eA==", "grüße", "invalid_request", "method_not_found"]
 
 
 # --- curl ---
@@ -92,6 +121,50 @@ def test_curl_sends_a_large_value_in_one_go(daemon: Daemon) -> None:
     assert value == "x" * 3_000_000
 
 
+def test_curl_keeps_its_connection(daemon: Daemon) -> None:
+    again = ["--next", "--silent", "--unix-socket", daemon.socket, "http://zstor/", "--output", "/dev/null"]
+    again += ["--write-out", " %{num_connects} more", "--data"]
+    said = curl(daemon, PING, *again, "no json", *again, PING, *again, note("rpc.ping"))
+    assert json.loads(said.removesuffix(" 0 more" * 3)) == PONG
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (["--request", "GET"], "405"),
+        (["--head", "--data", ""], "405"),
+        (["--request", "PUT"], "405"),
+        (["--header", "Content-Type: text/plain"], "200"),
+        (["--header", "Content-Type: application/json; charset=utf-8", "--header", "Accept: text/html"], "200"),
+        (["--request-target", "/any/where?at=all"], "200"),
+        (["--header", "Transfer-Encoding: chunked"], "200"),
+        (["--header", "Expect: 100-continue"], "200"),
+        (["--http1.0"], "200"),
+        (["--http2"], "200"),  # an offer to upgrade, which is passed over
+        (["--header", f"X-Long: {'x' * 120_000}"], "431"),
+        (["--header", "Host:"], "400"),
+    ],
+)
+def test_curl_is_answered_whatever_it_sends(daemon: Daemon, options: list[str], status: str) -> None:
+    if "--head" in options:
+        command = ["curl", "--silent", "--unix-socket", daemon.socket, "--head", "http://zstor/", "--write-out", "%{http_code}"]
+        assert run(daemon, *command).endswith(status)
+        return
+    said = curl(daemon, PING, *options, "--write-out", "%{http_code}", "--max-time", "60")
+    assert said.endswith(status)
+    if status == "200":
+        assert json.loads(said.removesuffix(status)) == PONG
+    else:
+        assert json.loads(said.removesuffix(status))["error"]["data"]["type"] in ("not_supported", "invalid_request")
+
+
+@pytest.mark.parametrize("options", [[], ["--header", "Expect:"], ["--header", "Transfer-Encoding: chunked"]])
+def test_curl_is_told_that_a_message_is_too_large(daemon: Daemon, options: list[str]) -> None:
+    (daemon.home / "huge").write_bytes(b"x" * 17_000_000)
+    said = curl(daemon, "@huge", *options, "--write-out", "%{http_code}", "--max-time", "60")
+    assert json.loads(said.removesuffix("413"))["error"]["data"]["type"] == "too_large"
+
+
 # --- Python ---
 
 
@@ -99,22 +172,39 @@ def test_pythons_standard_library(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(daemon.socket)
         with connection.makefile("rw") as lines:
-            for number in range(3):
-                print(json.dumps({"jsonrpc": "2.0", "id": number, "method": "rpc.ping"}), file=lines, flush=True)
-                assert json.loads(lines.readline()) == {**PONG, "id": number}
+
+            def ask(text: str) -> Any:
+                print(text, file=lines, flush=True)
+                return json.loads(lines.readline())
+
+            for _ in range(3):
+                assert ask(PING) == PONG
+            assert ask(call("object.write", key="library", value="grüße"))["result"]["metadata"]["size"] == 7
+            print(note("rpc.ping"), file=lines, flush=True)
+            assert outcome(ask(call("object.read", key="library", encoding="utf-8"))) == "grüße"
+            assert outcome(ask(call("object.stat", key="none"))) == "not_found"
+            batch = f"[{call('no.such')}, {note('rpc.ping')}, {call('object.read', key='library', encoding='utf-8')}]"
+            assert sorted(outcome(reply) for reply in ask(batch)) == ["grüße", "method_not_found"]
 
 
 def test_jsonrpcclient(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(daemon.socket)
         with connection.makefile("rw") as lines:
-            print(request_json("rpc.ping"), file=lines, flush=True)
-            assert isinstance(answer := parse_json(lines.readline()), Ok)
-            assert answer.result == "pong"
+
+            def ask(text: str) -> Any:
+                print(text, file=lines, flush=True)
+                return parse_json(lines.readline())
+
+            assert isinstance(answer := ask(request_json("object.write", params={"key": "jsonrpcclient", "value": "grüße"})), Ok)
+            assert answer.result["metadata"]["size"] == 7
             print(notification_json("rpc.ping"), file=lines, flush=True)
-            print(request_json("object.stat", params={"key": "none"}), file=lines, flush=True)
-            assert isinstance(refusal := parse_json(lines.readline()), Error)
+            assert isinstance(found := ask(request_json("object.read", params={"key": "jsonrpcclient", "encoding": "utf-8"})), Ok)
+            assert found.result["value"] == "grüße"
+            assert isinstance(refusal := ask(request_json("object.stat", params={"key": "none"})), Error)
             assert refusal.data["type"] == "not_found"
+            batch = ask(json.dumps([request("rpc.ping"), notification("rpc.ping"), request("no.such")]))
+            assert sorted(str(each.result if isinstance(each, Ok) else each.code) for each in batch) == ["-32601", "pong"]
 
 
 # --- Node ---
@@ -134,7 +224,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-EXPECTED = {"pong": "pong", "size": len(CONTENT), "error": [100, "not_found"]}
+EXPECTED = {"pong": "pong", "size": len(CONTENT), "text": "grüße", "noted": "heard", "error": [100, "not_found"]}
 
 
 @pytest.mark.parametrize(
