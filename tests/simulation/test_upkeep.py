@@ -15,13 +15,29 @@ import trio
 from tests.simulation.account import Account, Client
 from tests.simulation.house import House
 from tests.simulation.oracle import BadState
-from tests.simulation.programs import APART, FOUR, SPARE, TOGETHER, put_large, put_large_2, put_middle, put_small, without_last_shard
+from tests.simulation.programs import (
+    APART,
+    FOUR,
+    LARGE,
+    SMALL,
+    SPARE,
+    TOGETHER,
+    put_large,
+    put_large_2,
+    put_middle,
+    put_small,
+    without_last_shard,
+)
 from tests.simulation.sweep import Depth, Program, Run, check, live, sites_of, states
 from zstor_local import limits
-from zstor_local.model.ids import Version
+from zstor_local.model.ids import ObjectName, Version
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 from zstor_local.store.caller import Nobody
+from zstor_local.store.objects import WriteOptions
 from zstor_local.store.pace import unpaced
+from zstor_local.store.reading import stretch
+from zstor_local.store.sources import BytesSource
+from zstor_local.store.store import Store
 
 DEPTH: Final = Depth(1, torn=False)
 LONG: Final = Depth(0, killed=False, torn=False)  # for what is made of many steps, most of which only look
@@ -53,6 +69,37 @@ async def write_beside_collect(client: Client) -> None:
         nursery.start_soon(collect, client)
         nursery.start_soon(client.put, "b", b"written meanwhile" * 9_000)
         nursery.start_soon(client.delete, "m")
+
+
+async def rewrite(client: Client) -> None:
+    job = client.store.start_rewrite("default")
+    while job.running:
+        await job.news().wait()
+    assert job.state == "done"
+
+
+OTHER: Final = {"small": SMALL, "large": LARGE}
+
+
+async def put_elsewhere(client: Client) -> None:
+    for key, data in OTHER.items():
+        await client.store.objects.write(ObjectName("other", key), BytesSource(data), WriteOptions(), Nobody())
+
+
+async def remove_namespace(client: Client) -> None:
+    await client.store.removal.remove("other", Nobody())
+
+
+async def whole_or_gone(store: Store) -> None:
+    """A namespace that was to be removed has all its objects, or none."""
+    record = store.namespaces.record("other")
+    keys = [stored.record.key async for stored in store.objects.list("other", "", None, 10)] if record is not None else []
+    if keys not in ([], sorted(OTHER)):
+        raise BadState(f"the namespace is there with {keys}")
+    for key in keys:
+        stored = store.objects.find(ObjectName("other", key))
+        if await store.objects.read(stored, stretch(stored.record, None, None)) != OTHER[key]:
+            raise BadState(f"{key} has another value")
 
 
 # --- What has happened to the disks ---
@@ -118,6 +165,8 @@ PROGRAMS: Final = [
     Program("scrub strays", APART, scrub, (put_large,), between=with_strays(APART)),
     Program("collect strays", APART, collect, (put_large, put_large_2, put_middle), between=with_strays(APART)),
     Program("collect strays, one disk", TOGETHER, collect, (put_large,), between=with_strays(TOGETHER)),
+    Program("rewrite", APART, rewrite, (put_large, put_middle)),
+    Program("remove a namespace", APART, remove_namespace, (put_large, put_elsewhere)),
     Program("collect beside writes", APART, write_beside_collect, (put_large, put_middle), between=with_strays(APART)),
 ]
 
@@ -146,6 +195,7 @@ def examine(state: Run, house: House) -> None:
             if not account.allows(key, value):
                 raise BadState(f"{key} has another value")
             account.chosen(key, value)
+        await whole_or_gone(client.store)
 
     async def upkeep(client: Client) -> None:
         await look(client)

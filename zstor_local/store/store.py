@@ -190,6 +190,7 @@ class Store:
     def _shards_returned(self) -> None:
         self.mending.wake()
         self.freeing.wake()
+        self.removal.wake()
         self.membership.resume()
 
     async def recover_intents(self) -> None:
