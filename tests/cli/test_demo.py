@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from tests.cli.terminal import Terminal
+
+DEMO = [sys.executable, "-m", "zstor_local", "demo"]
+
+
+def test_the_demo_tells_its_story_to_programs_too(tmp_path: Path) -> None:
+    demo = subprocess.run([*DEMO, "--json"], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (demo.returncode, demo.stderr) == (0, "")
+    told = [next(iter(json.loads(line).items())) for line in demo.stdout.splitlines()]
+    assert {what for what, _ in told} == {"title", "about", "command", "output", "done", "shown", "next"}
+    assert [line for what, line in told if what == "shown"][-1].endswith("every byte as it was")
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_the_demo_leaves_no_store_and_no_daemon(tmp_path: Path) -> None:
+    with Terminal(DEMO, home=tmp_path, environment=os.environ | {"TMPDIR": str(tmp_path)}) as terminal:
+        terminal.read_until("A real file goes in")
+        terminal.interrupt()
+        assert terminal.end() == 130
+    assert os.listdir(tmp_path) == []
+    assert not [each for each in _environments() if str(tmp_path) in each]
+
+
+def _environments() -> list[str]:
+    """Those of all processes: the demo's daemon has its home there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found.append((process / "environ").read_bytes().decode(errors="replace"))
+    return found
 
 
 def test_the_demo_tells_its_story_and_cleans_up(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zstor_local", "demo"]
-    demo = subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False)
+    demo = subprocess.run(DEMO, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert (demo.returncode, demo.stderr) == (0, "")
     assert demo.stdout.count("25.0%") == 6
     assert demo.stdout.count(": nothing\n") == 2

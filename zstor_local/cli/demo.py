@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -17,9 +18,10 @@ from typing import Final, cast
 
 import click
 
-from zstor_local.cli import text
+from zstor_local.cli import report, text
 from zstor_local.cli.client import Client
 from zstor_local.cli.health import Check
+from zstor_local.cli.options import Options, as_json, pass_options
 from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
 from zstor_local.cli.shapes import Written
 from zstor_local.limits import KIB, MIB
@@ -38,36 +40,70 @@ class _DemoFailed(Exception):
 
 
 @click.command()
-def demo() -> int:
+@as_json
+@pass_options
+def demo(options: Options) -> int:
     """Show in a minute what this is; nothing of it stays."""
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="zstor-demo-"))
+    teller = _Teller(json=options.json)
     try:
         with PrivateDaemon(home) as daemon:
-            _Story(home, daemon).tell()
+            _Story(home, daemon, teller).tell()
     except (_DemoFailed, DaemonEnded) as failure:
-        click.secho(f"\nThis went wrong: {failure}", fg="red", err=True)
-        click.echo(f"Everything is still in {home}, the daemon's log in {daemon.log}.", err=True)
+        hint = f"everything is still in {home}, the daemon's log in {daemon.log}"
+        report.failure("demo_failed", f"this went wrong: {failure}", hint=hint, json=options.json)
         return 1
     except BaseException:
         shutil.rmtree(home, ignore_errors=True)
         raise
     shutil.rmtree(home)
-    _say_what_next(time.monotonic() - began)
+    _say_what_next(teller, time.monotonic() - began)
     return 0
+
+
+class _Teller:
+    """Says what happens: to people as a story, to programs a line for each thing, with what it is as the only member's name."""
+
+    def __init__(self, *, json: bool) -> None:
+        self._json = json
+
+    def title(self, title: str, line: str = "") -> None:
+        self._say("title", title, f"\n{click.style(title, fg='cyan', bold=True)}")
+        if line:
+            self._say("about", line, f"  {line}")
+
+    def note(self, line: str, *, good: bool = False) -> None:
+        mark = click.style("✓", fg="green", bold=True) if good else "·"
+        self._say("shown" if good else "done", line, f"  {mark} {line}")
+
+    def command(self, words: str) -> None:
+        self._say("command", words, f"  {click.style('$', dim=True)} {click.style(words, bold=True)}")
+
+    def output(self, line: str) -> None:
+        self._say("output", line, f"  {line}")
+
+    def next(self, command: str, purpose: str) -> None:
+        self._say("next", f"{command.rstrip()}: {purpose}", f"    {command}{purpose}")
+
+    def _say(self, what: str, line: str, styled: str) -> None:
+        click.echo(json.dumps({what: click.unstyle(line)}) if self._json else styled)
 
 
 class _Story:
     """The steps, in order; each shows a command or what it did."""
 
-    def __init__(self, home: Path, daemon: PrivateDaemon) -> None:
+    def __init__(self, home: Path, daemon: PrivateDaemon, teller: _Teller) -> None:
         self._home = home
+        self._teller = teller
         self._daemon = daemon
         self._places = [home / "data" / "zstor" / "shards" / str(number) for number in _SHARDS]
         self._shard_of: dict[int, int] = {}  # block index of the archive → shard
 
     def tell(self) -> None:
-        _title("A daemon keeps data safe over several disks", f"Here they are six directories in {self._home}; any four are enough.")
+        self._teller.title(
+            "A daemon keeps data safe over several disks", f"Here they are six directories in {self._home}; any four are enough."
+        )
         self._command("zstor", "daemon", "&")
         self._daemon.start()
         archive, tree = self._make_files()
@@ -99,11 +135,11 @@ class _Story:
 
     def _put(self, archive: Path, tree: Mapping[str, Path]) -> list[Path]:
         """Store everything. Returns the file that each shard keeps of the archive."""
-        _title("A real file goes in, and a tree of small ones")
+        self._teller.title("A real file goes in, and a tree of small ones")
         before = set(_files(self._places))
         began = time.monotonic()
         self._zstor("put", archive.name)
-        _note(f"{time.monotonic() - began:.2f} s, and durable: it would survive a power cut now")
+        self._teller.note(f"{time.monotonic() - began:.2f} s, and durable: it would survive a power cut now")
         new = set(_files(self._places)) - before
         shares = [max((path for path in new if path.is_relative_to(place)), key=_size) for place in self._places]
         with self._connect() as client:
@@ -114,39 +150,45 @@ class _Story:
                 with path.open("rb") as file:
                     client.call("object.write_file", {"key": key, "fd": 0}, fds=[file.fileno()])
             took = time.monotonic() - began
-        _note(f"{len(tree)} small files, {text.size(sum(map(_size, tree.values())))}: {took:.2f} s, each of them durable by itself")
+        self._teller.note(
+            f"{len(tree)} small files, {text.size(sum(map(_size, tree.values())))}: {took:.2f} s, each of them durable by itself"
+        )
         return shares
 
     def _show(self, archive: Path, shares: list[Path]) -> None:
         whole = _size(archive)
-        _title("Where the shares lie", f"{archive.name} has {whole:,} bytes. Each directory keeps a quarter, four make the whole.")
+        self._teller.title(
+            "Where the shares lie", f"{archive.name} has {whole:,} bytes. Each directory keeps a quarter, four make the whole."
+        )
         for place, share in zip(self._places, shares, strict=True):
             part = _size(share) / whole
             bar = "█" * round(40 * part) + "░" * (40 - round(40 * part))
-            click.echo(f"  shards/{place.name}  {click.style(bar, fg='blue')}  {_size(share):>10,} bytes  {part:6.1%}")
+            self._teller.output(f"shards/{place.name}  {click.style(bar, fg='blue')}  {_size(share):>10,} bytes  {part:6.1%}")
             if not 0.24 < part < 0.26:  # the archive may shrink a little more, and each block carries its seal
                 raise _DemoFailed(f"{share} is no quarter of the file")
 
     def _search(self, archive: Path) -> None:
-        _title("Whoever finds one of the disks can read nothing", "Every block and every record is sealed before it is written.")
+        self._teller.title(
+            "Whoever finds one of the disks can read nothing", "Every block and every record is sealed before it is written."
+        )
         with archive.open("rb") as file:
             file.seek(_size(archive) // 2)
             piece = file.read(64)
         store = self._home / "data" / "zstor"
         room = _find([store], [_SECRET, piece])
-        _note(f"searched the store ({room}) for “{_SECRET.decode()}” and for a piece of {archive.name}: nothing", good=True)
+        self._teller.note(f"searched the store ({room}) for “{_SECRET.decode()}” and for a piece of {archive.name}: nothing", good=True)
         room = _find(self._places, [b"secret.txt", archive.name.encode()])
-        _note(f"searched the six directories ({room}) for the names of the files: nothing", good=True)
+        self._teller.note(f"searched the six directories ({room}) for the names of the files: nothing", good=True)
 
     def _flip_a_byte(self, archive: Path, share: Path) -> None:
-        _title("A disk lies: one byte is flipped")
+        self._teller.title("A disk lies: one byte is flipped")
         position = _size(share) // 2
         with share.open("r+b") as file:
             file.seek(position)
             byte = file.read(1)[0]
             file.seek(position)
             file.write(bytes([byte ^ 1]))
-        _note(f"byte {position:,} of the share in shards/{self._shard_of[_DAMAGED]}: {byte:#04x} is now {byte ^ 1:#04x}")
+        self._teller.note(f"byte {position:,} of the share in shards/{self._shard_of[_DAMAGED]}: {byte:#04x} is now {byte ^ 1:#04x}")
         with self._connect() as client:
             if cast(Check, client.call("object.check", {"key": archive.name}))["status"] != "valid":
                 raise _DemoFailed("nobody saw the bad byte")
@@ -156,10 +198,12 @@ class _Story:
             file.seek(position)
             if file.read(1)[0] != byte:
                 raise _DemoFailed("the byte is not what it was")
-        _note("the bad block was found before it was used, a parity block took its place, and its share was made anew", good=True)
+        self._teller.note(
+            "the bad block was found before it was used, a parity block took its place, and its share was made anew", good=True
+        )
 
     def _lose_two(self) -> None:
-        _title("Two of six disks die, and the daemon with them")
+        self._teller.title("Two of six disks die, and the daemon with them")
         self._daemon.kill()
         lost = sorted(self._places[self._shard_of[index]] for index in _LOST)
         self._command("rm", "-r", *(str(place.relative_to(self._home)) for place in lost))
@@ -170,7 +214,7 @@ class _Story:
         self._zstor("status")
 
     def _read_back(self, archive: Path, tree: Mapping[str, Path]) -> None:
-        _title("Everything comes back")
+        self._teller.title("Everything comes back")
         self._get(archive)
         with self._connect() as client:
             for key, path in tree.items():
@@ -179,7 +223,7 @@ class _Story:
                     copy.seek(0)
                     if copy.read() != path.read_bytes():
                         raise _DemoFailed(f"{key} is not what was stored")
-        _note(f"{archive.name} and {len(tree)} of {len(tree)} small files: every byte as it was", good=True)
+        self._teller.note(f"{archive.name} and {len(tree)} of {len(tree)} small files: every byte as it was", good=True)
 
     def _get(self, archive: Path) -> None:
         """Read the archive with the command and compare."""
@@ -191,7 +235,7 @@ class _Story:
             digests = [hashlib.file_digest(file, "sha256").hexdigest() for file in (was, now)]
         if digests[0] != digests[1]:
             raise _DemoFailed(f"{copy} is not {archive}")
-        _note(f"{took:.2f} s, sha256 {digests[1][:16]}… as before")
+        self._teller.note(f"{took:.2f} s, sha256 {digests[1][:16]}… as before")
 
     def _connect(self) -> Client:
         return Client.connect(str(self._daemon.socket))
@@ -201,13 +245,13 @@ class _Story:
         self._command("zstor", *arguments)
         finished = self._daemon.run(*arguments)
         for line in finished.stdout.splitlines():
-            click.echo(f"  {line}")
+            self._teller.output(line)
         if finished.returncode:
             raise _DemoFailed(f"zstor {shlex.join(arguments)} ended with exit code {finished.returncode}")
 
     def _command(self, *words: str) -> None:
         shown = " ".join(word if word == "&" else shlex.quote(word) for word in words)
-        click.echo(f"  {click.style('$', dim=True)} {click.style(shown, bold=True)}")
+        self._teller.command(shown)
 
 
 def _files(tops: Sequence[Path]) -> Iterator[Path]:
@@ -229,18 +273,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _title(title: str, line: str = "") -> None:
-    click.echo(f"\n{click.style(title, fg='cyan', bold=True)}")
-    if line:
-        click.echo(f"  {line}")
-
-
-def _note(line: str, *, good: bool = False) -> None:
-    click.echo(f"  {click.style('✓', fg='green', bold=True) if good else '·'} {line}")
-
-
-def _say_what_next(seconds: float) -> None:
-    _title("Your turn", f"That took {seconds:.0f} seconds; the demo's store is removed. To keep something:")
+def _say_what_next(teller: _Teller, seconds: float) -> None:
+    teller.title("Your turn", f"That took {seconds:.0f} seconds; the demo's store is removed. To keep something:")
     name = _own_name()
     for arguments, purpose in (
         ("daemon &", "the first start makes your store and your key"),
@@ -249,7 +283,7 @@ def _say_what_next(seconds: float) -> None:
         ("status", "are all shards well?"),
         ("key backup", "the key as words, for paper: without it nothing can be read"),
     ):
-        click.echo(f"    {name} {arguments:<20}{purpose}")
+        teller.next(f"{name} {arguments:<20}", purpose)
 
 
 def _own_name() -> str:
