@@ -52,7 +52,7 @@ class Peer:
 
 
 class FakeDaemon:
-    """Serves one connection after another with `serve`, until the block ends."""
+    """Serves each connection with `serve`, in a thread of its own, until the block ends."""
 
     def __init__(self, path: Path, serve: Callable[[Peer], None]) -> None:
         self.path = path
@@ -73,11 +73,18 @@ class FakeDaemon:
         self._listener.close()
 
     def _run(self) -> None:
+        serving = []
         while True:
             try:
                 connected, _ = self._listener.accept()
             except OSError:
-                return
-            with connected:
-                self.peers.append(Peer(connected))
-                self._serve(self.peers[-1])
+                break
+            self.peers.append(Peer(connected))
+            serving.append(threading.Thread(target=self._attend, args=(self.peers[-1],)))
+            serving[-1].start()
+        for thread in serving:
+            thread.join()
+
+    def _attend(self, peer: Peer) -> None:
+        with peer.connected:
+            self._serve(peer)

@@ -122,6 +122,12 @@ class Commands(click.Group):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None  # click would put an empty line before the error
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
@@ -169,6 +175,7 @@ def _run(given: list[str], *, json: bool) -> int:
         report.failure("no_daemon", error.message, hint=error.hint, json=json)
         return NO_DAEMON
     except Cancelled as error:
+        _end_line(json=json)
         told = error if isinstance(error, Interrupted) else Interrupted("interrupted; the running call changed nothing")
         report.error(told, json=json)
         return INTERRUPTED
@@ -176,9 +183,18 @@ def _run(given: list[str], *, json: bool) -> int:
         report.error(error, json=json)
         return REFUSED
     except (KeyboardInterrupt, click.Abort):
+        _end_line(json=json)
         report.error(Interrupted("interrupted"), json=json)
         return INTERRUPTED
     except OSError as error:
         report.error(stdio.failed(error), json=json)
         return REFUSED
+    if code == INTERRUPTED:
+        _end_line(json=json)
     return code if isinstance(code, int) else DONE
+
+
+def _end_line(*, json: bool) -> None:
+    """On a terminal ^C stands where the next line is to begin."""
+    if sys.stderr.isatty() and not json:
+        click.echo(err=True)

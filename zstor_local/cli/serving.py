@@ -9,6 +9,8 @@ import sys
 
 import click
 
+from zstor_local.store.faults import Refused
+
 _REFUSED = 78  # EX_CONFIG of sysexits(3)
 _IN_USE = 75  # EX_TEMPFAIL
 
@@ -31,7 +33,7 @@ def serve(
     quota: int | None,
     plaintext: bool,
     as_json: bool,
-) -> int:
+) -> None:
     """Serve shards to daemons on other machines.
 
     Until SIGTERM or Ctrl-C. It stores ciphertext only, checks a token on every request, and can be run by somebody whom nobody trusts.
@@ -52,14 +54,6 @@ def serve(
     try:
         trio.run(run, real_runtime(), settings, ready)
     except VolumeInUse as error:
-        return _refuse(error, _IN_USE)
+        raise Refused("in_use", str(error), getattr(error, "hint", None), _IN_USE) from None
     except (ServerFault, OSError) as error:
-        return _refuse(error, _REFUSED)
-    return 0
-
-
-def _refuse(error: BaseException, status: int) -> int:
-    click.echo(f"zstor: error: {error}", err=True)
-    if hint := getattr(error, "hint", None):
-        click.echo(f"  hint: {hint}", err=True)
-    return status
+        raise Refused("fault", str(error), getattr(error, "hint", None), _REFUSED) from None
