@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.daemon.process import Daemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
@@ -26,6 +29,16 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         return self.daemon.environment | {"CLIENTS": str(CLIENTS), "ZSTOR_TIMEOUT": "60"}
+
+    @contextmanager
+    def no_descriptor_is_left(self) -> Iterator[None]:
+        """The daemon holds in the end what it held before; it may take a moment to see that clients are gone."""
+        before = self.daemon.descriptors()
+        yield
+        end = time.monotonic() + SAFETY_NET_SECONDS
+        while (left := self.daemon.descriptors() - before) and time.monotonic() < end:
+            pass
+        assert not left
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ def all_pass(name: str, place: Place, **environment: str) -> None:
 
 
 def test_all_that_the_client_promises(place: Place) -> None:
-    all_pass("client.mjs", place)
+    with place.no_descriptor_is_left():
+        all_pass("client.mjs", place)
 
 
 def test_where_things_go_wrong(tmp_path: Path) -> None:
