@@ -168,3 +168,14 @@ async def test_a_log_that_cannot_be_opened_can_be_checked(home: Home) -> None:
     async with opened(home) as ground:  # the index is gone too
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, problem.cid) == ("missing", 6, place.cid)
+
+
+async def test_numbers_of_any_size_are_told_apart(home: Home) -> None:
+    """A page may name the largest number there is."""
+    async with opened(home) as ground:
+        await ground.create()
+        cid = (await ground.cas.upload(BytesSource(text(1)))).id
+        await forge(ground, Page((Entry(2**64 - 1, hash_of(1), cid), Entry(2**64 - 2, hash_of(1), cid))))
+        problem = await first_problem(ground)
+        assert (problem.kind, problem.seq) == ("fork", 2**64 - 2)
+        assert str(2**64 - 1) in problem.text
