@@ -13,6 +13,7 @@ INPUT_BUDGET_BYTES: Final = 64 * MIB  # unparsed input over all connections
 MESSAGE_VALUES: Final = 100_000  # JSON values in a message: `[],[],…` parses to 25 times its size
 JSON_DEPTH: Final = 64
 INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
+SMALL_REPLY_BYTES: Final = 64 * KIB  # a reply of this size always has room, whatever its client has yet to take
 BATCH_ITEMS: Final = 1_000
 RUNNING_INPUT_BYTES: Final = 32 * MIB  # messages of a connection's running calls together; further calls wait in order
 CALLS_PER_CONNECTION: Final = 64  # running at once; further ones wait in order

@@ -190,6 +190,11 @@ class Connection:
         events: list[Event] = []
         while (event := self._framer.next_event()) is not None:
             events.append(event)
+        if len(events) == 1 and isinstance(events[0], Message) and not fds and not self._fds and not self._closing:
+            await self._message(events[0], NO_DESCRIPTORS)  # as nearly always
+            if self._framer.pending or self._held:
+                await self._hold(self._framer.pending)
+            return
         owners = self._owners(events, fds)
         for event in events:
             descriptors = next(owners, NO_DESCRIPTORS) if not isinstance(event, Terminator) else NO_DESCRIPTORS
