@@ -310,6 +310,19 @@ async def test_a_dead_shard_is_replaced_and_all_it_held_is_made_anew(home: Home,
         await check_objects(store)
 
 
+async def test_of_two_dead_shards_each_can_be_replaced_first(home: Home) -> None:
+    home.policy = Policy(2, 4, chunk_size=CHUNK)
+    async with home.open() as store:
+        await fill(store)
+        for number in (0, 1):
+            shutil.rmtree(home.root(number))
+        for dead in ("1", "0"):
+            assert (await store.membership.replace(dead, None, Nobody())).lacking == 0
+        assert store.pool.states() == dict.fromkeys("0123", "ok")
+        await store.mending.mend()
+        await check_objects(store)
+
+
 async def test_a_shard_that_is_there_is_not_replaced_where_it_is(home: Home) -> None:
     async with home.open() as store:
         with pytest.raises(Conflict):

@@ -183,6 +183,7 @@ class Health:
         placement = stored.record.placement
         usable = [number for number in self._pool.usable() if number != leaving]
         wanted = [index for index, state in enumerate(checked.states) if state != "ok" or placement[index] == leaving]
+        wanted.sort(key=lambda index: placement[index] not in self._pool.draining)  # a shard that is away may come back, this one not
         homeless = [placement[index] for index in wanted if placement[index] not in usable]
         allowed = self._namespaces.shards_of(self._namespace(stored).placement) if homeless else []
         spare = self._pool.spares(stored.version, placement, homeless, allowed) if homeless else []
