@@ -1,44 +1,108 @@
-"""Every block of commands in README and docs is run as it stands; pages with a test of their own are named here."""
+"""Every block of commands in README and docs is run as it stands, and what the pages say in passing can be run."""
 
 from __future__ import annotations
 
+import re
+import sys
+import tempfile
 from pathlib import Path
 
+import click
 import pytest
 
-from tests.documents import ROOT, Terminal, alike, blocks
+from tests.documents import LANGUAGES, ROOT, Reader, ReaderWithService, alike, blocks, filled
+from zstor_local.cli.root import COMMANDS, zstor
 
-OWN_TESTS = {
-    "README.md": "tests/test_readme.py",
-    "docs/content.md": "tests/cli/test_content_docs.py",
-    "docs/remote-log.md": "tests/test_remote_log_page.py",
-    "docs/shard-server.md": "tests/remote/test_permissions.py",
-    "docs/sharing.md": "tests/test_sharing_page.py",
-    "docs/wire.md": "tests/daemon/test_message_streams.py",
-}
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("clients/*/*.md")])
+OWN_TEST = "docs/backup.md"  # what stops and starts the daemon in between: tests/test_backup_page.py
+WITH_DAEMON = ("clients/", "docs/remote-log.md", "docs/wire.md")  # their reader has one that runs
+INSTALLING = ("README.md", "docs/quickstart.md")
+WITH_SERVICE = "docs/operations.md"
+TWO_MACHINES = "docs/recipes.md"
+RUN = [name for name in PAGES if name != OWN_TEST and any(block.language != "text" for block in blocks((ROOT / name).read_text()))]
+COMMAND = rf"^\s*(\$|zstor ({'|'.join(COMMANDS)})|curl|socat|make|pip|npm|ssh|sudo|systemctl) "
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in OWN_TESTS and any(blocks((ROOT / name).read_text()))])
+def reader_of(name: str, place: Path) -> Reader:
+    """Somebody who has done what the page expects: begun where it begins."""
+    if name == WITH_SERVICE:
+        service = ReaderWithService(place)
+        service.terminal().run("cd zstor-local")
+        service.does(next(blocks((ROOT / "docs/quickstart.md").read_text())))
+        service.terminal().run("cd")
+        return service
+    reader = Reader(place, installed=name not in INSTALLING)
+    if name == TWO_MACHINES:
+        reader.finds_a_second_machine()
+    if name.startswith(WITH_DAEMON):
+        reader.terminal("daemon").start("zstor daemon")
+    if name.startswith(("clients/", *INSTALLING)):
+        reader.terminal().run("cd zstor-local")
+    return reader
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_what_a_page_shows_is_what_happens(name: str, tmp_path: Path) -> None:
+    with reader_of(name, tmp_path) as reader:
+        for block in blocks((ROOT / name).read_text()):
+            shown = [lines for _, lines in block.steps()]
+            for (command, printed), lines in zip(reader.does(block), shown, strict=False):
+                assert alike(printed) == alike(lines), command
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_block_is_left_out(name: str) -> None:
     page = (ROOT / name).read_text()
-    terminal = Terminal(tmp_path)
-    try:
-        if name.startswith("clients/"):
-            terminal.run("zstor daemon &")
-            terminal.run("cd zstor-local")
-        for block in blocks(page):
-            for command, lines in block.steps():
-                status, printed = terminal.run(f"(set -e\n{command}\n)" if block.language == "sh" else command)
-                if block.language == "sh":
-                    assert status == 0, "\n".join([command, *printed])
-                else:
-                    assert alike(printed) == alike(lines), command
-    finally:
-        terminal.close()
+    found = list(blocks(page))
+    assert "not run" not in page
+    assert page.count("```") == 2 * len(found)
+    assert {block.language for block in found} <= LANGUAGES
+    for block in found:
+        if block.language == "text":
+            assert not re.search(COMMAND, block.text, re.MULTILINE), block.text
+        elif block.language == "console":
+            assert block.text.startswith("$ ")
 
 
-@pytest.mark.parametrize("name", OWN_TESTS)
-def test_a_page_with_a_test_of_its_own_is_there_and_so_is_the_test(name: str) -> None:
-    assert (ROOT / name).exists()
-    assert Path(name).name in (ROOT / OWN_TESTS[name]).read_text() or name == "README.md"
+def test_a_script_that_fails_is_noticed(tmp_path: Path) -> None:
+    page = "```sh\necho before\nfalse\necho after\n```\n"
+    with Reader(tmp_path) as reader, pytest.raises(AssertionError, match="before"):
+        reader.does(next(blocks(page)))
+
+
+def in_passing(page: str) -> list[str]:
+    """What stands between backticks in the text and begins with `zstor `."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"(?<!`)`(zstor [^`]+)`(?!`)", text)
+
+
+def is_known(said: str) -> bool:
+    """Whether it names a command, and options that this has."""
+    command: click.Command = zstor
+    options = {"--json", "--config", "--socket", "--help", "--version"}
+    words = said.split()[1:]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        inner = command.get_command(click.Context(command), words.pop(0).partition("|")[0])
+        if inner is None:
+            return False
+        command = inner
+    for parameter in command.params:
+        options |= {*parameter.opts, *parameter.secondary_opts}
+    given = {option.partition("=")[0] for word in words for option in word.split("/") if option.startswith("-")}
+    return given <= options | {"-"}
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "docs/format.md"])  # whose `zstor record` is a label
+def test_commands_in_passing_exist(name: str) -> None:
+    assert [said for said in in_passing((ROOT / name).read_text()) if not is_known(said)] == []
+
+
+def test_the_first_session_is_short() -> None:
+    session = next(block for block in list(blocks((ROOT / "README.md").read_text()))[2:] if "zstor put" in block.text)
+    assert len(list(session.steps())) <= 9
+
+
+if __name__ == "__main__":
+    for page in sys.argv[1:]:
+        with tempfile.TemporaryDirectory(dir="/tmp") as place, reader_of(page, Path(place)) as someone:
+            (ROOT / page).write_text(filled((ROOT / page).read_text(), someone))

@@ -126,7 +126,7 @@ def init_store(config: Config, say: Say) -> None:
     with _refusing():
         created = trio.run(_with_engines, runtime, config, lambda engines: make_store(runtime, engines, config))
     if created is None:
-        say(f"there is a store at {config.store} already; nothing was changed", store=config.store, created=False)
+        say(f"there is a store at {config.store} already; it stays as it is", store=config.store, created=False)
     else:
         _announce(config, say, created)
 

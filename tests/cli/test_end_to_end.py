@@ -236,7 +236,7 @@ def test_init_makes_what_the_daemon_then_uses(private_daemon: PrivateDaemon) -> 
     assert str(key).encode() in made.stderr
     assert b"zstor key backup" in made.stderr
     before = key.read_bytes()
-    assert b"nothing was changed" in zstor(private_daemon, "init").stderr
+    assert b"it stays as it is" in zstor(private_daemon, "init").stderr
     private_daemon.start()
     assert key.read_bytes() == before
 

@@ -58,17 +58,6 @@ def test_the_transcripts_are_what_happens(client: Client, socat: subprocess.Pope
     client.result("object.delete", key="greeting")
 
 
-def test_one_line_reads(client: Client, daemon: Daemon) -> None:
-    client.write("greeting", b"hello world")
-    environment = daemon.environment | {"XDG_RUNTIME_DIR": str(Path(daemon.socket).parent.parent)}
-    done = subprocess.run(["bash"], input=block("stream one line"), env=environment, capture_output=True, text=True, check=True)
-    opened, data, end = (json.loads(line) for line in done.stdout.splitlines())
-    assert base64.b64decode(data["params"]["value_b64"]) == b"hello world"
-    assert end["params"]["stream"] == data["params"]["stream"] == opened["result"]["stream"]
-    assert end["params"]["result"]["bytes"] == 11
-    client.result("object.delete", key="greeting")
-
-
 def test_a_stream_is_an_ability(client: Client) -> None:
     assert "stream" in client.result("daemon.info")["capabilities"]
 

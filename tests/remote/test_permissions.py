@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ from tests.daemon.process import Daemon
 from tests.shardserver.server import LIMIT, Server, scanned, send
 from zstor_local.shards.http.wire import Batch, pack_batch, parse_batch
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "shard-server.md"
 LARGE = bytes(range(256)) * 4_000
 
 
@@ -158,25 +155,3 @@ def test_the_metastore_is_made_anew_from_servers_alone(world: World) -> None:
     for namespace in ("photos", "mail"):
         assert world.owner.read("large", namespace=namespace) == LARGE
         assert world.owner.read("small", namespace=namespace) == b"small"
-
-
-# --- The page ---
-
-
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert found, f"the page has no block {name!r}"
-    return found[1]
-
-
-def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
-    environment = Daemon.own_environment(tmp_path)
-    for place in ("run", "config", "data", "state"):
-        (tmp_path / place).mkdir(mode=0o700)
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    script = f"set -e\ntrap 'kill $(jobs -p); wait' EXIT\n{block('a store on three servers')}\n{block('users')}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2 * LIMIT, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "hello" in done.stdout
