@@ -48,7 +48,7 @@ VARIABLE = [
     (r"\b\d{13,}\b", "NUMBER"),
     (r"[█░]+", "BAR"),
     (r"\bfs-[\d-]+", "GROUP"),
-    (r"^WARNING zstor.store: version .*\n?", ""),  # in the terminal of the daemon
+    (r"^WARNING zstor\..*\n?", ""),  # the daemon's, in its terminal, when it has seen something
     (r"^(repair|owed|collect) +\d+ waiting\n", ""),  # what reads have found: which shares they read is drawn by lot
     (r"^scrub .*\n", ""),  # the first one may still be at work
     (r"(shard \w+ is missing): .*", r"\1: WHY"),  # whoever met its absence first says how
@@ -158,8 +158,9 @@ class Terminal:
 class Reader:
     """Ann, who reads a page and does what it says. She has a clone in ~/zstor-local, and `zstor` unless she is about to install it."""
 
-    def __init__(self, place: Path, *, installed: bool = True) -> None:
+    def __init__(self, place: Path, *, installed: bool = True, in_clone: bool = False) -> None:
         self._place, self._home, self._terminals = place, place / "ann", dict[str, Terminal]()
+        self._begins = self._home / "zstor-local" if in_clone else self._home
         self._rest = ExitStack()
         self._ports: dict[str, str] = {}
         runtime = place / "run"
@@ -194,7 +195,7 @@ class Reader:
     def terminal(self, name: str = "") -> Terminal:
         if name not in self._terminals:
             step = self._place / f"step-{len(self._terminals)}"
-            self._terminals[name] = Terminal(["bash"], self._home, self._environment, self._names, step, step)
+            self._terminals[name] = Terminal(["bash"], self._begins, self._environment, self._names, step, step)
         return self._terminals[name]
 
     def does(self, block: Block) -> list[tuple[str, list[str]]]:

@@ -31,13 +31,11 @@ def reader_of(name: str, place: Path) -> Reader:
         service.does(next(blocks((ROOT / "docs/quickstart.md").read_text())))
         service.terminal().run("cd")
         return service
-    reader = Reader(place, installed=name not in INSTALLING)
+    reader = Reader(place, installed=name not in INSTALLING, in_clone=name.startswith(("clients/", *INSTALLING)))
     if name == TWO_MACHINES:
         reader.finds_a_second_machine()
     if name.startswith(WITH_DAEMON):
         reader.terminal("daemon").start("zstor daemon")
-    if name.startswith(("clients/", *INSTALLING)):
-        reader.terminal().run("cd zstor-local")
     return reader
 
 
