@@ -65,12 +65,14 @@ def disk(place: Place) -> Iterator[Sequence[Row]]:
 
 
 def start(place: Place) -> Iterator[Sequence[Row]]:
-    """From the start of the process to the first answer, after SIGTERM and after SIGKILL."""
+    """From the start of the process to the first answer, after SIGTERM and after SIGKILL in the midst of work."""
     objects = place.load(load.call, place.daemon.socket, "daemon.status", {}).result["objects"]
     seconds: dict[signal.Signals, list[float]] = {signal.SIGTERM: [], signal.SIGKILL: []}
     for number in range(place.plan.rounds):
         place.say(f"start, round {number + 1}")
         for sign, measured in seconds.items():
+            keys = [f"start.{each}" for each in range(place.plan.writes)]
+            place.load(load.burst, Burst(place.daemon.socket, "object.write", keys, _CLIENTS, SMALL_BYTES))
             place.daemon.end(sign)
             measured.append(place.daemon.start())
         yield []

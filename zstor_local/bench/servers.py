@@ -21,6 +21,12 @@ _LOOK_SECONDS: Final = 0.002
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
+def compiled(environment: Mapping[str, str], home: Path) -> Mapping[str, str]:
+    """With Python's modules kept compiled in `home` from the first start on, as pip installs them, whatever the environment says."""
+    wanted = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return wanted | {"PYTHONPYCACHEPREFIX": str(home / "compiled")}
+
+
 class ServerFailed(Exception):
     """A process ended or did not listen; its last words are in the message."""
 
@@ -96,7 +102,8 @@ class Daemon(Server):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ZSTOR_"))}
         places = {"CONFIG_HOME": home / "config", "DATA_HOME": home / "data", "STATE_HOME": home / "state", "RUNTIME_DIR": run}
         environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(place) for name, place in places.items()}
-        super().__init__(run / "zstor" / "zstor.sock", ["zstor_local", "daemon"], home / "daemon.log", environment)
+        module, log = ["zstor_local", "daemon"], home / "daemon.log"
+        super().__init__(run / "zstor" / "zstor.sock", module, log, compiled(environment, home))
         self.store = home / "data" / "zstor"
 
     def start(self) -> float:

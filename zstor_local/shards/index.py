@@ -18,7 +18,7 @@ from typing import Final
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.value import value
 
-FLUSH_AT: Final = 2_000  # versions waiting in memory; about 1 MiB, and at most this many entries are read again after a kill
+FLUSH_AT: Final = 500  # versions waiting in memory: so many of each log's entries are read again at a start after a kill
 FORMAT: Final = 2
 
 _PAGE: Final = 1_000  # versions read at once
