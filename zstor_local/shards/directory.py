@@ -256,7 +256,10 @@ class DirectoryShard:
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         try:
-            self.open_share(share, small=small).close()
+            if small:
+                self._place(share)
+            else:
+                self.open_share(share, small=False).close()
         except ShareMissing:
             return False
         return True

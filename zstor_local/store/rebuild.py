@@ -246,6 +246,7 @@ class _Rebuild:
         self._highest = self._report.records = self._report.damaged = 0
         voids: list[Envelope] = []
         keys: list[Envelope] = []
+        candidates: list[tuple[object, ...]] = []
         for shard in self._shards.values():
             # A directory's word is taken. A server's is not: it hides no other's record, and only what opens counts.
             server = 0 if shard.on_disk is not None else shard.number + 1
@@ -261,18 +262,10 @@ class _Rebuild:
                 else:
                     if envelope.kind is Kind.KEYS:
                         keys.append(envelope)
-                    self._scratch.execute(
-                        "insert or ignore into candidate values(?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            envelope.namespace,
-                            envelope.key_hash,
-                            envelope.sequence,
-                            server,
-                            envelope.kind,
-                            envelope.version,
-                            envelope.sealed,
-                        ),
-                    )
+                    candidates.append(_candidate(envelope, server))
+                if len(candidates) >= BATCH:
+                    self._put(candidates)
+        self._put(candidates)
         self._sealer = _sealer(self._runtime, self._masters, keys)
         self._highest = max([self._highest, *self._proved(voids)])
         void = {opened for envelope in voids for opened in self._void(envelope)}
@@ -294,6 +287,10 @@ class _Rebuild:
         except CorruptRecord:
             return False
         return True
+
+    def _put(self, candidates: list[tuple[object, ...]]) -> None:
+        self._scratch.executemany("insert or ignore into candidate values(?, ?, ?, ?, ?, ?, ?)", candidates)
+        candidates.clear()
 
     def _void(self, envelope: Envelope) -> list[VoidRecord]:
         try:
@@ -447,6 +444,10 @@ class _Rebuild:
 
 def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
     return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+
+
+def _candidate(found: Envelope, server: int) -> tuple[object, ...]:
+    return found.namespace, found.key_hash, found.sequence, server, found.kind, found.version, found.sealed
 
 
 def _same_key(one: Envelope, other: Envelope) -> bool:
