@@ -32,7 +32,7 @@ from zstor_local.metastore.base import (
 )
 from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.metastore.sqlite import SqliteMetastore
-from zstor_local.model.ids import ShareId
+from zstor_local.model.ids import ReferenceHash, ShareId
 
 PAGE = 4_096
 
@@ -103,6 +103,25 @@ def test_what_was_committed_survives_a_kill(sqlite: SqliteMetastore, path: str, 
     shutil.copy(f"{path}-wal", f"{copy}-wal")
     with closing(SqliteMetastore(copy)) as metastore:
         assert metastore.get(SPACE, "a") == envelope(1)
+
+
+def test_no_question_and_no_commit_goes_through_all_records(sqlite: SqliteMetastore) -> None:
+    asked: list[str] = []
+    owed, gone = Debt(1, Owed.SHARE, SPACE, "a", version(1), 0), Garbage(1, ShareId(version(1), 0), small=True)
+    sqlite._db.set_trace_callback(asked.append)
+    sqlite._writer.set_trace_callback(asked.append)
+    state = StoreState(sequence=1, reserved=100, writer=1)
+    sqlite.commit(Transaction(state, rows=[row("a", 1)], debts=[owed], garbage=[gone]))
+    sqlite.commit(Transaction(state, rows=[row("a", 2)], debts_paid=[owed], garbage_freed=[gone]))
+    sqlite.state(), sqlite.usage(SPACE), sqlite.intents(), sqlite.garbage(1, 10)
+    sqlite.get(SPACE, "a"), sqlite.tombstone(SPACE, "a"), sqlite.named(version(1)), sqlite.debts(1), sqlite.debts_of(version(1))
+    sqlite.scan(SPACE, "a", "b", 10), sqlite.changes(SPACE, 1, 10), sqlite.newest(SPACE, [1, 2])
+    sqlite.referring(SPACE, ReferenceHash(bytes(16)), "a", 10)
+    for db in (sqlite._db, sqlite._writer):
+        db.set_trace_callback(None)
+    plans = {step[3]: query for query in asked for step in sqlite._db.execute(f"explain query plan {query}") if "SCAN" in step[3]}
+    few = {"SCAN store", "SCAN intent"}  # one row, and one for each large write that runs
+    assert {plan for plan in plans if plan not in few and "subquery" not in plan} == set(), plans
 
 
 def test_commits_go_to_the_wal_until_a_checkpoint_moves_them(sqlite: SqliteMetastore, path: str, tmp_path: Path) -> None:
