@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(PathRefused, match="is a directory") as caught, source(str(tmp_path)):
         pass
-    assert caught.value.hint == "tar c DIRECTORY | zstor put - KEY"
+    assert caught.value.hint == "`zstor put -r` takes all that is in it; as one object: tar c DIRECTORY | zstor put - KEY"
 
 
 def test_a_new_file_appears_whole_and_with_the_usual_mode(tmp_path: Path) -> None:

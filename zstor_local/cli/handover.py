@@ -149,7 +149,9 @@ def _readable(fd: int, name: str) -> Iterator[Handover]:
     with naming_errors(name):
         found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
-        raise PathRefused(f"{name} is a directory", hint="tar c DIRECTORY | zstor put - KEY")
+        raise PathRefused(
+            f"{name} is a directory", hint="`zstor put -r` takes all that is in it; as one object: tar c DIRECTORY | zstor put - KEY"
+        )
     with naming_errors(name):
         os.read(fd, 0)  # not open for reading: said before anything is sent
     if stat.S_ISREG(found.st_mode):
