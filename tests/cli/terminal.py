@@ -84,9 +84,9 @@ class Terminal:
         self._follow(lambda: wanted in self.text, what=wanted, again=again)
         return self.text
 
-    def end(self) -> int:
+    def end(self, *, again: Callable[[], None] | None = None) -> int:
         """Wait for its end; the exit status. All it wrote is in `text` then."""
-        self._follow(lambda: self.process.poll() is not None, what="its end")
+        self._follow(lambda: self.process.poll() is not None, what="its end", again=again)
         while self._read(0):
             pass
         return self.process.returncode

@@ -96,19 +96,21 @@ def destination(path: Path, *, force: bool) -> Iterator[Handover]:
             os.close(fd)
         return
     part = path.with_name(f".{path.name[:64]}.{token_hex(4)}.part")
-    with naming_errors(str(path)):
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
+    own: int | None = None
+    try:  # before there is a file: Ctrl-C may come at once
         with termination_raises():
-            if mode is not None:
-                os.fchmod(fd, stat.S_IMODE(mode))
-            yield Handover(fd, "file")
             with naming_errors(str(path)):
-                os.fsync(fd)
+                own = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if mode is not None:
+                os.fchmod(own, stat.S_IMODE(mode))
+            yield Handover(own, "file")
+            with naming_errors(str(path)):
+                os.fsync(own)
                 _publish(part, path, force=force)
     finally:
-        os.close(fd)
-        with suppress(FileNotFoundError):
+        if own is not None:
+            os.close(own)
+        with suppress(OSError):  # there is none, or nothing of ours
             part.unlink()
 
 

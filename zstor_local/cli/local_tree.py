@@ -148,8 +148,8 @@ class Tree:
         with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
             self._check_free(directory, name, path, force=force)
             part = f".{name[:64]}.{token_hex(4)}.part"
-            os.symlink(target, part, dir_fd=directory)
             try:
+                os.symlink(target, part, dir_fd=directory)
                 if mtime is not None:
                     os.utime(part, ns=(mtime, mtime), dir_fd=directory, follow_symlinks=False)
                 if force:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zstor_local.cli.client import Progress
+from zstor_local.cli.handover import termination_raises
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -26,7 +27,8 @@ def progress(label: str, *, wanted: bool, total: int | None = None, counted: boo
         return
     line = _Line(label, total, counted=counted)
     try:
-        yield line.show
+        with termination_raises():
+            yield line.show
     finally:
         line.clear()
 
@@ -42,7 +44,8 @@ class _Line:
 
     def show(self, done: int, total: int | None, message: str) -> None:
         if self._bar is None:
-            self._bar = _start(self._label, total if total is not None else self._total, counted=self._counted)
+            self._bar = _bar(self._label, total if total is not None else self._total, counted=self._counted)
+            self._bar[0].start()  # known before: a signal in it must not leave the cursor hidden
         bar, task = self._bar
         bar.update(task, completed=done, total=total if total is not None else self._total, message=message)
 
@@ -51,7 +54,7 @@ class _Line:
             self._bar[0].stop()
 
 
-def _start(label: str, total: int | None, *, counted: bool) -> tuple[Bar, TaskID]:
+def _bar(label: str, total: int | None, *, counted: bool) -> tuple[Bar, TaskID]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -73,5 +76,4 @@ def _start(label: str, total: int | None, *, counted: bool) -> tuple[Bar, TaskID
         console=Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR"))),
         transient=True,
     )
-    bar.start()
     return bar, bar.add_task(label, total=total, message="")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -37,7 +37,12 @@ def rebuild(options: Options, accept_loss: bool) -> None:
 
     config = options.load()
     with progress("rebuild", wanted=not options.no_progress, counted=True) as shown, _interruptible(shown) as told:
-        report = rebuild_store(config, accept_loss=accept_loss, progress=told)
+        try:
+            report = rebuild_store(config, accept_loss=accept_loss, progress=told)
+        except BaseExceptionGroup as group:
+            if group.subgroup(Interrupted) is None:
+                raise
+            raise Interrupted("interrupted; nothing was changed") from None
     if options.json:
         click.echo(json.dumps({**dataclasses.asdict(report), "loss": report.loss}))
         return
@@ -48,20 +53,29 @@ def rebuild(options: Options, accept_loss: bool) -> None:
     click.echo(f"the new metastore is in {config.store}; next: zstor daemon")
 
 
+class CtrlC:
+    """A signal handler that remembers."""
+
+    heard = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.heard = True
+
+
 @contextmanager
 def _interruptible(show: Progress | None) -> Iterator[Callable[[str, int], None]]:
     """What takes the news: it ends the work after a Ctrl-C, which a worker thread does not hear, as long as nothing is changed."""
     from zstor_local.store.rebuild import WRITING
 
-    heard = threading.Event()
+    ctrl_c = CtrlC()
 
     def tell(what: str, count: int) -> None:
-        if heard.is_set() and what != WRITING:
-            raise Interrupted("interrupted; nothing was changed")
+        if ctrl_c.heard and what != WRITING:
+            raise Interrupted("interrupted")
         if show is not None:
             show(count, None, what)
 
-    before = signal.signal(signal.SIGINT, lambda *_: heard.set())
+    before = signal.signal(signal.SIGINT, ctrl_c)
     try:
         yield tell
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COLORS: Final = {"ok": "green", "degraded": "yellow", "readonly": "yellow"}  # anything else is bad: red
 _PIPE_WIDTH: Final = 160  # columns where there is no terminal
 _WIDE: Final = 72  # columns from which on all of a shard fits beside its place
+_PLAIN: Final = "\x1b[0m"
 _BAR: Final = 12  # characters that show how full a disk is
 _WATCH_SECONDS: Final = 2.0
 _QUEUES: Final = {"repair": "versions to repair", "owed": "things to tell or give shards that were away", "collect": "shares to free"}
@@ -75,10 +76,17 @@ def _watch(client: Client, *, json_lines: bool) -> NoReturn:
 def _on_screen(client: Client, console: Console) -> NoReturn:
     from rich.live import Live
 
-    with termination_raises(), Live(_drawn(_ask(client)), auto_refresh=False, screen=True, console=console) as live:
-        while True:
-            live.update(_drawn(_ask(client)), refresh=True)
-            client.rest(_WATCH_SECONDS)
+    live = Live(_drawn(_ask(client)), auto_refresh=False, screen=True, console=console)
+    try:  # not `with live`: a signal in its start would leave the terminal on the other screen
+        with termination_raises():
+            live.start()
+            while True:
+                live.update(_drawn(_ask(client)), refresh=True)
+                client.rest(_WATCH_SECONDS)
+    finally:
+        live.stop()
+        if console.color_system:
+            click.echo(_PLAIN, nl=False)  # the signal may have come in the middle of a colored word
 
 
 def _show(answer: Status) -> None:
