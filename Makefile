@@ -49,7 +49,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 # What the bare system must have. One line names all that is missing; zfec is compiled where no built one fits.
-needs-test: tools = socat nc curl jq node npm gcc zsh fish bash-completion
+needs-test: tools = socat nc curl jq node npm gcc openssl zsh fish bash-completion
 needs needs-test:
 	@$(recent) || { echo "Python 3.11 or newer is needed as python3, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(missing) test -z "$$missing" || { echo "this needs:  sudo apt-get install -y$$missing" >&2; exit 1; }

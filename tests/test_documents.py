@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import click
@@ -98,6 +99,16 @@ def test_commands_in_passing_exist(name: str) -> None:
 def test_the_first_session_is_short() -> None:
     session = next(block for block in list(blocks((ROOT / "README.md").read_text()))[2:] if "zstor put" in block.text)
     assert len(list(session.steps())) <= 9
+
+
+def test_the_floors_are_drawn_as_they_are() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    floors = [set(re.findall(r"zstor_local\.(\w+)", layer)) for layer in contract["layers"]][1:]  # but for __main__
+    picture = next(blocks((ROOT / "docs/architecture.md").read_text())).text
+    drawn = [name for line in picture.splitlines() for name in re.findall(r"(?:^|(?<=  ))(\w+)(?:/|\.py)", line) if line[0] != " "]
+    for floor in floors:
+        assert {drawn.pop(0) for _ in floor} == floor
+    assert drawn == []
 
 
 if __name__ == "__main__":
