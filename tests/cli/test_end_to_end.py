@@ -288,3 +288,33 @@ def test_objects_get_other_keys(daemon: PrivateDaemon) -> None:
     assert (refused.returncode, json.loads(refused.stderr)["error"]["data"]["type"]) == (1, "already_exists")
     copied = json.loads(done(zstor(daemon, "cp", "third name", "first name", "--json")))["metadata"]
     assert copied["key"] == "first name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["stat", "nots.txt"], "notes.txt"),
+        (["rm", "note.txt"], "notes.txt"),
+        (["check", "notes.tx"], "notes.txt"),
+        (["stat", "-n", "photos", "holday"], "holiday"),
+        (["namespace", "get", "photo"], "photos"),
+        (["token", "create", "phots", "read"], "photos"),
+        (["log", "head", "--log", "mesages"], "messages"),
+        (["ns", "get", "lates"], "latest"),
+    ],
+)
+def test_what_may_have_been_meant_is_named(daemon: PrivateDaemon, arguments: list[str], meant: str) -> None:
+    done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
+    done(zstor(daemon, "put", "-", "holiday", "-n", "photos", stdin=b"1"))
+    done(zstor(daemon, "log", "create", "messages"))
+    done(zstor(daemon, "ns", "set", "latest", "1"))
+    missed = zstor(daemon, *arguments)
+    assert missed.returncode == 1
+    assert f"\n  hint: did you mean '{meant}'? `zstor ".encode() in missed.stderr
+    json_error = json.loads(zstor(daemon, *arguments, "--json").stderr)["error"]
+    assert "did you mean" not in json_error["data"]["hint"]  # nobody is asked again for a program
+
+
+def test_what_is_like_nothing_is_not_guessed_at(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
+    assert zstor(daemon, "stat", "xyzzy").stderr.endswith(b"\n  hint: `zstor ls` lists the keys\n")

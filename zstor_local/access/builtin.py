@@ -104,7 +104,7 @@ class BuiltInAuthority:
     def _must_exist(self, namespace: str, row: StoredRow | None) -> None:
         """Namespaces that a first write made have no row here before somebody is given something."""
         if row is None and namespace != STORE_NAMESPACE and not self._exists(namespace):
-            raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them")
+            raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them", namespace=namespace)
 
     # --- Tokens ---
 

@@ -32,13 +32,17 @@ class _TooLate(Exception):
 
 def complete(what: Completed, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """The names that begin so, as the daemon answers them."""
-    options = ctx.find_root().ensure_object(Options)
+    found = known(what, ctx.find_root().ensure_object(Options), incomplete)
+    return [CompletionItem(name) for name in found if name.startswith(incomplete) and _PLAIN.match(name)]
+
+
+def known(what: Completed, options: Options, beginning: str) -> Sequence[str]:
+    """The names that the daemon has, some of them where there are many; those of keys and names begin so."""
     try:
         with _soon(), options.connect() as client:
-            found = _ASK[what](client, options, incomplete)
+            return _ASK[what](client, options, beginning)
     except (NoDaemon, ConfigError, ZstorError, OSError, _TooLate):
         return []
-    return [CompletionItem(name) for name in found if name.startswith(incomplete) and _PLAIN.match(name)]
 
 
 @contextmanager

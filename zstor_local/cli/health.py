@@ -10,6 +10,7 @@ import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.interrupting import if_interrupted
+from zstor_local.cli.near import nearer
 from zstor_local.cli.objects import named
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -53,7 +54,7 @@ def check(options: Options, keys: tuple[str, ...], fast: bool) -> int:
                 raise
             except ZstorError as error:
                 well = False
-                report.error(error, json=options.json)
+                report.error(nearer(error, options), json=options.json)
                 continue
             well = well and found["status"] == "optimal"
             click.echo(json.dumps({"key": key, **found}) if options.json else _line(key, found))
@@ -111,7 +112,7 @@ def _repair(options: Options, keys: tuple[str, ...]) -> int:
                 raise
             except ZstorError as error:
                 failed = True
-                report.error(error, json=options.json)
+                report.error(nearer(error, options), json=options.json)
                 continue
             click.echo(json.dumps({"metadata": metadata}) if options.json else _line(key, found))
     return 1 if failed else 0

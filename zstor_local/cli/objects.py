@@ -12,6 +12,7 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
 from zstor_local.cli.listing import items
+from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.shapes import Deleted, Metadata, Written
 from zstor_local.errors import Cancelled, ZstorError
@@ -46,7 +47,7 @@ def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> i
                 raise
             except ZstorError as error:
                 failed = True
-                report.error(error, json=options.json)
+                report.error(nearer(error, options), json=options.json)
             else:
                 click.echo(json.dumps({"key": key, **deleted}) if options.json else f"deleted {text.shown(key)}")
                 if deleted["owed"] and not options.json:

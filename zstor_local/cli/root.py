@@ -16,6 +16,7 @@ from zstor_local import __version__
 from zstor_local.cli import report, stdio
 from zstor_local.cli.client import NoDaemon
 from zstor_local.cli.interrupting import INTERRUPTED, Interrupted
+from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, connection
 from zstor_local.config import ConfigError
 from zstor_local.errors import Cancelled, ZstorError
@@ -159,8 +160,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str], *, json: bool) -> int:
+    options = Options()
     try:
-        code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.colors())
+        code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.colors(), obj=options)
         sys.stdout.flush()
     except click.UsageError as error:
         report.usage(error, json=json)
@@ -180,7 +182,7 @@ def _run(given: list[str], *, json: bool) -> int:
         report.error(told, json=json)
         return INTERRUPTED
     except ZstorError as error:
-        report.error(error, json=json)
+        report.error(nearer(error, options), json=json)
         return REFUSED
     except (KeyboardInterrupt, click.Abort):
         _end_line(json=json)

@@ -185,4 +185,4 @@ def _refuse_logs(name: str) -> None:
 
 
 def _no_name(name: str) -> NotFound:
-    return NotFound(f"there is no name {name!r}", hint="`zstor ns ls` lists them")
+    return NotFound(f"there is no name {name!r}", hint="`zstor ns ls` lists them", name=name)

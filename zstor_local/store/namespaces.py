@@ -126,7 +126,7 @@ class Namespaces:
         """The namespace, or NotFound."""
         found = self.find(name)
         if found is None:
-            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
         return found
 
     def by_id(self, namespace: NamespaceId) -> Namespace | None:
@@ -227,7 +227,7 @@ class Namespaces:
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
-                raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+                raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
             record = self._open(current)
             changed = change(record)
             self._must_fit(changed)
@@ -241,7 +241,9 @@ class Namespaces:
 
         def decide(current: Envelope | None) -> Decision:
             if current is None or self._open(current).id != namespace.id:
-                raise NotFound(f"there is no namespace {namespace.name}", hint="`zstor namespace ls` lists them")
+                raise NotFound(
+                    f"there is no namespace {namespace.name}", hint="`zstor namespace ls` lists them", namespace=namespace.name
+                )
             if self._metastore.scan(namespace.id, "", None, 1) or self._committer.view.usage(namespace.id).objects > 0:
                 raise NotEmpty(f"the namespace {namespace.name} has objects", hint="delete them, or say force")
             namespace.gate.closed = True  # for whatever is decided from here on

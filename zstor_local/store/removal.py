@@ -79,7 +79,7 @@ class NamespaceRemoval:
         Once it has begun it goes on, whether the caller waits or not; where it fails, the next call or start takes it up.
         """
         if self._namespaces.record(name) is None:
-            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them")
+            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
 
         def closing(record: NamespaceRecord) -> NamespaceRecord:
             return replace(record, deleting=True)

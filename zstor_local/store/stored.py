@@ -46,4 +46,9 @@ def with_debts(metastore: Metastore, stored: Stored) -> Stored:
 
 
 def no_key(name: ObjectName) -> NotFound:
-    return NotFound(f"there is no key {name.key!r} in namespace {name.namespace}", hint="`zstor ls` lists the keys")
+    return NotFound(
+        f"there is no key {name.key!r} in namespace {name.namespace}",
+        hint="`zstor ls` lists the keys",
+        key=name.key,
+        namespace=name.namespace,
+    )

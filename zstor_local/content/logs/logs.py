@@ -82,4 +82,4 @@ class Logs:
             return LogRecord.decode(row.value)
         if name == DEFAULT_LOG:
             return LogRecord(LogPolicy(), 0)
-        raise NotFound(f"there is no log {name!r}", hint="`zstor log create` makes one, `zstor log ls` lists them")
+        raise NotFound(f"there is no log {name!r}", hint="`zstor log create` makes one, `zstor log ls` lists them", log=name)
