@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, share_places, small_shares
 from zstor_local.errors import Conflict, Unreadable
@@ -143,6 +145,32 @@ async def test_a_version_that_the_key_has_left_behind_is_a_conflict(home: Home) 
             with pytest.raises(Conflict):
                 await repair(store, stored)
         assert await get(store, "a") == content(2, 10_000)
+
+
+async def test_a_repair_that_waited_for_the_freeing_of_its_version_makes_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        stored = await put(store, "a", content(1, 700_000))
+        refused = False
+
+        async def late() -> None:
+            nonlocal refused
+            try:
+                await repair(store, stored)
+            except Conflict:
+                refused = True
+
+        async with trio.open_nursery() as nursery, store.freeing.lock:
+            nursery.start_soon(late)
+            await trio.testing.wait_all_tasks_blocked()
+            await delete(store, "a")
+            first = store.pool.opened()[0]
+            with monkeypatch.context() as patch:
+                patch.setattr(store.pool, "opened", lambda: [first])
+                assert await store.freeing._free_batch() == 1
+        assert refused
+        await freed(store)
+    assert home.share_files() == []
 
 
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)

@@ -92,10 +92,10 @@ class Health:
         """
         self._namespace(stored).gate.check(stored.namespace, Usage(), 0, closing=True)
         async with self._turn, AsyncExitStack() as leases:
-            stored = self._newest(stored)
-            lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
             async with self._freeing:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._lease(stored.version))
+            stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
+            lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
             shares = self._shares(stored)
             leases.callback(shares.close)
             before = await self._check(stored.record, shares, caller, fast=False)
