@@ -4,6 +4,7 @@ example fails here."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -135,8 +136,10 @@ TREE = dict(commands(zstor, click.Context(zstor)))
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home with something to store."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home with something to store; what a command changes of its process is as before in the end."""
+    umask, handlers, level = os.umask(0o022), logging.root.handlers[:], logging.root.level
+    os.umask(umask)
     for name in [name for name in os.environ if name.startswith(("XDG_", "ZSTOR_", "DBUS_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -145,7 +148,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "f").write_bytes(b"bytes")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "file").write_bytes(b"bytes")
-    return tmp_path
+    yield tmp_path
+    os.umask(umask)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 def asked(home: Path, what: str, serve: Callable[[Peer], None]) -> tuple[int, FakeDaemon]:

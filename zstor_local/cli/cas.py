@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -17,7 +17,14 @@ from zstor_local.cli.handover import Handover, destination, source, standard_out
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Collected, Content, ContentsPage, Sent, Unpinned, Uploaded
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.cas import CollectedView as Collected
+    from zstor_local.rpc.methods.cas import ContentsPage, Unpinned
+    from zstor_local.rpc.methods.cas import ContentView as Content
+    from zstor_local.rpc.methods.cas import UploadedView as Uploaded
+    from zstor_local.rpc.methods.objects import Sent
+
 
 owned = click.option("--owner", metavar="NAME", help="Whose pin it is (“user” if not given).")
 
@@ -51,7 +58,7 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
             with source(name) as given:
                 total = size if given.size is None else given.size
                 with progress(name, wanted=not options.no_progress, total=total) as shown:
-                    stored = cast(Uploaded, client.call("cas.upload", params, fds=[given.fd], progress=shown))
+                    stored = cast("Uploaded", client.call("cas.upload", params, fds=[given.fd], progress=shown))
             if options.json:
                 click.echo(json.dumps({**stored, "file": name}))
             else:
@@ -85,7 +92,7 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
     params.update((name, value) for name, value in wanted.items() if value is not None)
     taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
     with options.connect() as client, taker as taken, progress(id_[:12], wanted=not options.no_progress) as shown:
-        sent = cast(Sent, client.call("cas.fetch", params, fds=[taken.fd], progress=shown))
+        sent = cast("Sent", client.call("cas.fetch", params, fds=[taken.fd], progress=shown))
     if path is None:
         return
     if options.json:
@@ -106,7 +113,7 @@ def pin(options: Options, id_: str, owner: str | None, reason: str | None) -> No
     params: dict[str, Json] = {"id": id_}
     params.update((name, value) for name, value in (("owner", owner), ("reason", reason)) if value is not None)
     with options.connect() as client:
-        content = cast(Content, client.call("cas.pin", params))
+        content = cast("Content", client.call("cas.pin", params))
     click.echo(json.dumps(content) if options.json else f"pinned {content['id']}: {_keepers(content)}")
 
 
@@ -124,7 +131,7 @@ def unpin(options: Options, id_: str, owner: str | None, forget: bool) -> None:
     """
     params: dict[str, Json] = {"id": id_, **({} if owner is None else {"owner": owner}), **({"forget": True} if forget else {})}
     with options.connect() as client:
-        answer = cast(Unpinned, client.call("cas.unpin", params))
+        answer = cast("Unpinned", client.call("cas.unpin", params))
     if options.json:
         click.echo(json.dumps(answer))
     elif answer["content"] is None:
@@ -156,7 +163,7 @@ def ls(options: Options, owner: str | None) -> None:
 def stat(options: Options, id_: str) -> None:
     """Tell what is known of a content."""
     with options.connect() as client:
-        content = cast(Content, client.call("cas.stat", {"id": id_}))
+        content = cast("Content", client.call("cas.stat", {"id": id_}))
     if options.json:
         click.echo(json.dumps(content))
         return
@@ -179,7 +186,7 @@ def stat(options: Options, id_: str) -> None:
 def verify(options: Options, id_: str) -> None:
     """Read a content and compare it with its id."""
     with options.connect() as client, progress(id_[:12], wanted=not options.no_progress) as shown:
-        answer = cast(Uploaded, client.call("cas.verify", {"id": id_}, progress=shown))
+        answer = cast("Uploaded", client.call("cas.verify", {"id": id_}, progress=shown))
     click.echo(json.dumps(answer) if options.json else f"{id_} is what its id says: {text.size(answer['size'])}")
 
 
@@ -196,7 +203,7 @@ def collect(options: Options, dry_run: bool) -> None:
     """
     kept = if_interrupted("what was deleted by then is deleted, the rest waits", hint="`zstor cas collect` goes on")
     with kept, options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
-        found = cast(Collected, client.call("cas.collect", {"dry_run": dry_run}, progress=shown))
+        found = cast("Collected", client.call("cas.collect", {"dry_run": dry_run}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
         return
@@ -207,7 +214,7 @@ def collect(options: Options, dry_run: bool) -> None:
 def _items(client: Client, owner: str | None) -> Iterator[Content]:
     params: dict[str, Json] = {} if owner is None else {"owner": owner}
     while True:
-        page = cast(ContentsPage, client.call("cas.list", params))
+        page = cast("ContentsPage", client.call("cas.list", params))
         yield from page["items"]
         if page["cursor"] is None:
             return

@@ -14,17 +14,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Client
-from zstor_local.cli.health import Check
 from zstor_local.cli.options import Options, as_json, pass_options
 from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
-from zstor_local.cli.shapes import Written
 from zstor_local.limits import KIB, MIB
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.health import CheckView as Check
+    from zstor_local.rpc.methods.objects import Written
+
 
 _SHARDS: Final = range(6)
 _LOST: Final = (0, 2)  # the shards with these blocks of the archive: without data blocks it must be computed from parity
@@ -143,7 +146,7 @@ class _Story:
         new = set(_files(self._places)) - before
         shares = [max((path for path in new if path.is_relative_to(place)), key=_size) for place in self._places]
         with self._connect() as client:
-            metadata = cast(Written, client.call("object.stat", {"key": archive.name}))["metadata"]
+            metadata = cast("Written", client.call("object.stat", {"key": archive.name}))["metadata"]
             self._shard_of = {share["index"]: int(share["shard"]) for share in metadata["shards"]}
             began = time.monotonic()
             for key, path in tree.items():
@@ -190,7 +193,7 @@ class _Story:
             file.write(bytes([byte ^ 1]))
         self._teller.note(f"byte {position:,} of the share in shards/{self._shard_of[_DAMAGED]}: {byte:#04x} is now {byte ^ 1:#04x}")
         with self._connect() as client:
-            if cast(Check, client.call("object.check", {"key": archive.name}))["status"] != "valid":
+            if cast("Check", client.call("object.check", {"key": archive.name}))["status"] != "valid":
                 raise _DemoFailed("nobody saw the bad byte")
         self._get(archive)
         self._zstor("repair", archive.name)

@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -15,7 +15,9 @@ from zstor_local.cli.client import Json
 from zstor_local.cli.handover import Handover, destination, standard_output
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Sent
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Sent
 
 
 @click.command()
@@ -63,7 +65,7 @@ def get(
     params.update((name, value) for name, value in wanted.items() if value is not None)
     taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
     with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
-        sent = cast(Sent, client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
+        sent = cast("Sent", client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
     if path is None:
         return 0
     if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,21 +14,12 @@ from zstor_local.cli.near import nearer
 from zstor_local.cli.objects import named
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import RepairedAll, Written
 from zstor_local.errors import Cancelled, ZstorError
 
-
-class Share(TypedDict):
-    shard: str
-    index: int
-    state: str
-
-
-class Check(TypedDict):
-    """object.check."""
-
-    status: str
-    shares: list[Share]
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.health import CheckView as Check
+    from zstor_local.rpc.methods.objects import Written
+    from zstor_local.rpc.methods.upkeep import RepairedAllView as RepairedAll
 
 
 @click.command()
@@ -49,7 +40,7 @@ def check(options: Options, keys: tuple[str, ...], fast: bool) -> int:
         for key in keys:
             try:
                 with progress(f"check {key}", wanted=not options.no_progress, counted=True) as shown:
-                    found = cast(Check, client.call("object.check", {**named(options, key), "fast": fast}, progress=shown))
+                    found = cast("Check", client.call("object.check", {**named(options, key), "fast": fast}, progress=shown))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -89,7 +80,7 @@ def repair(options: Options, keys: tuple[str, ...], everything: bool) -> int:
 def _repair_all(options: Options) -> int:
     kept = if_interrupted("what was repaired by then is repaired", hint="`zstor repair --all` begins anew, and finds less to do")
     with kept, options.connect() as client, progress("repair", wanted=not options.no_progress, counted=True) as shown:
-        found = cast(RepairedAll, client.call("health.repair_all", {}, progress=shown))
+        found = cast("RepairedAll", client.call("health.repair_all", {}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
     else:
@@ -106,8 +97,8 @@ def _repair(options: Options, keys: tuple[str, ...]) -> int:
         for key in keys:
             try:
                 with progress(f"repair {key}", wanted=not options.no_progress, counted=True) as shown:
-                    metadata = cast(Written, client.call("object.repair", named(options, key), progress=shown))["metadata"]
-                found = cast(Check, client.call("object.check", {**named(options, key), "fast": True}))
+                    metadata = cast("Written", client.call("object.repair", named(options, key), progress=shown))["metadata"]
+                found = cast("Check", client.call("object.check", {**named(options, key), "fast": True}))
             except Cancelled:
                 raise
             except ZstorError as error:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,9 +14,12 @@ from zstor_local.cli import report
 from zstor_local.cli.backup_words import WORDS, BadWords, from_words, to_words
 from zstor_local.cli.handover import as_io_error
 from zstor_local.cli.options import Options, as_json, connection, pass_options
-from zstor_local.cli.shapes import Rotated
 from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.keys import Rotated
+
 
 _PER_LINE = 4
 
@@ -61,7 +64,7 @@ def rotate(options: Options, yes: bool) -> None:
     if not sys.stdout.isatty() and not yes:
         raise click.UsageError("the new words are secret and standard output is no terminal: --yes prints them all the same")
     with options.connect() as client:
-        rotated = cast(Rotated, client.call("key.rotate", {}))
+        rotated = cast("Rotated", client.call("key.rotate", {}))
     _print_words(options, Path(rotated["key_file"]))
 
 

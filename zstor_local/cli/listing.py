@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.options import Options
-from zstor_local.cli.shapes import Item, Page
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Item, Page
 
 
 def items(client: Client, options: Options, prefix: str) -> Iterator[Item]:
@@ -16,7 +18,7 @@ def items(client: Client, options: Options, prefix: str) -> Iterator[Item]:
     if options.namespace:
         params["namespace"] = options.namespace
     while True:
-        page = cast(Page, client.call("object.list", params))
+        page = cast("Page", client.call("object.list", params))
         yield from page["items"]
         if page["cursor"] is None:
             return

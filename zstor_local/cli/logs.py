@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
@@ -18,7 +18,10 @@ from zstor_local.cli.handover import destination, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogsPage, LogView
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.logs import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogsPage, LogView
+
 
 FOLLOW_SECONDS: Final = 300
 
@@ -49,7 +52,7 @@ def create(options: Options, name: str, page_size: int, embed_last: int, encodin
     if mvds:
         params["messages"] = "mvds"
     with options.connect() as client:
-        made = cast(LogView, client.call("log.create", params))
+        made = cast("LogView", client.call("log.create", params))
     click.echo(json.dumps(made) if options.json else f"made the log {made['log']}, pages of {made['page_size']}")
 
 
@@ -70,7 +73,7 @@ def append(options: Options, content: str, local_hash: bytes | None, log: str) -
     if local_hash is not None:
         params["local_hash_b64"] = base64.b64encode(local_hash).decode()
     with options.connect() as client:
-        made = cast(LogAppended, client.call("log.append", params))
+        made = cast("LogAppended", client.call("log.append", params))
     click.echo(json.dumps(made) if options.json else f"entry {made['seq']}" + ("" if made["new"] else ", which was there already"))
 
 
@@ -119,7 +122,7 @@ def follow(options: Options, since: int | None, count: int | None, log: str) -> 
 def head(options: Options, log: str) -> None:
     """Tell of a log, and show its newest page."""
     with options.connect() as client:
-        answer = cast(LogHead, client.call("log.head", {"log": log}))
+        answer = cast("LogHead", client.call("log.head", {"log": log}))
     if options.json:
         click.echo(json.dumps(answer))
         return
@@ -140,7 +143,7 @@ def page(options: Options, page_id: str | None, seq: int | None, log: str) -> No
     wanted: dict[str, Json] = {"log": log, "id": page_id, "seq": seq}
     params = {name: value for name, value in wanted.items() if value is not None}
     with options.connect() as client:
-        answer = cast(LogPageView, client.call("log.page", params))
+        answer = cast("LogPageView", client.call("log.page", params))
     if options.json:
         click.echo(json.dumps(answer))
     else:
@@ -283,7 +286,7 @@ def ls(options: Options) -> None:
     params: dict[str, Json] = {}
     with options.connect() as client:
         while True:
-            page = cast(LogsPage, client.call("log.list", params))
+            page = cast("LogsPage", client.call("log.list", params))
             for each in page["items"]:
                 click.echo(json.dumps(each) if options.json else f"{each['entries']:>8}  {each['log']}")
             if page["cursor"] is None:
@@ -307,9 +310,9 @@ def _line(entry: LogEntry) -> str:
     if entry["id"] is None:
         content = "(scrubbed)"
     elif "value_b64" in entry:
-        content = text.shown(base64.b64decode(entry["value_b64"]).decode(errors="backslashreplace"))
+        content = text.shown(base64.b64decode(str(entry["value_b64"])).decode(errors="backslashreplace"))
     else:
-        content = f"{base64.b64decode(entry['local_hash_b64']).hex()}  {entry['id']}"
+        content = f"{base64.b64decode(str(entry['local_hash_b64'])).hex()}  {entry['id']}"
     return f"{entry['seq']:>6}  {content}"
 
 
@@ -325,7 +328,7 @@ def _entries(client: Client, log: str, since: int | None, newest: int | None, *,
     """Entries with their content: those that are there, or with `wait` for ever."""
     params: dict[str, Json] = {"log": log, "values": True}
     if newest is not None and wait:  # what comes next: the number to begin at is asked for once
-        since = cast(LogHead, client.call("log.head", {"log": log}))["log"]["entries"]
+        since = cast("LogHead", client.call("log.head", {"log": log}))["log"]["entries"]
     elif newest is not None:
         params["newest"] = newest
     if since is not None:
@@ -333,7 +336,7 @@ def _entries(client: Client, log: str, since: int | None, newest: int | None, *,
     if wait:
         params["wait_seconds"] = wait
     while True:
-        page = cast(LogEntries, client.call("log.read", params))
+        page = cast("LogEntries", client.call("log.read", params))
         yield from page["entries"]
         if not page["entries"] and not wait:
             return

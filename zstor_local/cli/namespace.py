@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import IO, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 
 import click
 
@@ -13,7 +13,14 @@ from zstor_local.cli.client import Json
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Invited, JobStarted, JoiningKey, NamespaceDeleted, NamespaceJoined, NamespacePage, NamespaceShown
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.namespaces import NamespaceDeleted, NamespacePage
+    from zstor_local.rpc.methods.namespaces import NamespaceView as NamespaceShown
+    from zstor_local.rpc.methods.namespaces import Rewriting as JobStarted
+    from zstor_local.rpc.methods.sharing import Invitation as Invited
+    from zstor_local.rpc.methods.sharing import JoiningKey, NamespaceJoined
+
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
@@ -87,7 +94,7 @@ def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: str 
     _shown(options, "namespace.set", params)
     if rewrite:
         with options.connect() as client:
-            job = cast(JobStarted, client.call("namespace.rewrite", {"namespace": name}))["job"]
+            job = cast("JobStarted", client.call("namespace.rewrite", {"namespace": name}))["job"]
         click.echo(json.dumps({"job": job}) if options.json else f"rewriting it: zstor call job.wait job={job}")
 
 
@@ -105,7 +112,7 @@ def rm(options: Options, name: str, force: bool) -> None:
     """
     on = if_interrupted("what has begun to be deleted goes on", hint=f"`zstor namespace get {name}` tells whether it is still there")
     with on, options.connect() as client, progress(f"deleting {name}", wanted=not options.no_progress, counted=True) as shown:
-        answer = cast(NamespaceDeleted, client.call("namespace.delete", {"namespace": name, "force": force}, progress=shown))
+        answer = cast("NamespaceDeleted", client.call("namespace.delete", {"namespace": name, "force": force}, progress=shown))
     if options.json:
         click.echo(json.dumps(answer))
     else:
@@ -121,7 +128,7 @@ def ls(options: Options) -> None:
     params: dict[str, Json] = {}
     with options.connect() as client:
         while True:
-            page = cast(NamespacePage, client.call("namespace.list", params))
+            page = cast("NamespacePage", client.call("namespace.list", params))
             for item in page["items"]:
                 click.echo(json.dumps(item) if options.json else _line(item))
             if page["cursor"] is None:
@@ -153,7 +160,7 @@ def invite(options: Options, name: str, user: str, public_key: str) -> None:
     """
     params = {"namespace": name, "user": user, "public_key": public_key}
     with options.connect() as client:
-        made = cast(Invited, client.call("namespace.invite", params))
+        made = cast("Invited", client.call("namespace.invite", params))
     click.echo(json.dumps(made) if options.json else made["invitation"])
 
 
@@ -170,13 +177,13 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
     """
     with options.connect() as client:
         if invitation is None:
-            key = cast(JoiningKey, client.call("namespace.key", {}))
+            key = cast("JoiningKey", client.call("namespace.key", {}))
             click.echo(json.dumps(key) if options.json else key["public_key"])
             return
         params: dict[str, Json] = {"invitation": invitation.read().strip()}
         if name is not None:
             params["namespace"] = name
-        joined = cast(NamespaceJoined, client.call("namespace.join", params))
+        joined = cast("NamespaceJoined", client.call("namespace.join", params))
     if options.json:
         click.echo(json.dumps(joined))
     else:
@@ -195,7 +202,7 @@ def _params(name: str, placement: tuple[str, ...], policy: dict[str, Json]) -> d
 
 def _shown(options: Options, method: str, params: dict[str, Json]) -> None:
     with options.connect() as client:
-        found = cast(NamespaceShown, client.call(method, params))
+        found = cast("NamespaceShown", client.call(method, params))
     if options.json:
         click.echo(json.dumps(found))
         return

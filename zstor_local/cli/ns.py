@@ -6,7 +6,7 @@ import base64
 import json
 import sys
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
@@ -15,7 +15,10 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
-from zstor_local.cli.shapes import NameFetched, NameListed, NamesPage
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.ns import NameFetched, NameListed, NamesPage
+
 
 WATCH_SECONDS: Final = 300
 
@@ -45,7 +48,7 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
     if if_seq is not None:
         params["if_seq"] = if_seq
     with options.connect() as client:
-        answer = cast(NameFetched, client.call("ns.update", params))
+        answer = cast("NameFetched", client.call("ns.update", params))
     click.echo(json.dumps(answer) if options.json else f"set {text.shown(name)}: change {answer['seq']}")
 
 
@@ -57,7 +60,7 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
 def get(options: Options, name: str) -> None:
     """Print the value of NAME."""
     with options.connect() as client:
-        _show(options, cast(NameFetched, client.call("ns.fetch", {"name": name})))
+        _show(options, cast("NameFetched", client.call("ns.fetch", {"name": name})))
 
 
 @ns.command()
@@ -119,7 +122,7 @@ def rm(options: Options, name: str, if_seq: int | None) -> None:
 def _changes(client: Client, name: str, after: int) -> Iterator[NameFetched]:
     """Every state of the name that is seen, from `after` on, for ever."""
     while True:
-        answer = cast(NameFetched, client.call("ns.fetch", {"name": name, "after_seq": after, "wait_seconds": WATCH_SECONDS}))
+        answer = cast("NameFetched", client.call("ns.fetch", {"name": name, "after_seq": after, "wait_seconds": WATCH_SECONDS}))
         if answer["seq"] > after:
             after = answer["seq"]
             yield answer
@@ -128,7 +131,7 @@ def _changes(client: Client, name: str, after: int) -> Iterator[NameFetched]:
 def _items(client: Client, prefix: str) -> Iterator[NameListed]:
     params: dict[str, Json] = {"prefix": prefix}
     while True:
-        page = cast(NamesPage, client.call("ns.list", params))
+        page = cast("NamesPage", client.call("ns.list", params))
         yield from page["items"]
         if page["cursor"] is None:
             return
@@ -140,7 +143,7 @@ def _show(options: Options, fetched: NameFetched, *, line: bool = False) -> None
     if options.json:
         click.echo(json.dumps(fetched))
         return
-    data = base64.b64decode(fetched.get("value_b64", ""))
+    data = base64.b64decode(str(fetched.get("value_b64", "")))
     if not line and not sys.stdout.isatty():
         sys.stdout.buffer.write(data)
         return

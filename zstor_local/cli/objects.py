@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,8 +14,11 @@ from zstor_local.cli.client import Json
 from zstor_local.cli.listing import items
 from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
-from zstor_local.cli.shapes import Deleted, Metadata, Written
 from zstor_local.errors import Cancelled, ZstorError
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Deleted, Written
+    from zstor_local.store.metadata import Metadata
 
 
 @click.command()
@@ -42,7 +45,7 @@ def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> i
     with options.connect() as client:
         for key in keys:
             try:
-                deleted = cast(Deleted, client.call("object.delete", named(options, key)))
+                deleted = cast("Deleted", client.call("object.delete", named(options, key)))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -91,7 +94,7 @@ def stat(options: Options, key: str) -> None:
     Its size, version, times, policy, and on which shards its shares lie.
     """
     with options.connect() as client:
-        metadata = cast(Written, client.call("object.stat", named(options, key)))["metadata"]
+        metadata = cast("Written", client.call("object.stat", named(options, key)))["metadata"]
     if options.json:
         click.echo(json.dumps({"metadata": metadata}))
         return

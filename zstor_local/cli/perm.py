@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from zstor_local.cli import text
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
-from zstor_local.cli.shapes import PermissionGiven, PermissionList, Rights
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.access import PermissionGiven, PermissionList
+    from zstor_local.rpc.methods.access import PermissionView as Rights
+
 
 WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
 
@@ -56,7 +60,7 @@ def remove(options: Options, namespace: str, user: str, permissions: tuple[str, 
 def get(options: Options, namespace: str, user: str) -> None:
     """Show what USER may do in NAMESPACE."""
     with options.connect() as client:
-        found = cast(Rights, client.call("permission.get", {"namespace": namespace, "user": user}))
+        found = cast("Rights", client.call("permission.get", {"namespace": namespace, "user": user}))
     click.echo(json.dumps(found) if options.json else f"{text.shown(user)}: {_words(found)}")
 
 
@@ -71,7 +75,7 @@ def ls(options: Options, namespace: str) -> None:
     With --json one line each.
     """
     with options.connect() as client:
-        found = cast(PermissionList, client.call("permission.list", {"namespace": namespace}))
+        found = cast("PermissionList", client.call("permission.list", {"namespace": namespace}))
     for item in found["items"]:
         click.echo(json.dumps(item) if options.json else _line(item))
 
@@ -79,7 +83,7 @@ def ls(options: Options, namespace: str) -> None:
 def _change(options: Options, method: str, namespace: str, user: str, permissions: tuple[str, ...]) -> None:
     with options.connect() as client:
         params = {"namespace": namespace, "user": user, "permission": list(permissions)}
-        given = cast(PermissionGiven, client.call(method, params))
+        given = cast("PermissionGiven", client.call(method, params))
     click.echo(json.dumps(given) if options.json else _line(given))
 
 

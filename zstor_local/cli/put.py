@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -13,7 +13,10 @@ from zstor_local.cli.client import Json
 from zstor_local.cli.handover import source
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Metadata, Written
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Written
+    from zstor_local.store.metadata import Metadata
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -85,7 +88,7 @@ def put(
     with source(file) as given, options.connect() as client:
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
             answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)
-        _tell(cast(Written, answer)["metadata"], json_wanted=options.json)
+        _tell(cast("Written", answer)["metadata"], json_wanted=options.json)
     return 0
 
 

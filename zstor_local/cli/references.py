@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
-from zstor_local.cli.shapes import KeysPage, References, Written
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Written
+    from zstor_local.rpc.methods.references import Appended as References
+    from zstor_local.rpc.methods.references import Referring as KeysPage
 
 
 @click.group()
@@ -54,7 +58,7 @@ def rm(options: Options, key: str, references: tuple[str, ...]) -> None:
 def ls(options: Options, key: str) -> None:
     """List the references of an object."""
     with options.connect() as client:
-        metadata = cast(Written, client.call("object.stat", _params(options, key=key)))["metadata"]
+        metadata = cast("Written", client.call("object.stat", _params(options, key=key)))["metadata"]
     if options.json:
         click.echo(json.dumps({"references": metadata["references"]}))
         return
@@ -76,7 +80,7 @@ def find(options: Options, reference: str) -> None:
     params = _params(options, reference=reference)
     with options.connect() as client:
         while True:
-            page = cast(KeysPage, client.call("reference.find", params))
+            page = cast("KeysPage", client.call("reference.find", params))
             for key in page["keys"]:
                 click.echo(json.dumps({"key": key}) if options.json else text.shown(key))
             if page["cursor"] is None:
@@ -86,7 +90,7 @@ def find(options: Options, reference: str) -> None:
 
 def _change(options: Options, method: str, key: str, references: tuple[str, ...]) -> None:
     with options.connect() as client:
-        answer = cast(References, client.call(method, _params(options, key=key, references=list(references))))
+        answer = cast("References", client.call(method, _params(options, key=key, references=list(references))))
     if options.json:
         click.echo(json.dumps(answer))
     else:

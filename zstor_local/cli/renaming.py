@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
-from zstor_local.cli.shapes import Written
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Written
 
 
 @click.command()
@@ -52,7 +54,7 @@ def _change(options: Options, method: str, key: str, new_key: str, *, exclusive:
     if options.namespace:
         params["namespace"] = options.namespace
     with options.connect() as client:
-        metadata = cast(Written, client.call(method, params))["metadata"]
+        metadata = cast("Written", client.call(method, params))["metadata"]
     if options.json:
         click.echo(json.dumps({"metadata": metadata}))
         return

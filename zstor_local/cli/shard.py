@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,16 +14,11 @@ from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.serving import serve
-from zstor_local.cli.shapes import Shard
 from zstor_local.cli.status import draw_shards
 
-
-class Removed(TypedDict):
-    """shard.remove and shard.replace."""
-
-    shard: str
-    moved: int
-    lacking: int
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.daemon import ShardView as Shard
+    from zstor_local.rpc.methods.shards import RemovedView as Removed
 
 
 @click.group()
@@ -38,7 +33,7 @@ def shard() -> None:
 def ls(options: Options) -> None:
     """Look at every shard, and tell how each is."""
     with options.connect() as client:
-        answer = cast(dict[str, list[Shard]], client.call("shard.list", {}))
+        answer = cast("dict[str, list[Shard]]", client.call("shard.list", {}))
     if options.json:
         click.echo(json.dumps(answer))
     else:
@@ -58,7 +53,7 @@ def add(options: Options, place: str, group: str | None) -> None:
     """
     params: Object = {"url": _url(place)} | ({"group": group} if group else {})
     with options.connect() as client:
-        added = cast(Shard, client.call("shard.add", params))
+        added = cast("Shard", client.call("shard.add", params))
     if options.json:
         click.echo(json.dumps(added))
     else:
@@ -120,7 +115,7 @@ def trust(options: Options) -> None:
 def _wait(options: Options, method: str, params: Object, label: str, hint: str) -> Removed:
     on = if_interrupted("what has begun goes on without this command", hint=hint)
     with on, options.connect() as client, progress(label, wanted=not options.no_progress, counted=True) as show:
-        return cast(Removed, client.call(method, params, progress=show))
+        return cast("Removed", client.call(method, params, progress=show))
 
 
 def _tell(options: Options, removed: Removed, what: str) -> None:

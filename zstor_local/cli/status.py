@@ -13,12 +13,15 @@ from zstor_local.cli.client import Client
 from zstor_local.cli.handover import termination_raises
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
-from zstor_local.cli.shapes import Scrub, Shard, Status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+    from zstor_local.rpc.methods.daemon import ShardView as Shard
+    from zstor_local.rpc.methods.daemon import Status
+    from zstor_local.rpc.methods.upkeep import ScrubView as Scrub
 
 _COLORS: Final = {"ok": "green", "degraded": "yellow", "readonly": "yellow"}  # anything else is bad: red
 _PIPE_WIDTH: Final = 160  # columns where there is no terminal
@@ -54,7 +57,7 @@ def status(options: Options, check: bool, watch: bool) -> int:
 
 
 def _ask(client: Client) -> Status:
-    return cast(Status, client.call("daemon.status", {}))
+    return cast("Status", client.call("daemon.status", {}))
 
 
 def _watch(client: Client, *, json_lines: bool) -> NoReturn:
@@ -154,7 +157,7 @@ def scrub_line(scrub: Scrub) -> str:
         parts.append(f"{text.duration(eta)} to go")
     if (ended := scrub.get("last_ended_epoch")) is not None:
         parts.append(f"last ended {text.when(ended)}")
-    found = scrub.get("found", {})
+    found = cast("dict[str, int]", scrub.get("found", {}))
     told = [f"{found[name]:,} {words}" for name, words in _FOUND.items() if found.get(name)]
     if found.get("objects") and not told:
         told = [f"{text.count(found['objects'], 'object')} proved, all well"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
-from zstor_local.cli.shapes import TokenShown
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.access import TokenView as TokenShown
+
 
 WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
 
@@ -35,7 +38,7 @@ def create(options: Options, namespace: str, permissions: tuple[str, ...], user:
     params: dict[str, Json] = {"namespace": namespace, "permission": list(permissions)}
     params |= {name: value for name, value in (("user", user), ("ttl_seconds", ttl)) if value is not None}
     with options.connect() as client:
-        made = cast(TokenShown, client.call("token.create", params))
+        made = cast("TokenShown", client.call("token.create", params))
     click.echo(json.dumps(made) if options.json else made["token"])
 
 

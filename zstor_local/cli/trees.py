@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
@@ -25,9 +25,13 @@ from zstor_local.cli.listing import items
 from zstor_local.cli.local_tree import Entry, Tree, check_path
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import Deleted, Item, Read, Sent, Written
 from zstor_local.cli.transfers import transfers
 from zstor_local.errors import InvalidParams, IoError, ZstorError
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Deleted, Item, Sent, Written
+    from zstor_local.rpc.methods.objects import Value as Read
+
 
 _TYPES = ("file", "directory", "symlink")
 
@@ -95,9 +99,9 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
             with tree.reading(entry.path) as fd:
                 found = os.fstat(fd)
                 user.update(_times(found.st_mode, found.st_mtime_ns))
-                return cast(Written, client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
+                return cast("Written", client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
         value = tree.target(entry.path) if entry.type == "symlink" else ""
-        return cast(Written, client.call("object.write", {**params, "value": value}))
+        return cast("Written", client.call("object.write", {**params, "value": value}))
 
     with (
         if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
@@ -168,7 +172,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
 
     def fetch(client: Client, wanted: _Wanted) -> Sent:
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
-            return cast(Sent, client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **_in(options)}, fds=[fd]))
+            return cast("Sent", client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **_in(options)}, fds=[fd]))
 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
@@ -244,7 +248,7 @@ def _finish(
     def link(wanted: _Wanted) -> None:
         _make_above(tree, wanted.path, made)
         answer = client.call("object.read", {"key": wanted.item["key"], "encoding": "utf-8", **_in(options)})
-        target = cast(Read, answer)["value"]
+        target = cast("Read", answer)["value"]
         tree.link(wanted.path, target, wanted.mtime, force=force, outside=outside)
 
     for wanted in later:
@@ -302,7 +306,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
             return _Account(options, None).end("nothing was deleted")
 
     def delete(client: Client, key: str) -> Deleted:
-        return cast(Deleted, client.call("object.delete", {"key": key, **_in(options)}))
+        return cast("Deleted", client.call("object.delete", {"key": key, **_in(options)}))
 
     with (
         if_interrupted("what was deleted by then is deleted, the rest is there"),

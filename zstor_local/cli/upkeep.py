@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,8 +12,12 @@ from zstor_local.cli.client import Object
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
-from zstor_local.cli.shapes import CollectedShares, Scrub, Status
 from zstor_local.cli.status import scrub_line
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.daemon import Status
+    from zstor_local.rpc.methods.upkeep import CollectedShares
+    from zstor_local.rpc.methods.upkeep import ScrubView as Scrub
 
 
 @click.command()
@@ -33,12 +37,12 @@ def scrub(options: Options, action: str | None, no_wait: bool) -> int:
     """
     with options.connect() as client:
         if action == "status":
-            found = cast(Status, client.call("daemon.status", {}))["scrub"]
+            found = cast("Status", client.call("daemon.status", {}))["scrub"]
         else:
             params: Object = {"action": action or "start", "wait": action is None and not no_wait}
             on = if_interrupted("the scrub goes on", hint="`zstor scrub --status` tells how far it is, `zstor scrub --pause` stops it")
             with on, progress("scrub", wanted=not options.no_progress, counted=True) as shown:
-                found = cast(Scrub, client.call("health.scrub", params, progress=shown))
+                found = cast("Scrub", client.call("health.scrub", params, progress=shown))
     click.echo(json.dumps(found) if options.json else scrub_line(found))
     told = found.get("found", {})
     return 1 if any(told.get(name) for name in ("unreadable", "strays_kept", "unknown_keys")) else 0
@@ -59,7 +63,7 @@ def collect(options: Options, dry_run: bool, accept_loss: bool) -> int:
     """
     kept = if_interrupted("what was freed by then is freed, the rest waits", hint="`zstor collect` frees it")
     with kept, options.connect() as client, progress("collect", wanted=not options.no_progress, counted=True) as shown:
-        found = cast(CollectedShares, client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
+        found = cast("CollectedShares", client.call("health.collect", {"dry_run": dry_run, "accept_loss": accept_loss}, progress=shown))
     if options.json:
         click.echo(json.dumps(found))
         return 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
-from zstor_local.cli.shapes import Item, Page
+
+if TYPE_CHECKING:
+    from zstor_local.rpc.methods.objects import Item, Page
 
 
 def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
@@ -58,7 +60,7 @@ def walk(options: Options, key: str, backward: bool, start: int | str | None, en
 def _items(client: Client, params: dict[str, Json]) -> Iterator[Item]:
     """Every object, page by page."""
     while True:
-        page = cast(Page, client.call("object.walk", params))
+        page = cast("Page", client.call("object.walk", params))
         yield from page["items"]
         if page["cursor"] is None:
             return
