@@ -12,9 +12,10 @@ import trio.testing
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, share_places, small_shares
 from zstor_local.errors import Conflict, Unreadable
-from zstor_local.metastore.base import Owed
+from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
+from zstor_local.store.change import Decision
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -145,6 +146,21 @@ async def test_a_version_that_the_key_has_left_behind_is_a_conflict(home: Home) 
             with pytest.raises(Conflict):
                 await repair(store, stored)
         assert await get(store, "a") == content(2, 10_000)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_share_that_is_owed_is_made_although_it_seems_to_be_there(home: Home, size: int) -> None:
+    """Its flush failed: the next start reads it from the kernel's memory, and a power loss takes it away."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        before = share_place(store, stored, 0)
+        made = before.path.stat().st_ino, before.offset
+        debt = Debt(stored.record.placement[0], Owed.SHARE, stored.envelope.namespace, "a", stored.version, 0)
+        await store.committer.commit(stored.envelope.namespace, "", lambda _: Decision(debts=[debt]))
+        await mended(store)
+        assert store.metastore.debts_count() == 0
+        after = share_place(store, stored, 0)
+        assert (after.path.stat().st_ino, after.offset) != made
 
 
 async def test_a_repair_that_waited_for_the_freeing_of_its_version_makes_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

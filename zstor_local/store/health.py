@@ -101,11 +101,12 @@ class Health:
             before = await self._check(stored.record, shares, caller, fast=False)
             if before.status == "invalid":
                 raise self._lost(stored.record, before)
-            targets = self._targets(stored, before, leaving)
+            owed = self._owed(stored)
+            targets = self._targets(stored, before, owed, leaving)
             if lost:
                 await self._mend_lost(stored, shares, before, targets)
             elif targets or self._metastore.debts_of(stored.version):
-                stored = await self._mend(stored, shares, before, targets)
+                stored = await self._mend(stored, shares, before, owed, targets)
         self._on_garbage()
         return stored, before
 
@@ -178,11 +179,17 @@ class Health:
 
     # --- Repair ---
 
-    def _targets(self, stored: Stored, checked: Checked, leaving: int | None) -> dict[int, int]:
+    def _owed(self, stored: Stored) -> Set[int]:
+        """The shares that their shard is owed, whatever it shows: what a failed flush left there may be gone after a power loss."""
+        placement = stored.record.placement
+        debts = [debt for debt in self._metastore.debts_of(stored.version) if debt.kind is Owed.SHARE]
+        return {debt.index for debt in debts if placement[debt.index] == debt.shard}
+
+    def _targets(self, stored: Stored, checked: Checked, owed: Set[int], leaving: int | None) -> dict[int, int]:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none."""
         placement = stored.record.placement
         usable = [number for number in self._pool.usable() if number != leaving]
-        wanted = [index for index, state in enumerate(checked.states) if state != "ok" or placement[index] == leaving]
+        wanted = [index for index, state in enumerate(checked.states) if state != "ok" or index in owed or placement[index] == leaving]
         wanted.sort(key=lambda index: placement[index] not in self._pool.draining)  # a shard that is away may come back, this one not
         homeless = [placement[index] for index in wanted if placement[index] not in usable]
         allowed = self._namespaces.shards_of(self._namespace(stored).placement) if homeless else []
@@ -201,7 +208,9 @@ class Health:
                 )
         return targets
 
-    async def _mend(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Stored:
+    async def _mend(
+        self, stored: Stored, shares: VersionShares, checked: Checked, owed: Set[int], targets: Mapping[int, int]
+    ) -> Stored:
         record = stored.record
         good = [index for index, state in enumerate(checked.states) if state == "ok"]
         moved = [Garbage(number, ShareId(stored.version, index), record.small) for index, number in _moved(record, targets).items()]
@@ -213,7 +222,7 @@ class Health:
         else:
             targets = await self._runtime.threads.run(self._make_files, stored, shares, good, targets)
             made = {}
-        there = {*good, *targets}
+        there = {*good} - owed | {*targets}
         return await self._commit(stored, targets, made, moved, there)
 
     async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> None:

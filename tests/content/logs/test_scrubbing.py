@@ -108,7 +108,7 @@ async def test_what_a_broken_scrub_left_is_let_go_at_the_next_opening(home: Home
         await ground.append_all(texts(7))
         log = await ground.logs.open("default")
 
-        async def fail(cid: Cid) -> bool:
+        async def fail(cid: Cid, *, forget: bool) -> bool:
             raise ZstorErrorOfTest("the daemon dies here")
 
         monkeypatch.setattr(log.held, "let_go", fail)
