@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zstor_local.rpc.methods.upkeep import ScrubView as Scrub
 
 _COLORS: Final = {"ok": "green", "degraded": "yellow", "readonly": "yellow"}  # anything else is bad: red
-_PIPE_WIDTH: Final = 160  # columns where there is no terminal
+_PIPE_WIDTH: Final = 4_096  # columns where there is no terminal: a path is folded for people only
 _WIDE: Final = 72  # columns from which on all of a shard fits beside its place
 _PLAIN: Final = "\x1b[0m"
 _BAR: Final = 12  # characters that show how full a disk is
