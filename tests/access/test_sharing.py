@@ -52,11 +52,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             alice.result("permission.give", namespace="photos", user="bob", permission="read")
             key = bob.result("namespace.key")["public_key"]
             invitation = alice.result("namespace.invite", namespace="photos", user="bob", public_key=key)["invitation"]
-            assert bob.result("namespace.join", invitation=invitation) == {
-                "namespace": "photos",
-                "objects": 2,
-                "bytes": 5 + len(LARGE),
-            }
+            bob.request("namespace.join", {"invitation": invitation, "_meta": {"progressToken": "t"}})
+            *told, joined = until_answered(bob)
+            assert told
+            assert {each["params"]["message"] for each in told} == {"objects"}
+            assert joined["result"] == {"namespace": "photos", "objects": 2, "bytes": 5 + len(LARGE)}
             world = World(alice, bob, alices, bobs, servers)
             yield world
             world.alice.close()
@@ -64,6 +64,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         finally:
             for server in servers:
                 server.kill()
+
+
+def until_answered(client: Client) -> list[Any]:
+    """What comes before the reply, and the reply."""
+    messages = [client.reply()]
+    while "method" in messages[-1]:
+        messages.append(client.reply())
+    return messages
 
 
 def bobs_token(world: World) -> str:

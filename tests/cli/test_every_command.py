@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -303,14 +304,28 @@ GOES_ON = {
 QUIET = {"ns watch", "log follow", "node receive --follow", "status --watch"}  # Ctrl-C is how they end
 
 
+class CtrlC:
+    """A terminal's Ctrl-C, sent once, whichever of a command's connections asks for it: one too many would be the tests' own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent = False
+
+    def send(self) -> None:
+        with self._lock:
+            if not self._sent:
+                self._sent = True
+                os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("what", ASKING)
 def test_ctrl_c_cancels_and_leaves_nothing(what: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(home.rglob("*"))
+    before, first = sorted(home.rglob("*")), CtrlC()
 
     def serve(peer: Peer) -> None:
         if (request := peer.receive()) is None:
             return
-        os.kill(os.getpid(), signal.SIGINT)
+        first.send()
         while message := peer.receive():  # a connection that ends is a cancel, too
             if message["method"] == "$/cancelRequest":
                 peer.send({"id": request["id"], "error": {"code": -32800, "message": "cancelled", "data": {"type": "cancelled"}}})
@@ -330,14 +345,14 @@ def test_ctrl_c_cancels_and_leaves_nothing(what: str, home: Path, capsys: pytest
 
 @pytest.mark.parametrize("what", ASKING)
 def test_a_second_ctrl_c_ends_what_a_hanging_daemon_holds_up(what: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(home.rglob("*"))
+    before, first, second = sorted(home.rglob("*")), CtrlC(), CtrlC()
 
     def serve(peer: Peer) -> None:
         if peer.receive() is not None:
-            os.kill(os.getpid(), signal.SIGINT)
+            first.send()
         while message := peer.receive():
             if message["method"] == "$/cancelRequest":
-                os.kill(os.getpid(), signal.SIGINT)
+                second.send()
 
     status, _ = asked(home, what, serve)
     assert status == 130

@@ -7,7 +7,7 @@ each start. Nothing is ever written there: our token lets us read only, and the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, cast
 
@@ -239,9 +239,10 @@ class _JoinedShard:
         more, self._after = bool(batch.entries) and following != self._after, following
         return more
 
-    async def catch_up(self) -> None:
+    async def catch_up(self, took: Callable[[], None]) -> None:
+        """Take the log to its end; `took` is called after each page."""
         while await self.look():
-            pass
+            took()
 
     async def follow(self) -> None:
         pause, longest = AGAIN_SECONDS
@@ -290,9 +291,9 @@ class Joining:
             raise AssertionError("a row that was put is there")
         return public_key(row.value)
 
-    async def join(self, invitation: str, name: str | None) -> Namespace:
+    async def join(self, invitation: str, name: str | None, progress: Callable[[int], None]) -> Namespace:
         """Read the namespace that the invitation gives, under its own name or another one. Durable when this returns, and caught up
-        with each server that answers. AlreadyExists for a name that is taken here.
+        with each server that answers. AlreadyExists for a name that is taken here. `progress` is told how many objects are known.
         """
         row = self._store.rows.get(IDENTITY_TABLE, "x25519")
         given = open_invitation(invitation, bytes(KEY_BYTES) if row is None else row.value)
@@ -310,15 +311,18 @@ class Joining:
             self._open(name, given)
         joined = self._joined[name]
         with trio.move_on_after(JOIN_SECONDS):
-            await self._catch_up(joined)
+            await self._catch_up(joined, progress)
         return joined.namespace
 
-    async def _catch_up(self, joined: _Joined) -> None:
+    async def _catch_up(self, joined: _Joined, progress: Callable[[int], None]) -> None:
         errors: list[str] = []
+
+        def took() -> None:
+            progress(joined.rows.usage(joined.namespace.id).objects)
 
         async def catch_up(shard: _JoinedShard) -> None:
             try:
-                await shard.catch_up()
+                await shard.catch_up(took)
             except ShardError as error:
                 errors.append(str(error))
 

@@ -167,6 +167,7 @@ def invite(options: Options, name: str, user: str, public_key: str) -> None:
 @namespace.command()
 @click.argument("invitation", required=False, metavar="[FILE|-]", type=click.File("r"))
 @click.option("--as", "name", metavar="NAME", help="Its name here.")
+@no_progress
 @as_json
 @connection
 @pass_options
@@ -183,7 +184,9 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
         params: dict[str, Json] = {"invitation": invitation.read().strip()}
         if name is not None:
             params["namespace"] = name
-        joined = cast("NamespaceJoined", client.call("namespace.join", params))
+        on = if_interrupted("what is joined already stays so", hint="`zstor namespace ls` shows it, `zstor namespace rm` leaves it")
+        with on, progress("join", wanted=not options.no_progress, counted=True) as shown:
+            joined = cast("NamespaceJoined", client.call("namespace.join", params, progress=shown))
     if options.json:
         click.echo(json.dumps(joined))
     else:

@@ -79,6 +79,7 @@ def register(registry: Registry, store: Store, letters: Letters, joining: Joinin
     @registry.method(
         "namespace.join",
         errors=[AlreadyExists, PermissionDenied, Unauthenticated, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable],
+        long=True,
     )
     async def join(
         call: Call,
@@ -91,6 +92,6 @@ def register(registry: Registry, store: Store, letters: Letters, joining: Joinin
         It follows what the owner writes, and can only be read. `namespace.delete` leaves it.
         """
         name = None if namespace is None else check_namespace(namespace)
-        joined = await joining.join(invitation, name)
+        joined = await joining.join(invitation, name, lambda objects: call.progress(objects, message="objects"))
         usage = store.namespaces.usage(joined)
         return {"namespace": joined.name, "objects": usage.objects, "bytes": usage.bytes}
