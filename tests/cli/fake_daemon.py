@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -69,6 +70,9 @@ class FakeDaemon:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        for peer in self.peers:  # no more than what came: a command that gave up in this process may have left threads that hold on
+            with suppress(OSError):
+                peer.connected.shutdown(socket.SHUT_RD)
         self._thread.join()
         self._listener.close()
 
