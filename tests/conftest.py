@@ -25,6 +25,14 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    """That of most people, whoever runs the tests: the daemon's own, set by a command that ran in this process, is no other test's."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def private_daemon(tmp_path: Path) -> Iterator[PrivateDaemon]:
     """A daemon process with an empty home, not yet started."""

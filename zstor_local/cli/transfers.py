@@ -13,6 +13,7 @@ from zstor_local.cli.handover import termination_raises
 from zstor_local.errors import ZstorError
 
 AT_ONCE: Final = 4  # more do not go faster: the daemon's own limits are reached before
+_LISTEN_SECONDS: Final = 0.2
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,8 +29,15 @@ def transfers(
     threads have ended: what they clean up is cleaned up.
     """
     running = _Running(connect, work, at_once)
-    with termination_raises(), running:
-        yield running.through(items)
+    with termination_raises():
+        try:
+            running.start()
+            yield running.through(items)
+        except BaseException:
+            running.give_up()
+            raise
+        finally:
+            running.end()
 
 
 class _Running(Generic[T, R]):
@@ -46,21 +54,24 @@ class _Running(Generic[T, R]):
             raise
         self._threads = [threading.Thread(target=self._run, args=(client,)) for client in self._clients]
 
-    def __enter__(self) -> _Running[T, R]:
+    def start(self) -> None:
         for thread in self._threads:
             thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._hang_up()
-            with suppress(queue.Empty):
-                while True:
-                    self._waiting.get_nowait()
+    def give_up(self) -> None:
+        """Cancel what runs, and begin nothing more."""
+        self._hang_up()
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+
+    def end(self) -> None:
+        """Wait until what was begun has ended."""
         for _thread in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # a Ctrl-C may have come before it was started
+                thread.join()
         for client in self._clients:
             client.close()
 
@@ -76,7 +87,11 @@ class _Running(Generic[T, R]):
             yield self._answer()
 
     def _answer(self) -> tuple[T, R | ZstorError]:
-        answer = self._answers.get()
+        answer = None
+        while answer is None:
+            with suppress(queue.Empty):
+                # Not for longer: a Ctrl-C in the moment before it waits does not wake it.
+                answer = self._answers.get(timeout=_LISTEN_SECONDS)
         if isinstance(answer, BaseException):
             raise answer
         return answer
