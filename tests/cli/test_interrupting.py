@@ -167,7 +167,9 @@ def test_a_question_that_is_not_answered_changes_nothing(daemon: PrivateDaemon, 
         terminal.read_until(question)
         terminal.interrupt()
         assert terminal.end() == 130
-        assert terminal.text.endswith("^C\nzstor: error: interrupted\n")
+        assert (
+            terminal.text.partition("^C")[2].lstrip() == "zstor: error: interrupted\n"
+        )  # on a line of its own if it was waiting by then
     assert done(zstor(daemon, "ls")) == b"kept\n"
 
 
