@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zstor_local.bench import calls, contents, files, footprint, logs, startup
+from zstor_local.bench import calls, contents, files, footprint, logs, rebuilding, startup
 from zstor_local.bench.place import QUICK, Place, Plan, cores, default_directory, file_system, prepared
 from zstor_local.bench.results import Report, Row, machine
 from zstor_local.limits import MIB
@@ -32,6 +32,7 @@ CASES: Final[Sequence[Case]] = (
     calls.grown,
     logs.grown,
     footprint.start,
+    rebuilding.measure,
     contents.measure,
 )
 _MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
@@ -114,7 +115,7 @@ def measure(plan: Plan, directory: Path) -> Report:
 
 def _steps(plan: Plan) -> int:
     """How often the cases yield: once a round for most of them, for files once for each content, and once at the end."""
-    return 7 * plan.rounds + len(CASES) + 1
+    return 8 * plan.rounds + len(CASES) + 1
 
 
 def _document(report: Report) -> str:

@@ -31,6 +31,14 @@ class ServerFailed(Exception):
     """A process ended or did not listen; its last words are in the message."""
 
 
+def peak_bytes(process: str) -> int:
+    """The most memory that a process, by its number or `self`, ever held (VmHWM of proc(5))."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * KIB
+    raise ServerFailed("the kernel does not tell a process's peak memory")
+
+
 class Server:
     """One process that listens on a Unix socket. As a context manager it is killed at the end, if it still runs."""
 
@@ -88,11 +96,8 @@ class Server:
         return time.clock_gettime(clock.value)
 
     def peak_bytes(self) -> int:
-        """The most memory it ever held (VmHWM of proc(5))."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * KIB
-        raise ServerFailed("the kernel does not tell a process's peak memory")
+        """The most memory it ever held."""
+        return peak_bytes(str(self.pid))
 
 
 class Daemon(Server):
@@ -101,9 +106,9 @@ class Daemon(Server):
     def __init__(self, home: Path, run: Path) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ZSTOR_"))}
         places = {"CONFIG_HOME": home / "config", "DATA_HOME": home / "data", "STATE_HOME": home / "state", "RUNTIME_DIR": run}
-        environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(place) for name, place in places.items()}
+        self.environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(place) for name, place in places.items()}
         module, log = ["zstor_local", "daemon"], home / "daemon.log"
-        super().__init__(run / "zstor" / "zstor.sock", module, log, compiled(environment, home))
+        super().__init__(run / "zstor" / "zstor.sock", module, log, compiled(self.environment, home))
         self.store = home / "data" / "zstor"
 
     def start(self) -> float:
