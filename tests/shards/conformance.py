@@ -46,7 +46,9 @@ class ShardLaws:
         shard.flush()
         wanted = [ScannedEntry(each, committed) for each, committed in zip(written, (0, 0, 2, 2), strict=True)]
         assert list(shard.scan()) == wanted
-        assert list(ground.reopen().scan()) == wanted
+        reopened = ground.reopen()
+        assert list(reopened.scan()) == wanted
+        assert list(reopened.records()) == [each.envelope.pack() for each in written]
 
     def test_a_small_share_is_read_back_by_ranges(self, ground: AnyGround) -> None:
         shard = ground.new()

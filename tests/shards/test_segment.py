@@ -23,6 +23,7 @@ from zstor_local.shards.segment import (
     entry_size,
     pack_entry,
     pack_freed,
+    scan_records,
     scan_segment,
 )
 
@@ -42,8 +43,15 @@ def pack(items: Sequence[Entry | ShareId], *, key: bytes = KEY, start: int = HEA
 
 
 def scan(content: bytes, *, key: bytes = KEY, start: int = HEADER_BYTES) -> list[ScannedEntry | Freed]:
-    """What is found in a whole segment."""
-    return [found.item for found in scan_segment(key, lambda at, size: content[at : at + size], start, len(content))]
+    """What is found in a whole segment; whoever asks for the records alone finds the same ones."""
+
+    def read(at: int, size: int) -> bytes:
+        return content[at : at + size]
+
+    found = [each.item for each in scan_segment(key, read, start, len(content))]
+    records = [each.entry.envelope.pack() for each in found if isinstance(each, ScannedEntry)]
+    assert list(scan_records(key, read, start, len(content))) == records
+    return found
 
 
 def wanted(*items: Entry | ShareId) -> list[ScannedEntry | Freed]:

@@ -234,6 +234,10 @@ class DirectoryShard:
         with self._disk.failing():
             yield from self.log.scan()
 
+    def records(self) -> Iterator[bytes]:
+        with self._disk.failing():
+            yield from self.log.records()
+
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> FileShareWriter:
         with self._disk.failing():
             self._disk.must_be_there()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope
-from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Buffer, Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
 from zstor_local.shards.segment import (
@@ -25,11 +25,15 @@ from zstor_local.shards.segment import (
     entry_size,
     pack_entry,
     pack_freed,
+    scan_records,
     scan_segment,
 )
 from zstor_local.shards.segment_files import OpenSegments, SegmentWriter, first_step
 
 _SUFFIX: Final = ".log"
+
+T = TypeVar("T")
+Scan = Callable[[bytes, Callable[[int, int], Buffer], int, int], Iterator[T]]  # what reads a segment, as scan_segment does
 
 
 class LogClosed(Exception):
@@ -191,6 +195,11 @@ class Log:
             for located in self._scan_segment(number, header, HEADER_BYTES):
                 if isinstance(located.item, ScannedEntry):
                     yield located.item
+
+    def records(self) -> Iterator[bytes]:
+        """The records of those entries, as Envelope.pack gives them."""
+        for number, header in self._headers():
+            yield from self._scanned(number, header, HEADER_BYTES, scan_records)
 
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
@@ -369,15 +378,16 @@ class Log:
             return None
 
     def _scan_segment(self, number: int, header: SegmentHeader, start: int) -> Iterator[Located]:
+        return self._scanned(number, header, start, scan_segment)
+
+    def _scanned(self, number: int, header: SegmentHeader, start: int, scan: Scan[T]) -> Iterator[T]:
         with ExitStack() as opened:
             try:
                 fd = opened.enter_context(self._readers.using(number))
             except FileNotFoundError:
                 return  # compaction removed it since it was listed: what counts of it lies in a later one
             length = self._files.status(fd).size
-            yield from scan_segment(
-                header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length
-            )
+            yield from scan(header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length)
 
     def _catch_up(self) -> None:
         """Bring the index up to the log's end: at a start, only what was appended since its last flush."""

@@ -137,8 +137,8 @@ def _finish(key: bytes, offset: int, fields: bytes, record: bytes, share: bytes)
     return [fields, checksum, record, share, _PADDING[-(len(record) + len(share)) % ALIGNMENT]]  # the header's length is aligned
 
 
-def _checksum(key: bytes, offset: int, fields: Buffer, record: Buffer, share: Buffer) -> bytes:
-    return blake3.blake3(b"".join((_OFFSET.pack(offset), fields, record, share)), key=key).digest(16)
+def _checksum(key: bytes, offset: int, fields: bytes, *rest: bytes) -> bytes:
+    return blake3.blake3(b"".join((_OFFSET.pack(offset), fields, *rest)), key=key).digest(16)
 
 
 def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[Located]:
@@ -147,24 +147,53 @@ def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, len
     Behind damage it goes on at the next magic word on the alignment whose checksum holds. The empty rest of a segment is skipped
     a mebibyte at a time.
     """
+    for data, at, offset, fields in _whole(key, read, start, length):
+        _, kind, index, record_length, share_length, sequence, committed, namespace, key_hash, version = fields
+        record_end = at + ENTRY_HEADER_BYTES + record_length
+        share_end = record_end + share_length
+        item: ScannedEntry | Freed
+        if kind == _FREED:
+            item = Freed(ShareId(Version(version), index))
+        else:
+            record = data[at + ENTRY_HEADER_BYTES : record_end]
+            envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, record)
+            item = ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, data[record_end:share_end]), committed)
+        yield Located(item, offset, offset + record_end - at, share_length, offset + aligned(share_end - at))
+
+
+def scan_records(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[bytes]:
+    """The records of the entries that `scan_segment` finds, each as Envelope.pack gives it, at half the price."""
+    for data, at, _, fields in _whole(key, read, start, length):
+        if fields[1] != _FREED:
+            record = at + ENTRY_HEADER_BYTES
+            # Kind; namespace, keyed hash and version; sequence; what is sealed.
+            yield data[at + 4 : at + 5] + data[at + 32 : at + 80] + data[at + 16 : at + 24] + data[record : record + fields[3]]
+
+
+_Fields = tuple[bytes, int, int, int, int, int, int, bytes, bytes, bytes]  # as _ENTRY has them
+
+
+def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[tuple[bytes, int, int, _Fields]]:
+    """Each whole entry: bytes that hold it, where in them and in the segment it begins, and the fields of its header."""
     window, base = b"", start
     offset = aligned(start)
     while offset + ENTRY_HEADER_BYTES <= length:
-        if offset < base or offset + ENTRY_HEADER_BYTES > base + len(window):
-            window, base = bytes(read(offset, min(_SCAN_BYTES, length - offset))), offset
+        at = offset - base
+        if at + ENTRY_HEADER_BYTES > len(window):
+            window, base, at = bytes(read(offset, min(_SCAN_BYTES, length - offset))), offset, 0
             if len(window) < ENTRY_HEADER_BYTES:
                 return
-        at = offset - base
-        if window[at : at + 4] == _ENTRY_MAGIC:
-            size = _claimed_size(window, at)
-            if size is not None and offset + size <= length:
-                body = window[at : at + size]
-                if len(body) < size:
-                    body = bytes(read(offset, size))
-                found = _parse(key, offset, body)
-                if found is not None:
-                    yield found
-                    offset = found.end
+        if window.startswith(_ENTRY_MAGIC, at):
+            fields: _Fields = _ENTRY.unpack_from(window, at)
+            size = ENTRY_HEADER_BYTES + fields[3] + fields[4]
+            following = offset + aligned(size)
+            if following <= length:
+                data, within = window, at
+                if at + size > len(window):
+                    data, within = bytes(read(offset, size)), 0
+                if _is_whole(key, offset, data, within, fields, size):
+                    yield data, within, offset, fields
+                    offset = following
                     continue
             offset += ALIGNMENT
             continue
@@ -176,31 +205,9 @@ def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, len
             offset += max(ALIGNMENT, (near - at) // ALIGNMENT * ALIGNMENT)
 
 
-def _claimed_size(window: bytes, at: int) -> int | None:
-    _, _, _, record_length, share_length, *_ = _ENTRY.unpack_from(window, at)
-    return aligned(ENTRY_HEADER_BYTES + record_length + share_length)
-
-
-def _parse(key: bytes, offset: int, data: bytes) -> Located | None:
-    """The entry at the beginning of `data`, or None if its checksum does not hold."""
-    if len(data) < ENTRY_HEADER_BYTES:
-        return None
-    _, kind, index, record_length, share_length, sequence, committed, namespace, key_hash, version = _ENTRY.unpack_from(data)
-    record_end = ENTRY_HEADER_BYTES + record_length
-    share_end = record_end + share_length
-    if len(data) < share_end:
-        return None
-    view = memoryview(data)
-    record, share = view[ENTRY_HEADER_BYTES:record_end], view[record_end:share_end]
-    checksum = data[_ENTRY.size : ENTRY_HEADER_BYTES]
-    if _checksum(key, offset, view[: _ENTRY.size], record, share) != checksum:
-        return None
-    item: ScannedEntry | Freed
-    if kind == _FREED:
-        item = Freed(ShareId(Version(version), index))
-    elif kind in _KINDS and record_length:
-        envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, bytes(record))
-        item = ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, bytes(share)), committed)
-    else:
-        return None
-    return Located(item, offset, offset + record_end, share_length, offset + aligned(share_end))
+def _is_whole(key: bytes, offset: int, data: bytes, at: int, fields: _Fields, size: int) -> bool:
+    """Whether the entry at `at` of `data`, `size` bytes without its padding, is all there, of a kind that is known, and undamaged."""
+    if len(data) < at + size or not (fields[1] == _FREED or (fields[1] in _KINDS and fields[3])):
+        return False
+    header, body = data[at : at + _ENTRY.size], data[at + ENTRY_HEADER_BYTES : at + size]
+    return _checksum(key, offset, header, body) == data[at + _ENTRY.size : at + ENTRY_HEADER_BYTES]

@@ -240,6 +240,9 @@ class HttpShard:
                 return
             after = following
 
+    def records(self) -> Iterator[bytes]:
+        return (scanned.entry.envelope.pack() for scanned in self.scan())
+
     def _batch(self, ask: Ask) -> tuple[Batch, Reply]:
         reply = self._run(lambda: self.peer.ask(ask))
         try:
