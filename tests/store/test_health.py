@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, share_places, small_shares
+from tests.store.home import (
+    SMALL_AND_LARGE,
+    Home,
+    content,
+    delete,
+    freed,
+    get,
+    keys,
+    name,
+    put,
+    share_place,
+    share_places,
+    small_shares,
+)
+from tests.store.test_renaming import copy
+from zstor_local import limits
 from zstor_local.errors import Conflict, Unreadable
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
+from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
+from zstor_local.store.pace import unpaced
+from zstor_local.store.rebuild import rebuild
+from zstor_local.store.shares import VersionShares
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.writes import ObjectWriter
 
 KIB = 1024
 
@@ -272,6 +293,92 @@ async def test_a_shard_that_returns_hears_of_deletes_and_overwrites(four_of_six:
             assert tombstone is not None
             assert newest[space.key_hash("deleted")] == tombstone
             assert newest[space.key_hash("replaced")].version == store.objects.find(name("replaced")).version
+
+
+def owed_records(store: Store, number: int) -> list[str]:
+    return sorted(debt.name for debt in store.metastore.debts(number) if debt.kind is Owed.RECORD and debt.name)
+
+
+async def test_a_repair_tells_who_has_not_heard_of_the_record_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard holds the version before; a deletion later has to reach it too."""
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=6)
+    placements = [(0, 1, 2), (3, 4, 5)]
+    monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.take_away(0)
+        stored = await put(store, "a", content(2, 10_000))
+        share_place(store, stored, 0).flip(40)
+        await repair(store, stored)
+        assert owed_records(store, 0) == ["a"]
+        await home.return_to(store, 0)
+        await repair(store, store.objects.find(name("a")))
+        assert owed_records(store, 0) == []
+        shard = store.pool.get(0)
+        assert shard is not None
+        assert store.objects.find(name("a")).envelope in [scanned.entry.envelope for scanned in shard.scan()]
+
+
+async def test_a_copy_that_was_deleted_while_a_shard_was_away_does_not_come_back_after_a_repair_of_the_other(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shares are the other's: nothing but the tombstone keeps it away."""
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        await copy(store, "a", "b")
+        home.take_away(0)
+        await delete(store, "b")
+        await repair(store, store.objects.find(name("a")))
+        assert owed_records(store, 0) == ["a", "b"]
+        await home.return_to(store, 0)
+        await mended(store)
+    for _ in range(3):  # tombstones that nobody needs leave the logs
+        async with home.open() as store:
+            await mended(store)
+            await store.compaction.compact(unpaced, least=0.001)
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await keys(store) == ["a"]
+        assert await get(store, "a") == content(1, 10_000)
+
+
+async def test_a_share_whose_disk_is_full_keeps_no_other_from_being_made(four_of_six: Home) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        for index in (0, 1):
+            lose(store, stored, index)
+        full = stored.record.placement[0]
+        home.files.fail("pwritev", lambda path: f"/shards/{full}/{TEMPORARY}/" in path, errno.ENOSPC, times=None)
+        await repair(store, stored)
+        assert await check(store, stored) == ("valid", ["missing", *["ok"] * 5])
+        home.files.heal()
+        await repair(store, stored)
+        assert await check(store, stored) == ("optimal", ["ok"] * 6)
+
+
+async def test_a_chunk_table_in_the_shares_is_made_again_where_the_first_share_goes_away_meanwhile(
+    four_of_six: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = four_of_six
+    monkeypatch.setattr(limits, "CHUNK_TABLE_INLINE_BYTES", 4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        assert stored.record.table_blob
+        lost = share_place(store, stored, 5).path
+        before = lost.read_bytes()
+        lost.unlink()
+        make_files = store.shares_health._make_files
+
+        def late(stored: Stored, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]) -> Mapping[int, int]:
+            shares.close()
+            home.take_away(stored.record.placement[good[0]])
+            return make_files(stored, shares, good, targets)
+
+        monkeypatch.setattr(store.shares_health, "_make_files", late)
+        await repair(store, stored)
+        assert lost.read_bytes() == before
 
 
 async def test_nobody_is_owed_a_share_of_a_version_that_is_gone(four_of_six: Home) -> None:

@@ -8,8 +8,8 @@ leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,14 +19,14 @@ from zstor_local.coding.block import BadBlock
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.share import pack_block_header, pack_share_end
 from zstor_local.errors import Conflict, NotEnoughShards, Unreadable
-from zstor_local.metastore.base import Garbage, Metastore, Owed, Usage
+from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Usage
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.base import Entry, ShardError, ShareMissing, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
-from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
 from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
@@ -252,26 +252,26 @@ class Health:
         return {index: b"".join(buffers) for index, buffers in parts.items()}
 
     def _make_files(self, stored: Stored, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]) -> Mapping[int, int]:
-        """Write the shares; returns the targets that took theirs, durably."""
+        """Write the shares; returns the targets that took theirs, durably. The other shares stay bad and are tried again later."""
         record, table = stored.record, shares.table()
-        sealed = shares.sealed_table(good[0]) if record.table_blob else b""
+        sealed = shares.sealer.seal_table(table.pack()) if record.table_blob else b""
         end = pack_share_end(table, len(sealed))
         writers: dict[int, ShareWriter] = {}
         done: dict[int, int] = {}
         try:
             for index, number in targets.items():
-                shard = self._pool.get(number)
-                if shard is not None:
-                    writers[index] = shard.begin(ShareId(stored.version, index), self._namespace(stored).id, record.policy)
-            for chunk in range(len(table)):
+                with suppress(ShardError):
+                    if (shard := self._pool.get(number)) is not None:
+                        writers[index] = shard.begin(ShareId(stored.version, index), self._namespace(stored).id, record.policy)
+            for chunk in range(len(table) if writers else 0):
                 for index, buffers in self._remake(record, shares, good, chunk, writers).items():
-                    writers[index].write(table.offset(chunk), buffers)
+                    with _giving_up(writers, index):
+                        writers[index].write(table.offset(chunk), buffers)
             for index in list(writers):
-                writers[index].finish(end, table.blocks_length, sealed)
-                del writers[index]
-                done[index] = targets[index]
-        except ShardError:
-            pass  # what was finished counts; the rest stays bad and is tried again later
+                with _giving_up(writers, index):
+                    writers[index].finish(end, table.blocks_length, sealed)
+                    del writers[index]
+                    done[index] = targets[index]
         finally:
             for writer in writers.values():
                 writer.abort()
@@ -312,16 +312,19 @@ class Health:
             if current is None or current.version != stored.version:
                 raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
             published = replace(open_object(self._sealer, current), placement=placement)
-            records = {
-                (namespace.id, name): self._record(namespace, stored, replace(other, placement=placement), record.placement)
-                for name in self._committer.view.named(namespace.id, stored.version) - {record.key}
-                for other in [self._other(namespace, name)]
-            }
             debts = self._metastore.debts_of(stored.version)
-            paid = [debt for debt in debts if debt.kind is Owed.RECORD or debt.index in there]
-            new = self._record(namespace, stored, published, record.placement)
+            copies = {*placement, *record.placement}
+            records = {
+                row: self._record(namespace, stored, replace(self._other(row), placement=placement), copies | _untold(debts, row))
+                for name in self._committer.view.named(namespace.id, stored.version) - {record.key}
+                for row in [(namespace.id, name)]
+            }
+            own = namespace.id, record.key
             shares = {targets[index]: (index, share) for index, share in made.items()}
-            records[namespace.id, record.key] = replace(new, shares=shares, quorum=min(1, len(made)))
+            new = self._record(namespace, stored, published, copies | _untold(debts, own))
+            records[own] = replace(new, shares=shares, quorum=min(1, len(made)))
+            # A row that has left the version may still be owed its tombstone.
+            paid = [debt for debt in debts if (debt.index in there if debt.kind is Owed.SHARE else (debt.space, debt.name) in records)]
             freed = [garbage for garbage in reserved if garbage.share.index in targets]
             return Decision(records, garbage=left, garbage_freed=freed, debts_paid=paid)
 
@@ -338,20 +341,20 @@ class Health:
             shares_owed=len({debt.shard for debt in remaining if debt.kind is Owed.SHARE}),
         )
 
-    def _other(self, namespace: Namespace, name: str) -> ObjectRecord:
+    def _other(self, row: RowName) -> ObjectRecord:
         """The record of another key that names the same version (object.copy)."""
-        envelope = self._committer.view.look(namespace.id, name)
+        envelope = self._committer.view.look(*row)
         if envelope is None:
             raise AssertionError("a row that names a version is there")
         return open_object(self._sealer, envelope)
 
-    def _record(self, namespace: Namespace, stored: Stored, record: ObjectRecord, before: Sequence[int]) -> NewRecord:
+    def _record(self, namespace: Namespace, stored: Stored, record: ObjectRecord, copies: Set[int]) -> NewRecord:
         return NewRecord(
             kind=Kind.OBJECT,
             key_hash=namespace.key_hash(record.key),
             version=stored.version,
             plain=record.encode(),
-            copies=sorted({*record.placement, *before}),
+            copies=sorted(copies),
             k=record.policy.k,
         )
 
@@ -365,6 +368,20 @@ class Health:
             hint="bring the missing shards back: `zstor status` names them",
             shares=shares,
         )
+
+
+@contextmanager
+def _giving_up(writers: dict[int, ShareWriter], index: int) -> Iterator[None]:
+    """One share less, if its shard does not take it: the others are made all the same."""
+    try:
+        yield
+    except ShardError:
+        writers.pop(index).abort()
+
+
+def _untold(debts: Sequence[Debt], row: RowName) -> set[int]:
+    """The shards that have not heard of a row's newest record: an older one may lie there, which only a newer one buries."""
+    return {debt.shard for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == row}
 
 
 def _moved(record: ObjectRecord, targets: Mapping[int, int]) -> dict[int, int]:
