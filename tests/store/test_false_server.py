@@ -11,7 +11,7 @@ import pytest
 from tests.store.home import CHUNK, Home, content, get, put
 from tests.store.test_presence import voided
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.rebuild import rebuild
@@ -48,6 +48,31 @@ async def test_what_a_server_makes_up_is_never_voided(home: Home, monkeypatch: p
         assert future not in voided(store, FALSE)
         for number in range(20):
             await put(store, f"{number}", content(number, 100))
+
+
+@pytest.mark.parametrize("kind", [Kind.STORE, Kind.SHARDS, Kind.KEYS, Kind.OBJECT])
+async def test_a_server_that_makes_up_a_record_has_nothing_voided_that_was_committed(
+    home: Home, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """The sequence is a real one, of an object whose entry the server has seen; the record under it is not."""
+    async with home.open() as store:
+        stored = await put(store, "a", b"acknowledged")
+        await put(store, "b", b"later")
+        unsettled = DirectoryShard.unsettled
+
+        def lie(shard: DirectoryShard) -> Sequence[Envelope]:
+            forged = replace(made_up(stored.envelope, stored.envelope.sequence), kind=kind, namespace=STORE_WIDE)
+            return [*unsettled(shard), *([forged] if shard.number == FALSE else [])]
+
+        monkeypatch.setattr(DirectoryShard, "unsettled", lie)
+        home.take_away(FALSE)
+        await store.presence.look()
+        await home.return_to(store, FALSE)
+        assert stored.envelope.sequence not in voided(store, FALSE)
+    home.metastore.unlink()
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await get(store, "a") == b"acknowledged"
 
 
 async def test_a_server_that_tells_of_later_writes_and_shows_none_is_away(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, put, small_shares
-from zstor_local.errors import IoError, NotFound
-from zstor_local.metastore.base import CommitRefused, Transaction
+from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
+from tests.store.test_references import use
+from zstor_local import limits
+from zstor_local.errors import IoError, NotFound, OutcomeUnknown, ZstorError
+from zstor_local.metastore.base import CommitRefused, MetastoreDamaged, Transaction
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Kind, VoidRecord
+from zstor_local.model.record import Envelope, Kind, VoidRecord
+from zstor_local.shards import pool
+from zstor_local.store.caller import Nobody
+from zstor_local.store.pace import unpaced
+from zstor_local.store.presence import Presence
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
+from zstor_local.store.writes import ObjectWriter
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +131,103 @@ async def test_what_never_came_to_be_is_voided_before_a_returning_shard_is_writt
         await home.return_to(store, 3)
         assert voided(store, 3) & voided(store, 2)
         assert await get(store, "a") == b"old"
+
+
+async def test_what_was_refused_does_not_come_back_when_what_came_after_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards hold a refused version, and cannot be told so before the restart. The deletion after it went to other shards."""
+    monkeypatch.setattr(pool, "SYNCFS_KINDS", frozenset())
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
+    placements = [(0, 1, 2, 3), (4, 5, 6, 7)]
+    monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
+    home = Home(tmp_path, Policy(2, 4, chunk_size=CHUNK), shards=8)
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.files.fail("fdatasync", lambda path: "/4/log/" in path or "/5/log/" in path, errno.EIO, times=None)
+        for number in (6, 7):
+            home.take_away(number)
+        with pytest.raises(OutcomeUnknown):
+            await put(store, "a", content(2, 10_000))
+        home.bring_back(6)
+        await home.return_to(store, 7)
+        await delete(store, "a")
+        home.files.heal()
+    for _ in range(3):
+        async with home.open() as store:
+            assert store.health == "ok"
+            await store.mending.mend()
+            await freed(store)
+            await store.compaction.compact(unpaced, least=0.001)
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await keys(store) == []
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_version_whose_record_has_changed_while_its_shard_was_away_is_not_voided_there(home: Home, size: int) -> None:
+    """If all other shards were lost before this one heard of the change, the object would still be there."""
+    home.policy = Policy(1, 3, chunk_size=CHUNK)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        home.take_away(0)
+        await use(store).append(name("a"), ["reference"], None, Nobody())
+        await home.return_to(store, 0)
+        assert stored.envelope.sequence not in voided(store, 0)
+
+
+@pytest.mark.parametrize(("error", "state"), [(MetastoreDamaged("damaged"), "ok"), (IoError("unreadable"), "failed")])
+async def test_a_metastore_that_cannot_be_read_ends_no_look_at_the_shards(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: ZstorError, state: str
+) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        home.take_away(0)
+        await store.presence.look()
+        get_row = store.metastore.get
+
+        def troubled(space: NamespaceId, key: str) -> Envelope | None:
+            if key == "a":
+                raise error
+            return get_row(space, key)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.metastore, "get", troubled)
+            await home.return_to(store, 0)
+            assert store.pool.state(0) == state
+        await store.presence.look()
+        assert store.health == "ok"
+        assert stored.envelope.sequence not in voided(store, 0)
+
+
+async def test_what_was_refused_is_told_though_the_daemon_is_killed_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any entry says that all before it is settled: so what is not has to be told in the first one."""
+    monkeypatch.setattr(pool, "SYNCFS_KINDS", frozenset())
+    home = Home(tmp_path, Policy(2, 5, chunk_size=CHUNK))
+    async with home.open() as store:
+        await store.rows.put("table", "name", b"before")
+        home.files.fail("fdatasync", lambda path: "/0/log/" in path or "/1/log/" in path, errno.EIO, times=None)
+        home.take_away(2)
+        with pytest.raises(OutcomeUnknown):
+            await store.rows.put("table", "name", b"refused")
+        refused = voided(store, 3)
+        assert len(refused) == 1
+        await home.return_to(store, 2)
+        await store.rows.put("table", "other", b"later")
+        home.files.heal()
+
+    def killed(presence: Presence, unsettled: Mapping[int, Sequence[int]]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Presence, "settle", killed)
+        with pytest.raises(BaseExceptionGroup):
+            async with home.open():
+                pass
+    async with home.open() as store:
+        assert all(voided(store, number) >= refused for number in (0, 1))
 
 
 def voided(store: Store, number: int) -> set[int]:

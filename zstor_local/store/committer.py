@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,13 +88,16 @@ class Committer:
     def failure(self, reason: str | None) -> None:
         self._publisher.failure = reason
 
-    async def begin(self, k: int) -> None:
+    async def begin(self, k: int, settle: Callable[[], object]) -> None:
         """Start a life of the daemon: a higher writer number, fresh sequences, and what an earlier life never committed is void.
 
-        CommitRefused (as on a full disk) or CommitUnknown if the metastore does not take that: such a life only reads.
+        `settle` is called, in the committer's thread, when shards can be appended to and nothing else has been: any entry says that
+        what lies before it is settled. CommitRefused (as on a full disk) or CommitUnknown if the metastore does not take that: such a
+        life only reads.
         """
         uncommitted = await self._runtime.threads.run_commit(self._publisher.begin_life)
         await self._runtime.threads.run_commit(self._start_shards, self.state.writer)
+        await self._runtime.threads.run_commit(settle)
         if uncommitted:
             await self._runtime.threads.run_commit(self._publisher.void_earlier_life, uncommitted, k)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import Envelope, Kind, ShardEntry, VoidRecord
 from zstor_local.runtime import Runtime
@@ -173,7 +173,7 @@ class Presence:
         self._committer.void_on(shard, self.never_committed(shard))
 
     def never_committed(self, shard: Shard) -> Sequence[int]:
-        """The sequences of records at the end of its log that are newer than the metastore's, which therefore never came to be."""
+        """The sequences of records at the end of its log that never came to be, or of which nothing needs to know whether they did."""
         entries = shard.unsettled()
         known: list[tuple[int, int]] = []
         for envelope in entries:
@@ -184,20 +184,29 @@ class Presence:
                     continue
                 known.append((void.first, void.last))
         wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
-        return [envelope.sequence for envelope in wanted if not self._happened(envelope)]
+        believed = shard.on_disk is not None
+        try:
+            return [envelope.sequence for envelope in wanted if not self._may_have_happened(envelope, believed=believed)]
+        except IoError as error:
+            raise ShardError("failed", f"what {shard.url} holds cannot be compared with the metastore: {error.message}") from error
 
-    def _happened(self, envelope: Envelope) -> bool:
-        """Whether the row has this record or a newer one. What does not open is left alone, and so is a sequence that was never given:
-        a void of what a server makes up would hide what is committed under it some day.
+    def _may_have_happened(self, envelope: Envelope, *, believed: bool) -> bool:
+        """Whether a void of it might take away what was committed: a record that the row has, or had before a newer one of the same
+        version. An older one of another version is of no use, and a void keeps it from coming back when what buries it is forgotten.
+
+        What does not open is left alone, and so is a sequence that was never given: a void of what a server makes up would hide what
+        is, or will be, committed under it. A directory is `believed`: the refused record of a rotation opens with no key any more.
         """
         if envelope.sequence > self._committer.state.sequence:
             return envelope.sequence > self._committer.last_given
+        fixed = FIXED.get(envelope.kind) if believed else None
         try:
-            name = FIXED.get(envelope.kind) or row_name_of(envelope.kind, self._sealer.open(envelope))
+            name = fixed or row_name_of(envelope.kind, self._sealer.open(envelope))
+            rows = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]
         except CorruptRecord:
             return True
-        newest = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]
-        return any(row is not None and row.sequence >= envelope.sequence for row in newest)
+        newest = max((row for row in rows if row is not None), key=lambda row: row.sequence, default=None)
+        return newest is not None and newest.sequence >= envelope.sequence and newest.version == envelope.version
 
 
 def _within(sequence: int, ranges: Sequence[tuple[int, int]]) -> bool:

@@ -180,12 +180,10 @@ class Store:
         unsettled = await self.runtime.threads.run_commit(self.presence.unsettled)
         try:
             await self.runtime.threads.run_commit(recount, self.metastore, self.sealer, self.namespaces.ids())
-            await self.committer.begin(self.namespaces.smallest_k())
+            await self.committer.begin(self.namespaces.smallest_k(), lambda: self.presence.settle(unsettled))
         except (CommitRefused, CommitUnknown) as error:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)
-        else:
-            await self.runtime.threads.run_commit(self.presence.settle, unsettled)
 
     def _shards_returned(self) -> None:
         self.mending.wake()
