@@ -128,6 +128,12 @@ def test_a_missing_key_leaves_no_file(daemon: PrivateDaemon) -> None:
     assert not [path for path in daemon.home.iterdir() if path.name.startswith((".f", "f"))]
 
 
+def test_a_missing_directory_is_what_is_missing(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "a/b", stdin=b"1"))
+    for arguments in (["get", "a/b", "gone/f"], ["get", "-r", "a", "gone/a"]):
+        assert zstor(daemon, *arguments).stderr == b"zstor: error: there is no directory gone\n"
+
+
 def test_rm_ls_and_stat(daemon: PrivateDaemon) -> None:
     for key in ("b", "a/2", "a/1"):
         done(zstor(daemon, "put", "-", key, stdin=key.encode()))

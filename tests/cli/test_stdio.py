@@ -154,6 +154,45 @@ def _drawn(daemon: PrivateDaemon, arguments: list[str], **setting: str) -> str:
         return terminal.drawn
 
 
+def test_a_pipe_gets_what_was_stored_byte_for_byte(daemon: PrivateDaemon) -> None:
+    colored = "\x1b[31mred"
+    done(zstor(daemon, "put", "-", colored, stdin=b"1"))
+    done(zstor(daemon, "ns", "set", colored, "value"))
+    done(zstor(daemon, "log", "append", colored))
+    for arguments in (["ls"], ["ns", "ls"], ["log", "read"]):
+        assert colored.encode() in done(zstor(daemon, *arguments)), arguments
+
+
+def test_no_label_of_a_progress_bar_steers_the_terminal_or_fills_it(daemon: PrivateDaemon) -> None:
+    key = "\x1b]0;owned\x07\n" + "k" * 900
+    done(zstor(daemon, "put", "-", key, stdin=b"some bytes"))
+    with Terminal([*ZSTOR, "get", key, "f"], home=daemon.home, environment=daemon.environment) as terminal:
+        assert terminal.end() == 0
+        drawn = terminal.drawn
+    assert "0;owned" in drawn
+    assert "\x1b]0;owned" not in drawn
+    assert "k" * 41 not in drawn
+
+
+def test_what_is_not_utf_8_is_named_or_kept_as_it_is(daemon: PrivateDaemon) -> None:
+    foreign = os.fsdecode(b"caf\xe9")
+    (daemon.home / "f").write_bytes(b"1")
+    for arguments in (["put", "f", foreign], ["put", "f", "--user", f"a={foreign}"], ["ref", "add", "f", foreign], ["ls", foreign]):
+        refused = zstor(daemon, *arguments)
+        assert refused.returncode == 1
+        assert b"is not UTF-8" in refused.stderr
+        assert b"caf\\xe9" in refused.stderr
+    done(zstor(daemon, "ns", "set", "name", foreign))
+    assert done(zstor(daemon, "ns", "get", "name")) == b"caf\xe9"
+    done(zstor(daemon, "log", "append", foreign))
+    assert b"caf\\xe9" in done(zstor(daemon, "log", "read"))
+    done(zstor(daemon, "node", "send", foreign))
+    daemon.environment["PYTHONUTF8"] = "1"  # where standard input is decoded strictly
+    done(zstor(daemon, "node", "send", "-", stdin=b"th\xe9\n"))
+    assert b"th\\xe9" in done(zstor(daemon, "node", "receive"))
+    assert b"is not UTF-8" in zstor(daemon, "namespace", "join", "-", stdin=b"\xe9").stderr
+
+
 def test_another_encoding_gets_escapes_and_no_traceback(daemon: PrivateDaemon) -> None:
     done(zstor(daemon, "put", "-", "“ü”", stdin=b"1"))
     environment = daemon.environment | {"PYTHONIOENCODING": "latin-1"}

@@ -174,6 +174,18 @@ def test_rm_r_asks_and_takes_no_neighbour(daemon: PrivateDaemon, tree: Path) -> 
     remove(tree)
 
 
+def test_a_tree_that_is_not_there_is_an_error_that_names_what_may_be_meant(daemon: PrivateDaemon, tree: Path) -> None:
+    done(zstor(daemon, "put", "-r", "tree", "photos"))
+    for arguments in (["get", "-r", "phots"], ["rm", "-r", "--yes", "phots"], ["rm", "-r", "--yes", "photos", "phots"]):
+        refused = zstor(daemon, *arguments)
+        assert refused.returncode == 1
+        assert b"phots" in refused.stderr
+        assert b"did you mean 'photos/'?" in refused.stderr
+    assert b"photos/\n" in done(zstor(daemon, "ls"))  # nothing was deleted
+    assert json.loads(zstor(daemon, "rm", "-r", "--yes", "phots", "--json").stderr)["error"]["data"]["type"] == "not_found"
+    remove(tree)
+
+
 def interrupted(daemon: PrivateDaemon, number: signal.Signals, *command: str) -> None:
     """Run a command, send it the signal when it has told of the first thing; the last one takes it seconds."""
     running = subprocess.Popen(

@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self, TypeAlias
 
 from zstor_local import limits
-from zstor_local.errors import typed_error
+from zstor_local.errors import InvalidParams, typed_error
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Object: TypeAlias = Mapping[str, Json]
@@ -92,12 +92,13 @@ class Client:
     def call(self, method: str, params: Object, *, fds: Sequence[int] = (), progress: Progress | None = None) -> Json:
         """The result of a call. The descriptors stay ours to close.
 
-        Raises the typed error that the daemon answered; Cancelled after a Ctrl-C that came in time. One that came too late to change
-        the answer raises KeyboardInterrupt at the next call; a second one does at once.
+        Raises the typed error that the daemon answered, InvalidParams for text that is not UTF-8, Cancelled after a Ctrl-C that came
+        in time. One that came too late to change the answer raises KeyboardInterrupt at the next call; a second one does at once.
         """
         if self._interrupted:
             raise KeyboardInterrupt
         self._last_id += 1
+        _check_text(params)
         if progress is not None:
             params = {**params, "_meta": {"progressToken": self._last_id}}
         with _Interrupts() as interrupts:
@@ -189,6 +190,22 @@ class _Interrupts:
         if self._reader not in ready:
             return False
         return signal.SIGINT in os.read(self._reader, 64)
+
+
+def _check_text(value: Json) -> None:
+    """Python takes bytes of the command line that are not UTF-8 for lone surrogates, which no JSON text can hold."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(value).decode(errors="backslashreplace")
+            raise InvalidParams(f"'{shown}' is not UTF-8", hint="keys, names and texts are UTF-8; content may be anything") from None
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            _check_text(member)
+    elif isinstance(value, Sequence):
+        for item in value:
+            _check_text(item)
 
 
 def _connect(unconnected: socket.socket, path: str) -> None:

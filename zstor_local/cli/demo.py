@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from zstor_local.cli import report, text
+from zstor_local.cli import report, stdio, text
 from zstor_local.cli.client import Client
 from zstor_local.cli.options import Options, as_json, pass_options
 from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
@@ -72,16 +72,16 @@ class _Teller:
         self._json = json
 
     def title(self, title: str, line: str = "") -> None:
-        self._say("title", title, f"\n{click.style(title, fg='cyan', bold=True)}")
+        self._say("title", title, f"\n{stdio.styled(title, sys.stdout, fg='cyan', bold=True)}")
         if line:
             self._say("about", line, f"  {line}")
 
     def note(self, line: str, *, good: bool = False) -> None:
-        mark = click.style("✓", fg="green", bold=True) if good else "·"
+        mark = stdio.styled("✓", sys.stdout, fg="green", bold=True) if good else "·"
         self._say("shown" if good else "done", line, f"  {mark} {line}")
 
     def command(self, words: str) -> None:
-        self._say("command", words, f"  {click.style('$', dim=True)} {click.style(words, bold=True)}")
+        self._say("command", words, f"  {stdio.styled('$', sys.stdout, dim=True)} {stdio.styled(words, sys.stdout, bold=True)}")
 
     def output(self, line: str) -> None:
         self._say("output", line, f"  {line}")
@@ -166,7 +166,9 @@ class _Story:
         for place, share in zip(self._places, shares, strict=True):
             part = _size(share) / whole
             bar = "█" * round(40 * part) + "░" * (40 - round(40 * part))
-            self._teller.output(f"shards/{place.name}  {click.style(bar, fg='blue')}  {_size(share):>10,} bytes  {part:6.1%}")
+            self._teller.output(
+                f"shards/{place.name}  {stdio.styled(bar, sys.stdout, fg='blue')}  {_size(share):>10,} bytes  {part:6.1%}"
+            )
             if not 0.24 < part < 0.26:  # the archive may shrink a little more, and each block carries its seal
                 raise _DemoFailed(f"{share} is no quarter of the file")
 

@@ -99,7 +99,7 @@ def destination(path: Path, *, force: bool) -> Iterator[Handover]:
     own: int | None = None
     try:  # before there is a file: Ctrl-C may come at once
         with termination_raises():
-            with naming_errors(str(path)):
+            with naming_errors(str(path), missing=f"directory {path.parent}"):
                 own = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if mode is not None:
                 os.fchmod(own, stat.S_IMODE(mode))
@@ -246,12 +246,12 @@ class _Mover:
 
 
 @contextmanager
-def naming_errors(name: str) -> Iterator[None]:
-    """The system's errors as ours, with the file's name."""
+def naming_errors(name: str, *, missing: str | None = None) -> Iterator[None]:
+    """The system's errors as ours, with the file's name; `missing` is what is not there where the file is only to come."""
     try:
         yield
     except FileNotFoundError:
-        raise NotFound(f"there is no {name}") from None
+        raise NotFound(f"there is no {missing or name}") from None
     except FileExistsError:
         raise AlreadyExists(f"{name} is there already", hint="-f replaces it") from None
     except OSError as error:

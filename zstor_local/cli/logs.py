@@ -68,7 +68,7 @@ def append(options: Options, content: str, local_hash: bytes | None, log: str) -
 
     Done means durable. The same again is the same entry.
     """
-    data = sys.stdin.buffer.read(limits.INLINE_VALUE_BYTES + 1) if content == "-" else content.encode()
+    data = sys.stdin.buffer.read(limits.INLINE_VALUE_BYTES + 1) if content == "-" else content.encode(errors="surrogateescape")
     params: dict[str, Json] = {"log": log, "value_b64": base64.b64encode(data).decode()}
     if local_hash is not None:
         params["local_hash_b64"] = base64.b64encode(local_hash).decode()
@@ -350,4 +350,4 @@ def _hex(given: str | None) -> bytes | None:
     try:
         return bytes.fromhex(given)
     except ValueError:
-        raise click.BadParameter("give it in hex digits") from None
+        raise click.BadParameter(f"{given!r} is not hex digits") from None

@@ -165,7 +165,7 @@ def invite(options: Options, name: str, user: str, public_key: str) -> None:
 
 
 @namespace.command()
-@click.argument("invitation", required=False, metavar="[FILE|-]", type=click.File("r"))
+@click.argument("invitation", required=False, metavar="[FILE|-]", type=click.File("r", errors="surrogateescape"))
 @click.option("--as", "name", metavar="NAME", help="Its name here.")
 @no_progress
 @as_json
@@ -181,7 +181,10 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
             key = cast("JoiningKey", client.call("namespace.key", {}))
             click.echo(json.dumps(key) if options.json else key["public_key"])
             return
-        params: dict[str, Json] = {"invitation": invitation.read().strip()}
+        written = invitation.read().strip()
+        if not written:
+            raise click.UsageError(f"there is no invitation in {invitation.name}")
+        params: dict[str, Json] = {"invitation": written}
         if name is not None:
             params["namespace"] = name
         on = if_interrupted("what is joined already stays so", hint="`zstor namespace ls` shows it, `zstor namespace rm` leaves it")

@@ -88,7 +88,7 @@ async def _send(options: Options, log: str, lines: Iterable[str]) -> None:
         async with connected(options.load().socket) as node:
             for line in lines:
                 last = max(time.time_ns() // 1_000_000, last + 1)  # of two equal messages in a millisecond each is one
-                sent = await send(node, log, line.encode(), timestamp=last)
+                sent = await send(node, log, line.encode(errors="surrogateescape"), timestamp=last)
                 _tell(options, sent)
     except Disconnected as error:
         raise NoDaemon(str(error), hint="start it in another terminal:  zstor daemon") from None

@@ -40,11 +40,8 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
 
     Done means durable, and that everybody who watches the name is told.
     """
-    params: dict[str, Json] = {"name": name}
-    if value == "-":
-        params["value_b64"] = base64.b64encode(sys.stdin.buffer.read(limits.NAME_VALUE_BYTES + 1)).decode()
-    else:
-        params["value"] = value
+    data = sys.stdin.buffer.read(limits.NAME_VALUE_BYTES + 1) if value == "-" else value.encode(errors="surrogateescape")
+    params: dict[str, Json] = {"name": name, "value_b64": base64.b64encode(data).decode()}
     if if_seq is not None:
         params["if_seq"] = if_seq
     with options.connect() as client:

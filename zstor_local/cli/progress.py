@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from zstor_local.cli import stdio
 from zstor_local.cli.client import Progress
 from zstor_local.cli.handover import termination_raises
+from zstor_local.cli.text import safe
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+_LABEL: Final = 40  # characters: the bar has to stay on one line
 
 
 @contextmanager
 def progress(label: str, *, wanted: bool, total: int | None = None, counted: bool = False) -> Iterator[Progress | None]:
     """What `Client.call` takes as `progress`; None where no bar is wanted or stderr is no terminal.
 
-    `counted`: progress counts things and not bytes.
+    The label may be anybody's, as keys are. `counted`: progress counts things and not bytes.
     """
     if not wanted or not sys.stderr.isatty():
         yield None
         return
-    line = _Line(label, total, counted=counted)
+    label = safe(label, sys.stderr)
+    line = _Line(label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…", total, counted=counted)
     try:
         with termination_raises():
             yield line.show
@@ -73,7 +77,7 @@ def _bar(label: str, total: int | None, *, counted: bool) -> tuple[Bar, TaskID]:
         *amount,
         TimeRemainingColumn(),
         TextColumn("{task.fields[message]}", markup=False),
-        console=Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR"))),
+        console=Console(stderr=True, color_system=None if stdio.plain() else "auto"),
         transient=True,
     )
     return bar, bar.add_task(label, total=total, message="")

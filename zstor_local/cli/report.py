@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from zstor_local.cli import stdio
 from zstor_local.cli.text import safe
 from zstor_local.errors import ZstorError
 
@@ -38,7 +39,7 @@ def usage(error: click.UsageError, *, json: bool) -> None:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()  # the help itself
         return
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")  # click lists choices in lines of their own
     failure("usage", message[:1].lower() + message[1:], hint=f"{command} --help", json=json)
 
 
@@ -59,7 +60,7 @@ def _print_text(message: str, hint: str | None) -> None:
 
 
 def _line(label: str, color: str, text: str) -> None:
-    click.echo(click.style(label, fg=color, bold=True) + safe(text, sys.stderr), err=True)
+    click.echo(stdio.styled(label, sys.stderr, fg=color, bold=True) + safe(text, sys.stderr), err=True)
 
 
 def _print_json(error: dict[str, object]) -> None:

@@ -155,14 +155,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     stdio.settle()
     given = list(sys.argv[1:] if arguments is None else arguments)
     json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
-    with click.Context(zstor, color=stdio.colors()):  # what is reported after the command's own context, too
+    with click.Context(zstor, color=stdio.UNTOUCHED):  # what is reported after the command's own context, too
         return _run(given, json=json)
 
 
 def _run(given: list[str], *, json: bool) -> int:
     options = Options()
     try:
-        code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.colors(), obj=options)
+        code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.UNTOUCHED, obj=options)
         sys.stdout.flush()
     except click.UsageError as error:
         report.usage(error, json=json)

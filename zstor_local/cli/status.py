@@ -216,7 +216,7 @@ def _console() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(width=width, no_color=stdio.colors() is False, highlight=False)
+    return Console(width=width, color_system=None if stdio.plain() else "auto", highlight=False)
 
 
 def _room(count: int | None) -> str:

@@ -7,6 +7,9 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import IO, Final
+
+import click
 
 from zstor_local.errors import IoError
 
@@ -25,13 +28,25 @@ def settle() -> None:
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - for as long as the process runs
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as the command line: what is no text is refused where text is needed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: what the locale cannot say appears as an escape
 
 
-def colors() -> bool | None:
-    """What click's contexts take as `color`: none where nobody wants them, else where there is a terminal."""
-    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+# What click's contexts take as `color`: it takes no escape sequence away. What others wrote (a key, an entry of a log) goes into a pipe
+# byte for byte; where it may not reach a terminal, `text.safe` has seen to it.
+UNTOUCHED: Final = True
+
+
+def plain() -> bool:
+    """Whether somebody wants no colors, even on a terminal."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
+def styled(text: str, stream: IO[str], *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
+    """The text in color where the stream is a terminal and colors are wanted, else as it is."""
+    return click.style(text, fg=fg, bold=bold, dim=dim) if stream.isatty() and not plain() else text
 
 
 def failed(error: OSError) -> IoError:

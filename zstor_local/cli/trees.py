@@ -20,13 +20,14 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.client import Progress as Show
+from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.listing import items
 from zstor_local.cli.local_tree import Entry, Tree, check_path
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
-from zstor_local.errors import InvalidParams, IoError, ZstorError
+from zstor_local.errors import InvalidParams, IoError, NotFound, ZstorError
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.objects import Deleted, Item, Sent, Written
@@ -180,8 +181,9 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         found = items(client, options, f"{prefix}/")
         first = next(found, None)
         if first is None:
-            raise click.UsageError(f"no object's key begins with {prefix + '/'!r}")
-        top.mkdir(mode=0o700, exist_ok=True)
+            raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
+        with naming_errors(str(top), missing=f"directory {top.parent}"):
+            top.mkdir(mode=0o700, exist_ok=True)
         with Tree(str(top)) as tree:
             wanted = _files(tree, prefix, _chain(first, found), later, made, account)
             with transfers(options.connect, wanted, fetch) as answers:
@@ -294,14 +296,16 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     if any(key.strip("/") == "" for key in keys):
         raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
     number: int | None = None
-    if not yes:
-        with options.connect() as client:
+    with options.connect() as client:
+        for key in keys:
+            if next(_below(client, options, (key,)), None) is None:
+                raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
+        if not yes:
             number = size = 0
             for item in _below(client, options, keys):
                 number, size = number + 1, size + item["metadata"]["size"]
+    if number is not None:
         what = ", ".join(text.shown(key) for key in keys)
-        if not number:
-            raise click.UsageError(f"there is nothing below {what}")
         if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
             return _Account(options, None).end("nothing was deleted")
 
