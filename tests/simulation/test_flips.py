@@ -50,9 +50,6 @@ class InMemory:
     def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
         return self.data[SHARE_HEADER_BYTES + offset : SHARE_HEADER_BYTES + offset + length]
 
-    def read_nowait(self, offset: int, length: int) -> bytearray:
-        return self.read(offset, length)
-
     def read_table(self, length: int) -> bytearray:
         footer = parse_share_footer(self.data[-FOOTER_BYTES:], len(self.data))
         return self.data[footer.table_offset : footer.table_offset + footer.table_length]

@@ -103,10 +103,6 @@ class ShareReader(Protocol):
         """The bytes. Without patience ShareLate once it takes longer than is usual; a later, patient read waits for the same ones."""
         ...
 
-    def read_nowait(self, offset: int, length: int) -> Buffer:
-        """As read, but BlockingIOError where it would wait for the disk."""
-        ...
-
     def read_table(self, length: int) -> Buffer:
         """The sealed chunk table behind the blocks, for an object whose table is too long for its record. ShareMissing if it is not
         that long: nothing of it is read then.
@@ -290,6 +286,10 @@ class Shard(Protocol):
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
+        ...
+
+    def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
+        """Bytes of a small share that are had without waiting for a disk or a network. None for any other: opening it tells why."""
         ...
 
     def tell(self, notices: Notices) -> None:

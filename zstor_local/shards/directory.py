@@ -255,6 +255,13 @@ class DirectoryShard:
                 raise ShareMissing from None
             raise
 
+    def peek(self, share: ShareId, offset: int, length: int) -> bytearray | None:
+        try:
+            place = self._index.find(self.number, share)
+        except IndexDamaged:
+            return None
+        return None if place is None else self.log.peek(place, offset, length)
+
     def tell(self, notices: Notices) -> None:
         pass
 
@@ -315,16 +322,10 @@ class _LogShareReader:
         pass
 
     def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
-        return self._read(offset, length, wait=True)
-
-    def read_nowait(self, offset: int, length: int) -> bytearray:
-        return self._read(offset, length, wait=False)
-
-    def _read(self, offset: int, length: int, *, wait: bool) -> bytearray:
         while True:
             try:
                 with self._disk.failing():
-                    return self._log.read(self._place, offset, length, wait=wait)
+                    return self._log.read(self._place, offset, length)
             except ShardError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise

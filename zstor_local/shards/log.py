@@ -178,16 +178,15 @@ class Log:
         while self._unsynced:
             self._files.close(self._unsynced.pop().fd)
 
-    def read(self, place: Place, offset: int, length: int, *, wait: bool) -> bytearray:
-        """Bytes of a small share. BlockingIOError if not `wait` and the disk would be waited for; FileNotFoundError if it is gone."""
-        length = max(0, min(length, place.length - offset))
+    def read(self, place: Place, offset: int, length: int) -> bytearray:
+        """Bytes of a small share; FileNotFoundError if they lie elsewhere by now."""
         with self._readers.using(place.segment) as fd:
-            if wait:
-                return read_exactly(self._files, fd, length, place.offset + offset)
-            buffer = bytearray(length)
-            if length and self._files.preadv_nowait(fd, [buffer], place.offset + offset) < length:
-                raise BlockingIOError
-            return buffer
+            return read_exactly(self._files, fd, _within(place, offset, length), place.offset + offset)
+
+    def peek(self, place: Place, offset: int, length: int) -> bytearray | None:
+        """The same, if no disk has to be waited for."""
+        buffer = bytearray(_within(place, offset, length))
+        return buffer if not buffer or self._readers.peek(place.segment, buffer, place.offset + offset) else None
 
     def scan(self) -> Iterator[ScannedEntry]:
         """Every whole entry, oldest segment first; FREED entries are told by the index alone."""
@@ -420,3 +419,8 @@ class Log:
             self._index.flush()
         self._ends.append((number, end))
         return known
+
+
+def _within(place: Place, offset: int, length: int) -> int:
+    """So many of the bytes asked for lie in the share."""
+    return max(0, min(length, place.length - offset))

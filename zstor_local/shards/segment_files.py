@@ -75,6 +75,15 @@ class OpenSegments:
         """Its descriptor, open while this is entered."""
         return _Using(self, number)
 
+    def peek(self, number: int, buffer: bytearray, offset: int) -> bool:
+        """Fill the buffer, if the segment is open and no disk has to be waited for."""
+        with self._lock:
+            slot = self._open.get(number)
+            try:
+                return slot is not None and self._files.preadv_nowait(slot[0], [buffer], offset) == len(buffer)
+            except OSError:
+                return False
+
     def take(self, number: int) -> list[int]:
         with self._lock:
             slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]

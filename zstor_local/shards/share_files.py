@@ -153,13 +153,6 @@ class FileShareReader:
         with self._disk.failing():
             return read_exactly(self._files, self._fd, length, SHARE_HEADER_BYTES + offset)
 
-    def read_nowait(self, offset: int, length: int) -> bytearray:
-        with self._disk.failing():
-            buffer = bytearray(length)
-            if length and self._files.preadv_nowait(self._fd, [buffer], SHARE_HEADER_BYTES + offset) < length:
-                raise BlockingIOError
-            return buffer
-
     def read_table(self, length: int) -> bytearray:
         with self._disk.failing():
             size = self._files.status(self._fd).size

@@ -223,7 +223,7 @@ class Space:
             for room in self._holding(share):
                 place = self._index.find(room.number, share) if namespace in (None, room.id) else None
                 if place is not None:
-                    return bytes(self.rooms.log(room).read(place, offset, length, wait=True)), place.length
+                    return bytes(self.rooms.log(room).read(place, offset, length)), place.length
         raise Refusal("not_found", "that share is not here")
 
     def _holding(self, share: ShareId) -> Iterator[Room]:

@@ -283,7 +283,7 @@ class Health:
         """The blocks of a chunk for the wanted indices, each with its header: bit by bit what a writer made."""
         shape = shares.table().shape(chunk)
         try:
-            blocks = shares.fetch(chunk, wait=True, among=good)
+            blocks = shares.fetch(chunk, good)
             made = erasure_code(record.policy.k, record.policy.m).remake(blocks, [*wanted])
         except BadBlock as error:
             raise AssertionError("opened blocks fit together") from error

@@ -8,7 +8,6 @@ from typing import Final
 
 import trio
 
-from zstor_local import limits
 from zstor_local.coding.chunk import Scratch
 from zstor_local.model.ids import StoreId, Version
 from zstor_local.model.record import ObjectRecord
@@ -37,10 +36,11 @@ class Range:
             return range(0)
         return range(self.offset // self.chunk_size, (self.offset + self.length - 1) // self.chunk_size + 1)
 
-    def cut(self, chunk: int, plain_length: int) -> tuple[int, int]:
-        """Where the wanted bytes of a chunk begin and end in it."""
+    def cut(self, chunk: int, plain_length: int, parts: list[Buffer]) -> list[Buffer]:
+        """The wanted bytes of a chunk that these parts are together."""
         start = chunk * self.chunk_size
-        return max(0, self.offset - start), min(plain_length, self.offset + self.length - start)
+        begin, end = max(0, self.offset - start), min(plain_length, self.offset + self.length - start)
+        return parts if (begin, end) == (0, plain_length) else list(_slice(parts, begin, end))
 
 
 class ObjectReader:
@@ -67,15 +67,6 @@ class ObjectReader:
         """Blocks taken from shards so far."""
         return self.shares.blocks_read
 
-    def small_value(self, stretch: Range) -> bytes | None:
-        """The bytes without waiting for a disk, or None if that is not possible."""
-        try:
-            with self._scratches.borrow() as scratch:
-                parts = [part for chunk in stretch.chunks for part in self._decode(scratch, chunk, stretch, wait=False)]
-        except BlockingIOError:
-            return None
-        return b"".join(parts)
-
     async def to_file(self, sink: FileSink, stretch: Range, progress: Callable[[int], None]) -> None:
         """Every chunk to its place, in parallel."""
         numbers = iter(stretch.chunks)
@@ -90,7 +81,7 @@ class ObjectReader:
                         number = next(numbers, None)
                     if number is None:
                         return count
-                    parts = self._decode(scratch, number, stretch, wait=True)
+                    parts = self._decode(scratch, number, stretch)
                     sink.write_at(parts, max(0, number * self._policy.chunk_size - stretch.offset))
                     count += sum(len(part) for part in parts)
             return count
@@ -132,15 +123,12 @@ class ObjectReader:
 
     def _fetch_and_decode(self, chunk: int, stretch: Range) -> list[Buffer]:
         with self._scratches.borrow() as scratch:
-            return self._decode(scratch, chunk, stretch, wait=True)
+            return self._decode(scratch, chunk, stretch)
 
-    def _decode(self, scratch: Scratch, chunk: int, stretch: Range, *, wait: bool) -> list[Buffer]:
+    def _decode(self, scratch: Scratch, chunk: int, stretch: Range) -> list[Buffer]:
         shape = self.shares.table().shape(chunk)
-        parts = self.shares.coder.decode_parts(scratch, chunk, shape, self.shares.fetch(chunk, wait=wait))
-        begin, end = stretch.cut(chunk, shape.plain_length)
-        if (begin, end) == (0, shape.plain_length):
-            return parts
-        return list(_slice(parts, begin, end))
+        parts = self.shares.coder.decode_parts(scratch, chunk, shape, self.shares.fetch(chunk))
+        return stretch.cut(chunk, shape.plain_length, parts)
 
     def close(self) -> None:
         self.shares.close()
@@ -166,5 +154,3 @@ def stretch(record: ObjectRecord, offset: int | None, length: int | None) -> Ran
     rest = record.size - begin
     return Range(begin, rest if length is None else min(length, rest), record.policy.chunk_size)
 
-
-INLINE_READ_BYTES: Final = 256 * limits.KIB  # up to here a thread hop costs more than decoding in the loop

@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from zstor_local.coding.chunk import Scratch
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName, Version
@@ -19,7 +20,8 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.coding import ScratchPool
 from zstor_local.store.errorgroups import alone
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.reading import INLINE_READ_BYTES, ObjectReader, Range, whole
+from zstor_local.store.peeking import peek
+from zstor_local.store.reading import ObjectReader, Range, whole
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
@@ -54,6 +56,7 @@ class ObjectFinder:
         self._streams = streams
         self._on_garbage = on_garbage
         self._on_bad_shares = on_bad_shares
+        self._scratch = Scratch()  # of the event loop
         self._leases: Counter[Version] = Counter()
 
     def find(self, name: ObjectName) -> Stored:
@@ -114,11 +117,9 @@ class ObjectFinder:
         return version in self._leases
 
     def read_value(self, stored: Stored, part: Range) -> bytes | None:
-        """The bytes of a short stretch, if no disk has to be waited for; else None: `read` them."""
-        if part.length > INLINE_READ_BYTES:
-            return None
-        with self._reader(stored) as reader:
-            return reader.small_value(part)
+        """Bytes of a small object, if no disk has to be waited for and all is well; else None: `read` them."""
+        namespace = self._namespaces.get(stored.namespace)
+        return peek(self._pool, self._sealer.store_of(namespace.id), namespace, stored, part, self._scratch)
 
     async def read(self, stored: Stored, part: Range | None = None) -> bytes:
         """The bytes in memory, all of them or a part; the caller has checked that they are few."""

@@ -65,23 +65,22 @@ class VersionShares:
         """What was found wrong so far, by share index."""
         return dict(self._states)
 
-    def fetch(self, chunk: int, *, wait: bool, among: Iterable[int] | None = None) -> dict[int, Buffer]:
+    def fetch(self, chunk: int, among: Iterable[int] | None = None) -> dict[int, Buffer]:
         """k opened blocks of a chunk: data blocks where they are good, a parity block at once for each that is not.
 
-        `among` limits the share indices. Unreadable if fewer than k are good; BlockingIOError if not `wait` and a disk would be.
+        `among` limits the share indices. Unreadable if fewer than k are good.
         """
         blocks: dict[int, Buffer] = {}
         place = self._place(chunk)
         order = list(self._order() if among is None else among)
-        if wait:
-            for index in order[: self._policy.k]:
-                with suppress(ShareBad):  # reading it will say so
-                    self.reader(index).prefetch(place.offset, place.length)
+        for index in order[: self._policy.k]:
+            with suppress(ShareBad):  # reading it will say so
+                self.reader(index).prefetch(place.offset, place.length)
         late: list[int] = []
         for patient, indices in ((False, order), (True, late)):
             for index in indices:
                 try:
-                    blocks[index] = self._block(index, place, wait=wait, patient=patient)
+                    blocks[index] = self._block(index, place, patient=patient)
                 except ShareLate:
                     late.append(index)
                     self._late.add(index)
@@ -101,14 +100,14 @@ class VersionShares:
 
     def block(self, index: int, chunk: int) -> Buffer:
         """One opened block, or ShareBad."""
-        return self._block(index, self._place(chunk), wait=True, patient=True)
+        return self._block(index, self._place(chunk), patient=True)
 
-    def _block(self, index: int, place: _Place, *, wait: bool, patient: bool) -> Buffer:
+    def _block(self, index: int, place: _Place, *, patient: bool) -> Buffer:
         """The same; without patience ShareLate if its shard is slower than usual."""
         chunk, shape, offset, length, header = place
         reader = self.reader(index)
         try:
-            data = memoryview(reader.read(offset, length, patient=patient) if wait else reader.read_nowait(offset, length))
+            data = memoryview(reader.read(offset, length, patient=patient))
             self.blocks_read += 1
             if data[:BLOCK_HEADER_BYTES] != header:
                 raise BadBlock("another block lies there")

@@ -261,6 +261,10 @@ class HttpShard:
             return _Fresh(self._fresh[share])
         return HttpShareReader(self, share, small=small)
 
+    def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
+        fresh = self._fresh.get(share)
+        return None if fresh is None else fresh[offset : offset + length]
+
     def tell(self, notices: Notices) -> None:
         if notices.trust is not None:
             document = notices.trust.encode()
@@ -338,9 +342,6 @@ class _Fresh:
         pass
 
     def read(self, offset: int, length: int, *, patient: bool = True) -> Buffer:
-        return self._share[offset : offset + length]
-
-    def read_nowait(self, offset: int, length: int) -> Buffer:
         return self._share[offset : offset + length]
 
     def read_table(self, length: int) -> Buffer:

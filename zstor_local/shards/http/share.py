@@ -117,9 +117,6 @@ class HttpShareReader:
         with self._lock:
             self._ahead.pop((offset, length), None)
 
-    def read_nowait(self, offset: int, length: int) -> bytes:
-        raise BlockingIOError
-
     def read_table(self, length: int) -> bytes:
         if self._small:
             raise ShareMissing  # a small share's table is always in its record

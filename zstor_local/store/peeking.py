@@ -1,0 +1,55 @@
+"""A small object's bytes at once, in the event loop: where no disk has to be waited for and every block is good."""
+
+from __future__ import annotations
+
+from zstor_local.coding.block import BadBlock, Buffer, ChunkShape
+from zstor_local.coding.chunk import ChunkCoder, Scratch
+from zstor_local.coding.share import BLOCK_HEADER_BYTES, block_size, pack_block_header, parse_chunk_table
+from zstor_local.model.ids import ShareId, StoreId
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.coding import block_sealer
+from zstor_local.store.namespaces import Namespace
+from zstor_local.store.reading import Range
+from zstor_local.store.stored import Stored
+
+
+def peek(pool: ShardPool, store_id: StoreId, namespace: Namespace, stored: Stored, part: Range, scratch: Scratch) -> bytes | None:
+    """The wanted bytes, or None: an ObjectReader finds them, or what is wrong. CorruptRecord if the data key does not open."""
+    record = stored.record
+    if not record.small:
+        return None
+    policy = record.policy
+    data_key = namespace.keys.unwrap(record.wrapped_key)
+    coder = ChunkCoder(policy, block_sealer(store_id, namespace, policy, stored.version, data_key))
+    parts: list[Buffer] = []
+    try:
+        table = parse_chunk_table(record.chunk_table, record.size, policy.chunk_size, k=policy.k, padding=policy.padding)
+        for chunk in part.chunks:
+            shape = table.shape(chunk)
+            blocks = _blocks(pool, stored, coder, chunk, shape, table.offset(chunk))
+            if blocks is None:
+                return None
+            parts += part.cut(chunk, shape.plain_length, coder.decode_parts(scratch, chunk, shape, blocks))
+    except BadBlock:
+        return None
+    return b"".join(parts)
+
+
+def _blocks(
+    pool: ShardPool, stored: Stored, coder: ChunkCoder, chunk: int, shape: ChunkShape, offset: int
+) -> dict[int, Buffer] | None:
+    """k opened blocks of a chunk. A shard that is away is passed over; None if one that is there has no good block at hand."""
+    policy = coder.policy
+    header, length = pack_block_header(chunk, shape, policy.padding), block_size(shape, policy.k, policy.padding)
+    blocks: dict[int, Buffer] = {}
+    for index, number in enumerate(stored.record.placement):
+        shard = pool.get(number)
+        if shard is None:
+            continue
+        data = shard.peek(ShareId(stored.version, index), offset, length)
+        if data is None or data[:BLOCK_HEADER_BYTES] != header:
+            return None
+        blocks[index] = coder.open_block(chunk, index, shape, memoryview(data)[BLOCK_HEADER_BYTES:])
+        if len(blocks) == policy.k:
+            return blocks
+    return None
