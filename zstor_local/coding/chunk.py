@@ -107,7 +107,7 @@ class ChunkCoder:
     def decode_parts(self, scratch: Scratch, chunk: int, shape: ChunkShape, blocks: Mapping[int, Buffer]) -> list[Buffer]:
         """As `decode`, in pieces whose concatenation is the plain chunk: uncompressed data blocks are handed on, not joined."""
         width = block_width(shape.stored_length, self.policy.k, self.policy.padding)
-        if any(len(block) != width for block in blocks.values()):
+        if {*map(len, blocks.values())} != {width}:
             raise BadBlock(f"a block of chunk {chunk} does not have {width} bytes")
         parts = _cut(self._code.restore(blocks), width, shape.stored_length, chunk)
         if not shape.compressed:

@@ -68,21 +68,20 @@ class ChunkTable:
     object of `plain_size` bytes.
     """
 
-    __slots__ = ("_chunk_size", "_k", "_last", "_offsets", "_padding", "_words")
+    __slots__ = ("_chunk_size", "_k", "_last_shape", "_offsets", "_padding", "_words")
 
     def __init__(self, words: array[int], plain_size: int, chunk_size: int, *, k: int, padding: Padding) -> None:
         if len(words) != -(-plain_size // chunk_size):
             raise BadBlock(f"{len(words)} chunks of {chunk_size} bytes are no object of {plain_size}")
         self._words = words
         self._chunk_size = chunk_size
-        self._last = plain_size - chunk_size * max(len(words) - 1, 0)
         self._k = k
         self._padding = padding
         self._offsets: array[int] | None = None
-        for word in set(words[:-1]):  # few are distinct where nothing compresses
-            _shape(word, chunk_size)
-        if words:
-            self.shape(len(words) - 1)
+        if len(words) > 1:
+            for word in set(words[:-1]):  # few are distinct where nothing compresses
+                _shape(word, chunk_size)
+        self._last_shape = _shape(words[-1], plain_size - chunk_size * (len(words) - 1)) if words else None
 
     def __len__(self) -> int:
         return len(self._words)
@@ -93,14 +92,18 @@ class ChunkTable:
     def shape(self, chunk: int) -> ChunkShape:
         """The shape of chunk number `chunk`; IndexError if there is none."""
         last = len(self._words) - 1
+        if chunk == last and self._last_shape is not None:
+            return self._last_shape
         if not 0 <= chunk <= last:
             raise IndexError(f"there is no chunk {chunk} in a table of {last + 1}")
-        return _shape(self._words[chunk], self._last if chunk == last else self._chunk_size)
+        return _shape(self._words[chunk], self._chunk_size)
 
     def offset(self, chunk: int) -> int:
         """Where the block of this chunk begins, counted from a share's first block; `len(self)` gives the end of the last."""
         if not 0 <= chunk <= len(self._words):
             raise IndexError(f"there is no chunk {chunk} in a table of {len(self._words)}")
+        if chunk == 0:
+            return 0
         if self._offsets is None:
             self._offsets = self._summed()
         return self._offsets[chunk]

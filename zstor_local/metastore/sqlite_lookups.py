@@ -14,6 +14,8 @@ from zstor_local.model.record import Envelope, Kind
 
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 _AT_ONCE: Final = 500  # values in one query
+_ENVELOPE_TYPES: Final[list[type]] = [bytes, bytes, bytes, bytes, int]
+_KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema gives each column its type, unless the file is damaged
 
 T = TypeVar("T")
@@ -135,16 +137,15 @@ def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
     """Each row as a value; MetastoreDamaged if columns hold what this program never writes."""
     try:
         return [parse(*row) for row in rows]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise MetastoreDamaged("a row of the metastore holds what was never written") from None
 
 
 def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:
-    _must_be(bytes, space, key_hash, version, sealed)
-    _must_be(int, sequence)
-    if sequence < 0:
+    # Every read and write of a small object comes through here: the types are looked at in one go.
+    if [type(space), type(key_hash), type(version), type(sealed), type(sequence)] != _ENVELOPE_TYPES or sequence < 0:
         raise ValueError
-    return Envelope(Kind(kind), NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+    return Envelope(_KINDS[kind], NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
 
 
 def _row(space: bytes, name: bytes, *columns: object) -> Row:

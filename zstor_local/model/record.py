@@ -174,6 +174,7 @@ class ObjectRecord:
         )
 
 
+_INTEGER: Final = frozenset({int})
 # The fields of an object's record that are read together, in the order of `decode`: numbers and types.
 _OBJECT_FIELDS: Final = (1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15)
 _OBJECT_TYPES: Final[list[type]] = [str, int, bytes, int, int, bytes, int, bytes, bool, list, dict, str, str]
@@ -389,7 +390,7 @@ def decode(data: bytes) -> Plain:
         plain = cbor2.loads(data, max_depth=16, allow_indefinite=False, allow_duplicate_keys=False, str_errors="strict")
     except (cbor2.CBORDecodeError, ValueError):
         raise CorruptRecord("a record is not CBOR") from None
-    if type(plain) is not dict or any(type(number) is not int for number in plain):
+    if type(plain) is not dict or not _INTEGER.issuperset(map(type, plain)):
         raise CorruptRecord("a record is not a map with integers as keys")
     return plain
 
@@ -419,7 +420,7 @@ def _take_sized(plain: Plain, number: int, size: int) -> bytes:
 
 def _take_list(plain: Plain, number: int, kind: type[T], default: list[T] | None = None) -> list[T]:
     items: list[T] = _take(plain, number, list, default)
-    if any(type(item) is not kind for item in items):
+    if not {kind}.issuperset(map(type, items)):
         raise CorruptRecord(f"field {number} of a record holds something that is not {kind.__name__}")
     return items
 
@@ -432,7 +433,7 @@ def _take_texts(plain: Plain, number: int) -> dict[str, object]:
 
 
 def _placement(numbers: bytes | list[int], policy: Policy) -> tuple[int, ...]:
-    if len(numbers) != policy.m or any(number < 0 for number in numbers):
+    if len(numbers) != policy.m or min(numbers) < 0:
         raise CorruptRecord(f"a record does not name {policy.m} shards")
     return tuple(numbers)
 

@@ -77,7 +77,7 @@ def describe(stored: Stored, pool: ShardPool) -> Metadata:
         "next_key": record.next_key,
         "references": list(record.references),
         "user": dict(record.user),
-        "health": "valid" if stored.shares_owed or any(not pool.knows(number) for number in record.placement) else "optimal",
+        "health": "valid" if stored.shares_owed or not all(map(pool.knows, record.placement)) else "optimal",
         "owed": stored.owed,
         "seal": pybase64.b64encode(stored.envelope.pack()).decode(),
     }
