@@ -20,6 +20,9 @@ from zstor_local.store.later import Later
 
 logger: Final = logging.getLogger("zstor.rpc")
 
+_NOT_BEGUN: Final = object()
+_LASTING: Final = (Later, Awaitable)  # what a plain method answers with where its result is yet to come
+
 
 @dataclass(slots=True, eq=False)
 class _Task:
@@ -70,9 +73,20 @@ class Calls:
 
     def admit(self, call: Call, identity: Id, answer: Answer, *, urgent: bool, size: int) -> None:
         """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
-        task = _Task(call, identity, answer, urgent, size)
         most = limits.URGENT_CALLS_PER_CONNECTION if urgent else limits.CALLS_PER_CONNECTION
-        at_once = (self._running[True] < most) if urgent else (not self._queue and self._may_start(task))
+        at_once = (self._running[True] < most) if urgent else (not self._queue and self._may_start(size))
+        begun: object = _NOT_BEGUN
+        if at_once and self._dispatcher.registry[call.method].plain and not self._outbox.full:
+            begun = self._dispatcher.begin(call)
+            if not isinstance(begun, _LASTING):  # it was never anything that could be waited for or cancelled
+                reply = self._word(call, identity, answer, begun)
+                if reply is not None:
+                    self._outbox.push(reply)
+                if answer.complete:
+                    answer.sent.set()
+                call.replied()
+                return
+        task = _Task(call, identity, answer, urgent, size)
         if not at_once:
             if urgent or not self._budget.take(size):
                 raise Busy(f"{most} calls run and the queue is full", limit=most)
@@ -84,7 +98,7 @@ class Calls:
             # Two calls with one id are the client's mistake; a cancel is for the older one.
             self._by_id.setdefault(identity, task)
         if at_once:  # last: it may have ended when this returns
-            self._start(task)
+            self._start(task, begun)
 
     def cancel(self, identity: Id, reason: ZstorError) -> None:
         """Stop the call with this id, if there is one and it has not begun to commit."""
@@ -122,24 +136,26 @@ class Calls:
         if answer.complete:
             answer.sent.set()
 
-    def _may_start(self, task: _Task) -> bool:
+    def _may_start(self, size: int) -> bool:
         """Whether a call that is not urgent may run now: not too many, and not too large ones together."""
-        room = not self._running_bytes or self._running_bytes + task.size <= limits.RUNNING_INPUT_BYTES
+        room = not self._running_bytes or self._running_bytes + size <= limits.RUNNING_INPUT_BYTES
         return room and self._running[False] < limits.CALLS_PER_CONNECTION
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: _Task, begun: object) -> None:
+        """Run it, if it is not `begun`: then that is what a plain method answered."""
         self._running[task.urgent] += 1
         self._running_bytes += task.size
-        if not self._dispatcher.registry[task.call.method].plain:
-            self._start_soon(functools.partial(self._run, task))
-            return
-        outcome = self._dispatcher.begin(task.call)
-        if isinstance(outcome, Later):
-            outcome.then(functools.partial(self._come, task, outcome))
-        elif isinstance(outcome, Awaitable):
-            self._start_soon(functools.partial(self._run, task, outcome))
+        if begun is _NOT_BEGUN:
+            if not self._dispatcher.registry[task.call.method].plain:
+                self._start_soon(functools.partial(self._run, task))
+                return
+            begun = self._dispatcher.begin(task.call)
+        if isinstance(begun, Later):
+            begun.then(functools.partial(self._come, task, begun))
+        elif isinstance(begun, Awaitable):
+            self._start_soon(functools.partial(self._run, task, begun))
         else:
-            self._finish(task, outcome)
+            self._finish(task, begun)
 
     async def _run(self, task: _Task, begun: Awaitable[object] | None = None) -> None:
         await self._finish_in_turn(task, await self._dispatcher.run(task.call, begun))
@@ -172,23 +188,26 @@ class Calls:
         if self._going_on:  # what was started below has ended already
             return
         self._going_on = True
-        while self._queue and self._may_start(self._queue[0]):
+        while self._queue and self._may_start(self._queue[0].size):
             following = self._queue.popleft()
             following.waiting = False
             self._budget.give(following.cost)
-            self._start(following)
+            self._start(following, _NOT_BEGUN)
         self._going_on = False
 
     def _conclude(self, task: _Task, outcome: object) -> bytes | None:
-        """Word a call's outcome. Returns the message's whole reply, if this was its last call."""
         task.answered = True
+        return self._word(task.call, task.id, task.answer, outcome)
+
+    def _word(self, call: Call, identity: Id, answer: Answer, outcome: object) -> bytes | None:
+        """Word a call's outcome. Returns the message's whole reply, if this was its last call."""
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%.64r %s: %s", task.id, task.call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
-        if task.id is not Missing.ID:
-            return task.answer.add(task.id, self._dispatcher.reply(task.id, outcome))
+            logger.debug("%.64r %s: %s", identity, call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
+        if identity is not Missing.ID:
+            return answer.add(identity, self._dispatcher.reply(identity, outcome))
         if isinstance(outcome, ZstorError):
-            logger.info("notification %s: %s", task.call.method, outcome.message)
-        return task.answer.add(task.id, None)
+            logger.info("notification %s: %s", call.method, outcome.message)
+        return answer.add(identity, None)
 
     async def _conclude_in_turn(self, task: _Task, outcome: object) -> None:
         try:
