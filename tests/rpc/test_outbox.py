@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from zstor_local import limits
-from zstor_local.rpc.outbox import Outbox
+from zstor_local.rpc.outbox import Cork, Outbox
 
 LINE = b"x" * 300_000 + b"\n"  # more than the kernel buffers
 
@@ -78,3 +78,73 @@ async def test_the_writer_ends_where_the_client_is_gone() -> None:
             await box.put(b"b\n")  # to nobody
             await trio.sleep_forever()
     ours.close()
+
+
+@asynccontextmanager
+async def corked(count: int) -> AsyncIterator[tuple[list[Outbox], list[trio.SocketStream]]]:
+    """So many outboxes whose replies are kept together."""
+    cork = Cork()
+    pairs = [trio.socket.socketpair() for _ in range(count)]
+    boxes = [Outbox(ours, cork) for ours, _ in pairs]
+    async with trio.open_nursery() as nursery:
+        for box in boxes:
+            nursery.start_soon(box.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield boxes, [trio.SocketStream(theirs) for _, theirs in pairs]
+        nursery.cancel_scope.cancel()
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+async def test_replies_of_one_turn_go_out_with_its_end_but_the_first_at_once() -> None:
+    async with corked(3) as (boxes, readers):
+        for _ in range(2):  # the same in the next turn
+            for box in boxes:
+                box.push(b"a\n")
+            boxes[2].push(b"b\n")
+            assert [box.empty for box in boxes] == [True, False, False]
+            await trio.lowlevel.checkpoint()
+            assert [box.empty for box in boxes] == [True, True, True]
+            assert [await reader.receive_some() for reader in readers] == [b"a\n", b"a\n", b"a\nb\n"]
+
+
+async def test_not_many_replies_are_kept_for_a_turns_end() -> None:
+    async with corked(12) as (boxes, _):
+        for box in boxes:
+            box.push(b"a\n")
+        assert [box.empty for box in boxes] == [True] * 9 + [False] * 3
+
+
+async def test_a_kept_reply_does_not_fill_the_queue() -> None:
+    async with corked(2) as (boxes, readers):
+        boxes[0].push(b"a\n")
+        for number in range(limits.SEND_QUEUE_MESSAGES):
+            await boxes[1].put(b"%d\n" % number)
+        assert boxes[1].empty
+        assert await readers[1].receive_some() == b"".join(b"%d\n" % number for number in range(limits.SEND_QUEUE_MESSAGES))
+
+
+async def test_what_is_drained_has_left_a_turn_that_goes_on() -> None:
+    async with corked(2) as (boxes, _):
+        for box in boxes:
+            box.push(b"a\n")
+        with trio.fail_after(60):
+            await boxes[1].drained()
+        assert boxes[1].empty
+
+
+async def test_a_client_that_is_gone_when_its_reply_was_kept_ends_only_its_own() -> None:
+    cork = Cork()
+    pairs = [trio.socket.socketpair() for _ in range(3)]
+    boxes = [Outbox(ours, cork) for ours, _ in pairs]
+    pairs[1][1].close()
+    for box in boxes:
+        box.push(b"a\n")
+    await trio.lowlevel.checkpoint()
+    assert await pairs[2][1].recv(9) == b"a\n"
+    with pytest.raises(trio.BrokenResourceError):
+        await boxes[1].run()
+    for pair in pairs:
+        for end in pair:
+            end.close()

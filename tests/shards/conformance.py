@@ -76,18 +76,16 @@ class ShardLaws:
         for number in range(1, 50):
             assert read_share(shard, ShareId(version(number), 0), small=True) == b"share %d" % number
 
-    def test_a_share_read_without_waiting_is_the_same_or_refused(self, ground: AnyGround) -> None:
+    def test_what_is_peeked_is_the_same_or_nothing(self, ground: AnyGround) -> None:
         shard = ground.new()
         shard.append([entry(1, b"small", index=2)], 0)
         write_share(shard, ShareId(version(2), 0), [b"large"])
-        for share, small, wanted in ((SHARE, True, b"small"), (ShareId(version(2), 0), False, b"large")):
-            reader = shard.open_share(share, small=small)
-            try:
-                assert bytes(reader.read_nowait(0, 5)) == wanted
-            except BlockingIOError:
-                assert bytes(reader.read(0, 5)) == wanted
-            finally:
-                reader.close()
+        assert read_share(shard, SHARE, small=True) == b"small"
+        for offset, length, wanted in ((0, 5, b"small"), (2, 2, b"al"), (3, 9, b"ll"), (5, 1, b""), (9, 1, b"")):
+            peeked = shard.peek(SHARE, offset, length)
+            assert peeked is None or bytes(peeked) == wanted
+        for other in (ShareId(version(2), 0), ShareId(version(1), 1), ShareId(version(3), 0)):
+            assert shard.peek(other, 0, 5) is None
 
     # --- Large shares ---
 

@@ -26,7 +26,7 @@ from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors,
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
 from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
 from zstor_local.rpc.http import HttpFramer, NoDescriptors
-from zstor_local.rpc.outbox import Outbox
+from zstor_local.rpc.outbox import Cork, Outbox
 from zstor_local.rpc.strict_json import Json, encode
 from zstor_local.rpc.wire import Wire, wire_of
 
@@ -42,7 +42,7 @@ _CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestI
 class Connection:
     """Serve one socket with `serve`; `stop` and `abort` end it early."""
 
-    def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, budget: InputBudget) -> None:
+    def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, budget: InputBudget, cork: Cork) -> None:
         self._socket = socket
         self._peer = peer
         self._dispatcher = dispatcher
@@ -50,7 +50,7 @@ class Connection:
         self._framer: Wire = Framer()
         self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
         self._receiver = Receiver(socket)
-        self._outbox = Outbox(socket)
+        self._outbox = Outbox(socket, cork)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_size = _READ_BYTES

@@ -8,20 +8,61 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
 from zstor_local import limits
 
+_HELD: Final = 8  # replies that wait for a turn's end: more are sent, so that the first of them is not kept for long
+
+
+class Cork(trio.abc.Instrument):
+    """Keeps replies together that come in one turn of the event loop: the first goes out at once, those behind it with the turn's end.
+
+    Sending wakes a client that sleeps, which costs as much as a small call; one that has just been woken takes the rest as they come.
+    """
+
+    def __init__(self) -> None:
+        self._told = False  # when a turn ends
+        self._begun = False
+        self._held: list[Outbox] = []
+
+    def hold(self, box: Outbox) -> bool:
+        """Whether the box may wait: `deliver` of it is called before anything else is waited for."""
+        if not self._begun:
+            self._begun = True
+            if not self._told:
+                self._told = True
+                trio.lowlevel.add_instrument(self)
+            return False
+        self._held.append(box)
+        if len(self._held) == _HELD:
+            self._deliver()
+        return True
+
+    def before_io_wait(self, _timeout: float, /) -> None:
+        """For trio: the turn has ended."""
+        self._begun = False
+        if self._held:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        held, self._held = self._held, []
+        for box in held:
+            box.deliver()
+
 
 class Outbox:
     """Lines on their way to a socket. Run `run` in a task; it ends with BrokenResourceError when the client is gone."""
 
-    def __init__(self, peer: trio.socket.SocketType) -> None:
+    def __init__(self, peer: trio.socket.SocketType, cork: Cork | None = None) -> None:
         self.frame: Callable[[bytes], bytes] | None = None  # how a line is sent; None: as it is
         self._peer = peer
+        self._cork = cork
         self._waiting: deque[memoryview] = deque()
         self._size = 0
+        self._blocked = False  # the kernel has no room: the task goes on
         self._broken = False
         self._work = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
@@ -46,32 +87,39 @@ class Outbox:
         """Send a line, whatever waits before it."""
         if self._broken:
             return
-        rest = memoryview(line if framed or self.frame is None else self.frame(line))
-        if not self._waiting:
-            # The kernel nearly always has room: then a reply costs no switch to the writer.
-            rest = rest[self._write(rest) :]
-        if rest or self._broken:
-            self._waiting.append(rest)
-            self._size += len(rest)
+        data = memoryview(line if framed or self.frame is None else self.frame(line))
+        held = bool(self._waiting)
+        self._waiting.append(data)
+        self._size += len(data)
+        if self._blocked:
+            return
+        if self.full or not (held or (self._cork is not None and self._cork.hold(self))):
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Hand over what the kernel has room for, which nearly always is all: then no reply costs a switch to the task."""
+        count = self._write()
+        self._size -= count
+        while self._waiting and count >= len(self._waiting[0]):
+            count -= len(self._waiting.popleft())
+        if count:
+            self._waiting[0] = self._waiting[0][count:]
+        if self._waiting or self._broken:
+            self._blocked = True
             self._work.unpark()
+        if self._room and not self.full:
+            self._room.unpark_all()
 
     async def run(self) -> None:
         """Write what the kernel did not take at once."""
         while True:
-            while not self._waiting:
+            while not self._blocked:
                 await self._work.park()
             if self._broken:
                 raise trio.BrokenResourceError("the client is gone")
             await self._writable()
-            first = self._waiting[0]
-            count = self._write(first)
-            self._size -= count
-            if count < len(first):
-                self._waiting[0] = first[count:]
-                continue
-            self._waiting.popleft()
-            if not self.full:
-                self._room.unpark_all()
+            self._blocked = False
+            self.deliver()
 
     async def drained(self) -> None:
         """Wait until everything has been handed to the kernel."""
@@ -94,9 +142,9 @@ class Outbox:
         (count,) = struct.unpack("i", fcntl.ioctl(self._peer.fileno(), termios.TIOCOUTQ, struct.pack("i", 0)))
         return int(count)
 
-    def _write(self, data: memoryview) -> int:
+    def _write(self) -> int:
         try:
-            return os.write(self._peer.fileno(), data)
+            return os.writev(self._peer.fileno(), self._waiting)
         except BlockingIOError:
             return 0
         except OSError:

@@ -17,6 +17,7 @@ from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Peer
 from zstor_local.rpc.connection import Connection
 from zstor_local.rpc.dispatch import Dispatcher, error_reply
+from zstor_local.rpc.outbox import Cork
 from zstor_local.rpc.registry import Registry
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Jobs
@@ -35,6 +36,7 @@ class Server:
         self._dispatcher = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
         self.budget: Final = InputBudget()
+        self._cork = Cork()
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
         self._stopped = trio.Event()
@@ -94,7 +96,7 @@ class Server:
             with trio.move_on_after(_LAST_REPLIES_SECONDS):
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return
-        connection = Connection(stream.socket, peer, self._dispatcher, self.budget)
+        connection = Connection(stream.socket, peer, self._dispatcher, self.budget, self._cork)
         self._connections.add(connection)
         if self._stopped.is_set():
             connection.stop()

@@ -35,9 +35,7 @@ def peek(pool: ShardPool, store_id: StoreId, namespace: Namespace, stored: Store
     return b"".join(parts)
 
 
-def _blocks(
-    pool: ShardPool, stored: Stored, coder: ChunkCoder, chunk: int, shape: ChunkShape, offset: int
-) -> dict[int, Buffer] | None:
+def _blocks(pool: ShardPool, stored: Stored, coder: ChunkCoder, chunk: int, shape: ChunkShape, offset: int) -> dict[int, Buffer] | None:
     """k opened blocks of a chunk. A shard that is away is passed over; None if one that is there has no good block at hand."""
     policy = coder.policy
     header, length = pack_block_header(chunk, shape, policy.padding), block_size(shape, policy.k, policy.padding)

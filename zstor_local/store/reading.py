@@ -153,4 +153,3 @@ def stretch(record: ObjectRecord, offset: int | None, length: int | None) -> Ran
     begin = min(offset or 0, record.size)
     rest = record.size - begin
     return Range(begin, rest if length is None else min(length, rest), record.policy.chunk_size)
-
