@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import trio
 import trio.testing
 
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, small_shares
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotEnoughShards, NotFound
 from zstor_local.model.policy import Policy
+from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.health import Checked, Health
 from zstor_local.store.rebuild import rebuild
@@ -136,6 +139,22 @@ async def test_a_copy_of_a_store_misses_the_shards_that_were_added_to_the_origin
 
 
 # --- Remove ---
+
+
+async def test_a_drain_ends_where_the_only_other_shard_has_no_room(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        (other,) = {0, 1, 2, 3} - {*stored.record.placement}
+        leaving = f"disk{stored.record.placement[0]}"
+        home.files.fail("pwritev", lambda path: f"/disks/{other}/{TEMPORARY}/" in path, errno.ENOSPC, times=None)
+        with trio.fail_after(SAFETY_NET_SECONDS), pytest.raises(NotEnoughShards) as caught:
+            await store.membership.remove(leaving, Nobody())
+        assert caught.value.data["objects"] == ["a"]
+        home.files.heal()
+        assert (await store.membership.remove(leaving, Nobody())).moved == 1
+        assert store.objects.find(name("a")).record.placement == (other, *stored.record.placement[1:])
+        assert await get(store, "a") == content(1, 700_000)
 
 
 @pytest.mark.parametrize("state", ["there", "away"])

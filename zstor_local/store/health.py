@@ -108,6 +108,8 @@ class Health:
             elif targets or self._metastore.debts_of(stored.version):
                 stored = await self._mend(stored, shares, before, owed, targets)
         self._on_garbage()
+        if leaving is not None and leaving in stored.record.placement:
+            raise self._nowhere(stored.record, leaving)
         return stored, before
 
     def _newest(self, stored: Stored) -> Stored:
@@ -202,11 +204,14 @@ class Health:
             elif spare:
                 targets[index] = spare.pop(0)
             elif own == leaving:
-                raise NotEnoughShards(
-                    f"no other shard can take what shard {self._pool.name(own)} holds of key {stored.record.key!r}",
-                    hint="add a shard, or bring back those that are away",
-                )
+                raise self._nowhere(stored.record, own)
         return targets
+
+    def _nowhere(self, record: ObjectRecord, leaving: int) -> NotEnoughShards:
+        return NotEnoughShards(
+            f"no other shard can take what shard {self._pool.name(leaving)} holds of key {record.key!r}",
+            hint="add a shard, bring back those that are away, or make room on those that are full",
+        )
 
     async def _mend(
         self, stored: Stored, shares: VersionShares, checked: Checked, owed: Set[int], targets: Mapping[int, int]
