@@ -10,12 +10,14 @@ import pytest
 
 from tests.store.home import Home, content, delete, freed, get, name, put
 from zstor_local.errors import NoSpace, NotFound
-from zstor_local.metastore.base import CommitRefused, Garbage, Intent, StoreState, Transaction
+from zstor_local.metastore.base import CommitRefused, Garbage, Intent, MetastoreDamaged, StoreState, Transaction
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Room
+from zstor_local.store import engines
+from zstor_local.store.engines import RESERVE, SqliteEngines
 from zstor_local.store.room import Rooms, kept_free
 from zstor_local.store.store import Store
 from zstor_local.system import RealFiles
@@ -131,3 +133,27 @@ def test_a_full_metastore_gives_it_up_for_deletes_and_not_for_writes(tmp_path: P
         assert not (tmp_path / "reserve").exists()
         metastore.checkpoint()
         assert (tmp_path / "reserve").exists()
+
+
+async def test_a_start_on_a_full_disk_gives_it_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+    held = Path(home.store) / RESERVE
+    SqliteEngines(home.files).open_metastore(home.store).close()
+
+    class Full(SqliteMetastore):
+        def __init__(self, path: str, *, reserve: Reserve) -> None:
+            if held.exists():
+                raise MetastoreDamaged("the metastore cannot be read: disk I/O error")  # for want of room for its -shm file
+            super().__init__(path, reserve=reserve)
+
+    assert held.exists()
+    monkeypatch.setattr(engines, "SqliteMetastore", Full)
+    metastore = SqliteEngines(home.files).open_metastore(home.store)
+    assert metastore.state().objects == 1
+    metastore.close()
+    monkeypatch.setattr(engines, "SqliteMetastore", SqliteMetastore)
+    home.metastore.write_bytes(b"no metastore")
+    for _ in range(2):
+        with pytest.raises(MetastoreDamaged):
+            SqliteEngines(home.files).open_metastore(home.store)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from zstor_local import limits
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.metastore.base import Metastore, Transaction
+from zstor_local.metastore.base import Metastore, MetastoreDamaged, Transaction
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
@@ -86,7 +86,13 @@ class SqliteEngines:
     def open_metastore(self, store: str) -> Metastore:
         reserve = Reserve(self._files, f"{store}/{RESERVE}", limits.METASTORE_RESERVE_BYTES)
         reserve.keep()
-        return SqliteMetastore(f"{store}/{METASTORE}", reserve=reserve)
+        path = f"{store}/{METASTORE}"
+        try:
+            return SqliteMetastore(path, reserve=reserve)
+        except MetastoreDamaged:  # so it seems to SQLite where the disk has no room for what it makes beside the file
+            if not reserve.give_up():
+                raise
+            return SqliteMetastore(path, reserve=reserve)
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(f"{store}/{INDEX}")
