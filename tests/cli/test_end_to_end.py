@@ -303,6 +303,10 @@ def test_objects_get_other_keys(daemon: PrivateDaemon) -> None:
         (["rm", "note.txt"], "notes.txt"),
         (["check", "notes.tx"], "notes.txt"),
         (["stat", "-n", "photos", "holday"], "holiday"),
+        (["stat", "-n", "photo", "notes.txt"], "photos"),
+        (["ls", "-n", "photo"], "photos"),
+        (["ls", "-l", "hol", "-n", "photo"], "photos"),
+        (["ref", "find", "r", "-n", "photo"], "photos"),
         (["namespace", "get", "photo"], "photos"),
         (["token", "create", "phots", "read"], "photos"),
         (["log", "head", "--log", "mesages"], "messages"),
@@ -324,3 +328,4 @@ def test_what_may_have_been_meant_is_named(daemon: PrivateDaemon, arguments: lis
 def test_what_is_like_nothing_is_not_guessed_at(daemon: PrivateDaemon) -> None:
     done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
     assert zstor(daemon, "stat", "xyzzy").stderr.endswith(b"\n  hint: `zstor ls` lists the keys\n")
+    assert zstor(daemon, "stat", "notes.txt", "-n", "other").stderr.endswith(b"\n  hint: `zstor ls -n other` lists the keys\n")

@@ -40,6 +40,15 @@ def test_a_namespace_from_its_beginning_to_its_end(client: Client) -> None:
     assert client.refusal("namespace.delete", namespace="photos", force=True) == "not_found"
 
 
+def test_what_is_not_there_cannot_be_looked_through_but_waited_for(client: Client) -> None:
+    for method, params in (("object.list", {}), ("reference.find", {"reference": "r"}), ("object.walk", {"start_key": "k"})):
+        assert client.refusal(method, namespace="nowhere", **params) == "not_found"
+    assert client.result("object.changes", namespace="nowhere")["items"] == []
+    client.result("namespace.create", namespace="nowhere")
+    assert client.result("object.list", namespace="nowhere") == {"items": [], "cursor": None}
+    client.result("namespace.delete", namespace="nowhere")
+
+
 def test_namespaces_come_in_pages(client: Client) -> None:
     for number in range(3):
         client.result("namespace.create", namespace=f"page{number}")

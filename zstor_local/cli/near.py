@@ -16,13 +16,15 @@ _KINDS: Final[Mapping[str, Completed]] = {"key": "keys", "log": "logs", "name": 
 
 def nearer(error: Error, options: Options) -> Error:
     """The error; for people, its hint names what is there under nearly the same name."""
-    kind = next((kind for kind in _KINDS if kind in error.data), None)
-    if isinstance(error, NotFound) and kind is not None and not options.json:
+    if isinstance(error, NotFound) and not options.json:
         from difflib import get_close_matches
 
         from zstor_local.cli.completing import known
 
-        wanted = str(error.data[kind])
-        if found := get_close_matches(wanted, known(_KINDS[kind], options, wanted[:1]), n=1):
-            error.hint = f"did you mean {found[0]!r}? " + (error.hint or "")
+        for kind in [kind for kind in _KINDS if kind in error.data]:
+            wanted = str(error.data[kind])
+            names = known(_KINDS[kind], options, wanted[:1])
+            if wanted not in names and (found := get_close_matches(wanted, names, n=1)):
+                error.hint = f"did you mean {found[0]!r}? " + (error.hint or "")
+                break
     return error

@@ -46,9 +46,10 @@ def with_debts(metastore: Metastore, stored: Stored) -> Stored:
 
 
 def no_key(name: ObjectName) -> NotFound:
+    where = "" if name.namespace == "default" else f" -n {name.namespace}"
     return NotFound(
         f"there is no key {name.key!r} in namespace {name.namespace}",
-        hint="`zstor ls` lists the keys",
+        hint=f"`zstor ls{where}` lists the keys",
         key=name.key,
         namespace=name.namespace,
     )

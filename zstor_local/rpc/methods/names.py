@@ -28,6 +28,13 @@ class Names:
     def namespace(self, name: str | None) -> str:
         return check_namespace(name) if name is not None else self._store.config.default_namespace
 
+    def listed(self, name: str | None) -> str:
+        """The namespace to look through, NotFound if there is none; the default one comes with its first write and is empty before."""
+        wanted = self.namespace(name)
+        if wanted != self._store.config.default_namespace:
+            self._store.namespaces.get(wanted)
+        return wanted
+
     def target(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> tuple[ObjectName, Version | None]:
         """The key to change; with metadata also the version that must be its newest."""
         if metadata is None:

@@ -375,7 +375,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """Tell what is known of an object, without reading it."""
         return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
 
-    @registry.method("object.list", errors=[CorruptRecord])
+    @registry.method("object.list", errors=[NotFound, CorruptRecord])
     async def list_(
         call: Call,
         /,
@@ -388,7 +388,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         after = None if cursor is None else key_of(cursor)
         items: list[Item] = []
         room = limits.LIST_BYTES
-        async for stored in objects.list(names.namespace(namespace), prefix, after, limit + 1):
+        async for stored in objects.list(names.listed(namespace), prefix, after, limit + 1):
             room -= reply_bytes(stored)
             if len(items) == limit or (room < 0 and items):
                 return {"items": items, "cursor": cursor_of(items[-1]["key"])}

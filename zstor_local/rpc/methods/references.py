@@ -87,7 +87,7 @@ def register(registry: Registry, store: Store) -> None:
         left = await use.remove(name, _given(references), version, call)
         return {"references": [*left], "remaining": len(left)}
 
-    @registry.method("reference.find", errors=[CorruptRecord])
+    @registry.method("reference.find", errors=[NotFound, CorruptRecord])
     async def find(
         call: Call,
         /,
@@ -98,7 +98,7 @@ def register(registry: Registry, store: Store) -> None:
     ) -> Referring:
         """List the keys of the objects that have a reference, in the order of their bytes."""
         after = None if cursor is None else key_of(cursor)
-        keys = [key async for key in use.find(names.namespace(namespace), reference, after, limit + 1)]
+        keys = [key async for key in use.find(names.listed(namespace), reference, after, limit + 1)]
         more = len(keys) > limit
         return {"keys": keys[:limit], "cursor": cursor_of(keys[limit - 1]) if more else None}
 
