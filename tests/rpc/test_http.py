@@ -180,12 +180,25 @@ async def test_only_post_carries_requests(world: World, method: str) -> None:
         assert (await browser.response())[0] == 200
 
 
+@pytest.mark.parametrize("blank", ["\r\n", "\n", "\r\n\r\n"])
+@pytest.mark.parametrize("piece", [1, 3, 1_000])
+async def test_blank_lines_between_requests_are_read_over(world: World, blank: str, piece: int) -> None:
+    sent = post(PING) + blank.encode() + post(PING) + blank.encode()
+    async with browsing(world) as browser:
+        for begin in range(0, len(sent), piece):
+            await browser.client.send(sent[begin : begin + piece])
+        await browser.client.half_close()
+        assert [(await browser.response())[0] for _ in range(2)] == [200, 200]
+        assert await browser.client.rest() == b""
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
         (b"Hello, is anybody there?\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: z\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+        (b"POST / HTTP/1.1\r\nHost: z\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: z\r\nX: " + b"x" * 30_000, 431),
         (b"POST / HTTP/1.1\r\nHost: z\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
     ],

@@ -22,6 +22,7 @@ from zstor_local.content.contents import content_id
 from zstor_local.content.names import Names
 from zstor_local.errors import Busy, Conflict, Internal, NoSpace, NotFound, Unreadable, ZstorError
 from zstor_local.formats import cid as cids
+from zstor_local.rpc import http1
 from zstor_local.twirp import http
 from zstor_local.twirp.listening import serving
 from zstor_local.twirp.refusals import STATUS, refusal_of
@@ -187,7 +188,9 @@ async def test_other_users_may_not_connect(tmp_path: Path, monkeypatch: pytest.M
         b"\x00\x01\x02\r\n\r\n",
         b"POST / HTTP/1.1\r\n\r\n",  # no Host
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * http.HEADERS_BYTES,
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * http1.HEADERS_BYTES,
     ],
 )
 async def test_what_is_not_http_is_refused(tmp_path: Path, data: bytes) -> None:
@@ -196,6 +199,13 @@ async def test_what_is_not_http_is_refused(tmp_path: Path, data: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 4")
         assert b'"code":"malformed"' in answer
         assert (await here.post(ADD, b"")).status_code == 200
+
+
+async def test_a_blank_line_between_requests_is_read_over(tmp_path: Path) -> None:
+    lines = [f"POST {ADD} HTTP/1.1", "Host: localhost", "content-type: application/protobuf", "content-length: 0"]
+    first, last = ("\r\n".join([*lines, *more, "", ""]).encode() for more in ([], ["connection: close"]))
+    async with served(tmp_path) as here:
+        assert (await here.raw(first + b"\r\n" + last)).count(b"HTTP/1.1 200") == 2
 
 
 async def test_a_body_that_is_too_long_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

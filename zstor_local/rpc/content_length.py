@@ -20,7 +20,9 @@ from zstor_local.rpc.strict_json import decode, parse_error
 
 _HEADERS_BYTES: Final = 4 * limits.KIB  # the two headers that exist take 80
 _HEADERS_END: Final = re.compile(rb"\r?\n\r?\n")  # a client that ends lines like the text of its system is not to wait for ever
-_LENGTH: Final = re.compile(rb"\A(?:[^\r\n:]+:[^\r\n]*\r?\n)*?content-length:[ \t]*([0-9]{1,15})[ \t]*(?:\r?\n|\Z)", re.IGNORECASE)
+_HEADERS: Final = re.compile(rb"(?:[^\r\n:]+:[^\r\n]*(?:\r?\n|\Z))*")
+_LENGTH: Final = re.compile(rb"^content-length:[ \t]*(.*?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_NUMBER: Final = re.compile(rb"[0-9]{1,15}")
 
 
 class ContentLengthFramer:
@@ -90,10 +92,10 @@ class ContentLengthFramer:
             self._searched = max(0, len(self._buffer) - 3)
             return None
         headers, body = bytes(self._buffer[: end.start()]), end.end()
-        match = _LENGTH.match(headers)
-        if match is None:
-            return self._break("headers without Content-Length")
-        length = int(match[1])
+        lengths = set(_LENGTH.findall(headers)) if _HEADERS.fullmatch(headers) else set()
+        if len(lengths) != 1 or not _NUMBER.fullmatch(text := lengths.pop()):
+            return self._break("headers without one Content-Length")
+        length = int(text)
         del self._buffer[:body]
         self._searched = 0
         if length <= self._limit:

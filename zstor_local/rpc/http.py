@@ -8,18 +8,16 @@ alone: 200 for every answer of JSON-RPC, an error too; 204 for notifications. Re
 
 from __future__ import annotations
 
-from typing import Final
-
 import h11
 
 from zstor_local import limits
 from zstor_local.errors import InvalidRequest, NotSupported, ParseError, TooLarge, ZstorError
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.framing import Event, Fault, Message
+from zstor_local.rpc.http1 import has_two_lengths, new_connection, next_request, receive
 from zstor_local.rpc.strict_json import decode
 
-_HEADERS_BYTES: Final = 16 * limits.KIB  # Apache and nginx take 8
-_OK, _NO_CONTENT, _BAD_METHOD, _TOO_LARGE, _UNAVAILABLE = 200, 204, 405, 413, 503
+_OK, _NO_CONTENT, _BAD_REQUEST, _BAD_METHOD, _TOO_LARGE, _UNAVAILABLE = 200, 204, 400, 405, 413, 503
 
 
 class NoDescriptors(Descriptors):
@@ -44,7 +42,7 @@ class HttpFramer:
 
     def __init__(self, limit: int = limits.MESSAGE_BYTES) -> None:
         self._limit = limit
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEADERS_BYTES)
+        self._http = new_connection()
         self._body = bytearray()
         self._head = False  # HEAD: the response has no body
         self._fault: ZstorError | None = None  # what this request is answered, once it is complete
@@ -69,7 +67,7 @@ class HttpFramer:
 
     def receive(self, data: bytes) -> None:
         """Take what was read."""
-        self._http.receive_data(data)
+        receive(self._http, data)
 
     def end(self) -> None:
         """Nothing will follow."""
@@ -130,7 +128,7 @@ class HttpFramer:
         response += self._http.send(h11.EndOfMessage()) or b""
         self._status = _OK
         if self._http.our_state is h11.DONE:
-            self._http.start_next_cycle()
+            self._http = next_request(self._http)
         else:
             self._closing = True
         return response
@@ -138,6 +136,11 @@ class HttpFramer:
     def _begin(self, request: h11.Request) -> Fault | None:
         self._head = request.method == b"HEAD"
         self._fault = None
+        if has_two_lengths(request):
+            self._status = _BAD_REQUEST
+            self._closing = True
+            why, hint = "Content-Length and Transfer-Encoding exclude each other", "send one of them"
+            return Fault(InvalidRequest(why, hint=hint), line=True)
         length = next((int(value) for name, value in request.headers if name == b"content-length"), 0)
         if request.method != b"POST":
             self._fault = NotSupported(f"{request.method.decode()[:16]} carries no request", hint="POST one JSON-RPC request or batch")

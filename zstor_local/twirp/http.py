@@ -18,6 +18,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
+from zstor_local.rpc import http1
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
 
@@ -26,7 +27,6 @@ PROTOBUF: Final = "application/protobuf"
 BODY_BYTES: Final = limits.MESSAGE_BYTES  # 8 MiB in base64, and room
 SMALL_BODY_BYTES: Final = 64 * limits.KIB
 LARGE_BODIES: Final = 4  # at once, over all connections
-HEADERS_BYTES: Final = 16 * limits.KIB
 CONNECTIONS: Final = 64
 IDLE_SECONDS: Final = 75.0
 BODY_SECONDS: Final = 60.0
@@ -81,7 +81,7 @@ class _Connection:
         self._large = large
         self._stream = stream
         self._rebound = rebound
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS_BYTES)
+        self._http = http1.new_connection()
 
     async def serve(self) -> None:
         while True:
@@ -100,7 +100,7 @@ class _Connection:
             if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
                 await self._linger()
                 return
-            self._http.start_next_cycle()
+            self._http = http1.next_request(self._http)
 
     async def _linger(self) -> None:
         """Take in what is still coming: a close would throw away the answer with it (RFC 9112 §9.6)."""
@@ -140,6 +140,8 @@ class _Connection:
     def _route(self, request: h11.Request) -> tuple[Route, str]:
         """What was asked for, and the kind of its body; Refusal."""
         path = request.target.decode().partition("?")[0]
+        if http1.has_two_lengths(request):
+            raise Refusal("malformed", "Content-Length and Transfer-Encoding exclude each other")
         asked = f"{request.method.decode()} {path}"
         if _header(request, b"origin") or (self._rebound and _host(request) not in _HERE):
             raise Refusal("permission_denied", "this is not for web pages")
@@ -176,7 +178,7 @@ class _Connection:
                 data = await self._stream.receive_some(64 * limits.KIB)
             except trio.BrokenResourceError:
                 data = b""
-            self._http.receive_data(data)
+            http1.receive(self._http, data)
         return event  # type: ignore[return-value]
 
     async def _send(self, request: h11.Request | None, answer: Answer) -> None:
