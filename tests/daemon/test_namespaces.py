@@ -41,7 +41,12 @@ def test_a_namespace_from_its_beginning_to_its_end(client: Client) -> None:
 
 
 def test_what_is_not_there_cannot_be_looked_through_but_waited_for(client: Client) -> None:
-    for method, params in (("object.list", {}), ("reference.find", {"reference": "r"}), ("object.walk", {"start_key": "k"})):
+    looked: list[tuple[str, dict[str, Any]]] = [
+        ("object.list", {}),
+        ("reference.find", {"reference": "r"}),
+        ("object.walk", {"start_key": "k"}),
+    ]
+    for method, params in looked:
         assert client.refusal(method, namespace="nowhere", **params) == "not_found"
     assert client.result("object.changes", namespace="nowhere")["items"] == []
     client.result("namespace.create", namespace="nowhere")
