@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -182,6 +183,34 @@ def test_a_segment_taken_away_while_open_is_missing_too(real: Ground, short_segm
     for number in shard.log.segments()[:-1]:
         real.runtime.files.unlink(real.segment(number))
     assert len(readable(shard, 1, 100)) < 100
+
+
+def test_a_scan_that_came_upon_a_segment_that_could_not_be_made_does_not_hide_the_next(
+    real: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = real.new()
+    fill(shard, 1, 1)
+    shard.log.rest()
+
+    def full(fd: int, offset: int, length: int) -> None:
+        list(shard.scan())  # as another thread may just now
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr(real.runtime.files, "allocate", full)
+        with pytest.raises(ShardError):
+            fill(shard, 2, 2)
+    fill(shard, 3, 3)
+    assert readable(shard, 1, 3) == [1, 3]
+
+
+def test_a_segment_that_is_removed_while_it_is_read_gives_its_room_back(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 30)
+    with shard.log._readers.using(1) as fd:
+        shard.log.remove(1)
+        assert real.runtime.files.status(fd).links == 0
+    assert f"{real.segment(1)} (deleted)" not in open_descriptors()
 
 
 def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: Ground, short_segments: int) -> None:

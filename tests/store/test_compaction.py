@@ -6,15 +6,18 @@ import errno
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.daemon.client import SAFETY_NET_SECONDS
-from tests.store.home import Home, content, delete, freed, get, keys, name, put, small_shares
+from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, name, put, small_shares
+from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import NoSpace, NotFound
 from zstor_local.model.ids import ShareId
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
 from zstor_local.shards.base import Room
 from zstor_local.shards.directory import DirectoryShard
@@ -24,6 +27,7 @@ from zstor_local.store.pace import Spend, unpaced
 from zstor_local.store.reading import stretch
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
+from zstor_local.store.writes import ObjectWriter
 
 
 @pytest.fixture(autouse=True)
@@ -286,3 +290,73 @@ async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Ho
         store.rooms._looked = -math.inf
         await put(store, "new", content(1, 4_000))
         assert await get(store, "9") == content(199, 4_000)
+
+
+# --- Keys that wander over more shards than they have shares ---
+
+
+@pytest.fixture
+def wandering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """2 of 3 over six shards; the first five objects go to the first three, later ones to the others."""
+    placements = [(0, 1, 2)] * 5 + [(3, 4, 5)] * 6
+    monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
+    return Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=6)
+
+
+async def come_and_go(store: Store, *, coming: Sequence[str] = (), going: Sequence[str] = ()) -> None:
+    for key in coming:
+        await put(store, key, content(7, 10_000))
+    for key in going:
+        await delete(store, key)
+
+
+async def compacted_in_several_lives(home: Home) -> None:
+    for _ in range(4):
+        async with home.open() as store:
+            await store.mending.mend()
+            await freed(store)
+            await compact(store, 0.5)
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+async def test_a_deleted_key_stays_deleted_on_shards_that_only_older_versions_used(wandering: Home, *, copied: bool) -> None:
+    others = [f"x{number}" for number in range(4)]
+    passing = [f"y{number}" for number in range(4)]
+    async with wandering.open() as store:
+        await come_and_go(store, coming=[*others, "a"])
+        if copied:
+            await copy(store, "a", "b")
+        await put(store, "a", content(2, 10_000))
+        await put(store, "a", content(3, 10_000))
+        await come_and_go(store, coming=passing, going=["a", *passing])
+        await freed(store)
+    await compacted_in_several_lives(wandering)
+    async with wandering.open() as store:
+        assert await keys(store) == [*(["b"] if copied else []), *others]
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_shard_that_missed_a_row_written_twice_hears_that_it_was_deleted(wandering: Home, *, together: bool) -> None:
+    others = [f"x{number}" for number in range(4)]
+    passing = [f"y{number}" for number in range(4)]
+    async with wandering.open() as store:
+        await come_and_go(store, coming=[*others, "a"])
+        await copy(store, "a", "b")
+        wandering.take_away(0)
+        if together:
+            async with trio.open_nursery() as nursery:
+                for seed in (2, 3):
+                    nursery.start_soon(put, store, "a", content(seed, 10_000))
+        else:
+            for seed in (2, 3):
+                await put(store, "a", content(seed, 10_000))
+        owed = {debt.shard for debt in store.metastore.debts_of(store.objects.find(name("a")).version)}
+        assert owed == {0}
+        await come_and_go(store, coming=passing, going=["a", *passing])
+        await wandering.return_to(store, 0)
+        await store.mending.mend()
+        await freed(store)
+    await compacted_in_several_lives(wandering)
+    async with wandering.open() as store:
+        assert await keys(store) == ["b", *others]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_references import use
 from zstor_local import limits
@@ -290,3 +291,17 @@ async def test_while_a_shard_goes_and_comes_writers_go_on(home: Home) -> None:
     async with home.open() as store:
         for turn in range(5):
             assert await get(store, f"{turn}") == content(turn, 10_000)
+
+
+async def test_a_shard_whose_log_cannot_be_read_is_looked_at_for_ever(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.take_away(0)
+        await store.presence.look()
+        home.bring_back(0)
+        home.files.fail("preadv", lambda path: "/shards/0/log/" in path, errno.EIO, times=None)
+        await store.presence.look()
+        before = open_descriptors()
+        for _ in range(3):
+            await store.presence.look()
+        assert open_descriptors() == before

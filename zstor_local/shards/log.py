@@ -60,7 +60,11 @@ class Log:
         self._strewn = False  # an append that broke off may have left entries that the index does not know
         self._start: tuple[int, Randomness] | None = None
         self._ends: list[tuple[int, int]] = []  # segments that were caught up with, and where their last entry ends
-        self._catch_up()
+        try:
+            self._catch_up()
+        except BaseException:
+            self._readers.close()
+            raise
 
     def path(self, number: int) -> str:
         return f"{self._directory}/{number:010d}{_SUFFIX}"
@@ -349,6 +353,7 @@ class Log:
             self._files.close(fd)
             if not self._closed:
                 self._files.unlink(path)
+                self._readers.forget(number)  # a scan may have come upon it
             raise
         return SegmentWriter(self._files, fd, number, header)
 

@@ -61,6 +61,17 @@ class SegmentWriter:
             self._written += write_all(self._files, self.fd, [b"".join(gathered)], self._written)
 
 
+class _Slot:
+    """A segment that is open, and how many are using it."""
+
+    __slots__ = ("fd", "forgotten", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+        self.forgotten = False  # closed by its last user
+
+
 class OpenSegments:
     """Segments open for reading: at most OPEN_SEGMENTS that nobody is using, fewer where descriptors are scarce."""
 
@@ -68,7 +79,7 @@ class OpenSegments:
         self._files = files
         self._path = path
         self._lock = threading.Lock()
-        self._open: dict[int, list[int]] = {}  # number → [descriptor, users]; least recently used first
+        self._open: dict[int, _Slot] = {}  # by number; least recently used first
         self._keep = min(OPEN_SEGMENTS, files.descriptors() // OPEN_PART)
 
     def using(self, number: int) -> _Using:
@@ -80,43 +91,49 @@ class OpenSegments:
         with self._lock:
             slot = self._open.get(number)
             try:
-                return slot is not None and self._files.preadv_nowait(slot[0], [buffer], offset) == len(buffer)
+                return slot is not None and self._files.preadv_nowait(slot.fd, [buffer], offset) == len(buffer)
             except OSError:
                 return False
 
-    def take(self, number: int) -> list[int]:
+    def take(self, number: int) -> _Slot:
         with self._lock:
-            slot = self._open.pop(number, None) or [self._files.open(self._path(number), os.O_RDONLY), 0]
+            slot = self._open.pop(number, None) or _Slot(self._files.open(self._path(number), os.O_RDONLY))
             self._open[number] = slot
-            slot[1] += 1
+            slot.users += 1
         return slot
 
-    def give(self, slot: list[int]) -> None:
+    def give(self, slot: _Slot) -> None:
         with self._lock:
-            slot[1] -= 1
-            if len(self._open) > self._keep:
+            slot.users -= 1
+            if slot.forgotten:
+                if not slot.users:
+                    self._files.close(slot.fd)
+            elif len(self._open) > self._keep:
                 self._evict()
 
     def _evict(self) -> None:
-        for number in list(self._open)[: max(0, len(self._open) - self._keep)]:
-            fd, users = self._open[number]
-            if users == 0:
-                self._files.close(fd)
-                del self._open[number]
+        for number in list(self._open)[: len(self._open) - self._keep]:
+            if not self._open[number].users:
+                self._files.close(self._open.pop(number).fd)
 
     def forget(self, number: int) -> None:
-        """The segment was removed. Those who are using it may go on."""
+        """The file of this number was removed: another one may bear it some day. Those who are using it go on with theirs."""
         with self._lock:
-            slot = self._open.get(number)
-            if slot is not None and slot[1] == 0:
-                self._files.close(slot[0])
-                del self._open[number]
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        slot = self._open.pop(number, None)
+        if slot is None:
+            return
+        slot.forgotten = True
+        if not slot.users:
+            self._files.close(slot.fd)
 
     def close(self) -> None:
         """Those in use are closed when their users are done."""
         with self._lock:
-            self._keep = 0
-            self._evict()
+            for number in list(self._open):
+                self._forget(number)
 
 
 class _Using:
@@ -130,7 +147,7 @@ class _Using:
 
     def __enter__(self) -> int:
         self._slot = self._open.take(self._number)
-        return self._slot[0]
+        return self._slot.fd
 
     def __exit__(self, *_: object) -> None:
         self._open.give(self._slot)

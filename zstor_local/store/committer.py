@@ -227,6 +227,11 @@ class Committer:
         """The last sequence that anything was sealed with. For `decide`."""
         return self._publisher.last_given
 
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of all shards, those that are away too."""
+        return self._pool.numbers
+
     def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
         """Say in a shard's log that these, and what it has yet to hear of, never happened; durable, or ShardError."""
         self._publisher.void_on(shard, sequences)

@@ -95,7 +95,10 @@ class Edits:
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in changed:
-            shards = sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
+            # Of a key that is gone no record stays that could tell a rebuild which logs hold older ones: so all of them hear of it.
+            shards = (
+                self._committer.shards if after is None else sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
+            )
             if after is not None:
                 fresh = quorum_of_new.get(key)
                 quorum = fresh.quorum if fresh else after.record.policy.write_quorum if insist else 0
