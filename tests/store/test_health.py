@@ -31,6 +31,7 @@ from zstor_local.errors import Conflict, Unreadable
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
+from zstor_local.store import mending
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.pace import unpaced
@@ -305,6 +306,7 @@ async def test_a_repair_tells_who_has_not_heard_of_the_record_yet(tmp_path: Path
     placements = [(0, 1, 2), (3, 4, 5)]
     monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
     async with home.open() as store:
+        monkeypatch.setattr(store.mending, "wake", lambda: None)  # the repair alone tells
         await put(store, "a", content(1, 10_000))
         home.take_away(0)
         stored = await put(store, "a", content(2, 10_000))
@@ -403,6 +405,25 @@ async def test_what_a_read_finds_bad_is_mended(home: Home) -> None:
         await store.mending.mend()
         assert store.mending.waiting == 0
         assert await check(store, store.objects.find(name("a"))) == ("optimal", ["ok"] * 3)
+
+
+async def test_a_repair_that_was_in_vain_is_tried_again_some_time_later(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        store.on_bad_shares = store.mending.suspect
+        stored = await put(store, "a", content(1, 700_000))
+        share_place(store, stored, 0).flip(1_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.mending, "wake", lambda: None)  # the test mends
+            assert await get(store, "a") == content(1, 700_000)
+        home.take_away(stored.record.placement[2])
+        await mended(store)
+        await home.return_to(store, stored.record.placement[2])
+        assert await get(store, "a") == content(1, 700_000)
+        assert store.mending.waiting == 0  # it was tried a moment ago
+        monkeypatch.setattr(mending, "AGAIN_SECONDS", 0.0)
+        assert await get(store, "a") == content(1, 700_000)
+        await mended(store)
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
 
 
 async def test_a_share_whose_shard_is_away_is_not_put_on_the_repair_list(home: Home) -> None:

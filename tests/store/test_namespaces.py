@@ -11,8 +11,8 @@ import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_rebuild import lose_metastore, rebuilt
-from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, NoSpace, NotEmpty, NotFound
-from zstor_local.metastore.base import CommitRefused, Transaction, Usage
+from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NoSpace, NotEmpty, NotFound
+from zstor_local.metastore.base import CommitRefused, Row, Transaction, Usage
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind, NamespaceRecord
 from zstor_local.store.caller import Nobody
@@ -293,6 +293,20 @@ async def test_a_crash_in_the_middle_only_delays_it(home: Home) -> None:
         await until(lambda: store.metastore.get(STORE_WIDE, row_name("photos")) is None, store)
         assert listed(store) == []
         assert store.committer.state.objects == 0
+
+
+async def test_a_metastore_that_cannot_be_read_is_told_and_ends_nothing_else(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> list[Row]:
+        raise IoError("the metastore cannot be read")
+
+    async with home.open() as store:
+        await put(store, "a", b"", namespace="photos")
+        with monkeypatch.context() as patch:
+            patch.setattr(store.reading, "scan", unreadable)
+            with pytest.raises(IoError):
+                await store.removal.remove("photos", Nobody())
+        store.removal.wake()
+        await until(lambda: store.metastore.get(STORE_WIDE, row_name("photos")) is None, store)
 
 
 async def test_a_crash_and_a_lost_metastore_only_delay_it(home: Home) -> None:

@@ -28,6 +28,7 @@ from zstor_local.store.stored import Stored
 
 BATCH: Final = 200  # debts paid in one change
 REMEMBERED: Final = 10_000  # versions on the repair list at most; a scrub finds the others
+AGAIN_SECONDS: Final = 600.0  # after a repair that could not be: a shard may be back by then, or a disk have room
 
 log = logging.getLogger("zstor.store")
 
@@ -53,7 +54,7 @@ class Mending:
         self._woken = trio.Event()
         self._suspects: dict[Version, ObjectName] = {}
         self._room = trio.Event()
-        self._hopeless: set[Version] = set()  # tried in this life, in vain
+        self._in_vain: dict[Version, float] = {}  # when a repair was tried last, the longest ago first
 
     @property
     def waiting(self) -> int:
@@ -72,11 +73,17 @@ class Mending:
     def suspect(self, stored: Stored, states: Mapping[int, ShareState]) -> None:
         """A read found these shares bad. Those whose shard is only away are not worth a repair."""
         worth = any(state != "unreachable" for state in states.values())
-        if not worth or stored.version in self._suspects or stored.version in self._hopeless or len(self._suspects) >= REMEMBERED:
+        if not worth or stored.version in self._suspects or self._just_tried(stored.version) or len(self._suspects) >= REMEMBERED:
             return
         log.warning("version %s has bad shares: %s", stored.version.hex()[:8], dict(sorted(states.items())))
         self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
         self.wake()
+
+    def _just_tried(self, version: Version) -> bool:
+        now = trio.current_time()
+        while self._in_vain and now - next(iter(self._in_vain.values())) >= AGAIN_SECONDS:
+            del self._in_vain[next(iter(self._in_vain))]
+        return version in self._in_vain
 
     async def run(self) -> None:
         while True:
@@ -139,6 +146,7 @@ class Mending:
             pass
         except ZstorError as error:
             log.warning("version %s was not repaired: %s", version.hex()[:8], error)
-            self._hopeless.add(version)
+            self._in_vain.pop(version, None)
+            self._in_vain[version] = trio.current_time()
         self._suspects.pop(version, None)
         self._room.set()

@@ -48,6 +48,10 @@ class _Removal:
         self.news.set()
         self.news = trio.Event()
 
+    def end(self, error: ZstorError | None) -> None:
+        self.ended, self.error = True, error
+        self.tell()
+
 
 class NamespaceRemoval:
     """One task for a store. `on_garbage` is called when there is something to free."""
@@ -103,8 +107,13 @@ class NamespaceRemoval:
         while True:
             await self._woken.wait()
             self._woken = trio.Event()
-            for namespace in self._namespaces.half_deleted():
-                await self._finish(namespace)
+            try:
+                for namespace in self._namespaces.half_deleted():
+                    await self._finish(namespace)
+            except ZstorError as error:
+                log.warning("which namespaces are being deleted cannot be seen: %s", error)
+                while self._running:
+                    self._running.popitem()[1].end(error)
 
     async def _finish(self, namespace: Namespace) -> None:
         removal = self._running.setdefault(namespace.id, _Removal(self._namespaces.usage(namespace).objects))
@@ -117,9 +126,9 @@ class NamespaceRemoval:
             await self._namespaces.remove(namespace)
         except ZstorError as error:
             log.warning("the namespace %s is not yet deleted: %s", namespace.name, error)
-            removal.error = error
-        removal.ended = True
-        removal.tell()
+            removal.end(error)
+        else:
+            removal.end(None)
         del self._running[namespace.id]
 
     async def _bury(self, namespace: Namespace, keys: list[str]) -> None:
