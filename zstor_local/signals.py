@@ -17,13 +17,13 @@ def heard() -> Iterator[AsyncIterator[int]]:
 
 
 async def heed(
-    signals: AsyncIterator[int], *, gently: Callable[[], None], at_once: Callable[[], None], reload: Callable[[], None]
+    signals: AsyncIterator[int], *, gently: Callable[[], None], at_once: Callable[[], None], reload: Callable[[], None] | None = None
 ) -> None:
-    """Stop gently on the first of the deadly signals, at once on the second; reload on SIGHUP until then."""
+    """Stop gently on the first of the deadly signals, at once on the second; reload on SIGHUP, where that is heard, until then."""
     stopping = False
     async for number in signals:
         if number == signal.SIGHUP:
-            if not stopping:
+            if reload is not None and not stopping:
                 reload()
         elif not stopping:
             stopping = True

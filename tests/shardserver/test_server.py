@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
 from tests.shardserver.server import (
     LIMIT,
@@ -29,9 +32,13 @@ from tests.shardserver.server import (
     upload,
     version,
 )
+from zstor_local.access.verify import TokenVerifier
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.http.wire import PART_BYTES_MAX, parse_batch
+from zstor_local.shardserver import serve
+from zstor_local.shardserver.trusting import TrustKeeper
+from zstor_local.system import real_runtime
 
 OTHER = NamespaceId(b"another name 16b")
 SHARE = ShareId(version(1), 2)
@@ -423,6 +430,97 @@ def test_it_does_not_listen_beyond_this_machine_in_the_clear(tmp_path: Path) -> 
     ended = refused("--listen", "0.0.0.0:0", "--data", str(tmp_path / "data"), "--trust", str(trust))
     assert ended.returncode == 78
     assert "--tls-cert" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        ("unix:{here}/gone/s", "{listen}: No such file or directory"),
+        ("unix:{here}/file", "{here}/file is there already, and no socket"),
+        ("127.0.0.1:{taken}", "{listen}: Address already in use"),
+        ("localhost:x", "{listen} is no place to listen on"),
+    ],
+)
+def test_where_it_cannot_listen_it_says_why(tmp_path: Path, listen: str, said: str) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(Issuer().document()))
+    (tmp_path / "file").write_text("a user's")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        words = {"here": tmp_path, "taken": other.getsockname()[1]}
+        listen = listen.format_map(words)
+        ended = refused("--listen", listen, "--data", str(tmp_path / "data"), "--trust", str(trust))
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (78, "zstor: error: " + said.format_map({**words, "listen": listen}))
+    assert (tmp_path / "file").read_text() == "a user's"
+
+
+def test_what_is_no_certificate_and_no_trust_document_is_told_before_it_listens(tmp_path: Path) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(Issuer().document()))
+    arguments = ["--listen", "127.0.0.1:0", "--data", str(tmp_path / "data"), "--trust"]
+    ended = refused(*arguments, str(trust), "--tls-cert", str(trust), "--tls-key", str(trust))
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert "are no certificate and its key" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = refused(*arguments, "/gone")
+    assert ended.stderr.splitlines()[0] == "zstor: error: /gone: No such file or directory"
+
+
+async def test_a_trust_url_that_never_ends_stops_no_server_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_slow(url: str) -> bytes:
+        raise trio.TooSlowError
+
+    monkeypatch.setattr(serve, "_fetch", too_slow)
+    keeper, verifier = TrustKeeper(real_runtime(), str(tmp_path)), TokenVerifier([])
+    with pytest.raises(serve.ServerFault, match="took longer than 10 s"):
+        await serve._load_trust(["http://slow/"], keeper, verifier, must=True)
+    await serve._load_trust(["http://slow/"], keeper, verifier, must=False)
+    assert not verifier.trusts
+
+
+def test_a_directory_with_something_else_in_it_is_no_place_for_shares(tmp_path: Path) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(Issuer().document()))
+    mine = tmp_path / "home" / "spaces" / "v1.0" / "letter"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (tmp_path / "home" / "other").touch()
+    ended = refused("--listen", "127.0.0.1:0", "--data", str(tmp_path / "home"), "--trust", str(trust))
+    assert ended.returncode == 78
+    assert "is not empty" in ended.stderr
+    assert mine.read_text() == "mine"
+    ended = refused("--listen", "127.0.0.1:0", "--data", "/proc/nowhere", "--trust", str(trust))
+    assert ended.stderr.splitlines()[0] == "zstor: error: /proc/nowhere: No such file or directory"
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    issuer, trust = Issuer(), tmp_path / "trust.json"
+    trust.write_text(json.dumps(issuer.document()))
+    command = [sys.executable, "-m", "zstor_local", "shard", "serve", "--listen", f"unix:{tmp_path}/s", "--data", f"{tmp_path}/data"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        subprocess.Popen(
+            [*command, "--trust", str(trust)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as server,
+        socket.socket(socket.AF_UNIX) as unfinished,
+    ):
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert server.stdout.readline() == f"listening on http+unix://{tmp_path}/s\n"
+        unfinished.connect(f"{tmp_path}/s")
+        lines = [
+            "PUT /v1/trust HTTP/1.1",
+            "Host: s",
+            f"Authorization: Bearer {issuer.owner()}",
+            "Expect: 100-continue",
+            "Content-Length: 5",
+        ]
+        unfinished.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert unfinished.recv(4096).startswith(b"HTTP/1.1 100")  # it waits for the rest, as long as its grace lasts
+        server.send_signal(signal.SIGINT)
+        assert any("another signal stops at once" in line for line in server.stderr)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(LIMIT) == 0
+        assert unfinished.recv(4096) == b""
 
 
 def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _IN_USE = 75  # EX_TEMPFAIL
 @click.command()
 @click.option("--listen", required=True, metavar="HOST:PORT|unix:PATH", help="Where daemons find it; port 0 takes a free one.")
 @click.option("--data", required=True, metavar="DIR", type=click.Path(file_okay=False), help="Where it keeps what it is given.")
-@click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor token keys` prints: whose tokens count.")
+@click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor shard trust` prints: whose tokens count.")
 @click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
 @click.option("--quota", type=click.IntRange(min=0), metavar="BYTES", help="How much each store may keep here.")
@@ -55,5 +55,5 @@ def serve(
         trio.run(run, real_runtime(), settings, ready)
     except VolumeInUse as error:
         raise Refused("in_use", str(error), getattr(error, "hint", None), _IN_USE) from None
-    except (ServerFault, OSError) as error:
-        raise Refused("fault", str(error), getattr(error, "hint", None), _REFUSED) from None
+    except ServerFault as error:
+        raise Refused("fault", str(error), error.hint, _REFUSED) from None

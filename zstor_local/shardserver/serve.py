@@ -6,9 +6,12 @@ import logging
 import os
 import signal
 import socket
+import ssl
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -24,7 +27,8 @@ from zstor_local.shardserver.app import App
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.trusting import TrustKeeper
-from zstor_local.shardserver.volume import TRUST, Volume
+from zstor_local.shardserver.volume import TRUST, NoVolume, Volume
+from zstor_local.signals import heed
 
 BACKLOG: Final = 128
 GRACE_SECONDS: Final = 20.0
@@ -58,9 +62,12 @@ class Settings:
 
 
 async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `ready` is given the URL once it can be asked. ServerFault, VolumeInUse, OSError."""
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. `ready` is given the URL once it can be asked.
+
+    ServerFault, VolumeInUse.
+    """
     check(settings)
-    volume = Volume(runtime, settings.data, settings.quota_bytes)
+    volume = _open(runtime, settings)
     try:
         keeper = TrustKeeper(runtime, f"{settings.data}/{TRUST}")
         verifier = TokenVerifier([])
@@ -73,12 +80,13 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
                 stopping = trio.Event()
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
-                    async def stop() -> None:
-                        async for _ in signals:
-                            app.stop()
-                            stopping.set()
+                    def stop() -> None:
+                        log.info("stopping: running requests end first; another signal stops at once")
+                        app.stop()
+                        stopping.set()
 
-                    nursery.start_soon(stop)
+                    heeding = partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel)
+                    nursery.start_soon(heeding)
                     nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
                     ready(_url(settings, listener))
                     await serve_http(app, _config(settings, listener), shutdown_trigger=stopping.wait)  # type: ignore[arg-type]
@@ -95,15 +103,33 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
 def check(settings: Settings) -> None:
     """ServerFault where the settings do not go together."""
     if not settings.trust:
-        raise ServerFault("nobody is trusted", "give --trust FILE with what `zstor token keys` prints, as often as there are stores")
+        raise ServerFault("nobody is trusted", "give --trust FILE with what `zstor shard trust` prints, as often as there are stores")
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise ServerFault("a certificate needs its key, and the other way round", "give --tls-cert and --tls-key")
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        try:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")  # else OpenSSL would ask for one
+        except OSError as error:  # ssl.SSLError is one
+            what = f"{settings.tls_certificate} and {settings.tls_key}"
+            raise ServerFault(
+                f"{what} are no certificate and its key: {_words(error)}", "give both in PEM, the key without a password"
+            ) from None
     host = None if settings.listen.startswith("unix:") else _host_and_port(settings.listen)[0]
     if host is not None and settings.tls_certificate is None and not settings.plaintext and not _is_loopback(host):
         raise ServerFault(
             f"{settings.listen} can be reached from other machines, and tokens would go there in the clear",
             "give --tls-cert and --tls-key, listen on 127.0.0.1, or say --plaintext where the network itself is encrypted",
         )
+
+
+def _open(runtime: Runtime, settings: Settings) -> Volume:
+    try:
+        return Volume(runtime, settings.data, settings.quota_bytes)
+    except NoVolume as error:
+        raise ServerFault(str(error), "give a new or empty directory, or one that a shard server has made") from None
+    except OSError as error:
+        raise ServerFault(f"{error.filename or settings.data}: {error.strerror}", "give a directory that you may write to") from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -123,13 +149,21 @@ def _host_and_port(listen: str) -> tuple[str, int]:
 
 def _bind(listen: str) -> socket.socket:
     """The listening socket; a Unix one is 0600 from its first moment."""
-    if not listen.startswith("unix:"):
-        host, port = _host_and_port(listen)
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    path = listen.removeprefix("unix:")
+    try:
+        return _bind_unix(listen.removeprefix("unix:")) if listen.startswith("unix:") else _bind_tcp(*_host_and_port(listen))
+    except OSError as error:
+        known = error.errno is not None and not isinstance(error, socket.gaierror)
+        raise ServerFault(f"{listen}: {os.strerror(error.errno or 0) if known else error.strerror}", "listen elsewhere") from None
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _bind_unix(path: str) -> socket.socket:
     with suppress(FileNotFoundError):
-        _must_be_dead(path)
+        _must_be_a_dead_socket(path)
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -141,8 +175,10 @@ def _bind(listen: str) -> socket.socket:
     return listener
 
 
-def _must_be_dead(path: str) -> None:
-    """A socket that nobody serves any more may be replaced: the lock of the data directory tells of our own, connecting of others'."""
+def _must_be_a_dead_socket(path: str) -> None:
+    """One that nobody serves any more may be replaced: the lock of the data directory tells of our own, connecting of others'."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise ServerFault(f"{path} is there already, and no socket", "listen elsewhere")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
@@ -189,10 +225,15 @@ async def _load_trust(sources: Sequence[str], keeper: TrustKeeper, verifier: Tok
                 known = verifier.trusts.get(trust.issuer)
                 if known is None or trust.updated > known.updated:
                     verifier.trust(trust)
-        except (InvalidParams, OSError, httpx.HTTPError) as error:
+        except (InvalidParams, OSError, httpx.HTTPError, trio.TooSlowError) as error:
+            why = f"it took longer than {FETCH_SECONDS:.0f} s" if isinstance(error, trio.TooSlowError) else _words(error)
             if must:
-                raise ServerFault(f"{source}: {error}", "give what `zstor token keys` prints") from None
-            log.warning("the trust document at %s was not read again: %s", source, error)
+                raise ServerFault(f"{source}: {why}", "give what `zstor shard trust` prints") from None
+            log.warning("the trust document at %s was not read again: %s", source, why)
+
+
+def _words(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 async def _fetch(url: str) -> bytes:

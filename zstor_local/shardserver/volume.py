@@ -18,23 +18,32 @@ from zstor_local.shardserver.space import Space
 LOCK: Final = "lock"
 SPACES: Final = "spaces"
 TRUST: Final = "trust"
+_OWN: Final = frozenset({LOCK, SPACES, TRUST})
 
 
 class VolumeInUse(Exception):
     """Another shard server has this directory."""
 
 
+class NoVolume(Exception):
+    """The directory has something else in it."""
+
+
 class Volume:
     """All spaces. The methods block but for `lock`; `spaces` holds those that are open."""
 
     def __init__(self, runtime: Runtime, root: str, quota_bytes: int | None = None) -> None:
-        """Make the directory a volume if it is none. `quota_bytes`: what each space may hold. VolumeInUse, OSError."""
+        """Make the directory a volume if it is empty. `quota_bytes`: what each space may hold. VolumeInUse, NoVolume, OSError."""
         self.runtime = runtime
         self.root = root
         self._quota_bytes = quota_bytes
         self.spaces: dict[ShardUid, Space] = {}
         self._locks: dict[ShardUid, trio.Lock] = {}
         files = runtime.files
+        with suppress(FileNotFoundError):
+            names = {*files.list(root)} - {"lost+found"}
+            if not names <= _OWN and not {LOCK, SPACES} <= names:  # fewer of ours: it was ended while it made them
+                raise NoVolume(f"{root} is not empty, and no shard server's")
         for directory in (root, f"{root}/{SPACES}", f"{root}/{TRUST}"):
             with suppress(FileExistsError):
                 files.mkdir(directory)
