@@ -10,12 +10,14 @@ import httpx
 import pytest
 
 from tests.shards.conformance import ShardLaws
-from tests.shards.ground import entry
+from tests.shards.ground import entry, version
 from tests.shards.http_ground import HttpGround
+from zstor_local.model.ids import ShareId
 from zstor_local.network import open_network
-from zstor_local.shards.base import ShardError
+from zstor_local.shards.base import ScannedEntry, ShardError
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
 from zstor_local.shards.http.shard import HttpShard
+from zstor_local.shards.http.wire import NEXT, Batch
 from zstor_local.system import real_runtime
 
 
@@ -42,6 +44,37 @@ def test_what_was_sent_before_the_shard_was_lost_is_waited_for(ground: HttpGroun
     with pytest.raises(ShardError) as caught:
         shard.append([entry(2)], 0)
     assert caught.value.untouched
+
+
+@pytest.mark.parametrize("following", [["0.1.9", "0.1.5", "0.1.9"], ["nowhere"], ["0.2.1", ""]])
+def test_a_server_that_sends_its_log_in_circles_is_not_followed(ground: HttpGround, following: list[str]) -> None:
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+    page = Batch([ScannedEntry(entry(1), 0)])
+    answers = iter([*following, *following])
+    shard._batch = lambda ask: (page, Reply(200, {NEXT: next(answers)}, b""))  # type: ignore[method-assign]
+    with pytest.raises(ShardError, match="in circles"):
+        list(shard.scan())
+    assert shard.check() == "failed"
+
+
+def test_a_share_that_arrives_while_it_is_opened_is_read_from_its_server(ground: HttpGround) -> None:
+    """Readers look for what is on its way in threads of their own."""
+
+    class Arriving(dict[ShareId, bytes]):
+        def __contains__(self, share: object) -> bool:
+            found = super().__contains__(share)
+            self.clear()
+            return found
+
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+    shard.append([entry(1, b"share", index=2)], 0)
+    shard.flush()
+    shard._fresh = Arriving({ShareId(version(1), 2): b"share"})
+    reader = shard.open_share(ShareId(version(1), 2), small=True)
+    assert bytes(reader.read(0, 100)) == b"share"
+    reader.close()
 
 
 def answer(status: int, members: dict[str, str] | None = None) -> httpx.Response:

@@ -37,6 +37,7 @@ from zstor_local.shards.http.wire import (
     BadWire,
     Batch,
     Fence,
+    cursor,
     digest,
     pack_batch,
     parse_batch,
@@ -238,6 +239,8 @@ class HttpShard:
             following = reply.headers.get(NEXT, "")
             if not batch.entries or following == after:
                 return
+            if not cursor(after) < cursor(following):
+                raise self.failed(ShardError("failed", f"{self.url} sends its log in circles"))
             after = following
 
     def records(self) -> Iterator[bytes]:
@@ -257,9 +260,8 @@ class HttpShard:
         return HttpShareWriter(self, share, namespace, header)
 
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
-        if small and share in self._fresh:
-            return _Fresh(self._fresh[share])
-        return HttpShareReader(self, share, small=small)
+        fresh = self._fresh.get(share) if small else None  # one look: the committer's thread takes it away meanwhile
+        return HttpShareReader(self, share, small=small) if fresh is None else _Fresh(fresh)
 
     def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
         fresh = self._fresh.get(share)

@@ -44,6 +44,7 @@ _NO_SHARE: Final = 255
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _SHARE: Final = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,2})\Z")
 _FENCE: Final = re.compile(r"(\d{1,18}):(\d{1,9}):([0-9a-f]{32})\Z", re.ASCII)
+_CURSOR: Final = re.compile(r"\d{1,12}(\.\d{1,12}){2}\Z", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -125,6 +126,11 @@ def parse_id(text: str) -> bytes:
     if not _ID.match(text):
         raise BadWire("that is no id: 32 hex digits")
     return bytes.fromhex(text)
+
+
+def cursor(text: str) -> tuple[int, ...]:
+    """A place in a server's logs, as the header NEXT gives it: three numbers that grow; nothing for what is none."""
+    return tuple(map(int, text.split("."))) if _CURSOR.match(text) else ()
 
 
 def space_path(uid: ShardUid) -> str:
