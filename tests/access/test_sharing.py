@@ -104,6 +104,14 @@ def test_a_joined_namespace_answers_all_that_only_looks(world: World) -> None:
     assert "photos" in [item["namespace"] for item in bob.result("namespace.list")["items"]]
 
 
+def test_an_empty_object_of_a_joined_namespace_is_read_and_checked(world: World) -> None:
+    world.alice.write("empty", b"", namespace="photos")
+    wait_for(world.bob, "empty")
+    assert world.bob.read("empty", namespace="photos") == b""
+    for fast in (True, False):
+        assert world.bob.result("object.check", key="empty", namespace="photos", fast=fast)["status"] == "optimal"
+
+
 def test_what_the_owner_changes_is_followed(world: World) -> None:
     world.alice.write("new", b"1", namespace="photos")
     assert wait_for(world.bob, "new")["deleted"] is False

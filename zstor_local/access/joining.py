@@ -27,7 +27,7 @@ from zstor_local.shards.base import Shard, ShardError, ShardState, ShareMissing
 from zstor_local.shards.http.engine import locate
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer
 from zstor_local.shards.http.share import HttpShareReader
-from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, BadWire, Batch, parse_batch
+from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, BadWire, Batch, parse_batch, share_name
 from zstor_local.store.namespaces import Gate, Namespace
 from zstor_local.store.sealing import Foreign
 from zstor_local.store.store import Store
@@ -214,6 +214,17 @@ class _JoinedShard:
 
     def open_share(self, share: ShareId, *, small: bool) -> HttpShareReader:
         return HttpShareReader(self, share, small=small, namespace=self._joined.namespace.id)
+
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        query = f"{'small=1&' if small else ''}namespace={self._joined.namespace.id.hex()}"
+        ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}?{query}", expect=(200, 404))
+        try:
+            return self.network.run(lambda: self.peer.ask(ask)).status == 200
+        except ShareMissing:
+            raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+
+    def peek(self, share: ShareId, offset: int, length: int) -> None:
+        """A server is always waited for."""
 
     async def letter(self, before: Pass) -> Pass:
         """The newer of the letter that lies here and a pass."""
