@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,6 +262,18 @@ async def test_damage_in_the_metastore_hurts_only_what_lies_there(home: Home) ->
         await put(store, "b", b"new")
         assert await get(store, "key 7") == content(7, 1_000)
         assert store.health == "ok"
+
+
+async def test_a_metastore_in_which_the_namespaces_cannot_be_read_is_refused_and_rebuild_named(home: Home) -> None:
+    await made(home)
+    with closing(sqlite3.connect(home.metastore, isolation_level=None)) as db:
+        db.execute("update record set sealed = 1 where cast(name as text) like 'namespace/%'")
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with home.open():
+            pass
+    (fault,) = caught.value.exceptions
+    assert isinstance(fault, StoreFault)
+    assert "zstor rebuild" in fault.hint
 
 
 async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path) -> None:

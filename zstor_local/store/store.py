@@ -12,7 +12,7 @@ import trio
 
 from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
-from zstor_local.errors import CorruptRecord, ZstorError
+from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
 from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId, StoreId
@@ -176,14 +176,19 @@ class Store:
         return job
 
     async def recover(self) -> None:
-        """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only."""
-        unsettled = await self.runtime.threads.run_commit(self.presence.unsettled)
+        """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only.
+
+        StoreFault if the metastore cannot be read.
+        """
         try:
+            unsettled = await self.runtime.threads.run_commit(self.presence.unsettled)
             await self.runtime.threads.run_commit(recount, self.metastore, self.sealer, self.namespaces.ids())
             await self.committer.begin(self.namespaces.smallest_k(), lambda: self.presence.settle(unsettled))
         except (CommitRefused, CommitUnknown) as error:
             log.error("the store is read-only: %s", error)
             self.read_only = self.committer.failure = str(error)
+        except (MetastoreDamaged, IoError) as error:
+            raise StoreFault(f"{self.config.store}: {error.message}", error.hint or "") from None
 
     def _shards_returned(self) -> None:
         self.mending.wake()
