@@ -72,6 +72,7 @@ def test_read_full_goes_on_after_short_reads(world: World, at_most: int) -> None
     files.place("/d/a", b"0123456789")
     fd = files.open("/d/a", os.O_RDONLY)
     files.shorten("preadv", under("/d"), at_most)
+    files.shorten("pread", under("/d"), at_most)
     buffer = bytearray(6)
     assert read_full(files, fd, buffer, 2) == 6
     assert buffer == b"234567"

@@ -53,6 +53,10 @@ class TroubledFiles(RealFiles):
         self._paths[fd] = path
         return fd
 
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        self._meet("pread", self._paths.get(fd, ""), changes=False)
+        return super().pread(fd, length, offset)
+
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         self._meet("preadv", self._paths.get(fd, ""), changes=False)
         return super().preadv(fd, buffers, offset)

@@ -69,6 +69,7 @@ class Files(Protocol):
         """How many may be open at a time in this process."""
         ...
 
+    def pread(self, fd: int, length: int, offset: int) -> bytes: ...
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int: ...
     def preadv_nowait(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         """As preadv, but BlockingIOError where it would wait for the disk."""
@@ -250,12 +251,12 @@ def read_full(files: Files, fd: int, buffer: bytearray | memoryview, offset: int
     return total
 
 
-def read_exactly(files: Files, fd: int, length: int, offset: int) -> bytearray:
-    """`length` bytes from the offset, or fewer at the end of the file."""
-    buffer = bytearray(length)
-    count = read_full(files, fd, buffer, offset)
-    del buffer[count:]
-    return buffer
+def read_exactly(files: Files, fd: int, length: int, offset: int) -> bytes:
+    """`length` bytes from the offset, going on after short reads; fewer only at the end of the file."""
+    data = files.pread(fd, length, offset)
+    while len(data) < length and (more := files.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def sync_directory(files: Files, path: str) -> None:

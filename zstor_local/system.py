@@ -52,6 +52,9 @@ class RealFiles:
     def close(self, fd: int) -> None:
         os.close(fd)
 
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return os.pread(fd, length, offset)
+
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         return os.preadv(fd, buffers, offset)
 

@@ -249,7 +249,7 @@ def test_a_share_that_the_disk_does_not_give_is_an_error_and_not_missing(real: G
     write_share(shard, SHARE, [b"large"])
     for small in (True, False):
         reader = shard.open_share(SHARE, small=small)
-        real.faults.fail("preadv", lambda path: True, errno.EIO)
+        real.faults.fail("pread", lambda path: True, errno.EIO)
         with pytest.raises(ShardError) as caught:
             reader.read(0, 5)
         assert caught.value.state == "failed"

@@ -131,6 +131,11 @@ class SimulatedFiles(Disks, CrashPoints):
             del self._locks[key]
         end.disk.closed(end.node)
 
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        buffer = bytearray(length)
+        count = self._read("pread", fd, [buffer], offset)
+        return bytes(buffer[:count])
+
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         return self._read("preadv", fd, buffers, offset)
 

@@ -247,9 +247,9 @@ class _Simulation:
                     self.failed_sync, where = True, under(self.house.root(self.weak))
                 self._fail(operation, where, errno.ENOSPC if what == "full" else errno.EIO)
             elif what == "read error":
-                self._fail(draw.choice(["preadv", "open"]), under(root), errno.EIO)
+                self._fail(draw.choice(["pread", "open"]), under(root), errno.EIO)
             elif what == "short":
-                files.shorten(draw.choice(["pwritev", "preadv"]), under(root), draw.randrange(1, 200), times=3)
+                files.shorten(draw.choice(["pwritev", "pread"]), under(root), draw.randrange(1, 200), times=3)
             elif what == "rot":
                 self._rot()
             elif what == "metastore":

@@ -299,7 +299,7 @@ async def test_a_shard_whose_log_cannot_be_read_is_looked_at_for_ever(home: Home
         home.take_away(0)
         await store.presence.look()
         home.bring_back(0)
-        home.files.fail("preadv", lambda path: "/shards/0/log/" in path, errno.EIO, times=None)
+        home.files.fail("pread", lambda path: "/shards/0/log/" in path, errno.EIO, times=None)
         await store.presence.look()
         before = open_descriptors()
         for _ in range(3):

@@ -321,7 +321,7 @@ class _LogShareReader:
     def prefetch(self, offset: int, length: int) -> None:
         pass
 
-    def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
+    def read(self, offset: int, length: int, *, patient: bool = True) -> bytes:
         while True:
             try:
                 with self._disk.failing():
@@ -333,7 +333,7 @@ class _LogShareReader:
             if self._place == before:
                 raise ShareMissing  # else compaction has moved it since it was looked up
 
-    def read_table(self, length: int) -> bytearray:
+    def read_table(self, length: int) -> bytes:
         raise ShareMissing  # a small share's table is always in its record
 
     def claimed_version(self) -> Version | None:

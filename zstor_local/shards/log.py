@@ -182,7 +182,7 @@ class Log:
         while self._unsynced:
             self._files.close(self._unsynced.pop().fd)
 
-    def read(self, place: Place, offset: int, length: int) -> bytearray:
+    def read(self, place: Place, offset: int, length: int) -> bytes:
         """Bytes of a small share; FileNotFoundError if they lie elsewhere by now."""
         with self._readers.using(place.segment) as fd:
             return read_exactly(self._files, fd, _within(place, offset, length), place.offset + offset)

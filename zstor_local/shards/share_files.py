@@ -149,11 +149,11 @@ class FileShareReader:
     def prefetch(self, offset: int, length: int) -> None:
         pass
 
-    def read(self, offset: int, length: int, *, patient: bool = True) -> bytearray:
+    def read(self, offset: int, length: int, *, patient: bool = True) -> bytes:
         with self._disk.failing():
             return read_exactly(self._files, self._fd, length, SHARE_HEADER_BYTES + offset)
 
-    def read_table(self, length: int) -> bytearray:
+    def read_table(self, length: int) -> bytes:
         with self._disk.failing():
             size = self._files.status(self._fd).size
             try:
