@@ -18,7 +18,7 @@ from tests.cli.test_end_to_end import done, zstor
 from tests.daemon.client import Client
 from zstor_local.cli import main, rebuilding
 from zstor_local.cli.private_daemon import PrivateDaemon
-from zstor_local.store import rebuild
+from zstor_local.store.rebuild import gathering
 
 MEBIBYTE = 1024 * 1024
 
@@ -182,7 +182,7 @@ def test_an_interrupted_rebuild_changes_nothing(
     for name, value in daemon.environment.items():
         monkeypatch.setenv(name, value)
     before = _store(daemon.home)
-    monkeypatch.setattr(rebuild, "PROGRESS_EVERY", 1)
+    monkeypatch.setattr(gathering, "PROGRESS_EVERY", 1)
 
     def show(done: int, total: int | None, what: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)

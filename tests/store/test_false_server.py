@@ -12,7 +12,6 @@ from tests.store.home import CHUNK, Home, content, get, put
 from tests.store.test_presence import voided
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
-from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.rebuild import rebuild
 
@@ -103,20 +102,20 @@ async def test_a_rebuild_takes_nothing_from_a_server_that_does_not_open(home: Ho
     async with home.open() as store:
         envelopes = [(await put(store, f"{number}", content(number, 100))).envelope for number in range(5)]
         before = store.committer.state
-    scan = DirectoryShard.scan
+    records = DirectoryShard.records
 
-    def lie(shard: DirectoryShard) -> Iterator[ScannedEntry]:
+    def lie(shard: DirectoryShard) -> Iterator[bytes]:
         if shard.number == FALSE:
             for envelope in envelopes:
-                yield ScannedEntry(Entry(made_up(envelope, envelope.sequence)), 0)
-            yield ScannedEntry(Entry(made_up(envelopes[0], 2**61)), 0)
-        yield from scan(shard)
+                yield made_up(envelope, envelope.sequence).pack()
+            yield made_up(envelopes[0], 2**61).pack()
+        yield from records(shard)
 
-    monkeypatch.setattr(DirectoryShard, "scan", lie)
+    monkeypatch.setattr(DirectoryShard, "records", lie)
     home.metastore.unlink()
     report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
     assert report.objects == 5
-    monkeypatch.setattr(DirectoryShard, "scan", scan)
+    monkeypatch.setattr(DirectoryShard, "records", records)
     async with home.open() as store:
         assert store.committer.state.sequence < before.reserved + 1_000_000
         for number in range(5):

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -21,8 +21,9 @@ from zstor_local.value import value
 FLUSH_AT: Final = 500  # versions waiting in memory: so many of each log's entries are read again at a start after a kill
 FORMAT: Final = 2
 
-_PAGE: Final = 1_000  # versions read at once
+_PAGE: Final = 500  # versions read at once
 _PLACE: Final = struct.Struct("<HBIII")
+_HOLDER: Final = struct.Struct("<HB12x")  # the same without where it lies
 _SCHEMA: Final = f"""
 begin;
 create table entry(version blob primary key, places blob not null) without rowid;
@@ -134,6 +135,25 @@ class LogIndex:
             if self._looked_up[0] != share.version:
                 self._looked_up = share.version, self._stored(self._reader, share.version)
             return self._looked_up[1].get(key)
+
+    def held(self, versions: Sequence[Version]) -> dict[Version, set[_Key]]:
+        """The small shares of these versions that any shard holds, as shard number and share index; IndexDamaged.
+
+        Versions of which none is held may be left out.
+        """
+        held: dict[Version, set[_Key]] = {}
+        with self._lock, self._noticing_damage():
+            for start in range(0, len(versions), _PAGE):
+                some = versions[start : start + _PAGE]
+                query = f"select version, places from entry where version in ({','.join('?' * len(some))})"  # noqa: S608 (question marks)
+                for version, places in self._reader.execute(query, some):
+                    held[version] = {*_HOLDER.iter_unpack(places)}
+            for fresh in (self._flushing, self._waiting):
+                for version in fresh.keys() & versions if fresh else ():
+                    here = held.setdefault(version, set())
+                    for key, place in fresh[version].items():
+                        (here.discard if place is None else here.add)(key)
+        return held
 
     def shares(self, shard: int) -> Iterator[ShareId]:
         """Every small share the shard holds, by version; for comparing both ways. Flushes first, takes little memory.

@@ -1,0 +1,224 @@
+"""A new metastore from the shards and the master key alone.
+
+The logs hold a copy of every record. Of each key's records that no void covers, the one with the highest sequence counts: a tombstone
+buries, an object comes back. A version of which fewer than k shares can be found hides no older one that is readable: then both are
+reported. Nothing is decided in silence: shards that were not seen, records that do not open and objects that lack shares are counted,
+and where something may be missing the caller has to accept it.
+
+opening     the shards, and what opens their records
+gathering   all logs side by side → each record once, and who holds it
+choosing    which record counts of each key's; what it lacks (holding)
+here        the records of the store itself; the order of it all; the new metastore
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from itertools import chain
+from typing import Final
+
+from zstor_local.coding.keys import KeyHasher
+from zstor_local.config import Config
+from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import StoreState, Transaction, Usage
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.record import (
+    STORE_WIDE,
+    Envelope,
+    Kind,
+    NamespaceRecord,
+    RowRecord,
+    ShardsRecord,
+    StoreRecord,
+    Tombstone,
+    VoidRecord,
+)
+from zstor_local.runtime import Runtime
+from zstor_local.shards.index import LogIndex
+from zstor_local.shards.opening import ShardOpener
+from zstor_local.store.create import SHARDS_ROW, STORE_ROW
+from zstor_local.store.engines import Engines
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.keyfile import make_directories
+from zstor_local.store.lock import store_lock
+from zstor_local.store.namespaces import row_name
+from zstor_local.store.publishing import RESERVE
+from zstor_local.store.rebuild.choosing import Choosing, Opener, Voids, by_key
+from zstor_local.store.rebuild.gathering import gather
+from zstor_local.store.rebuild.holding import Holding
+from zstor_local.store.rebuild.opening import Opening, keys_in_logs, open_shards, record_sealer
+from zstor_local.store.rebuild.report import Report
+from zstor_local.store.rebuild.scratch import Scratch
+from zstor_local.store.unlocking import KEYS_ROW, key_files
+
+BATCH: Final = 5_000  # rows in a transaction
+WRITING: Final = "objects written"  # what the progress tells once something is changed
+
+__all__ = ["WRITING", "Report", "rebuild"]
+
+
+def rebuild(runtime: Runtime, engines: Engines, config: Config, *, accept_loss: bool, progress: Callable[[str, int], None]) -> Report:
+    """Make the metastore anew. The store must not be in use; an old metastore is put aside, never removed.
+
+    StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed. The
+    same holds for what `progress` raises, unless it was told of WRITING.
+    """
+    masters = key_files(runtime.files, config.master_key_file)
+    make_directories(runtime.files, config.store)
+    with store_lock(runtime, config.store):
+        return _rebuild(runtime, engines, config, masters, accept_loss=accept_loss, progress=progress)
+
+
+def _rebuild(
+    runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], *, accept_loss: bool,
+    progress: Callable[[str, int], None],
+) -> Report:  # fmt: skip
+    master = masters[-1]
+    sealer = record_sealer(runtime, masters, keys_in_logs(runtime, config, masters))
+    with ExitStack() as opened:
+        index = engines.open_index(config.store)
+        opened.callback(index.close)
+        opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+        opening = Opening(opener, open_shards(config, opener, master.store_id, opened), opened)
+        scratch = opened.enter_context(closing(Scratch()))
+        return _Rebuild(runtime, engines, config, masters, index, opening, scratch, progress).run(accept_loss=accept_loss)
+
+
+class _Rebuild:
+    def __init__(
+        self, runtime: Runtime, engines: Engines, config: Config, masters: list[MasterKey], index: LogIndex, opening: Opening,
+        scratch: Scratch, progress: Callable[[str, int], None],
+    ) -> None:  # fmt: skip
+        self._runtime = runtime
+        self._engines = engines
+        self._config = config
+        self._masters = masters
+        self._index = index
+        self._opening = opening
+        self._shards = opening.shards
+        self._scratch = scratch
+        self._progress = progress
+        self._report = Report()
+        self._highest = 0
+        self._voids = Voids([])
+        self._hash_key: bytes | None = None
+        self._listed: ShardsRecord | None = None
+
+    def run(self, *, accept_loss: bool) -> Report:
+        while True:
+            self._gather()
+            hasher, listed = self._choose_store_rows()
+            if not self._opening.follow(listed):
+                break
+        report = self._report
+        for entry in listed.shards:
+            (report.seen if entry.number in self._shards else report.unseen).append(entry.id)
+        numbers = frozenset(entry.number for entry in listed.shards)
+        holding = Holding(self._shards, self._index)
+        usage = Choosing(self._scratch, self._sealer, hasher, self._voids, holding, numbers, report, self._progress).run()
+        if report.loss and not accept_loss:
+            raise StoreFault(
+                "something may be missing:\n  " + "\n  ".join(report.loss),
+                "bring the missing shards, or take what there is with --accept-loss",
+            )
+        self._progress("objects found", report.objects)
+        self._write(usage)
+        return report
+
+    # --- Gather ---
+
+    def _gather(self) -> None:
+        """Every record of every log into the scratch tables, and what is void."""
+        self._scratch.clear()
+        self._report = Report()
+        gathered = gather([*self._shards.values()], self._scratch, self._progress)
+        self._report.records = gathered.records
+        self._sealer = record_sealer(self._runtime, self._masters, gathered.keys)
+        self._voids = Voids([void for envelope in gathered.voids if (void := self._void(envelope)) is not None])
+        self._highest = max([gathered.highest, *self._proved(gathered.voids, gathered.highest)])
+
+    def _void(self, envelope: Envelope) -> VoidRecord | None:
+        try:
+            return VoidRecord.decode(self._sealer.open(envelope))
+        except CorruptRecord:
+            self._report.damaged += 1
+            return None
+
+    def _proved(self, voids: list[Envelope], highest: int) -> Iterator[int]:
+        """Sequences above those of the directories that servers can show: of their newest record that opens, and of their voids."""
+        yield from (envelope.sequence for envelope in voids if envelope.sequence > highest and self._opens(envelope))
+        for envelope in self._scratch.above(highest):
+            if self._opens(envelope):
+                yield envelope.sequence
+                return
+
+    def _opens(self, envelope: Envelope) -> bool:
+        try:
+            self._sealer.open(envelope)
+        except CorruptRecord:
+            return False
+        return True
+
+    # --- Choose ---
+
+    def _choose_store_rows(self) -> tuple[KeyHasher, ShardsRecord]:
+        """The newest records of the store itself: its own, the list of shards, the namespaces, the rows."""
+        opener = Opener(self._sealer, self._damaged_store_row)
+        self._hash_key = self._listed = None
+        found = chain.from_iterable(self._scratch.found(store_wide=True))
+        for records in by_key(found, self._voids):
+            for same in records:
+                if (opened := opener.first(same)) is not None:
+                    name = self._store_row(opened.envelope, opened.plain)
+                    if opened.ambiguous:
+                        self._report.ambiguous.append(name)
+                    self._scratch.choose([(name, opened.record)])
+                    break
+        if self._hash_key is None or self._listed is None:
+            raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
+        return KeyHasher(self._hash_key), self._listed
+
+    def _damaged_store_row(self, envelope: Envelope) -> None:
+        if envelope.kind is Kind.KEYS:
+            self._report.rotated = True  # nothing is lost with it as long as the key at hand opens all the others
+        else:
+            self._report.damaged += 1
+
+    def _store_row(self, envelope: Envelope, plain: bytes) -> str:
+        """The name of the row that the record of the store is."""
+        if envelope.kind is Kind.STORE:
+            self._hash_key = StoreRecord.decode(plain).hash_key
+            return STORE_ROW
+        if envelope.kind is Kind.SHARDS:
+            self._listed = ShardsRecord.decode(plain)
+            return SHARDS_ROW
+        if envelope.kind is Kind.KEYS:
+            return KEYS_ROW
+        if envelope.kind is Kind.NAMESPACE:
+            return row_name(NamespaceRecord.decode(plain).name)
+        if envelope.kind is Kind.ROW:
+            return RowRecord.decode(plain).name
+        return Tombstone.decode(plain).key
+
+    # --- Write ---
+
+    def _write(self, usage: Mapping[NamespaceId, Usage]) -> None:
+        self._progress(WRITING, 0)
+        writer = max(shard.newest_writer() for shard in self._shards.values())
+        state = StoreState(self._highest, self._highest + RESERVE, writer, self._report.objects, self._report.bytes)
+        self._engines.put_metastore_aside(self._config.store)
+        self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
+
+    def _transactions(self, state: StoreState, usage: Mapping[NamespaceId, Usage]) -> Iterator[Transaction]:
+        yield Transaction(state, usage=dict(usage))
+        written = 0
+        for rows in self._scratch.rows(BATCH):
+            yield Transaction(state, rows=rows)
+            written += len(rows)
+            self._progress(WRITING, written)
+        for references in self._scratch.references(BATCH):
+            yield Transaction(state, references=references)
+        for debts in self._scratch.debts(BATCH):
+            yield Transaction(state, debts=debts)

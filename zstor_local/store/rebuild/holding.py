@@ -1,0 +1,47 @@
+"""Which shares of a version lie where its record says. Nothing of them is read: a check does that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from zstor_local.model.ids import ShareId, Version
+from zstor_local.model.record import ObjectRecord
+from zstor_local.shards.base import Shard, ShardError
+from zstor_local.shards.index import IndexDamaged, LogIndex
+
+
+class Holding:
+    """Shares on the shards of a rebuild, by shard number. Of directories the index of their logs knows the small ones."""
+
+    def __init__(self, shards: Mapping[int, Shard], index: LogIndex) -> None:
+        self._shards = shards
+        self._index = index
+        self._indexed = {number for number, shard in shards.items() if shard.on_disk is not None}
+        self._expected: list[Mapping[Version, Collection[tuple[int, int]]]] = [{}, {}]
+
+    def expect(self, versions: Sequence[Version]) -> None:
+        """These will be asked for next, and perhaps once more those before them: small shares are looked up together."""
+        try:
+            held: Mapping[Version, Collection[tuple[int, int]]] = self._index.held(versions)
+        except IndexDamaged:
+            held = {}  # each is asked for alone: the part of the index where it stands may be whole
+        self._expected = [held, self._expected[0]]
+
+    def lacking(self, version: Version, record: ObjectRecord) -> list[int]:
+        """The indices of the shares that are not where the record says."""
+        small = record.small
+        held = (self._expected[0].get(version) or self._expected[1].get(version, ())) if small else ()
+        return [
+            index
+            for index, number in enumerate(record.placement)
+            if not ((number in self._indexed and (number, index) in held) or self._has(number, ShareId(version, index), small=small))
+        ]
+
+    def _has(self, number: int, share: ShareId, *, small: bool) -> bool:
+        shard = self._shards.get(number)
+        if shard is None:
+            return False
+        try:
+            return shard.has(share, small=small)
+        except ShardError:
+            return False
