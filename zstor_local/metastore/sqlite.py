@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final, TypeVar
 
@@ -44,9 +44,11 @@ create table garbage(
 create table debt(
     version blob not null, shard integer not null, kind integer not null, share integer not null, space blob not null,
     name blob not null, primary key(version, shard, kind, share, space, name)) without rowid;
-create index debt_by_shard on debt(shard);
 create table reference(
     space blob not null, hash blob not null, name blob not null, primary key(space, hash, name)) without rowid;
+"""
+_INDEXES: Final = """
+create index debt_by_shard on debt(shard);
 create index record_by_version on record(version) where kind = 1;
 create index record_by_sequence on record(space, sequence);
 create index tombstone_by_sequence on tombstone(space, sequence);
@@ -99,11 +101,23 @@ class SqliteMetastore(SqliteLookups):
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:
         """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync); or CommitUnknown."""
+        cls.load(path, store_id, ())
+
+    @classmethod
+    def load(cls, path: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
+        """Make a metastore with these transactions in it; as `create`. The file alone is the metastore then.
+
+        The indexes are made when the rows are there: that sorts each of them once.
+        """
         try:
             with closing(_connect(path, BUSY_SECONDS, new=True)) as db:
                 db.executescript(_SCHEMA + _USAGE_SCHEMA)
                 db.execute("insert into store values(1, ?, ?, 0, 0, 0, 0, 0)", (FORMAT, store_id))
-                db.execute("pragma wal_checkpoint(truncate)")
+            with closing(cls(path)) as metastore:
+                for transaction in transactions:
+                    metastore.commit(transaction)
+                metastore._writer.executescript(_INDEXES)
+                metastore._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
         except sqlite3.Error as error:
             raise CommitUnknown(f"the metastore cannot be made: {error_name(error)}") from error
 

@@ -25,7 +25,7 @@ from typing import Final
 import blake3
 
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ShareId, StoreId, Version
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import ENVELOPE_HEADER, KINDS, Envelope
 from zstor_local.runtime import Buffer
 from zstor_local.shards.base import Entry, ScannedEntry
 
@@ -41,7 +41,6 @@ _ENTRY: Final = struct.Struct("<4sBBxxIIQQ16s16s16s")
 _OFFSET: Final = struct.Struct("<Q")
 _NO_SHARE: Final = 255
 _FREED: Final = 255
-_KINDS: Final = {int(kind): kind for kind in Kind}
 _SCAN_BYTES: Final = 1 << 20
 _PADDING: Final = tuple(bytes(count) for count in range(ALIGNMENT))
 
@@ -156,7 +155,7 @@ def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, len
             item = Freed(ShareId(Version(version), index))
         else:
             record = data[at + ENTRY_HEADER_BYTES : record_end]
-            envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, record)
+            envelope = Envelope(KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, record)
             item = ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, data[record_end:share_end]), committed)
         yield Located(item, offset, offset + record_end - at, share_length, offset + aligned(share_end - at))
 
@@ -164,10 +163,10 @@ def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, len
 def scan_records(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[bytes]:
     """The records of the entries that `scan_segment` finds, each as Envelope.pack gives it, at half the price."""
     for data, at, _, fields in _whole(key, read, start, length):
-        if fields[1] != _FREED:
+        _, kind, _, length, _, sequence, _, namespace, key_hash, version = fields
+        if kind != _FREED:
             record = at + ENTRY_HEADER_BYTES
-            # Kind; namespace, keyed hash and version; sequence; what is sealed.
-            yield data[at + 4 : at + 5] + data[at + 32 : at + 80] + data[at + 16 : at + 24] + data[record : record + fields[3]]
+            yield ENVELOPE_HEADER.pack(kind, namespace, key_hash, version, sequence) + data[record : record + length]
 
 
 _Fields = tuple[bytes, int, int, int, int, int, int, bytes, bytes, bytes]  # as _ENTRY has them
@@ -175,7 +174,7 @@ _Fields = tuple[bytes, int, int, int, int, int, int, bytes, bytes, bytes]  # as 
 
 def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[tuple[bytes, int, int, _Fields]]:
     """Each whole entry: bytes that hold it, where in them and in the segment it begins, and the fields of its header."""
-    window, base = b"", start
+    window, base = b"", 0
     offset = aligned(start)
     while offset + ENTRY_HEADER_BYTES <= length:
         at = offset - base
@@ -183,31 +182,24 @@ def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: i
             window, base, at = bytes(read(offset, min(_SCAN_BYTES, length - offset))), offset, 0
             if len(window) < ENTRY_HEADER_BYTES:
                 return
-        if window.startswith(_ENTRY_MAGIC, at):
-            fields: _Fields = _ENTRY.unpack_from(window, at)
-            size = ENTRY_HEADER_BYTES + fields[3] + fields[4]
-            following = offset + aligned(size)
-            if following <= length:
-                data, within = window, at
-                if at + size > len(window):
-                    data, within = bytes(read(offset, size)), 0
-                if _is_whole(key, offset, data, within, fields, size):
-                    yield data, within, offset, fields
-                    offset = following
-                    continue
-            offset += ALIGNMENT
+        fields: _Fields = _ENTRY.unpack_from(window, at)
+        if fields[0] != _ENTRY_MAGIC:
+            # The magic word is aligned; a hit elsewhere is a coincidence in some payload.
+            near = window.find(_ENTRY_MAGIC, at + 1)
+            if near < 0:
+                offset = base + max(aligned(len(window) - len(_ENTRY_MAGIC) + 1), at + ALIGNMENT)
+            else:
+                offset += max(ALIGNMENT, (near - at) // ALIGNMENT * ALIGNMENT)
             continue
-        # The magic word is aligned; a hit elsewhere is a coincidence in some payload.
-        near = window.find(_ENTRY_MAGIC, at + 1)
-        if near < 0:
-            offset = base + max(aligned(len(window) - len(_ENTRY_MAGIC) + 1), at + ALIGNMENT)
-        else:
-            offset += max(ALIGNMENT, (near - at) // ALIGNMENT * ALIGNMENT)
-
-
-def _is_whole(key: bytes, offset: int, data: bytes, at: int, fields: _Fields, size: int) -> bool:
-    """Whether the entry at `at` of `data`, `size` bytes without its padding, is all there, of a kind that is known, and undamaged."""
-    if len(data) < at + size or not (fields[1] == _FREED or (fields[1] in _KINDS and fields[3])):
-        return False
-    header, body = data[at : at + _ENTRY.size], data[at + ENTRY_HEADER_BYTES : at + size]
-    return _checksum(key, offset, header, body) == data[at + _ENTRY.size : at + ENTRY_HEADER_BYTES]
+        size = ENTRY_HEADER_BYTES + fields[3] + fields[4]
+        step = aligned(size)
+        if offset + step <= length and (fields[1] == _FREED or (fields[1] in KINDS and fields[3])):
+            if at + size > len(window):
+                window, base, at = bytes(read(offset, max(size, min(_SCAN_BYTES, length - offset)))), offset, 0
+            body, end = at + ENTRY_HEADER_BYTES, at + size
+            checksum = _checksum(key, offset, window[at : at + _ENTRY.size], window[body:end])
+            if end <= len(window) and checksum == window[at + _ENTRY.size : body]:
+                yield window, at, offset, fields
+                offset += step
+                continue
+        offset += ALIGNMENT
