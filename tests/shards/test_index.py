@@ -109,6 +109,22 @@ def test_every_share_of_a_shard_is_told(path: str) -> None:
         assert set(index.shares(1)) == {share(number, 1) for number in range(9)}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_held_of_many_versions_is_what_is_found_of_each(path: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shards.index._PAGE", 3)
+    random = Random(seed)
+    every = [(shard, share(number, index)) for shard in range(3) for number in range(8) for index in range(3)]
+    with opened(path) as index:
+        for number in range(60):
+            shard, one = random.choice(every)
+            index.record(shard, [(one, random.choice([None, place(number), place(number)]))], PROGRESS)
+            if random.random() < 0.1:
+                index.flush()
+        held = index.held([version(number) for number in range(9)])
+        for shard, one in every:
+            assert ((shard, one.index) in held.get(one.version, ())) is (index.find(shard, one) is not None)
+
+
 def test_what_a_kill_left_unwritten_is_behind_and_not_wrong(path: str, tmp_path: Path) -> None:
     with opened(path) as index:
         index.record(0, [(share(1), place(1))], PROGRESS)
@@ -194,6 +210,8 @@ def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> Non
         assert index.progress(0) == PROGRESS
         with pytest.raises(IndexDamaged):
             index.find(0, share(1))
+        with pytest.raises(IndexDamaged):
+            index.held([version(1)])
     with opened(path) as index:
         assert index.progress(0) == Progress()
 

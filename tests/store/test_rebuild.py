@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,20 @@ async def test_a_share_that_is_missing_is_owed_and_made_again(home: Home) -> Non
         await store.mending.mend()
         assert (await store.shares_health.check(store.objects.find(name("a")), Nobody())).status == "optimal"
         assert store.metastore.debts_count() == 0
+
+
+async def test_with_a_part_of_the_index_unreadable_the_rest_is_seen(home: Home) -> None:
+    async with home.open() as store:
+        hidden = await put(store, "hidden", content(1, 100))
+        for number in range(20):
+            await put(store, f"key {number}", content(number, 100))
+    with closing(sqlite3.connect(f"{home.store}/index.sqlite", isolation_level=None)) as db:
+        db.execute("update entry set places=x'00' where version=?", (hidden.version,))
+    lose_metastore(home, index=False)
+    report = rebuilt(home.config(), accept_loss=True)
+    assert (report.objects, report.unreadable) == (21, ["hidden"])
+    lose_metastore(home, index=False)
+    assert rebuilt(home.config()).loss == []  # for then the index was made anew
 
 
 async def test_an_old_metastore_is_put_aside_with_all_its_bytes(home: Home) -> None:
