@@ -14,8 +14,9 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, free
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, StoreRecord, VoidRecord
 from zstor_local.shards.directory import DirectoryShard
+from zstor_local.store.create import STORE_ROW
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.rebuild import gathering
@@ -158,6 +159,29 @@ async def test_of_two_records_with_one_sequence_that_on_more_shards_counts_and_i
         assert await keys(store) == ["a", "b"]
         row = store.metastore.get(first.namespace, "a")
         assert row == (first if kept == 1 else second)
+
+
+async def test_an_init_that_was_taken_up_again_wrote_its_records_twice(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, of the same sequence and another time, lies before it in some logs, or in all."""
+    async with home.open() as store:
+        await put(store, "a", b"value")
+        found = store.metastore.get(STORE_WIDE, STORE_ROW)
+        assert found is not None
+        plain = replace(StoreRecord.decode(store.sealer.open(found)), created=1).encode()
+        first = store.sealer.seal(found.kind, found.namespace, found.key_hash, found.version, found.sequence, plain)
+    records = DirectoryShard.records
+    for many in (1, 5, 6):
+
+        def of_both(shard: DirectoryShard, many: int = many) -> Iterator[bytes]:
+            if shard.number < many:
+                yield first.pack()
+            yield from records(shard)
+
+        monkeypatch.setattr(DirectoryShard, "records", of_both)
+        lose_metastore(home)
+        assert rebuilt(home.config()).loss == []
+        async with home.open() as store:
+            assert store.metastore.get(STORE_WIDE, STORE_ROW) == found
 
 
 def test_voids_cover_what_they_name_and_nothing_else() -> None:

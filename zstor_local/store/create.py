@@ -40,6 +40,7 @@ from zstor_local.store.sealing import RecordSealer
 
 STORE_ROW: Final = "store"
 SHARDS_ROW: Final = "shards"
+FIRST_SEQUENCES: Final = 2  # of the first records: an init that is taken up again gives them anew, and they say the same
 
 Found = Literal["nothing", "unfinished", "store"]
 

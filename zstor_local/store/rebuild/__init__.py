@@ -38,7 +38,7 @@ from zstor_local.model.record import (
 from zstor_local.runtime import Runtime
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import ShardOpener
-from zstor_local.store.create import SHARDS_ROW, STORE_ROW
+from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import make_directories
@@ -172,7 +172,7 @@ class _Rebuild:
             for same in records:
                 if (opened := opener.first(same)) is not None:
                     name = self._store_row(opened.envelope, opened.plain)
-                    if opened.ambiguous:
+                    if opened.ambiguous and opened.envelope.sequence > FIRST_SEQUENCES:
                         self._report.ambiguous.append(name)
                     self._scratch.choose([(name, opened.record)])
                     break

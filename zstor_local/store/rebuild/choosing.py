@@ -60,7 +60,7 @@ def _by_sequence(rows: Iterable[FoundRow], voids: Voids) -> Iterator[list[bytes]
 
 
 def _by_holders(found: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Of as many the one on the first shard."""
+    """Of as many the one on the first shard; of those the one that was found last, as it lies behind the other."""
     copies: dict[bytes, int] = {}
     for holders, record in found:
         copies[record] = copies.get(record, 0) | int.from_bytes(holders, "little")

@@ -76,7 +76,7 @@ class Scratch:
     def found(self, *, store_wide: bool, count: int = 500) -> Iterator[list[FoundRow]]:
         """What was put, key by key, each key's newest record first, so many at once: the store's rows, or those of namespaces."""
         table = "found_store_wide" if store_wide else "found"
-        return self._batches(f"select key, sequence, holders, record from {table} order by key, sequence desc", count)  # noqa: S608
+        return self._batches(f"select key, sequence, holders, record from {table} order by key, sequence desc, rowid desc", count)  # noqa: S608
 
     # --- What counts of it ---
 
