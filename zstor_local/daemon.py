@@ -93,6 +93,8 @@ _M_MMAP_THRESHOLD: Final = -3
 LOGS_INDEX: Final = "logs.sqlite"  # where entries of logs lie; made anew if it is lost
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
 
+_SYSTEM_HINT: Final = "set `store`, `socket` or `master_key_file` in the configuration to a place that you may write to"
+
 _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.NOTSET: 7}  # syslog(3)
 _RECOVERY_SECONDS: Final = 900.0  # reading the logs of all shards again, on slow disks
 _FLUSH_SECONDS: Final = 60.0  # the last commit
@@ -176,8 +178,10 @@ def _refusing() -> Iterator[None]:
         hint = getattr(cause, "hint", None)
         if isinstance(cause, (StoreInUse, AlreadyServed)):
             raise Refused("in_use", str(cause), hint, EXIT_IN_USE) from None
-        if isinstance(cause, (StoreFault, OSError)):
+        if isinstance(cause, StoreFault):
             raise Refused("fault", str(cause), hint, EXIT_FAULT) from None
+        if isinstance(cause, OSError):
+            raise Refused("fault", _words(cause), _SYSTEM_HINT, EXIT_FAULT) from None
         raise
 
 
@@ -350,6 +354,12 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _words(error: OSError) -> str:
+    """What the system says against what, as it would say it itself."""
+    said = error.strerror or str(error)
+    return f"{error.filename}: {said}" if isinstance(error.filename, str) else said
 
 
 def _log_handler() -> logging.Handler:

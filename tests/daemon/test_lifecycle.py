@@ -411,7 +411,7 @@ def stopped_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FAULTS: dict[Callable[[Daemon], None], str] = {
     lose_the_key: "no master key",
-    lose_the_store: "no store",
+    lose_the_store: "if only the metastore is lost: `zstor rebuild`",
     lose_key_and_metastore: "neither its key nor its metastore",
     let_others_read_the_key: "chmod 600",
     let_the_group_write_the_key: "chmod 600",
@@ -444,6 +444,26 @@ def test_a_fault_of_key_store_or_configuration_is_told_and_nothing_is_touched(
         assert "Traceback" not in ended.said
         assert contents(home) == before
         assert not os.path.lexists(daemon.socket)
+
+
+def test_what_the_system_refuses_is_no_damage(stopped_home: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(stopped_home, home)
+    with Daemon(home) as daemon:
+        (daemon.store / "metastore.sqlite-wal").unlink(missing_ok=True)
+        (daemon.store / "metastore.sqlite-wal").mkdir()
+        ended = daemon.refuses_to_start()
+        assert ended.status == AT_FAULT
+        assert "the metastore cannot be opened: unable to open database file" in ended.said
+        assert "rebuild" not in ended.said
+
+
+def test_a_place_that_cannot_be_made_is_named(new_daemon: Daemon) -> None:
+    new_daemon.config_file.parent.mkdir(parents=True)
+    new_daemon.config_file.write_text("store = '/proc/nowhere'\n")
+    ended = new_daemon.refuses_to_start()
+    assert ended.status == AT_FAULT
+    assert ended.said.startswith("zstor: error: /proc/nowhere: No such file or directory\n  hint: set `store`")
 
 
 def contents(home: Path) -> dict[str, bytes]:

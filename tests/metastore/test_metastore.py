@@ -26,6 +26,7 @@ from zstor_local.metastore.base import (
     MetastoreClosed,
     MetastoreDamaged,
     MetastoreInUse,
+    MetastoreNotOpened,
     Owed,
     StoreState,
     Transaction,
@@ -165,7 +166,8 @@ def refused(path: str) -> MetastoreDamaged:
 
 
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    refused(str(tmp_path / "none.sqlite"))
+    with pytest.raises(MetastoreNotOpened):
+        SqliteMetastore(str(tmp_path / "none.sqlite"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -127,7 +127,8 @@ def _read(path: Path) -> MasterKey:
             report.warning(f"others may read {path}:  chmod 600 {path}")
         return MasterKey.from_text(path.read_text())
     except FileNotFoundError:
-        raise KeyMissing(f"there is no master key at {path}", hint="zstor init makes one, with a new store") from None
+        hint = "`zstor key restore` makes it anew from the words of a backup; where there is no store yet, `zstor init` makes both"
+        raise KeyMissing(f"there is no master key at {path}", hint=hint) from None
     except OSError as error:
         raise as_io_error(error, str(path)) from None
     except (BadKeyFile, UnicodeDecodeError) as error:

@@ -133,6 +133,15 @@ class MetastoreInUse(Exception):
     """Another process holds the metastore, so it could not be opened."""
 
 
+class MetastoreNotOpened(Exception):
+    """The system does not let it be opened, or what has to be made beside it. Nothing tells that it is damaged."""
+
+    def __init__(self, message: str, *, no_space: bool) -> None:
+        super().__init__(message)
+        self.no_space = no_space  # it may be for want of room
+        self.hint = "see that its disk has room, and that the directory and all in it is yours and can be written to"
+
+
 class MetastoreDamaged(CorruptRecord):
     """What lies on the disk, or the part of it that was asked for, is not a metastore that this version can use."""
 

@@ -16,6 +16,7 @@ from zstor_local.metastore.base import (
     MetastoreClosed,
     MetastoreDamaged,
     MetastoreInUse,
+    MetastoreNotOpened,
     Reference,
     Transaction,
 )
@@ -61,6 +62,10 @@ _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 _AT_ONCE: Final = 500  # values in one query
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
 
+# Primary result codes that tell of the system and not of what the file holds. For want of room for -shm the second and third come too.
+_PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+_SYSTEM: Final = _PERHAPS_FULL | {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM}
+
 T = TypeVar("T")
 
 
@@ -70,7 +75,8 @@ class SqliteMetastore(SqliteLookups):
     kind = "sqlite"
 
     def __init__(self, path: str, *, busy_seconds: float = BUSY_SECONDS, reserve: Reserve | None = None) -> None:
-        """Open an existing metastore. MetastoreDamaged if it is not one or its format is newer, MetastoreInUse if it is locked.
+        """Open an existing metastore. MetastoreDamaged if it is not one or its format is newer, MetastoreInUse if it is locked,
+        MetastoreNotOpened if the system refuses.
 
         On a full disk the reserve is given up for a commit that adds no object.
         """
@@ -270,6 +276,8 @@ def _connect(path: str, busy_seconds: float, *, new: bool = False) -> sqlite3.Co
 def _not_opened(error: sqlite3.Error) -> Exception:
     if primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return MetastoreInUse("another process holds the metastore")
+    if primary_code(error) in _SYSTEM:
+        return MetastoreNotOpened(f"the metastore cannot be opened: {error}", no_space=primary_code(error) in _PERHAPS_FULL)
     return MetastoreDamaged(f"the metastore cannot be read: {error}")
 
 

@@ -86,7 +86,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
     if key:
         raise StoreFault(
             f"there is a master key ({config.master_key_file}) but no store at {config.store}",
-            "mount the disk that holds it, or set `store` in the configuration",
+            "mount the disk that holds it, or set `store` in the configuration; if only the metastore is lost: `zstor rebuild`",
         )
     if unfinished:
         return "unfinished"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from zstor_local import limits
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.metastore.base import Metastore, MetastoreDamaged, Transaction
+from zstor_local.metastore.base import Metastore, MetastoreNotOpened, Transaction
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
@@ -84,8 +84,8 @@ class SqliteEngines:
         path = f"{store}/{METASTORE}"
         try:
             return SqliteMetastore(path, reserve=reserve)
-        except MetastoreDamaged:  # so it seems to SQLite where the disk has no room for what it makes beside the file
-            if not reserve.give_up():
+        except MetastoreNotOpened as error:  # perhaps the disk has no room for what SQLite makes beside the file
+            if not error.no_space or not reserve.give_up():
                 raise
             return SqliteMetastore(path, reserve=reserve)
 

@@ -13,7 +13,15 @@ import trio
 from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord, IoError, ZstorError
-from zstor_local.metastore.base import CommitRefused, CommitUnknown, Garbage, Metastore, MetastoreDamaged, MetastoreInUse
+from zstor_local.metastore.base import (
+    CommitRefused,
+    CommitUnknown,
+    Garbage,
+    Metastore,
+    MetastoreDamaged,
+    MetastoreInUse,
+    MetastoreNotOpened,
+)
 from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
@@ -353,6 +361,8 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
             store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool, sealer))
         except MetastoreInUse as error:
             raise StoreInUse(f"{config.store}: {error}") from None
+        except MetastoreNotOpened as error:
+            raise StoreFault(f"{config.store}: {error}", error.hint) from None
         except MetastoreDamaged as error:
             raise StoreFault(f"{config.store}: {error.message}", error.hint or "") from None
         opened.pop_all()
