@@ -7,18 +7,15 @@ from typing import Final
 from zstor_local.model.ids import KeyHash, NamespaceId, Version
 from zstor_local.model.masterkey import OlderKey
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import (
-    Envelope,
+from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.storewide import (
     KeysRecord,
-    Kind,
     NamespaceRecord,
-    ObjectRecord,
     Record,
     RowRecord,
     ShardEntry,
     ShardsRecord,
     StoreRecord,
-    Tombstone,
     VoidRecord,
 )
 

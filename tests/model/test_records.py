@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from tests.model.samples import FULL, MANY_SHARDS, RECORDS, SHORTEST
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import ObjectRecord, Record, ShardsRecord, decode, encode, is_small
+from zstor_local.model.record import ObjectRecord, is_small
+from zstor_local.model.storewide import Record, ShardsRecord
 
 NAMES = list(RECORDS)
 

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from tests.shards.ground import STORE, keys, uid
 from tests.shardserver.server import LIMIT, Issuer, Server
 from zstor_local.access.ownership import OwnerTokens
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.network import open_network
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.http.engine import HttpEngine

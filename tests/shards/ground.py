@@ -12,7 +12,8 @@ from tests.troubled_files import TroubledFiles
 from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.model.ids import KeyHash, NamespaceId, ShardUid, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, Kind, ShardEntry
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, read_exactly, write_all
 from zstor_local.shards.base import Entry, Shard, ShareReader
 from zstor_local.shards.directory import DirectoryShard, create_directory_shard

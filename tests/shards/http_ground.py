@@ -14,7 +14,7 @@ from tests.shardserver.server import Issuer
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.access.ownership import OwnerTokens
 from zstor_local.model.ids import ShardUid, ShareId
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import read_exactly
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.http.engine import HttpEngine

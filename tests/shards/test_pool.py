@@ -11,7 +11,7 @@ from tests.shards.ground import Ground, entry, uid, version
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.world import Mount, World
 from zstor_local.model.ids import Version
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.shards.base import Entry
 from zstor_local.shards.pool import Absent, ShardPool
 

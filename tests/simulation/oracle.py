@@ -13,7 +13,8 @@ from tests.simulation.house import House
 from zstor_local.metastore.base import Owed
 from zstor_local.metastore.memory import Cell
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, VoidRecord
+from zstor_local.model.record import Envelope, Kind, ObjectRecord
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import LOG
 from zstor_local.shards.share_files import SHARES, TEMPORARY

@@ -26,7 +26,8 @@ from zstor_local.errors import (
 )
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Transaction
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import STORE_WIDE, Kind, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.store import committer, publishing
 from zstor_local.store.change import Decision
 from zstor_local.store.objects import Stored, WriteOptions

@@ -11,7 +11,8 @@ import pytest
 from tests.store.home import CHUNK, Home, content, delete, get, put
 from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Kind, VoidRecord
+from zstor_local.model.record import Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.store import publishing
 from zstor_local.store.rebuild import rebuild

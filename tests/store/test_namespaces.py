@@ -14,7 +14,8 @@ from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NoSpace, NotEmpty, NotFound
 from zstor_local.metastore.base import CommitRefused, Row, Transaction, Usage
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import STORE_WIDE, Kind, NamespaceRecord
+from zstor_local.model.record import STORE_WIDE, Kind
+from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.store.caller import Nobody
 from zstor_local.store.namespaces import PERMISSIONS_TABLE, row_name
 from zstor_local.store.removal import BATCH

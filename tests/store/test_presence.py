@@ -17,7 +17,8 @@ from zstor_local.errors import IoError, NotFound, OutcomeUnknown, ZstorError
 from zstor_local.metastore.base import CommitRefused, MetastoreDamaged, Transaction
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, Kind, VoidRecord
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import pool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import unpaced

@@ -14,7 +14,8 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, free
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import STORE_WIDE, Envelope, StoreRecord, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Envelope
+from zstor_local.model.storewide import StoreRecord, VoidRecord
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.create import STORE_ROW
 from zstor_local.store.faults import StoreFault

@@ -11,9 +11,10 @@ from zstor_local.access.ownership import issuer_name, owner_key
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
-from zstor_local.model.record import STORE_WIDE, decode, encode
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.store import Store

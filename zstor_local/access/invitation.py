@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
 from zstor_local.errors import CorruptRecord, InvalidParams
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
-from zstor_local.model.record import decode, encode
 
 TokenSourceKind = Literal["letters", "authority"]
 PREFIX: Final = "zstor1"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from zstor_local.access.signing import SigningKey
 from zstor_local.access.trust import LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation
 from zstor_local.errors import CorruptRecord, NotFound
-from zstor_local.model.record import decode, encode
+from zstor_local.model.fields import decode, encode
 
 SCHEMA = 1
 

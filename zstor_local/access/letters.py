@@ -17,8 +17,9 @@ from zstor_local.access.invitation import Pass, Place, letter_secrets, seal_invi
 from zstor_local.access.trust import TOKEN_SECONDS_MAX
 from zstor_local.coding.keys import SALT_BYTES
 from zstor_local.errors import InvalidParams, NotFound, PermissionDenied, ZstorError
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import STORE_WIDE, decode, encode
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask
 from zstor_local.shards.http.shard import HttpShard

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, ShardEntry
+from zstor_local.model.record import Envelope
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Buffer, Randomness
 from zstor_local.value import value
 

@@ -18,7 +18,8 @@ from zstor_local.coding.share import (
 )
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, ShardEntry
+from zstor_local.model.record import Envelope
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader

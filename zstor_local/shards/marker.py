@@ -12,8 +12,8 @@ from typing import Final
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import CorruptRecord
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import ShardUid, StoreId
-from zstor_local.model.record import decode, encode
 
 FORMAT: Final = 1
 NAME: Final = "marker"

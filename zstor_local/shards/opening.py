@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import StoreId
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.model.ids import Version
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.shards.base import Entry, Flushable, Shard, ShardError, ShardState
 from zstor_local.shards.placement import Candidate, spread
 

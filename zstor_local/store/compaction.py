@@ -23,7 +23,8 @@ from zstor_local import limits
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
-from zstor_local.model.record import STORE_WIDE, Envelope, Kind, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, Shard, ShardError
 from zstor_local.shards.pool import ShardPool

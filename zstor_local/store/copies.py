@@ -16,7 +16,8 @@ from typing import Final
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Debt, Metastore, Owed, Row
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import STORE_WIDE, Envelope, Kind, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.store.pace import Spend

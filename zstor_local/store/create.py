@@ -18,7 +18,8 @@ from zstor_local.config import Config
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.masterkey import KEY_BYTES, MasterKey
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, ShardEntry, ShardsRecord, StoreRecord
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import Record, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
 from zstor_local.shards.directory import marker_store

@@ -15,8 +15,9 @@ import cbor2
 
 from zstor_local.errors import CorruptRecord, NotEnoughShards, NotFound, ZstorError
 from zstor_local.metastore.base import Metastore
+from zstor_local.model.fields import decode
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import ShardEntry, decode
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody

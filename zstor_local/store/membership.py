@@ -34,7 +34,8 @@ from zstor_local.errors import (
 )
 from zstor_local.metastore.base import Debt, Metastore, Owed
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, ShardEntry, ShardsRecord
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.marker import BadMarker, Marker

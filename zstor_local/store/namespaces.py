@@ -17,7 +17,8 @@ from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidPa
 from zstor_local.metastore.base import Metastore, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, NamespaceRecord, Tombstone
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
+from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord, RowName

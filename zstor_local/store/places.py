@@ -11,7 +11,7 @@ import logging
 from collections.abc import Hashable, Mapping
 
 from zstor_local.config import Config
-from zstor_local.model.record import ShardEntry, ShardsRecord
+from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.marker import BadMarker
 from zstor_local.shards.opening import Identified, ShardOpener

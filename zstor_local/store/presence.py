@@ -15,7 +15,8 @@ import trio
 
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.record import Envelope, Kind, ShardEntry, VoidRecord
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.storewide import ShardEntry, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Room, Shard, ShardError
 from zstor_local.shards.pool import Absent, ShardPool

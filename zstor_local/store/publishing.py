@@ -25,7 +25,8 @@ from zstor_local.metastore.base import (
     Usage,
 )
 from zstor_local.model.ids import NamespaceId, ShareId, Version
-from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, VoidRecord
+from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decision, NewRecord, RowName, Sealed

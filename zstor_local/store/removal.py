@@ -19,7 +19,8 @@ import trio
 from zstor_local.errors import CorruptRecord, NotFound, ZstorError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import NO_VERSION, Envelope, Kind, NamespaceRecord, Tombstone
+from zstor_local.model.record import NO_VERSION, Envelope, Kind, Tombstone
+from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller

@@ -14,8 +14,9 @@ import trio
 
 from zstor_local.errors import Busy, Conflict, CorruptRecord, NotFound, Unreadable
 from zstor_local.metastore.base import Metastore
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId, ObjectName
-from zstor_local.model.record import Envelope, ObjectRecord, decode, encode
+from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision

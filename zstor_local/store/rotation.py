@@ -25,7 +25,8 @@ from zstor_local.errors import Busy, IoError, OutcomeUnknown, Unavailable, Zstor
 from zstor_local.metastore.base import Metastore, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, KeysRecord, Kind, NamespaceRecord, ObjectRecord
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, ObjectRecord
+from zstor_local.model.storewide import KeysRecord, NamespaceRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from zstor_local.errors import CorruptRecord
-from zstor_local.model.record import Kind, NamespaceRecord, ObjectRecord, RowRecord, Tombstone
+from zstor_local.model.record import Kind, ObjectRecord, Tombstone
+from zstor_local.model.storewide import NamespaceRecord, RowRecord
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW
 from zstor_local.store.namespaces import row_name
 from zstor_local.store.unlocking import KEYS_ROW

@@ -19,7 +19,8 @@ from zstor_local import limits
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import Metastore, Row
-from zstor_local.model.record import STORE_WIDE, Envelope, Kind, StoreRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import ShardPool

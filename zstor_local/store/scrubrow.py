@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import TypeGuard
 
 from zstor_local.errors import CorruptRecord
-from zstor_local.model.record import decode, encode
+from zstor_local.model.fields import decode, encode
 
 
 @dataclass(slots=True)

@@ -24,7 +24,8 @@ from zstor_local.metastore.base import (
 )
 from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId, StoreId
-from zstor_local.model.record import STORE_WIDE, ShardsRecord, StoreRecord
+from zstor_local.model.record import STORE_WIDE
+from zstor_local.model.storewide import ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError, ShardState
 from zstor_local.shards.index import LogIndex

@@ -14,7 +14,8 @@ from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher
 from zstor_local.errors import Conflict, TooLarge
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Record, RowRecord, Tombstone
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
+from zstor_local.model.storewide import Record, RowRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord, RowName

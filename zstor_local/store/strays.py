@@ -17,7 +17,8 @@ from typing import Final, Literal
 from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import NamespaceId, ShareId, Version
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, VoidRecord
+from zstor_local.model.record import Envelope, Kind, ObjectRecord
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.sealing import RecordSealer

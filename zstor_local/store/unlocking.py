@@ -12,7 +12,8 @@ from typing import Final
 from zstor_local.coding.keys import KeyRing
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.masterkey import NEXT, MasterKey
-from zstor_local.model.record import Envelope, KeysRecord
+from zstor_local.model.record import Envelope
+from zstor_local.model.storewide import KeysRecord
 from zstor_local.runtime import Files, Runtime
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import drop_next_key, finish_key, read_key, unfinished_key

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.formats.remotelog import ENCODINGS, Encoding
-from zstor_local.model.record import decode, encode
+from zstor_local.model.fields import decode, encode
 
 DEFAULT_LOG: Final = "default"
 TABLE: Final = "log"

@@ -25,7 +25,7 @@ from zstor_local.errors import (
 )
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import NamespaceRecord
+from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.registry import Registry

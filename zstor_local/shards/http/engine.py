@@ -11,7 +11,7 @@ import blake3
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
-from zstor_local.model.record import ShardEntry
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, TokenSource

@@ -11,7 +11,8 @@ from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.coding.share import ShareHeader
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, ShardEntry
+from zstor_local.model.record import Envelope
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Buffer, Network, Pending, Randomness
 from zstor_local.shards.base import (
     Entry,

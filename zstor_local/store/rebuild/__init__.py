@@ -24,17 +24,8 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import StoreState, Transaction, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import MasterKey
-from zstor_local.model.record import (
-    STORE_WIDE,
-    Envelope,
-    Kind,
-    NamespaceRecord,
-    RowRecord,
-    ShardsRecord,
-    StoreRecord,
-    Tombstone,
-    VoidRecord,
-)
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone
+from zstor_local.model.storewide import NamespaceRecord, RowRecord, ShardsRecord, StoreRecord, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import ShardOpener

@@ -18,7 +18,8 @@ from zstor_local.coding.keys import KeyHasher
 from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Debt, Owed, Reference, Usage
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone, VoidRecord
+from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.store.rebuild.gathering import PROGRESS_EVERY
 from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.report import Report

@@ -10,7 +10,8 @@ from zstor_local.coding.keys import KeyRing
 from zstor_local.config import Config
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
-from zstor_local.model.record import Envelope, Kind, ShardEntry, ShardsRecord
+from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.directory import LOG, marker_store, read_identity
