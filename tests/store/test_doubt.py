@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.home import CHUNK, Home, content, delete, get, put
-from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
+from tests.store.home import CHUNK, Home, content, delete, freed, get, put
+from zstor_local.errors import Conflict, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Kind
+from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.store import publishing
+from zstor_local.store.caller import Nobody
+from zstor_local.store.change import Decision
+from zstor_local.store.coding import Coded
+from zstor_local.store.edits import Edits
 from zstor_local.store.rebuild import rebuild
+from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
 Append = Callable[[Sequence[Entry], int], None]
@@ -132,6 +137,43 @@ def failing(append: Append, taken: list[bool]) -> Append:
         raise ShardError("full", "no room", untouched=not took)
 
     return run
+
+
+async def test_the_shares_of_a_large_write_that_came_to_nothing_are_freed_also_where_that_is_in_doubt(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its intent would keep a drain of its shards waiting for it until the restart."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        with monkeypatch.context() as patch:
+            for number in (1, 2):
+                patch.setattr(opened(store, number), "append", failing(opened(store, number).append, [True, False]))
+            with pytest.raises(OutcomeUnknown):
+                await put(store, "a", content(2, 700_000))
+        assert store.metastore.intents() == []
+        await freed(store)
+        assert home.share_files() == []
+        assert await get(store, "a") == content(1, 10_000)
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 10_000)
+
+
+async def test_what_goes_wrong_after_the_commit_of_a_large_write_frees_nothing(home: Home) -> None:
+    async with home.open() as store:
+        namespace = await store.namespaces.find_or_create("default")
+
+        async def publish(coded: Coded) -> None:
+            def decide(_: Envelope | None) -> Decision:
+                edits = Edits(store.committer, store.metastore, store.sealer, namespace)
+                return store.objects.put(namespace, edits, coded, coded.record("a", namespace.policy, 1, 1), 1)
+
+            await store.committer.commit(namespace.id, "a", decide)
+            raise Conflict("something that comes afterwards")
+
+        with pytest.raises(Conflict):
+            await store.objects.store(namespace, BytesSource(content(1, 700_000)), publish, Nobody())
+        await freed(store)
+        assert await get(store, "a") == content(1, 700_000)
 
 
 async def test_changes_that_fail_again_and_again_use_no_sequence_that_was_not_reserved(

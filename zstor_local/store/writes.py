@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import AlreadyExists, Conflict, Incomplete, OutcomeUnknown, ZstorError
+from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.record import Envelope, ObjectRecord, is_small
@@ -137,7 +137,7 @@ class ObjectWriter:
         expected_size: int | None = None,
         watch: Watch = watch_nothing,
     ) -> T:
-        """Code the bytes into shares and have them published; if that raises (but OutcomeUnknown), the shares are freed.
+        """Code the bytes into shares and have them published; if that raises and no record has them, the shares are freed.
 
         `publish` has to commit what `put` or `discard` make of the shares. `expected_size` is only for the progress.
         """
@@ -221,18 +221,23 @@ class ObjectWriter:
                     await write.code_stream(data, source, lambda done: caller.progress(done, total))
                 coded = await write.finish()
             return await publish(coded)
-        except OutcomeUnknown:
-            raise  # its record may be there after the next start, so its shares stay; the intent tells whose they are
         except BaseException as error:
             with trio.CancelScope(shield=True):
                 await self._undo(namespace, write, version, placement)
             raise single(error) from None
 
     async def _undo(self, namespace: Namespace, write: LargeWrite, version: Version, placement: tuple[int, ...]) -> None:
-        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it."""
+        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it: also where nobody
+        knows whether the metastore has the write's record, as it takes no changes then.
+        """
         await self._runtime.threads.run(write.abort)
+
+        def decide(_: Envelope | None) -> Decision:
+            begun = any(intent.version == version for intent in self._metastore.intents())
+            return _garbage(version, placement) if begun else Decision()  # a record that was committed ended the intent
+
         try:
-            await self._committer.commit(namespace.id, "", lambda _: _garbage(version, placement))
+            await self._committer.commit(namespace.id, "", decide)
         except ZstorError:
             return
         self._on_garbage()
