@@ -48,6 +48,7 @@ from zstor_local.rpc.methods import daemon as daemon_methods
 from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import jobs as job_methods
 from zstor_local.rpc.methods import keys as key_methods
+from zstor_local.rpc.methods import listing as listing_methods
 from zstor_local.rpc.methods import logcare as log_care_methods
 from zstor_local.rpc.methods import logs as log_methods
 from zstor_local.rpc.methods import namespaces as namespace_methods
@@ -306,6 +307,7 @@ def _registry(
     health_methods.register(registry, store)
     upkeep_methods.register(registry, store)
     object_methods.register(registry, store, paths)
+    listing_methods.register(registry, store)
     reference_methods.register(registry, store)
     renaming_methods.register(registry, store)
     change_methods.register(registry, store)

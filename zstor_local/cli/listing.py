@@ -9,7 +9,7 @@ from zstor_local.cli.client import Client, Json
 from zstor_local.cli.options import Options
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.objects import Item, Page
+    from zstor_local.rpc.methods.listing import Item, Page
 
 
 def items(client: Client, options: Options, prefix: str) -> Iterator[Item]:

@@ -30,7 +30,8 @@ from zstor_local.cli.transfers import transfers
 from zstor_local.errors import InvalidParams, IoError, NotFound, ZstorError
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.objects import Deleted, Item, Sent, Written
+    from zstor_local.rpc.methods.listing import Item
+    from zstor_local.rpc.methods.objects import Deleted, Sent, Written
     from zstor_local.rpc.methods.objects import Value as Read
 
 

@@ -13,7 +13,7 @@ from zstor_local.cli.client import Client, Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.objects import Item, Page
+    from zstor_local.rpc.methods.walk import WalkItem, WalkPage
 
 
 def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
@@ -57,10 +57,10 @@ def walk(options: Options, key: str, backward: bool, start: int | str | None, en
                 click.echo(f"{created}  {size:>10}  {text.shown(item['key'])}")
 
 
-def _items(client: Client, params: dict[str, Json]) -> Iterator[Item]:
+def _items(client: Client, params: dict[str, Json]) -> Iterator[WalkItem]:
     """Every object, page by page."""
     while True:
-        page = cast("Page", client.call("object.walk", params))
+        page = cast("WalkPage", client.call("object.walk", params))
         yield from page["items"]
         if page["cursor"] is None:
             return

@@ -1,4 +1,4 @@
-"""`object.*`: write, read, delete, stat, list. Thin: arguments to a use case, its result to JSON."""
+"""`object.*`: write, read, delete, stat. Thin: arguments to a use case, its result to JSON."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from zstor_local.errors import (
 )
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.attributes import checked_references, checked_user
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
-from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry, Soon
 from zstor_local.rpc.schema import Length, Pattern, Range
@@ -43,7 +43,6 @@ from zstor_local.store.objects import Source, WriteOptions
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range as Part
 from zstor_local.store.reading import stretch
-from zstor_local.store.references import check_count
 from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import BytesSource, StreamSource
 from zstor_local.store.store import Store
@@ -114,20 +113,6 @@ class Deleted(TypedDict):
 
     deleted: bool
     owed: int
-
-
-class Item(TypedDict):
-    """One object of a list."""
-
-    key: str
-    metadata: Metadata
-
-
-class Page(TypedDict):
-    """A part of a list; `cursor` continues it, null at its end."""
-
-    items: list[Item]
-    cursor: str | None
 
 
 def register(registry: Registry, store: Store, paths: Paths) -> None:
@@ -375,26 +360,6 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """Tell what is known of an object, without reading it."""
         return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
 
-    @registry.method("object.list", errors=[NotFound, CorruptRecord])
-    async def list_(
-        call: Call,
-        /,
-        prefix: Annotated[str, "only keys that begin so"] = "",
-        limit: Annotated[int, "items in a page at most", Range(1, limits.LIST_ITEMS)] = limits.LIST_ITEMS,
-        cursor: Annotated[str | None, "where the page before ended"] = None,
-        namespace: Namespace | None = None,
-    ) -> Page:
-        """List objects in the order of their keys' bytes."""
-        after = None if cursor is None else key_of(cursor)
-        items: list[Item] = []
-        room = limits.LIST_BYTES
-        async for stored in objects.list(names.listed(namespace), prefix, after, limit + 1):
-            room -= reply_bytes(stored)
-            if len(items) == limit or (room < 0 and items):
-                return {"items": items, "cursor": cursor_of(items[-1]["key"])}
-            items.append({"key": stored.record.key, "metadata": describe(stored, store.pool)})
-        return {"items": items, "cursor": None}
-
 
 def _options(
     references: list[str] | None,
@@ -412,43 +377,12 @@ def _options(
         references=checked_references(references or []),
         keep_references=keep_references,
         previous=previous,
-        user=_checked_user(user or {}),
+        user=checked_user(user or {}),
         if_version=None if if_version is None else Version(bytes.fromhex(if_version)),
         exclusive=exclusive,
         expected_size=expected_size,
         expected_digest=expected_digest,
     )
-
-
-def checked_references(references: list[str]) -> tuple[str, ...]:
-    """Each once, in their order; TooLarge if they are too many or one is too long."""
-    for reference in references:
-        if len(reference.encode()) > limits.REFERENCE_BYTES:
-            raise TooLarge("a reference is too long", limit=limits.REFERENCE_BYTES, hint="at most 255 bytes of UTF-8 each")
-    return check_count(tuple(dict.fromkeys(references)))
-
-
-def _checked_user(user: dict[str, Json]) -> dict[str, object]:
-    """The members of the caller's own, small enough and with integers that every reader holds exactly."""
-    weight = _weigh(user)
-    if weight > limits.USER_METADATA_BYTES:
-        raise TooLarge(f"user has about {weight} bytes", limit=limits.USER_METADATA_BYTES, hint="keep more in an object of its own")
-    return {**user}
-
-
-def _weigh(value: Json, depth: int = 0) -> int:
-    """About the bytes that a value takes as CBOR."""
-    if depth > 8:
-        raise InvalidParams("user is nested too deeply", hint="at most 8 levels", parameter="user")
-    if isinstance(value, str):
-        return 3 + len(value.encode())
-    if isinstance(value, dict):
-        return 3 + sum(_weigh(name) + _weigh(member, depth + 1) for name, member in value.items())
-    if isinstance(value, list):
-        return 3 + sum(_weigh(member, depth + 1) for member in value)
-    if isinstance(value, int) and abs(value) > limits.SAFE_INTEGER:
-        raise InvalidParams("an integer in user is beyond ±(2^53 − 1)", hint="write it as text", parameter="user")
-    return 9
 
 
 def _at(options: WriteOptions, version: Version | None) -> WriteOptions:

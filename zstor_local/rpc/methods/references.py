@@ -18,8 +18,8 @@ from zstor_local.errors import (
     Unavailable,
 )
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.attributes import checked_references
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
-from zstor_local.rpc.methods.objects import checked_references
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
