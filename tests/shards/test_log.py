@@ -213,6 +213,16 @@ def test_a_segment_that_is_removed_while_it_is_read_gives_its_room_back(real: Gr
     assert f"{real.segment(1)} (deleted)" not in open_descriptors()
 
 
+def test_what_is_read_from_a_closed_log_is_closed_again(real: Ground) -> None:
+    shard = real.new()
+    fill(shard, 1, 3)
+    reader = shard.open_share(share(1), small=True)
+    shard.close()
+    before = open_descriptors()
+    assert bytes(reader.read(0, 5)) == content(1)[:5]
+    assert open_descriptors() == before
+
+
 def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: Ground, short_segments: int) -> None:
     shard = real.new()
     fill(shard, 1, 3)

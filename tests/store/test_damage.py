@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -322,3 +323,27 @@ async def test_a_long_table_lies_sealed_in_every_share_and_one_good_copy_is_enou
         SharePlace(share_place(store, stored, 2).path, 64, at + 10).flip(at)
         with pytest.raises(Unreadable):
             await get(store, "a")
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_share_that_its_disk_cannot_read_is_bad(home: Home, size: int) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        states: dict[int, str] = {}
+        store.on_bad_shares = lambda _, bad: states.update(bad)
+        place = share_place(store, stored, 0)
+        home.files.fail("pread", lambda path: path == str(place.path), errno.EIO, times=None)
+        assert await get(store, "a") == content(1, size)
+        assert states == {0: "corrupt"}
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_descriptors_that_we_lack_make_no_share_bad(home: Home, size: int) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        states: dict[int, str] = {}
+        store.on_bad_shares = lambda _, bad: states.update(bad)
+        root = str(home.root(stored.record.placement[0]))
+        home.files.fail("open", lambda path: path.startswith(root), errno.EMFILE, times=None)
+        assert await get(store, "a") == content(1, size)
+        assert states == {0: "unreachable"}

@@ -130,8 +130,9 @@ class OpenSegments:
             self._files.close(slot.fd)
 
     def close(self) -> None:
-        """Those in use are closed when their users are done."""
+        """Those in use, and what is opened from now on, are closed when their users are done."""
         with self._lock:
+            self._keep = 0
             for number in list(self._open):
                 self._forget(number)
 

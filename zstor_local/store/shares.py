@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -115,9 +116,16 @@ class VersionShares:
         except ShareMissing:
             raise ShareBad("missing") from None
         except ShardError as error:
-            raise ShareBad("unreachable" if error.state in _GONE else "corrupt") from None
+            raise self._told(index, error) from None
         except BadBlock:
             raise ShareBad("corrupt") from None
+
+    def _told(self, index: int, error: ShardError) -> ShareBad:
+        """What an error of its shard says of a share: a disk that is well and cannot read the share has lost it."""
+        shard = self._pool.get(self._record.placement[index])
+        well = shard is not None and shard.on_disk is not None and shard.check() not in _GONE
+        ours = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE)
+        return ShareBad("unreachable" if ours or (error.state in _GONE and not well) else "corrupt")
 
     def reader(self, index: int) -> ShareReader:
         """The share's reader, or ShareBad."""
@@ -133,8 +141,8 @@ class VersionShares:
                     self._readers[index] = shard.open_share(ShareId(self.version, index), small=self._record.small)
                 except ShareMissing:
                     raise ShareBad("unreachable" if shard.check() in _GONE else "missing") from None
-                except ShardError:
-                    raise ShareBad("unreachable") from None
+                except ShardError as error:
+                    raise self._told(index, error) from None
             return self._readers[index]
 
     def table(self) -> ChunkTable:
@@ -155,8 +163,8 @@ class VersionShares:
             self.sealer.open_table(sealed)
         except ShareMissing:
             raise ShareBad("corrupt") from None
-        except ShardError:
-            raise ShareBad("unreachable") from None
+        except ShardError as error:
+            raise self._told(index, error) from None
         except BadBlock:
             raise ShareBad("corrupt") from None
         return sealed
