@@ -125,6 +125,7 @@ def test_every_absence_is_survived_and_one_more_is_told(k: int, m: int) -> None:
                     with pytest.raises(Unreadable):
                         await store.objects.read(store.objects.find(name(key)))
                 world.files.heal()
+                await store.presence.look()
 
     in_store(house, work)
 
