@@ -77,6 +77,28 @@ def test_a_share_that_arrives_while_it_is_opened_is_read_from_its_server(ground:
     reader.close()
 
 
+def test_what_one_server_is_shown_is_of_no_use_at_another(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, set[str]] = {}
+    send = Peer._send
+
+    async def overheard(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+        shown.setdefault(ask.path.split("?")[0].split("/")[2], set()).add(token)
+        return await send(self, ask, token, last=last)
+
+    monkeypatch.setattr(Peer, "_send", overheard)
+    shards = [ground.new(number) for number in range(2)]
+    for shard in shards:
+        shard.append([entry(1, b"share", index=2)], 0)
+        shard.flush()
+    one, other = (shard for shard in shards if isinstance(shard, HttpShard))
+    transport = httpx.HTTPTransport(uds=ground.server.url.removeprefix("http+unix://"))
+    with httpx.Client(base_url="http://shard", transport=transport) as client:
+        for token in shown[one.space.rpartition("/")[2]]:
+            headers = {"authorization": f"Bearer {token}", **other.fenced()}
+            assert client.delete(other.space, headers=headers).status_code == 403
+    assert other.has(ShareId(version(1), 2), small=True)
+
+
 def answer(status: int, members: dict[str, str] | None = None) -> httpx.Response:
     body = b"" if members is None else json.dumps(members).encode()
     return httpx.Response(status, headers={"content-type": "application/json"}, stream=httpx.ByteStream(body))

@@ -32,7 +32,8 @@ LIMIT: Final = 60.0  # seconds that a loaded machine may take for a process to s
 STORE: Final = StoreId(b"store id 16bytes")
 SPACE: Final = STORE.hex()
 NAMESPACE: Final = NamespaceId(b"namespace id 16b")
-MARKER: Final = Marker(STORE, ShardUid(bytes(16)), 0, 1).pack(KeyRing(bytes(32), STORE).store_wide(), bytes(32))
+SHARD: Final = ShardUid(bytes(16))
+MARKER: Final = Marker(STORE, SHARD, 0, 1).pack(KeyRing(bytes(32), STORE).store_wide(), bytes(32))
 SESSION: Final = "5" * 32
 
 
@@ -54,7 +55,9 @@ class Issuer:
     def signed_document(self, **other: Any) -> str:
         return sign_trust(self.key, self.document(**other))
 
-    def token(self, namespace: str, *permissions: Permission, user: str = "alice", seconds: int = 300) -> str:
+    def token(
+        self, namespace: str, *permissions: Permission, user: str = "alice", seconds: int = 300, shard: ShardUid | None = None
+    ) -> str:
         now = int(time.time())
         scopes = [scope("local", namespace, each) for each in permissions]
         return sign_token(
@@ -67,11 +70,12 @@ class Issuer:
                 issued=now,
                 expires=now + seconds,
                 jti=secrets.token_hex(8),
+                shard=None if shard is None else shard.hex(),
             ),
         )
 
-    def owner(self) -> str:
-        return self.token(STORE_NAMESPACE, "admin", user="owner")
+    def owner(self, shard: ShardUid | None = SHARD) -> str:
+        return self.token(STORE_NAMESPACE, "admin", user="owner", shard=shard)
 
 
 class Server:

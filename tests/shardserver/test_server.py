@@ -33,7 +33,7 @@ from tests.shardserver.server import (
     version,
 )
 from zstor_local.access.verify import TokenVerifier
-from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.http.wire import PART_BYTES_MAX, parse_batch
 from zstor_local.shardserver import serve
@@ -124,6 +124,22 @@ def test_each_request_needs_its_permission(
     for token in (issuer.token("mail", "admin"), stranger.token("photos", "admin"), stranger.owner()):
         with server.client(token) as guest:
             assert send(guest, method, path).status_code == 403
+
+
+@pytest.mark.parametrize("shard", [None, ShardUid(b"another of these")])
+def test_the_owner_can_do_nothing_with_what_another_shard_was_shown(
+    owner: httpx.Client, server: Server, issuer: Issuer, shard: ShardUid | None
+) -> None:
+    """A server that plays the owner at others would be able to empty the whole store."""
+    assert append(owner, 1, scanned(1, b"small")).status_code == 204
+    with server.client(issuer.owner(shard)) as other:
+        for method, path, _ in REQUESTS:
+            if (method, path) != ("GET", f"/v1/{SPACE}"):  # who lies where has to be found out first
+                assert send(other, method, path).status_code == 403, (method, path)
+        assert append(other, 2, freed=[ShareId(version(1), 0)]).status_code == 403
+        assert other.get(f"/v1/{SPACE}").json()["marker"] == MARKER.hex()
+        assert send(other, "PUT", f"/v1/{'f' * 32}", MARKER).status_code == 403
+    assert owner.get(f"/v1/{SPACE}/shares?small=1").json() == {"shares": [f"{version(1).hex()}.0"]}
 
 
 def name(owner: httpx.Client, namespace: NamespaceId, text: str, **more: object) -> None:

@@ -2,6 +2,8 @@
 
 They are signed with a key that follows from the store's own, so that they can be made before there is a metastore, and whichever
 authority gives tokens to users. A shard server that trusts the document of `owner_document` makes and serves that store's shards.
+
+Each is for one shard: a server that shows to others what it was shown gets nothing there.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Final
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
 from zstor_local.access.trust import AUDIENCE, TOKEN_SECONDS, TrustDocument
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.model.ids import StoreId
+from zstor_local.model.ids import ShardUid, StoreId
 from zstor_local.model.permission import OWNER, STORE_NAMESPACE, scope
 from zstor_local.runtime import Clock, Randomness
 
@@ -46,16 +48,32 @@ def owner_document(key: SigningKey, store_id: StoreId, organization: str) -> Tru
 
 
 class OwnerTokens:
-    """One token after the other, each used until shortly before it expires."""
+    """One token after the other, each used until shortly before it expires. Without a shard they ask for nothing but a marker."""
 
-    def __init__(self, key: SigningKey, store_id: StoreId, organization: str, clock: Clock, randomness: Randomness) -> None:
+    def __init__(
+        self,
+        key: SigningKey,
+        store_id: StoreId,
+        organization: str,
+        clock: Clock,
+        randomness: Randomness,
+        shard: ShardUid | None = None,
+    ) -> None:
         self._key = key
-        self._issuer = issuer_name(store_id)
-        self._scope = scope(organization, STORE_NAMESPACE, "admin")
+        self._store_id = store_id
+        self._organization = organization
         self._clock = clock
         self._randomness = randomness
+        self._shard = shard
         self._token = ""
         self._expires = 0
+        self._of: dict[ShardUid, OwnerTokens] = {}
+
+    def of(self, shard: ShardUid) -> OwnerTokens:
+        """Those for one shard, always the same ones."""
+        if shard not in self._of:
+            self._of[shard] = OwnerTokens(self._key, self._store_id, self._organization, self._clock, self._randomness, shard)
+        return self._of[shard]
 
     async def token(self, *, anew: bool = False) -> str:
         """A token that is good for half a minute at least. `anew`: not the one that was refused just now."""
@@ -66,13 +84,14 @@ class OwnerTokens:
             self._token = sign_token(
                 self._key,
                 Claims(
-                    issuer=self._issuer,
+                    issuer=issuer_name(self._store_id),
                     audience=AUDIENCE,
                     user=OWNER,
-                    scopes=[self._scope],
+                    scopes=[scope(self._organization, STORE_NAMESPACE, "admin")],
                     issued=now,
                     expires=self._expires,
                     jti=jti,
+                    shard=None if self._shard is None else self._shard.hex(),
                 ),
             )
         return self._token

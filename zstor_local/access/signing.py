@@ -72,7 +72,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What a token says. Times in whole seconds since 1970 UTC."""
+    """What a token says. Times in whole seconds since 1970 UTC. `shard` is the one that it is for, in hex; None: it names none."""
 
     issuer: str
     audience: str
@@ -81,6 +81,7 @@ class Claims:
     issued: int
     expires: int
     jti: str
+    shard: str | None = None
 
 
 def sign_token(key: SigningKey, claims: Claims) -> str:
@@ -95,6 +96,7 @@ def sign_token(key: SigningKey, claims: Claims) -> str:
             "iat": claims.issued,
             "exp": claims.expires,
             "jti": claims.jti,
+            **({} if claims.shard is None else {"shard": claims.shard}),
         },
         TOKEN_TYPE,
     )

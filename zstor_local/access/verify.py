@@ -51,6 +51,7 @@ class Verified:
     issued: int
     expires: int
     jti: str | None
+    shard: str | None = None  # the only one that it is for, in hex
 
     def allows(self, namespace: str, permission: Permission) -> bool:
         return namespace in self.rights and self.rights[namespace].allows(permission)
@@ -75,7 +76,8 @@ def verify(token: str, trusts: Mapping[str, Trust], now: int) -> Verified:
     }
     if told and not rights:  # so that its bearer asks for another one
         _refuse("the token was revoked")
-    return Verified(trust.issuer, trust.organization, user, rights, issued, expires, jti)
+    shard = _text(claims, "shard") if "shard" in claims else None
+    return Verified(trust.issuer, trust.organization, user, rights, issued, expires, jti, shard)
 
 
 def verify_trust(document: str, known: Trust) -> Trust:

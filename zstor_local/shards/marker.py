@@ -62,6 +62,11 @@ class Marker:
         return cls(StoreId(store), ShardUid(uid), number, created)
 
 
+def claimed_shard(data: bytes) -> ShardUid | None:
+    """The shard that a marker is of, unauthenticated; None if it is no marker."""
+    return None if claimed_store(data) is None else ShardUid(_HEADER.unpack_from(data)[3])
+
+
 def claimed_store(data: bytes) -> StoreId | None:
     """The store that a marker names, unauthenticated; None if it is no marker."""
     if len(data) < _HEADER.size or not data.startswith(_MAGIC):

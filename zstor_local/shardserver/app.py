@@ -130,9 +130,9 @@ class App:
     # --- Spaces ---
 
     async def _create(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
-        if not guest.owns(guest.token.issuer):
-            raise Refusal("forbidden", "only the owner of a store may make its shards")
         body = await self._bodies.take(request, marker.MAX_BYTES)
+        if not guest.may_make(marker.claimed_shard(body)):
+            raise Refusal("forbidden", "only the owner of a store may make its shards, each with a token for it")
         async with self._volume.lock(uid):
             await _in_thread(self._volume.create, uid, guest.token.issuer, body)
         return Answer(status=204)
@@ -146,7 +146,7 @@ class App:
 
     async def _describe(self, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
-        guest.check_owner(space)
+        guest.check_store(space)
         room = await _in_thread(self._volume.room)
         return as_json(
             {

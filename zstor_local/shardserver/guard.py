@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zstor_local.access.verify import TokenRefused, TokenVerifier, Verified
-from zstor_local.model.ids import NamespaceId
+from zstor_local.model.ids import NamespaceId, ShardUid
 from zstor_local.model.permission import STORE_NAMESPACE, Permission
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Space
@@ -22,17 +22,26 @@ class Guest:
     token: Verified
     now: Callable[[], int]
 
-    def owns(self, issuer: str) -> bool:
-        """Whether this is the daemon of a store whose spaces tokens of that issuer open: it may do everything there."""
-        return self.token.issuer == issuer and self.token.allows(STORE_NAMESPACE, "admin")
+    def may_make(self, shard: ShardUid | None) -> bool:
+        """Whether this is the daemon of a store, and speaks of this shard."""
+        return self.token.allows(STORE_NAMESPACE, "admin") and shard is not None and self.token.shard == shard.hex()
+
+    def owns(self, space: Space) -> bool:
+        """Whether this is the daemon of the space's store and the token is for this shard of it: it may do everything there."""
+        return self.token.issuer == space.issuer and self.may_make(space.shard)
 
     def check_owner(self, space: Space) -> None:
-        if not self.owns(space.issuer):
+        if not self.owns(space):
+            raise Refusal("forbidden", "only the owner of the store may do that, with a token for this shard")
+
+    def check_store(self, space: Space) -> None:
+        """Refusal `forbidden` unless this is the daemon of the space's store, whichever shard it speaks of: it may ask who is here."""
+        if self.token.issuer != space.issuer or not self.token.allows(STORE_NAMESPACE, "admin"):
             raise Refusal("forbidden", "only the owner of the store may do that")
 
     def check(self, space: Space, namespace: NamespaceId | None, permission: Permission) -> None:
         """Refusal `forbidden` unless the token gives the permission in the namespace; without one the owner alone is meant."""
-        if self.owns(space.issuer):
+        if self.owns(space):
             return
         room = next((room for room in space.rooms if room.id == namespace), None)
         known = room is not None and room.name is not None and self.token.issuer == (room.issuer or space.issuer)

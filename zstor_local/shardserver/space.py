@@ -29,7 +29,7 @@ from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shards.index import FLUSH_AT, IndexDamaged, LogIndex
 from zstor_local.shards.log import Log, LogClosed
-from zstor_local.shards.marker import claimed_store
+from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import entry_size
 from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, answering, read_file, write_file
 from zstor_local.shardserver.large import LargeShares
@@ -77,6 +77,7 @@ class Space:
             self.marker = self._read(MARKER)
             self.fence = Fence.parse(self._read(FENCE).decode())
         self.issuer: str = about["issuer"]
+        self.shard = claimed_shard(self.marker)
         store_id = claimed_store(self.marker) or StoreId(bytes(16))
         self._index = LogIndex(f"{root}/{INDEX}")
         self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away

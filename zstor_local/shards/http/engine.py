@@ -14,7 +14,7 @@ from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
-from zstor_local.shards.http.peer import Ask, Deadlines, Peer, TokenSource
+from zstor_local.shards.http.peer import Ask, Bearer, Deadlines, OwnTokens, Peer
 from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about
 from zstor_local.shards.http.wire import DIGEST, FENCE, Fence, digest, space_path
 from zstor_local.shards.marker import BadMarker, Marker
@@ -35,7 +35,7 @@ class HttpEngine:
         self,
         runtime: Runtime,
         network: Network,
-        tokens: TokenSource,
+        tokens: OwnTokens,
         store_id: StoreId,
         keys: NamespaceKeys,
         deadlines: Deadlines = DEADLINES,
@@ -53,6 +53,7 @@ class HttpEngine:
 
     def open(self, entry: ShardEntry, url: str) -> Shard:
         peer, space = self._place(url)
+        bearer = peer.bearing(self._tokens.of(ShardUid(entry.uid)))
         with self._lock:
             self._openings += 1
             opening = self._openings
@@ -60,7 +61,7 @@ class HttpEngine:
             return HttpShard(
                 entry,
                 url,
-                peer=peer,
+                peer=bearer,
                 space=space,
                 network=self._network,
                 store_id=self._store_id,
@@ -93,7 +94,7 @@ class HttpEngine:
             return
         body = identity.pack(self._keys, self._runtime.randomness.bytes(_SALT_BYTES))
         try:
-            self._network.run(lambda: peer.ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
+            self._network.run(lambda: peer.bearing(self._tokens.of(identity.uid)).ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
@@ -104,12 +105,13 @@ class HttpEngine:
             with self._lock:
                 self._openings += 1
                 opening = self._openings
-            self._network.run(lambda: self._remove(peer, space, entry, opening))
+            bearer = peer.bearing(self._tokens.of(ShardUid(entry.uid)))
+            self._network.run(lambda: self._remove(bearer, space, entry, opening))
         except (ShardError, ShareMissing, BadMarker) as error:
             reason = str(error) or "it answers something else than was asked"
             log.warning("shard %s is no shard any more, but what it holds stays on its server: %s", entry.id, reason)
 
-    async def _remove(self, peer: Peer, space: str, entry: ShardEntry, opening: int) -> None:
+    async def _remove(self, peer: Bearer, space: str, entry: ShardEntry, opening: int) -> None:
         """Take the space over from its opening in this life, then away. ShardError `fenced` if a later life has it."""
         try:
             about = await ask_about(peer, space)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from zstor_local.model.ids import ShardUid
 from zstor_local.runtime import Network, Randomness
 from zstor_local.shards.base import ShardError, ShardState, ShareMissing
 
@@ -63,6 +64,14 @@ class TokenSource(Protocol):
         ...
 
 
+class OwnTokens(TokenSource, Protocol):
+    """A store's own: without a shard they only ask which one lies somewhere."""
+
+    def of(self, shard: ShardUid) -> TokenSource:
+        """Those for one of its shards, of use to no other server than its own."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request. `most` is how many bytes the answer may have; `safe` whether sending it twice does no more than once.
@@ -87,6 +96,20 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class Bearer(Protocol):
+    """A server that is asked with the tokens of somebody."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def broken(self) -> str | None: ...
+    @property
+    def patience(self) -> float: ...
+    @property
+    def host(self) -> str: ...
+    async def ask(self, ask: Ask) -> Reply: ...
 
 
 class Peer:
@@ -119,15 +142,23 @@ class Peer:
         """What fails together with it."""
         return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
 
+    def bearing(self, tokens: TokenSource) -> Bearer:
+        """The same server, over the same connections, asked with other tokens."""
+        return _Bearing(self, tokens)
+
     async def ask(self, ask: Ask) -> Reply:
         """The answer, or ShardError (`untouched` where nothing was sent), or ShareMissing."""
+        return await self.ask_with(self._tokens, ask)
+
+    async def ask_with(self, tokens: TokenSource, ask: Ask) -> Reply:
+        """The same with tokens from elsewhere."""
         if self._broken is not None:
             raise ShardError("missing", self._broken, untouched=True)
-        token = await self._tokens.token()
+        token = await tokens.token()
         try:
             return await self._once_more(ask, token)
         except _TokenRefused:
-            return await self._once_more(ask, await self._tokens.token(anew=True), last=True)
+            return await self._once_more(ask, await tokens.token(anew=True), last=True)
 
     async def _once_more(self, ask: Ask, token: str, *, last: bool = False) -> Reply:
         """Send it; once more where the connection broke and that does no harm: a server may close one that was idle."""
@@ -257,6 +288,33 @@ class Peer:
             client, self._client = self._client, None
             with trio.CancelScope(shield=True):
                 await client.aclose()
+
+
+class _Bearing:
+    """What `Peer.bearing` gives."""
+
+    def __init__(self, peer: Peer, tokens: TokenSource) -> None:
+        self._peer = peer
+        self._tokens = tokens
+
+    @property
+    def url(self) -> str:
+        return self._peer.url
+
+    @property
+    def broken(self) -> str | None:
+        return self._peer.broken
+
+    @property
+    def patience(self) -> float:
+        return self._peer.patience
+
+    @property
+    def host(self) -> str:
+        return self._peer.host
+
+    async def ask(self, ask: Ask) -> Reply:
+        return await self._peer.ask_with(self._tokens, ask)
 
 
 def _untrusted(error: BaseException | None) -> str | None:

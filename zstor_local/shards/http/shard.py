@@ -26,7 +26,7 @@ from zstor_local.shards.base import (
     ShareMissing,
     ShareReader,
 )
-from zstor_local.shards.http.peer import Ask, Peer, Reply
+from zstor_local.shards.http.peer import Ask, Bearer, Reply
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
     API,
@@ -57,7 +57,7 @@ T = TypeVar("T")
 class About:
     """What a server tells of a space: nothing of it is believed but the marker, which proves itself."""
 
-    def __init__(self, peer: Peer, body: bytes) -> None:
+    def __init__(self, peer: Bearer, body: bytes) -> None:
         """ShardError for what is none."""
         try:
             members = json.loads(body)
@@ -71,7 +71,7 @@ class About:
             raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
 
 
-async def ask_about(peer: Peer, space: str) -> About:
+async def ask_about(peer: Bearer, space: str) -> About:
     reply = await peer.ask(Ask("GET", space, expect=(200,), most=ABOUT_BYTES))
     return About(peer, reply.body)
 
@@ -82,7 +82,7 @@ class HttpShard:
     on_disk: Flushable | None = None
 
     def __init__(
-        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
+        self, entry: ShardEntry, url: str, *, peer: Bearer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
         opening: int, session: str, prove: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Open it: ShardError if it is not there, or if it is another one than `entry` names. `prove` tells what to read back."""

@@ -20,7 +20,7 @@ from zstor_local.coding.share import (
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.runtime import Buffer, Network, Pending
 from zstor_local.shards.base import ShardError, ShareLate, ShareMissing
-from zstor_local.shards.http.peer import Ask, Peer, Reply
+from zstor_local.shards.http.peer import Ask, Bearer, Reply
 from zstor_local.shards.http.wire import DIGEST, PART_BYTES_MAX, digest, share_name
 
 PARTS_IN_FLIGHT: Final = 4  # of one share
@@ -31,7 +31,7 @@ class Speaker(Protocol):
     """The shard as its shares need it: where they lie on the server, and what goes with a request that changes something."""
 
     @property
-    def peer(self) -> Peer: ...
+    def peer(self) -> Bearer: ...
     @property
     def network(self) -> Network: ...
     @property
@@ -49,7 +49,7 @@ class Speaker(Protocol):
         ...
 
 
-async def read_range(peer: Peer, path: str, offset: int, length: int) -> bytes:
+async def read_range(peer: Bearer, path: str, offset: int, length: int) -> bytes:
     """Bytes of a share's file or entry; fewer only at its end, where the server says so too."""
     if length == 0:
         return b""
@@ -60,7 +60,7 @@ async def read_range(peer: Peer, path: str, offset: int, length: int) -> bytes:
     return _checked(peer, reply, offset, length)
 
 
-def _checked(peer: Peer, reply: Reply, offset: int, length: int) -> bytes:
+def _checked(peer: Bearer, reply: Reply, offset: int, length: int) -> bytes:
     """The body, if it is the range that was asked for."""
     span, _, size = reply.headers.get("content-range", "").removeprefix("bytes ").partition("/")
     if not size.isascii() or not size.isdecimal() or len(size) > 16:
