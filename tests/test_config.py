@@ -132,9 +132,9 @@ def test_every_key_of_the_file_arrives() -> None:
         ("[twirp]\nlisten = 'unix:relative'", f"{FILE}:2: Twirp is served at"),
         ("[twirp]\nlisten = 5", f"{FILE}:2: listen is a string or a list of strings, not 5"),
         ("default_namespace = 'A.b'", f"{FILE}:1: that is not a namespace name: 'A.b'"),
-        ("a = 1\nb = = 2", f"{FILE}:2: Invalid value"),
+        ("a = 1\nb = = 2", f"{FILE}:2: this is not TOML: Invalid value"),
         ("a = '''", f"{FILE}:1: "),
-        ("socket = '/a'\nsocket = '/b'", f"{FILE}:2: Cannot overwrite a value"),
+        ("socket = '/a'\nsocket = '/b'", f"{FILE}:2: this is not TOML: Cannot overwrite a value"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_file_and_line(text: str, message: str) -> None:

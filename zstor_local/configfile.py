@@ -50,7 +50,7 @@ class Source:
             message = str(error)
             position = _POSITION.search(message)
             line = int(position[1]) if position and position[1] else self._text.count("\n") + 1
-            raise ConfigError(_POSITION.sub("", message), file=self._file, line=line) from None
+            raise ConfigError(f"this is not TOML: {_POSITION.sub('', message)}", file=self._file, line=line) from None
 
     def error(self, place: Place, message: str) -> ConfigError:
         """What is wrong, with the line of that key, or of the nearest table around it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+from tests.cli.terminal import Terminal
 from tests.cli.test_end_to_end import ZSTOR, done, zstor
 from zstor_local.cli.private_daemon import PrivateDaemon
 
@@ -18,6 +19,10 @@ def test_a_name_is_set_read_listed_and_removed(daemon: PrivateDaemon) -> None:
     assert done(zstor(daemon, "ns", "ls", "mo")).decode().split()[-3:] == ["B", "2", "motd"]
     stale = zstor(daemon, "ns", "set", "motd", "x", "--if-seq", "1")
     assert (stale.returncode, b"has the number 2" in stale.stderr) == (1, True)
+    done(zstor(daemon, "ns", "set", "motd", "-", stdin=b"one\n\x1btwo\n"))
+    with Terminal([*ZSTOR, "ns", "get", "motd"], home=daemon.home, environment=daemon.environment) as terminal:
+        assert terminal.end() == 0
+        assert terminal.drawn == "one\r\n\\x1btwo\r\n"
     assert done(zstor(daemon, "ns", "rm", "motd")) == b"deleted motd\n"
     assert zstor(daemon, "ns", "get", "motd").returncode == 1
 

@@ -6,15 +6,25 @@ import array
 import base64
 import json
 import os
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 SAFETY_NET_SECONDS = 60.0  # nothing here waits so long unless the daemon hangs
 
 Object = dict[str, Any]
+
+
+_API = Path(__file__, "../../../docs/api.md").resolve().read_text()
+_DECLARED = {
+    method: re.findall(r"`(\w+)`", errors)
+    for method, errors in re.findall(r"^### (\S+)$(?:(?!^### ).)*?^Result: [^\n]*?Errors: ([^\n]*)$", _API, re.MULTILINE | re.DOTALL)
+}
+_ANY = ("timed_out", "shutting_down", "busy", "too_large", "not_supported")  # of calls as such: deadlines, stops, limits, the transport
 
 
 class Client:
@@ -108,6 +118,8 @@ class Client:
             reply = self.reply()
             if "method" not in reply:
                 assert reply["id"] == identity, reply
+                if reply.get("error", {}).get("code", 0) > 0:
+                    assert error_type(reply) in (*_DECLARED.get(method, []), *_ANY), f"{method} does not declare {error_type(reply)}"
                 return dict(reply)
 
     def result(self, method: str, *, fds: Sequence[int] = (), **params: Any) -> Any:

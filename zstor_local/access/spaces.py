@@ -58,6 +58,10 @@ class Spaces:
         namespace = self._store.namespaces.get(name)
         usage = self._store.namespaces.usage(namespace)
         if usage.objects:
-            raise NotEmpty(f"the namespace {name} has {usage.objects} objects", hint="delete them, or say force", objects=usage.objects)
+            raise NotEmpty(
+                f"the namespace {name} is not empty: it has {usage.objects} object{'' if usage.objects == 1 else 's'}",
+                hint="`zstor namespace rm --force` (`force`) deletes them with it, for good",
+                objects=usage.objects,
+            )
         caller.begin_commit()
         await self._store.namespaces.remove(namespace)

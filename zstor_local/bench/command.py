@@ -43,7 +43,7 @@ _DURABILITY: Final = "this file system is in memory: nothing durable was measure
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="Smaller files, fewer writes: a first impression in half a minute.")
-@click.option("--rounds", type=click.IntRange(1), help="How often everything is measured; the table shows medians (3).")
+@click.option("--rounds", type=click.IntRange(1), metavar="N", help="How often everything is measured; the table shows medians (3).")
 @click.option("--pipe", type=click.IntRange(1), metavar="MIB", help="Length of the long pipe (1024; 10240 for the full test).")
 @click.option("--objects", type=click.IntRange(1), metavar="N", help="Also fill the store with N objects and measure there.")
 @click.option("--entries", type=click.IntRange(1), metavar="N", help="Also fill a log with N entries and measure on the way.")

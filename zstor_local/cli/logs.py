@@ -38,9 +38,15 @@ def log() -> None:
 @log.command()
 @click.argument("name", metavar="LOG")
 @click.option(
-    "--page-size", type=click.IntRange(1, limits.LOG_PAGE_ENTRIES), default=64, help="Entries in a page; 1 makes a linked list."
+    "--page-size",
+    type=click.IntRange(1, limits.LOG_PAGE_ENTRIES),
+    default=64,
+    metavar="N",
+    help="Entries in a page; 1 makes a linked list.",
 )
-@click.option("--embed-last", type=click.IntRange(0), default=0, help="How many of a page's newest entries carry their content.")
+@click.option(
+    "--embed-last", type=click.IntRange(0), default=0, metavar="N", help="How many of a page's newest entries carry their content."
+)
 @click.option("--encoding", type=click.Choice(["protobuf", "json"]), default="protobuf", help="How pages are written.")
 @click.option("--mvds", is_flag=True, help="Only MVDS messages, each under its message id.")
 @as_json

@@ -136,7 +136,7 @@ def _items(client: Client, prefix: str) -> Iterator[NameListed]:
 
 
 def _show(options: Options, fetched: NameFetched, *, line: bool = False) -> None:
-    """The bytes as they are; on a terminal, or of a stream, as a line."""
+    """The bytes as they are; on a terminal as lines that end, of a stream as one line."""
     if options.json:
         click.echo(json.dumps(fetched))
         return
@@ -144,4 +144,5 @@ def _show(options: Options, fetched: NameFetched, *, line: bool = False) -> None
     if not line and not sys.stdout.isatty():
         sys.stdout.buffer.write(data)
         return
-    click.echo("(deleted)" if fetched.get("deleted") else text.shown(data.decode(errors="backslashreplace")))
+    content = data.decode(errors="backslashreplace")
+    click.echo("(deleted)" if fetched.get("deleted") else text.shown(content) if line else text.shown_lines(content))

@@ -41,6 +41,11 @@ def safe(text: str, stream: IO[str]) -> str:
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown_lines(text: str) -> str:
+    """`shown` for a text of several lines, which stay lines; without the last one's end."""
+    return "\n".join(map(shown, text.removesuffix("\n").split("\n")))
+
+
 def shown(text: str) -> str:
     """`safe` for standard output."""
     return safe(text, sys.stdout)

@@ -87,6 +87,7 @@ class Paths:
 
     def open_input(self, path: str, pid: int) -> int:
         """A regular file, open for reading; the caller closes it. PathRefused or IoError."""
+        _must_be_absolute(path)
         with self._found(path, pid, os.O_PATH) as fd, self._errors(path, write=False):
             self._must_be_seen(fd, path, write=False)
             self._must_be_plain_file(fd, path)
@@ -99,6 +100,7 @@ class Paths:
         `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
         replacing a link; `append` writes a new file first and then appends its bytes.
         """
+        _must_be_absolute(path)
         name = posixpath.basename(path)
         if name in ("", ".", ".."):
             raise PathRefused(f"{path} names no file", hint="give the path of the file to write")
@@ -134,8 +136,6 @@ class Paths:
     @contextmanager
     def _found(self, path: str, pid: int, flags: int, *, write: bool = False) -> Iterator[int]:
         """An O_PATH descriptor: nothing is opened yet, so nothing blocks and no device notices."""
-        if not path.startswith("/"):
-            raise PathRefused(f"{path} is not absolute", hint="the daemon has a working directory of its own: give the whole path")
         if "\0" in path:
             raise PathRefused("a path holds no NUL", hint=_DESCRIPTOR_HINT)
         with self._errors(path, write=write, directory=path if write else None):
@@ -297,3 +297,8 @@ class Paths:
 
 def _identity(status: FileStatus) -> tuple[int, int]:
     return status.device, status.inode
+
+
+def _must_be_absolute(path: str) -> None:
+    if not path.startswith("/"):
+        raise PathRefused(f"{path!r} is not absolute", hint="the daemon has a working directory of its own: give the whole path")

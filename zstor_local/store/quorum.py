@@ -13,8 +13,9 @@ def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError
     shards = {name: {"state": error.state, "detail": str(error)} for name, error in sorted(failed.items())}
     full = sorted(name for name, error in failed.items() if error.state == "full")
     if full and len(full) == len(failed):
+        which = "shard" if len(full) == 1 else "shards"
         return NoSpace(
-            f"{', '.join(full)} full: {durable} of the {quorum} shards a write needs could take it",
+            f"{which} {', '.join(full)} full: {durable} of the {quorum} shards a write needs could take it",
             hint="free some room on the disk, or add a shard",
             shard=full[0],
             shards=shards,

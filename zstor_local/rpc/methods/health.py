@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from zstor_local.errors import Conflict, CorruptRecord, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable, Unreadable
+from zstor_local.errors import (
+    Conflict,
+    CorruptRecord,
+    NoSpace,
+    NotEnoughShards,
+    NotFound,
+    OutcomeUnknown,
+    PermissionDenied,
+    Unavailable,
+    Unreadable,
+)
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.registry import Registry
@@ -60,7 +70,7 @@ def register(registry: Registry, store: Store) -> None:
 
     @registry.method(
         "object.repair",
-        errors=[NotFound, CorruptRecord, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable],
+        errors=[NotFound, CorruptRecord, PermissionDenied, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable],
         long=True,
     )
     async def repair(

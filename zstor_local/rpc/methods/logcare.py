@@ -146,7 +146,7 @@ def register(registry: Registry, store: Store, paths: Paths, logs: Logs, cas: Ca
             "remains": REMAINS,
         }
 
-    @registry.method("log.export", errors=_PACK_ERRORS, long=True)
+    @registry.method("log.export", errors=[AlreadyExists, *_PACK_ERRORS], long=True)
     async def export(
         call: Call,
         /,

@@ -21,6 +21,7 @@ from zstor_local.errors import (
     NotFound,
     OutcomeUnknown,
     PathRefused,
+    PermissionDenied,
     TooLarge,
     Unavailable,
     Unreadable,
@@ -64,6 +65,8 @@ WRITE_ERRORS: Final[list[type[ZstorError]]] = [
     NotFound,
     AlreadyExists,
     Conflict,
+    CorruptRecord,
+    PermissionDenied,
     NotEnoughShards,
     OutcomeUnknown,
     NoSpace,
@@ -74,6 +77,7 @@ WRITE_ERRORS: Final[list[type[ZstorError]]] = [
     PathRefused,
     Busy,
 ]
+DELETE_ERRORS: Final = [NotFound, Conflict, CorruptRecord, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, IoError]
 READ_ERRORS: Final[list[type[ZstorError]]] = [NotFound, Unreadable, CorruptRecord]
 FILE_ERRORS: Final[list[type[ZstorError]]] = [PathRefused, IoError, NoSpace, Busy]
 
@@ -337,7 +341,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
         return streams.read(call, send_pieces)
 
-    @registry.method("object.delete", errors=[NotFound, Conflict, OutcomeUnknown, Unavailable])
+    @registry.method("object.delete", errors=DELETE_ERRORS)
     async def delete(
         call: Call,
         /,

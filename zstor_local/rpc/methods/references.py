@@ -14,6 +14,7 @@ from zstor_local.errors import (
     NotEnoughShards,
     NotFound,
     OutcomeUnknown,
+    PermissionDenied,
     TooLarge,
     Unavailable,
 )
@@ -29,7 +30,18 @@ from zstor_local.store.store import Store
 
 Given = Annotated[list[Annotated[str, Length(1, limits.REFERENCE_BYTES)]], "1 to 255 bytes of UTF-8 each"]
 
-CHANGE_ERRORS: Final = [NotFound, Conflict, CorruptRecord, TooLarge, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable, IoError]
+CHANGE_ERRORS: Final = [
+    NotFound,
+    Conflict,
+    CorruptRecord,
+    PermissionDenied,
+    TooLarge,
+    NotEnoughShards,
+    NoSpace,
+    OutcomeUnknown,
+    Unavailable,
+    IoError,
+]
 
 
 class Appended(TypedDict):

@@ -14,6 +14,7 @@ from zstor_local.errors import (
     NotEnoughShards,
     NotFound,
     OutcomeUnknown,
+    PermissionDenied,
     Unavailable,
 )
 from zstor_local.model.ids import check_key
@@ -34,6 +35,7 @@ ERRORS: Final = [
     AlreadyExists,
     Conflict,
     CorruptRecord,
+    PermissionDenied,
     NotEnoughShards,
     NoSpace,
     OutcomeUnknown,
