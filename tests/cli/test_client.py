@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
+from zstor_local.cli import client as client_module
 from zstor_local.cli.client import Client, NoDaemon
 from zstor_local.errors import Cancelled, Conflict, TooLarge, typed_error
 
@@ -135,6 +136,26 @@ def test_ctrl_c_after_the_commit_gives_the_true_result(tmp_path: Path) -> None:
 
     with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
         assert client.call("object.write_file", {}) == "done"
+
+
+def test_who_waits_for_a_daemon_that_hangs_is_told_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_PATIENCE_SECONDS", 0.01)
+    told: list[str] = []
+    heard = threading.Event()
+
+    def hanging() -> None:
+        told.append("it hangs")
+        heard.set()
+
+    def serve(peer: Peer) -> None:
+        request = interrupted(peer.receive())
+        peer.receive()
+        assert heard.wait(60)
+        peer.answer(request, "stored")
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path), hanging=hanging) as client:
+        assert client.call("object.write", {}) == "stored"
+    assert told == ["it hangs"]
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ Object: TypeAlias = Mapping[str, Json]
 Progress: TypeAlias = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, a few words
 
 _READ_BYTES: Final = 256 * limits.KIB
+_PATIENCE_SECONDS: Final = 2.0  # a daemon that is well has answered a cancel long before
 _SOCKET_PATH_BYTES: Final = 107  # sockaddr_un, less its NUL
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
 
@@ -45,17 +46,19 @@ class NoDaemon(Exception):
 class Client:
     """One connection. Use it as a context manager, from one thread."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, *, hanging: Callable[[], None] | None = None) -> None:
+        """`hanging` is called once where the daemon does not answer soon after a Ctrl-C."""
         self._socket = connected
+        self._hanging = hanging
         self._buffer = bytearray()
         self._last_id = 0
         self._interrupted = False
 
     @classmethod
-    def connect(cls, path: str, *, start: str = "zstor daemon") -> Self:
+    def connect(cls, path: str, *, start: str = "zstor daemon", hanging: Callable[[], None] | None = None) -> Self:
         """Connect to the daemon at the path and make sure that it runs under our own user id.
 
-        Raises NoDaemon, with `start`, the command that starts one, as the hint.
+        Raises NoDaemon, with `start`, the command that starts one, as the hint. `hanging`: as in `Client`.
         """
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -73,7 +76,7 @@ class Client:
                 f"the socket {path} belongs to a process of user id {uid}, not of yours",
                 hint="nothing was sent to it; run the command as the user whose daemon it is, or name your own socket with --socket",
             )
-        return cls(connected)
+        return cls(connected, hanging=hanging)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +104,7 @@ class Client:
         _check_text(params)
         if progress is not None:
             params = {**params, "_meta": {"progressToken": self._last_id}}
-        with _Interrupts() as interrupts:
+        with _Interrupts(self._hanging) as interrupts:
             self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, fds)
             while True:
                 message = self._receive(interrupts)
@@ -162,6 +165,9 @@ class Client:
 class _Interrupts:
     """Ctrl-C while a call runs: the first one wakes `wait`, a second one raises KeyboardInterrupt."""
 
+    def __init__(self, hanging: Callable[[], None] | None) -> None:
+        self._hanging = hanging
+
     def __enter__(self) -> Self:
         self.count = 0
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -186,7 +192,12 @@ class _Interrupts:
 
     def wait(self, connected: socket.socket) -> bool:
         """Wait until the socket is readable or closed; True: a Ctrl-C came instead."""
-        ready, _, _ = select.select([connected.fileno(), self._reader], [], [])
+        watched = [connected.fileno(), self._reader]
+        ready, _, _ = select.select(watched, [], [], _PATIENCE_SECONDS if self.count and self._hanging else None)
+        if not ready and self._hanging is not None:
+            self._hanging()
+            self._hanging = None
+            ready, _, _ = select.select(watched, [], [])
         if self._reader not in ready:
             return False
         return signal.SIGINT in os.read(self._reader, 64)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import click
 
+from zstor_local.cli import report
 from zstor_local.cli.client import Client
 from zstor_local.config import Config, ConfigError, config_file, load_config
 
@@ -55,7 +56,12 @@ class Options:
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""
         flags = [part for name, value in (("--config", self.config), ("--socket", self.socket)) if value for part in (name, value)]
-        return Client.connect(self.load().socket, start=shlex.join(["zstor", *flags, "daemon"]))
+        start = shlex.join(["zstor", *flags, "daemon"])
+        return Client.connect(self.load().socket, start=start, hanging=None if self.json else _tell_of_hanging)
+
+
+def _tell_of_hanging() -> None:
+    report.warning("the daemon was told to cancel it and has not answered yet; another Ctrl-C ends the command at once")
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
