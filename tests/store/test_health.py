@@ -95,6 +95,19 @@ async def test_a_missing_and_a_cut_share_are_seen_without_opening_blocks(home: H
         assert await check(store, stored, fast=True) == ("invalid", ["missing", "corrupt", "ok"])
 
 
+async def test_a_share_that_its_disk_cannot_read_is_corrupt_and_made_anew(home: Home) -> None:
+    """A bad sector: the disk is well otherwise, and nobody else will bring the share back."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        bad = str(share_place(store, stored, 0).path)
+        home.files.fail("pread", lambda path: path == bad, errno.EIO, times=None)
+        for fast in (True, False):
+            assert await check(store, stored, fast=fast) == ("valid", ["corrupt", "ok", "ok"])
+        await repair(store, stored)
+        home.files.heal()  # the new file lies elsewhere
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
+
+
 async def test_another_versions_share_is_stale(home: Home) -> None:
     async with home.open() as store:
         old = await put(store, "old", content(1, 700_000))

@@ -162,8 +162,8 @@ class Health:
                 raise ShareBad("corrupt")
         except ShareMissing:
             raise ShareBad("missing") from None
-        except ShardError:
-            raise ShareBad("unreachable") from None
+        except ShardError as error:
+            raise shares.told(index, error) from None
         if record.table_blob:
             shares.sealed_table(index)
 

@@ -116,11 +116,11 @@ class VersionShares:
         except ShareMissing:
             raise ShareBad("missing") from None
         except ShardError as error:
-            raise self._told(index, error) from None
+            raise self.told(index, error) from None
         except BadBlock:
             raise ShareBad("corrupt") from None
 
-    def _told(self, index: int, error: ShardError) -> ShareBad:
+    def told(self, index: int, error: ShardError) -> ShareBad:
         """What an error of its shard says of a share: a disk that is well and cannot read the share has lost it."""
         shard = self._pool.get(self._record.placement[index])
         well = shard is not None and shard.on_disk is not None and shard.check() not in _GONE
@@ -142,7 +142,7 @@ class VersionShares:
                 except ShareMissing:
                     raise ShareBad("unreachable" if shard.check() in _GONE else "missing") from None
                 except ShardError as error:
-                    raise self._told(index, error) from None
+                    raise self.told(index, error) from None
             return self._readers[index]
 
     def table(self) -> ChunkTable:
@@ -164,7 +164,7 @@ class VersionShares:
         except ShareMissing:
             raise ShareBad("corrupt") from None
         except ShardError as error:
-            raise self._told(index, error) from None
+            raise self.told(index, error) from None
         except BadBlock:
             raise ShareBad("corrupt") from None
         return sealed
