@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from tests.descriptors import open_descriptors
-from tests.metastore.conformance import OTHER_SPACE, SPACE, STORE, MetastoreLaws, envelope, row, transaction, version
+from tests.metastore.conformance import OTHER_SPACE, SPACE, STORE, MetastoreLaws, envelope, names, row, transaction, version
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -34,6 +34,7 @@ from zstor_local.metastore.base import (
 from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ReferenceHash, ShareId
+from zstor_local.model.record import Kind
 
 PAGE = 4_096
 
@@ -142,6 +143,28 @@ def test_the_wal_keeps_its_room_when_checkpoints_come_in_time(sqlite: SqliteMeta
         sqlite.checkpoint()
         sizes.append(Path(f"{path}-wal").stat().st_size)
     assert sizes[-1] == sizes[1]
+
+
+def test_a_tombstone_of_an_earlier_life_goes_with_a_new_object(path: str) -> None:
+    with closing(SqliteMetastore(path)) as metastore:
+        metastore.commit(transaction(row("a", 1, Kind.TOMBSTONE), row("b", 1)))
+    with closing(SqliteMetastore(path)) as metastore:
+        metastore.commit(transaction(row("a", 2), row("b", 2, Kind.TOMBSTONE), sequence=2))
+        metastore.commit(transaction(row("b", 3), sequence=3))
+        assert metastore.tombstone(SPACE, "a") is None
+        assert metastore.tombstone(SPACE, "b") is None
+        assert names(metastore.scan(SPACE, "", None, 10)) == ["a", "b"]
+
+
+def test_what_is_loaded_is_all_in_the_one_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "loaded.sqlite")
+    parts = [transaction(row("a", 1), row("b", 1)), transaction(row("a", 2, Kind.TOMBSTONE), sequence=2)]
+    SqliteMetastore.load(path, STORE, parts)
+    assert [file.name for file in tmp_path.iterdir()] == ["loaded.sqlite"]
+    with closing(SqliteMetastore(path)) as metastore:
+        assert names(metastore.scan(SPACE, "", None, 10)) == ["b"]
+        assert metastore.tombstone(SPACE, "a") == envelope(2, Kind.TOMBSTONE)
+        assert metastore.state() == parts[1].state
 
 
 def test_fold_puts_everything_into_the_one_file(sqlite: SqliteMetastore, path: str, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ class SqliteMetastore(SqliteLookups):
             raise
         self._store_id = StoreId(row[1])
         self._committed = SqliteLookups(self._writer)
-        self._no_debts = not self._all("select 1 from debt limit 1", ())  # stays false once there were some in this life
+        # Each stays false once there were some in this life.
+        self._no_debts = not self._all("select 1 from debt limit 1", ())
+        self._no_tombstones = not self._all("select 1 from tombstone limit 1", ())
 
     @classmethod
     def create(cls, path: str, store_id: StoreId) -> None:
@@ -177,10 +179,14 @@ class SqliteMetastore(SqliteLookups):
         for table, other, buried in (("record", "tombstone", False), ("tombstone", "record", True)):
             rows = [(*at, envelope) for at, envelope in newest.items() if (envelope.kind is Kind.TOMBSTONE) is buried]
             if rows:
+                if buried:
+                    self._no_tombstones = False
                 db.executemany(
                     f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
                     [(space, name, e.kind, e.key_hash, e.version, e.sequence, e.sealed) for space, name, e in rows],
                 )
+                if other == "tombstone" and self._no_tombstones:
+                    continue
                 db.executemany(
                     f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
                     [

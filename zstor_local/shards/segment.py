@@ -33,6 +33,7 @@ FORMAT: Final = 1
 HEADER_BYTES: Final = 64
 ENTRY_HEADER_BYTES: Final = 96
 ALIGNMENT: Final = 8
+CHECKSUM_BYTES: Final = 16
 
 _MAGIC: Final = b"ZSTORSEG"
 _ENTRY_MAGIC: Final = b"ZENT"
@@ -137,7 +138,7 @@ def _finish(key: bytes, offset: int, fields: bytes, record: bytes, share: bytes)
 
 
 def _checksum(key: bytes, offset: int, fields: bytes, *rest: bytes) -> bytes:
-    return blake3.blake3(b"".join((_OFFSET.pack(offset), fields, *rest)), key=key).digest(16)
+    return blake3.blake3(b"".join((_OFFSET.pack(offset), fields, *rest)), key=key).digest(CHECKSUM_BYTES)
 
 
 def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[Located]:
@@ -163,10 +164,10 @@ def scan_segment(key: bytes, read: Callable[[int, int], Buffer], start: int, len
 def scan_records(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[bytes]:
     """The records of the entries that `scan_segment` finds, each as Envelope.pack gives it, at half the price."""
     for data, at, _, fields in _whole(key, read, start, length):
-        _, kind, _, length, _, sequence, _, namespace, key_hash, version = fields
+        _, kind, _, record_length, _, sequence, _, namespace, key_hash, version = fields
         if kind != _FREED:
             record = at + ENTRY_HEADER_BYTES
-            yield ENVELOPE_HEADER.pack(kind, namespace, key_hash, version, sequence) + data[record : record + length]
+            yield ENVELOPE_HEADER.pack(kind, namespace, key_hash, version, sequence) + data[record : record + record_length]
 
 
 _Fields = tuple[bytes, int, int, int, int, int, int, bytes, bytes, bytes]  # as _ENTRY has them
@@ -174,6 +175,7 @@ _Fields = tuple[bytes, int, int, int, int, int, int, bytes, bytes, bytes]  # as 
 
 def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: int) -> Iterator[tuple[bytes, int, int, _Fields]]:
     """Each whole entry: bytes that hold it, where in them and in the segment it begins, and the fields of its header."""
+    unpack, number = _ENTRY.unpack_from, _OFFSET.pack
     window, base = b"", 0
     offset = aligned(start)
     while offset + ENTRY_HEADER_BYTES <= length:
@@ -182,7 +184,7 @@ def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: i
             window, base, at = bytes(read(offset, min(_SCAN_BYTES, length - offset))), offset, 0
             if len(window) < ENTRY_HEADER_BYTES:
                 return
-        fields: _Fields = _ENTRY.unpack_from(window, at)
+        fields: _Fields = unpack(window, at)
         if fields[0] != _ENTRY_MAGIC:
             # The magic word is aligned; a hit elsewhere is a coincidence in some payload.
             near = window.find(_ENTRY_MAGIC, at + 1)
@@ -192,13 +194,15 @@ def _whole(key: bytes, read: Callable[[int, int], Buffer], start: int, length: i
                 offset += max(ALIGNMENT, (near - at) // ALIGNMENT * ALIGNMENT)
             continue
         size = ENTRY_HEADER_BYTES + fields[3] + fields[4]
-        step = aligned(size)
+        step = size + ALIGNMENT - 1 & -ALIGNMENT
         if offset + step <= length and (fields[1] == _FREED or (fields[1] in KINDS and fields[3])):
             if at + size > len(window):
                 window, base, at = bytes(read(offset, max(size, min(_SCAN_BYTES, length - offset)))), offset, 0
             body, end = at + ENTRY_HEADER_BYTES, at + size
-            checksum = _checksum(key, offset, window[at : at + _ENTRY.size], window[body:end])
-            if end <= len(window) and checksum == window[at + _ENTRY.size : body]:
+            claimed = window[at + _ENTRY.size : body]
+            # As _checksum has it; here, as all that a log holds comes by.
+            checked = number(offset), window[at : at + _ENTRY.size], window[body:end]
+            if end <= len(window) and blake3.blake3(b"".join(checked), key=key).digest(CHECKSUM_BYTES) == claimed:
                 yield window, at, offset, fields
                 offset += step
                 continue

@@ -13,7 +13,7 @@ here        the records of the store itself; the order of it all; the new metast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from itertools import chain
 from typing import Final
@@ -195,15 +195,15 @@ class _Rebuild:
 
     # --- Write ---
 
-    def _write(self, usage: Mapping[NamespaceId, Usage]) -> None:
+    def _write(self, usage: dict[NamespaceId, Usage]) -> None:
         self._progress(WRITING, 0)
         writer = max(shard.newest_writer() for shard in self._shards.values())
         state = StoreState(self._highest, self._highest + RESERVE, writer, self._report.objects, self._report.bytes)
         self._engines.put_metastore_aside(self._config.store)
         self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
 
-    def _transactions(self, state: StoreState, usage: Mapping[NamespaceId, Usage]) -> Iterator[Transaction]:
-        yield Transaction(state, usage=dict(usage))
+    def _transactions(self, state: StoreState, usage: dict[NamespaceId, Usage]) -> Iterator[Transaction]:
+        yield Transaction(state, usage=usage)
         written = 0
         for rows in self._scratch.rows(BATCH):
             yield Transaction(state, rows=rows)

@@ -8,9 +8,9 @@ counts, whoever holds the other; if both do, the one on more shards, and that is
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
@@ -26,7 +26,7 @@ from zstor_local.store.rebuild.report import Report
 from zstor_local.store.rebuild.scratch import FoundRow, Scratch, version_of
 from zstor_local.store.sealing import RecordSealer
 
-_AT_ONCE: Final = 500  # choices that are put into the scratch tables together
+_AT_ONCE: Final = 500  # rows that are put into the scratch table together
 
 
 class Voids:
@@ -68,53 +68,50 @@ def _by_holders(found: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     return sorted(copies, key=lambda record: (-copies[record].bit_count(), copies[record] & -copies[record]))
 
 
-@dataclass(slots=True)
-class _Opened:
-    """A record that opens."""
-
-    record: bytes
-    envelope: Envelope
-    plain: bytes
-    ambiguous: bool  # another record of the key with the same sequence opens too, and says something else
-
-
 class Opener:
-    """Opens records, and counts those that do not open."""
+    """Opens records, and tells of those that do not open."""
 
     def __init__(self, sealer: RecordSealer, on_damage: Callable[[Envelope], None]) -> None:
         self._sealer = sealer
         self._on_damage = on_damage
 
-    def first(self, same: list[bytes]) -> _Opened | None:
+    def first(self, same: list[bytes]) -> Opened | None:
         """Of records with one sequence the first that opens. Where none does each of them is told."""
-        found: _Opened | None = None
-        damaged = []
-        for record in same:
-            envelope = Envelope.parse(record)
-            try:
-                plain = self._sealer.open(envelope)
-            except CorruptRecord:
-                damaged.append(envelope)
-                continue
-            if found is None:
-                found = _Opened(record, envelope, plain, ambiguous=False)
-            elif plain != found.plain or envelope.kind is not found.envelope.kind:
-                found.ambiguous = True
-        if found is None:
-            for envelope in damaged:
-                self._on_damage(envelope)
-        return found
+        opened = [found for record in same if (found := self._open(record)) is not None]
+        if not opened:
+            for record in same:
+                self._on_damage(Envelope.parse(record))
+            return None
+        first = opened[0]
+        first.ambiguous = len(opened) > 1 and any(each.says != first.says for each in opened)
+        return first
+
+    def _open(self, record: bytes) -> Opened | None:
+        envelope = Envelope.parse(record)
+        try:
+            return Opened(record, envelope, self._sealer.open(envelope))
+        except CorruptRecord:
+            return None
 
 
 @dataclass(slots=True)
-class Choice:
-    """What counts of one key: the record and its row's name; of an object what it is, and the indices of the shares that it lacks."""
+class Opened:
+    """A record that opens. `ambiguous`: another one of its key and sequence does too, and says something else.
+
+    Once it is understood: the name of its row; of an object what it is, and the indices of the shares that it lacks.
+    """
 
     record: bytes
     envelope: Envelope
-    name: str
+    plain: bytes
+    ambiguous: bool = False
+    name: str = ""
     object: ObjectRecord | None = None
-    lacking: list[int] = field(default_factory=list)
+    lacking: Sequence[int] = ()
+
+    @property
+    def says(self) -> tuple[Kind, bytes]:
+        return self.envelope.kind, self.plain
 
 
 class Choosing:
@@ -132,14 +129,16 @@ class Choosing:
         self._listed = listed
         self._report = report
         self._progress = progress
-        self.usage: dict[NamespaceId, Usage] = {}
+        self._rows: list[tuple[str, bytes]] = []
+        self._usage: dict[NamespaceId, list[int]] = {}  # objects, bytes
 
-    def run(self) -> Mapping[NamespaceId, Usage]:
+    def run(self) -> dict[NamespaceId, Usage]:
         """What each namespace holds then."""
-        choices = (choice for records in by_key(self._found(), self._voids) if (choice := self._choose(records)) is not None)
-        while some := list(islice(choices, _AT_ONCE)):
-            self._take(some)
-        return self.usage
+        for records in by_key(self._found(), self._voids):
+            if (choice := self._choose(records)) is not None:
+                self._take(choice)
+        self._put()
+        return {space: Usage(*counts) for space, counts in self._usage.items()}
 
     def _found(self) -> Iterator[FoundRow]:
         for rows in self._scratch.found(store_wide=False):
@@ -149,21 +148,21 @@ class Choosing:
     def _damaged(self, envelope: Envelope) -> None:
         self._report.damaged += 1
 
-    def _choose(self, records: Iterator[list[bytes]]) -> Choice | None:
-        unreadable: Choice | None = None  # the newest object, if it is that
+    def _choose(self, records: Iterator[list[bytes]]) -> Opened | None:
+        unreadable: Opened | None = None  # the newest object, if it is that
         for same in records:
-            opened = self._opener.first(same)
-            if opened is None:
+            choice = self._opener.first(same)
+            if choice is None:
                 continue
             try:
-                choice = self._understood(opened)
+                record = self._understand(choice)
             except CorruptRecord:
-                self._damaged(opened.envelope)
+                self._damaged(choice.envelope)
                 continue
-            if choice.object is None:
+            if record is None:
                 if unreadable is not None:
                     break
-            elif choice.object.policy.m - len(choice.lacking) < choice.object.policy.k:
+            elif record.policy.m - len(choice.lacking) < record.policy.k:
                 unreadable = unreadable or choice
                 continue
             elif unreadable is not None:
@@ -171,45 +170,48 @@ class Choosing:
             return choice
         if unreadable is not None:
             self._report.unreadable.append(unreadable.name)
-            unreadable.lacking = []  # nothing can be made of what is left
+            unreadable.lacking = ()  # nothing can be made of what is left
         return unreadable
 
-    def _understood(self, opened: _Opened) -> Choice:
-        envelope = opened.envelope
+    def _understand(self, choice: Opened) -> ObjectRecord | None:
+        envelope = choice.envelope
         if envelope.kind is Kind.TOMBSTONE:
-            choice = Choice(opened.record, envelope, Tombstone.decode(opened.plain).key)
+            choice.name = Tombstone.decode(choice.plain).key
         else:
-            record = ObjectRecord.decode(opened.plain)
-            choice = Choice(opened.record, envelope, record.key, record, self._holding.lacking(envelope.version, record))
-        if opened.ambiguous:
+            choice.object = record = ObjectRecord.decode(choice.plain)
+            choice.name = record.key
+            choice.lacking = self._holding.lacking(envelope.version, record)
+        if choice.ambiguous:
             self._report.ambiguous.append(choice.name)
-        return choice
+        return choice.object
 
-    def _take(self, choices: list[Choice]) -> None:
-        report = self._report
-        self._scratch.choose((choice.name, choice.record) for choice in choices)
-        debts: list[Debt] = []
-        references: list[Reference] = []
-        for choice in choices:
-            record = choice.object
-            if record is None:
-                report.deleted += 1
-                continue
-            space = choice.envelope.namespace
-            report.objects += 1
-            report.bytes += record.size
-            self.usage[space] = self.usage.get(space, Usage()) + Usage(1, record.size)
-            if choice.lacking:
-                debts += self._debts(choice, record)
-            if record.references:
-                hashes = (self._hasher.reference_hash(space, reference) for reference in record.references)
-                references += [Reference(space, each, choice.name) for each in hashes]
-            if report.objects % PROGRESS_EVERY == 0:
-                self._progress("objects found", report.objects)
-        self._scratch.owe(debts)
-        self._scratch.refer(references)
+    def _take(self, choice: Opened) -> None:
+        self._rows.append((choice.name, choice.record))
+        if len(self._rows) >= _AT_ONCE:
+            self._put()
+        record, report = choice.object, self._report
+        if record is None:
+            report.deleted += 1
+            return
+        space = choice.envelope.namespace
+        report.objects += 1
+        report.bytes += record.size
+        counts = self._usage.setdefault(space, [0, 0])
+        counts[0] += 1
+        counts[1] += record.size
+        if choice.lacking:
+            self._scratch.owe(self._debts(choice, record))
+        if record.references:
+            hashes = (self._hasher.reference_hash(space, reference) for reference in record.references)
+            self._scratch.refer(Reference(space, each, choice.name) for each in hashes)
+        if report.objects % PROGRESS_EVERY == 0:
+            self._progress("objects found", report.objects)
 
-    def _debts(self, choice: Choice, record: ObjectRecord) -> list[Debt]:
+    def _put(self) -> None:
+        self._scratch.choose(self._rows)
+        self._rows.clear()
+
+    def _debts(self, choice: Opened, record: ObjectRecord) -> list[Debt]:
         """The shares that it lacks, as far as their shards still are the store's."""
         space, version = choice.envelope.namespace, choice.envelope.version
         missing = ((index, record.placement[index]) for index in choice.lacking)

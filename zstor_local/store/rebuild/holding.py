@@ -31,11 +31,10 @@ class Holding:
         """The indices of the shares that are not where the record says."""
         small = record.small
         held = (self._expected[0].get(version) or self._expected[1].get(version, ())) if small else ()
-        return [
-            index
-            for index, number in enumerate(record.placement)
-            if not ((number in self._indexed and (number, index) in held) or self._has(number, ShareId(version, index), small=small))
-        ]
+        # An index may know shards that are not there.
+        known = held if self._indexed.issuperset(record.placement) else [each for each in held if each[0] in self._indexed]
+        missing = [index for index, number in enumerate(record.placement) if (number, index) not in known]
+        return [index for index in missing if not self._has(record.placement[index], ShareId(version, index), small=small)]
 
     def _has(self, number: int, share: ShareId, *, small: bool) -> bool:
         shard = self._shards.get(number)

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from zstor_local.metastore.base import Debt, Owed, Reference, Row
 from zstor_local.model.ids import NamespaceId, ReferenceHash, Version
-from zstor_local.model.record import STORE_WIDE, Envelope
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 
 _TABLES: Final = ("found", "found_store_wide", "chosen", "reference", "debt")
 _SCHEMA: Final = """
 create table found(key blob, sequence blob, holders blob, record blob);
 create table found_store_wide(key blob, sequence blob, holders blob, record blob);
-create table chosen(space blob, name blob, sequence blob, record blob);
+create table chosen(turn integer, space blob, name blob, sequence blob, record blob);
 create table reference(space blob, hash blob, name blob);
 create table debt(version blob, shard integer, kind integer, share integer, space blob, name blob);
 """
@@ -34,6 +34,11 @@ def version_of(record: bytes) -> Version:
 def sequence_of(record: bytes) -> bytes:
     """The sequence, big-endian: as the bytes, so the numbers sort."""
     return record[56:48:-1]
+
+
+def _turn(record: bytes) -> int:
+    """Objects first: as long as there is no tombstone in a metastore, none is looked for. A namespace has one record of each name."""
+    return 2 if record[1:17] == STORE_WIDE else 1 if record[0] == Kind.TOMBSTONE else 0
 
 
 class Scratch:
@@ -83,8 +88,8 @@ class Scratch:
     def choose(self, rows: Iterable[tuple[str, bytes]]) -> None:
         """Records that count, with their row's name."""
         self._db.executemany(
-            "insert into chosen values(?, ?, ?, ?)",
-            [(record[1:17], name.encode(), sequence_of(record), record) for name, record in rows],
+            "insert into chosen values(?, ?, ?, ?, ?)",
+            [(_turn(record), record[1:17], name.encode(), sequence_of(record), record) for name, record in rows],
         )
 
     def refer(self, references: Iterable[Reference]) -> None:
@@ -100,7 +105,7 @@ class Scratch:
 
     def rows(self, count: int) -> Iterator[list[Row]]:
         """What was chosen, in the metastore's order, so many at once. Of two records under one name the later comes later."""
-        for found in self._batches("select space, name, record from chosen order by space, name, sequence", count):
+        for found in self._batches("select space, name, record from chosen order by turn, space, name, sequence", count):
             yield [Row(NamespaceId(space), name.decode(), Envelope.parse(record)) for space, name, record in found]
 
     def references(self, count: int) -> Iterator[list[Reference]]:
