@@ -54,6 +54,16 @@ async def test_a_disk_with_less_than_a_tenth_free_is_told_of(home: Home) -> None
         await put(store, "a", content(1, 10_000))  # a warning stops nothing
 
 
+async def test_a_disk_that_takes_no_writes_degrades_the_store(home: Home) -> None:
+    async with home.open() as store:
+        with_rooms(store, NEARLY, dict.fromkeys(range(3), NEARLY))
+        assert (store.health, {shard.state for shard in store.shard_statuses()}) == ("ok", {"ok"})
+        with_rooms(store, FULL, dict.fromkeys(range(3), PLENTY))
+        assert store.health == "degraded"
+        with_rooms(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY})
+        assert (store.health, [shard.state for shard in store.shard_statuses()]) == ("degraded", ["ok", "full", "ok"])
+
+
 async def test_writes_stop_at_the_reserve_and_reads_and_deletes_go_on(home: Home) -> None:
     async with home.open() as store:
         for size in (10_000, 700_000):

@@ -323,7 +323,7 @@ def _line(entry: LogEntry) -> str:
 
 
 def _show_page(page: LogPageView) -> None:
-    """The seed's view, a line a pair."""
+    """The specification's view, a line a pair."""
     pairs, tail = cast("tuple[list[list[str | None]], str | None]", page["view"])
     for local_hash, address in pairs:
         click.echo(f"  {local_hash}  {address or '(scrubbed)'}")

@@ -5,9 +5,9 @@ An entry pairs the hash that its writers know it by (`localHash`; in MVDS the me
 unknown, `seqid` (4) of a pair: the entry's sequence number. The rules that a verifier checks: pages adjacent, no overlap, numbers
 falling by one, `tail` and `remoteHash` binary CIDs. An entry that was scrubbed keeps its number and its local hash alone.
 
-The JSON form is the seed's, `[[[h1, h2], …], next_page, {"last": …}]`: h1 the local hash in hex, h2 the CID as text (null: scrubbed),
-the content in base64 as a third member where it is embedded; then the CID of the page before or null, and the number of the first
-entry. It begins with `[`, which no page in protobuf does, so that a reader need not be told which one it has.
+The JSON form is how the specification writes a page, `[[[h1, h2], …], next_page, {"last": …}]`: h1 the local hash in hex, h2 the CID as
+text (null: scrubbed), the content in base64 as a third member where it is embedded; then the CID of the page before or null, and the
+number of the first entry. It begins with `[`, which no page in protobuf does, so that a reader need not be told which one it has.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Page:
         return b"".join([*(entry.pair() for entry in self.entries), tail, self.unknown])
 
     def view(self) -> list[object]:
-        """The seed's view: `[[h1, h2], …]` and the next page."""
+        """The specification's view: `[[h1, h2], …]` and the next page."""
         pairs = [[entry.local_hash.hex(), None if entry.cid is None else str(entry.cid)] for entry in self.entries]
         return [pairs, None if self.tail is None else str(self.tail)]
 

@@ -53,11 +53,19 @@ class Rooms:
         self._look()
         return self._full
 
+    def is_short(self) -> bool:
+        """Whether a disk takes nothing more but deletes."""
+        self._look()
+        return bool(self._full) or self._metastore_full()
+
+    def _metastore_full(self) -> bool:
+        room = self._metastore
+        return room is not None and room.free < kept_free(room)
+
     def must_take_writes(self) -> None:
         """NoSpace if the metastore's disk has only its reserve left."""
         self._look()
-        room = self._metastore
-        if room is not None and room.free < kept_free(room):
+        if (room := self._metastore) is not None and self._metastore_full():
             raise NoSpace(
                 f"the disk of the metastore has {_mib(room.free)} left, which are kept for deletes; nothing changed",
                 hint="delete something (`zstor rm`), or free room on the disk of the store",

@@ -236,7 +236,8 @@ class Store:
             return "readonly"
         if self.committer.failure is not None or not self.metastore.writable:
             return "failed"
-        return "degraded" if any(state != "ok" for state in self.pool.states().values()) else "ok"
+        away = any(state != "ok" for state in self.pool.states().values())
+        return "degraded" if away or self.rooms.is_short() else "ok"
 
     def warnings(self) -> list[str]:
         """What a person should look at, with what to do."""
@@ -264,8 +265,9 @@ class Store:
             place, reason = self.places.place(entry), self.pool.reason(number)
             return ShardStatus(entry.id, place, entry.group, state, last_error=reason, draining=draining)
         used = free = latency = None
-        if state == "ok" and sight is not None:
-            latency = sight.latency_ms
+        if state == "ok":
+            latency = None if sight is None else sight.latency_ms
+            state = "full" if number in self.rooms.full_shards() else state
         with suppress(ShardError):
             seen = None if sight is None else sight.room
             room = shard.room() if shard.on_disk is not None else seen  # asking another machine takes a while

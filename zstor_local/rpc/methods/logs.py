@@ -101,7 +101,7 @@ class LogEntries(TypedDict):
 
 
 class LogPageView(TypedDict):
-    """A page: its bytes as they are stored and hashed, and the seed's view of them, `[[[h1, h2], …], next_page]`."""
+    """A page: its bytes as they are stored and hashed, and the specification's view of them, `[[[h1, h2], …], next_page]`."""
 
     id: str
     head: bool
