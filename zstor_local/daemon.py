@@ -11,7 +11,6 @@ import ctypes
 import functools
 import logging
 import os
-import resource
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -77,7 +76,7 @@ from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.store import Store, make_store, open_store
-from zstor_local.system import RealClientFiles, real_runtime
+from zstor_local.system import RealClientFiles, allow_descriptors, real_runtime
 from zstor_local.watchdog import keep_telling
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     os.umask(0o077)
     _keep_memory_private()
     _keep_buffers()
-    _allow_descriptors()
+    allow_descriptors()
     notifier = Notifier.from_environment(os.environ)
     with _refusing():
         trio.run(_serve, real_runtime(), config, reread, notifier, say)
@@ -384,12 +383,6 @@ def _keep_buffers() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 16 * limits.MIB)
         mallopt(_M_TRIM_THRESHOLD, 64 * limits.MIB)
-
-
-def _allow_descriptors() -> None:
-    """As many as this process may give itself: what systems give at first is meant for select(2), which is not used here."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _keep_memory_private() -> None:

@@ -42,10 +42,11 @@ def serve(
 
     from zstor_local.shardserver.serve import ServerFault, Settings, run
     from zstor_local.shardserver.volume import VolumeInUse
-    from zstor_local.system import real_runtime
+    from zstor_local.system import allow_descriptors, real_runtime
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     os.umask(0o077)
+    allow_descriptors()
 
     def ready(url: str) -> None:
         click.echo(json_text.dumps({"listening": url, "pid": os.getpid()}) if as_json else f"listening on {url}")

@@ -142,11 +142,16 @@ class Log:
         self._index.record(self._shard, places, progress)
 
     def rest(self) -> None:
-        """Give back what is allocated and not used, after a flush: the next append begins a segment."""
-        if self._writer is not None and not self._closed and not self._unsynced:
+        """Flush, and give back what is allocated and not used: the next append begins a segment."""
+        if self._writer is not None and not self._closed:
+            self.flush()
             writer, self._writer = self._writer, None
             self._files.truncate(writer.fd, writer.end)
             self._files.close(writer.fd)
+
+    def close_idle(self) -> None:
+        """Give back the descriptors that nobody is reading from: they are opened again when they are needed."""
+        self._readers.close_idle()
 
     def flush(self) -> None:
         """Everything appended is durable when this returns. After an error the log is closed for good."""

@@ -129,6 +129,12 @@ class OpenSegments:
         if not slot.users:
             self._files.close(slot.fd)
 
+    def close_idle(self) -> None:
+        """Close those that nobody is using."""
+        with self._lock:
+            for number in [number for number, slot in self._open.items() if not slot.users]:
+                self._forget(number)
+
     def close(self) -> None:
         """Those in use, and what is opened from now on, are closed when their users are done."""
         with self._lock:

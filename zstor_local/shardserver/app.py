@@ -288,7 +288,7 @@ class App:
         space, share = await self._space(uid), parse_share_name(name)
         guest.check(space, request.must_namespace(), "write")
         space.check_fence(request.fence())
-        await _in_space(space, space.large.abort, share)
+        await _in_space(space, space.large.abort, share, request.must_namespace())
         return Answer(status=204)
 
     async def _free(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +19,7 @@ from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
 
 UPLOADS_MAX: Final = 256  # large shares on their way in at once, in a space
+AHEAD_MAX: Final = 64  # parts of a share that came before the one that they follow; a daemon has four on their way
 
 
 @dataclass(slots=True, eq=False)
@@ -28,10 +29,33 @@ class Upload:
     room: Room
     fd: int
     path: str
-    parts: dict[int, int] = field(default_factory=dict)  # offset → length
+    end: int = 0  # the parts reach so far without a gap
+    ahead: dict[int, int] = field(default_factory=dict)  # parts behind a gap: offset → length
     ending: bool = False
     closed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while its file is written, and when that is closed
+
+    @property
+    def size(self) -> int:
+        """The bytes that came."""
+        return self.end + sum(self.ahead.values())
+
+    def is_new(self, offset: int, length: int) -> bool:
+        """Whether such a part lacks: one may come again. Refusal `bad_request` where it lies over another one."""
+        if offset + length <= self.end or self.ahead.get(offset) == length:
+            return False
+        over = any(start < offset + length and offset < start + other for start, other in self.ahead.items())
+        if offset < self.end or over:
+            raise Refusal("bad_request", "a part lies over another one of that share")
+        if offset != self.end and len(self.ahead) >= AHEAD_MAX:
+            raise Refusal("bad_request", f"{AHEAD_MAX} parts of that share came before the one that they follow")
+        return True
+
+    def came(self, offset: int, length: int) -> None:
+        """A new part lies in the file."""
+        self.ahead[offset] = length
+        while self.end in self.ahead:
+            self.end += self.ahead.pop(self.end)
 
 
 class LargeShares:
@@ -60,9 +84,13 @@ class LargeShares:
             with upload.lock:
                 if upload.closed:
                     raise Refusal("unfinished", "that share was given up")
-                self._rooms.check(upload.room, sum(upload.parts.values()) + len(data))
-                write_all(self._files, upload.fd, [data], offset)
-                upload.parts[offset] = len(data)
+                if not data:
+                    return
+                new = upload.is_new(offset, len(data))
+                with self._rooms.taking_in(upload.room, len(data) if new else 0):
+                    write_all(self._files, upload.fd, [data], offset)
+                if new:
+                    upload.came(offset, len(data))
 
     def _begin(self, namespace: NamespaceId, share: ShareId) -> Upload:
         if len(self._uploads) >= UPLOADS_MAX:
@@ -80,8 +108,8 @@ class LargeShares:
             upload = self._uploads.get(share)
             if upload is None or upload.room.id != namespace or upload.ending:
                 raise Refusal("unfinished", "no part of that share is here")
-            if _covered(upload.parts) != length:
-                raise Refusal("unfinished", f"{sum(upload.parts.values())} bytes came, {length} were announced")
+            if upload.ahead or upload.end != length:
+                raise Refusal("unfinished", f"{upload.size} bytes came, {length} were announced")
             upload.ending = True
         try:
             before = self._publish(upload, namespace, share)
@@ -112,11 +140,11 @@ class LargeShares:
         if (header.namespace, header.version, header.index) != (namespace, share.version, share.index):
             raise Refusal("bad_request", "the share says that it is another one")
 
-    def abort(self, share: ShareId) -> None:
-        """Give a share up that is on its way in; one that was there before stays."""
+    def abort(self, share: ShareId, namespace: NamespaceId | None = None) -> None:
+        """Give a share up that is on its way in, of this namespace if one is named; one that was there before stays."""
         with self._lock:
             upload = self._uploads.get(share)
-            if upload is None or upload.ending:
+            if upload is None or upload.ending or namespace not in (None, upload.room.id):
                 return
             upload.ending = True
         self._give_up(share, upload)
@@ -131,6 +159,7 @@ class LargeShares:
         finally:
             with self._lock:
                 del self._uploads[share]
+            self._rooms.let_go(upload.room, upload.size)
 
     @contextmanager
     def open(self, namespace: NamespaceId | None, share: ShareId) -> Iterator[tuple[int, int]]:
@@ -153,7 +182,7 @@ class LargeShares:
         directories = set()
         with answering():
             for share in shares:
-                self.abort(share)
+                self.abort(share, namespace)
                 with suppress(Refusal), self.open(namespace, share) as (fd, size):
                     room = self._rooms.find(self._namespace_of(fd))
                     self._files.unlink(self._path(share))
@@ -176,7 +205,7 @@ class LargeShares:
         return found[:limit]
 
     def all(self) -> Iterator[tuple[str, int, NamespaceId]]:
-        """Each one's name, size and namespace. OSError."""
+        """Each one's name, size and namespace; of one whose header cannot be read no namespace. OSError."""
         after = ""
         while names := self.names(after, 1_000):
             for name in names:
@@ -189,7 +218,9 @@ class LargeShares:
 
     def remove_all(self, namespace: NamespaceId) -> None:
         """Remove a namespace's, also those on their way in, durably. OSError."""
-        for share in [share for share, upload in self._uploads.items() if upload.room.id == namespace]:
+        with self._lock:
+            coming = [share for share, upload in self._uploads.items() if upload.room.id == namespace]
+        for share in coming:
             self.abort(share)
         for name, _, owner in list(self.all()):
             if owner == namespace:
@@ -199,13 +230,15 @@ class LargeShares:
 
     def abort_all(self) -> None:
         """Give up whatever is on its way in."""
-        for share in [*self._uploads]:
+        with self._lock:
+            coming = [*self._uploads]
+        for share in coming:
             self.abort(share)
 
     def _namespace_of(self, fd: int) -> NamespaceId | None:
         try:
             return parse_share_header(read_exactly(self._files, fd, SHARE_HEADER_BYTES, 0)).namespace
-        except BadBlock:
+        except (BadBlock, OSError):  # a bad sector of one share is no fault of the others
             return None
 
     def _path(self, share: ShareId) -> str:
@@ -217,13 +250,3 @@ class LargeShares:
             return self._files.path_status(self._path(share)).size
         except FileNotFoundError:
             return None
-
-
-def _covered(parts: Mapping[int, int]) -> int:
-    """How far the parts reach without a gap from the beginning, if none overlap; −1 otherwise."""
-    end = 0
-    for offset in sorted(parts):
-        if offset != end:
-            return -1
-        end += parts[offset]
-    return end

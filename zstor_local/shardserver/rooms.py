@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,10 @@ from zstor_local.shards.log import Log
 from zstor_local.shardserver.disk import ABOUT, ROOMS, answering, read_file, write_file
 from zstor_local.shardserver.refusal import Refusal
 
-OPEN_LOGS: Final = 64  # logs of namespaces that are kept open: each holds a segment of 8 MiB, allocated
+log = logging.getLogger("zstor.shardserver")
+
+OPEN_LOGS: Final = 64  # logs of namespaces that are kept open for writing: each holds a segment, in part allocated
+READ_LOGS: Final = 16  # logs that keep descriptors of segments open: each may take a part of all there are (segment_files.OPEN_PART)
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +35,7 @@ class Room:
     issuer: str | None = None  # whose tokens call it so; None: the owner's own
     quota_bytes: int | None = None
     used_bytes: int = 0
+    coming_bytes: int = 0  # of large shares on their way in
     shares: int = 0  # large ones
     log: Log | None = None
     writer: int = 0  # whose segments the log begins now; 0: nobody's yet
@@ -50,18 +55,49 @@ class Rooms:
         self._rooms: dict[NamespaceId, Room] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads count
         self._making = threading.Lock()  # held while a room is made, or its log is opened: each is once
+        self._read: dict[NamespaceId, Log] = {}  # logs that may have segments open, the least recently asked for first
+        damaged = []
         for name in self._files.list(f"{root}/{ROOMS}"):
+            namespace = NamespaceId(parse_id(name))
             with suppress(FileNotFoundError):  # a crash came before its about.json: nothing lies there
-                about = json.loads(read_file(runtime, f"{root}/{ROOMS}/{name}/{ABOUT}"))
-                room = Room(NamespaceId(parse_id(name)), about["number"], about["name"], about["issuer"], about["quota_bytes"])
+                room = self._described(namespace)
+                if room is None:
+                    damaged.append(namespace)
+                    continue
                 self._rooms[room.id] = room
-                room.used_bytes = self._log_bytes(room)
+        for namespace in damaged:
+            self._number_anew(namespace)
         for room in self._rooms.values():
+            room.used_bytes = self._log_bytes(room)
             self.log(room)  # catches the index up with it
 
     def __iter__(self) -> Iterator[Room]:
         """By their numbers."""
         return iter(sorted(self._rooms.values(), key=lambda room: room.number))
+
+    def _described(self, namespace: NamespaceId) -> Room | None:
+        """The room as its about.json tells of it; None if that is damaged."""
+        try:
+            about = json.loads(read_file(self._runtime, f"{self._root}/{ROOMS}/{namespace.hex()}/{ABOUT}"))
+            number, name, issuer, quota = (about[member] for member in ("number", "name", "issuer", "quota_bytes"))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error("what the namespace %s is called and may hold cannot be read (%s)", namespace.hex(), type(error).__name__)
+            return None
+        valid = (
+            type(number) is int and isinstance(name, str | None) and isinstance(issuer, str | None) and isinstance(quota, int | None)
+        )
+        return Room(namespace, number, name, issuer, quota) if valid else None
+
+    def _number_anew(self, namespace: NamespaceId) -> None:
+        """A room that lost its about.json: its log is indexed from the beginning, its owner tells again what tokens call it."""
+        room = Room(namespace, self._next_number())
+        self._write_about(room)
+        self._rooms[namespace] = room
+
+    def _next_number(self) -> int:
+        return max((other.number for other in self._rooms.values()), default=0) + 1
 
     def find(self, namespace: NamespaceId | None) -> Room | None:
         """The room of a namespace, if there is one."""
@@ -77,7 +113,7 @@ class Rooms:
             for directory in (at, f"{at}/log"):
                 with suppress(FileExistsError):
                     self._files.mkdir(directory)
-            room = Room(namespace, max((other.number for other in self._rooms.values()), default=0) + 1)
+            room = Room(namespace, self._next_number())
             self._write_about(room)
             sync_directory(self._files, f"{self._root}/{ROOMS}")
             self._rooms[namespace] = room
@@ -87,7 +123,7 @@ class Rooms:
         """What whose tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
         with answering():
             room = self.make(namespace)
-            for other in self._rooms.values():
+            for other in self:
                 if other.name == name and other is not room:
                     other.name = None
                     self._write_about(other)
@@ -98,6 +134,7 @@ class Rooms:
         """Remove its log and its name, durably; its large shares are gone already."""
         if room.log is not None:
             room.log.close()
+            self._read.pop(room.id, None)
             room.log, room.writer = None, 0
         gone: list[tuple[ShareId, Place | None]] = [(share, None) for share in self._index.shares(room.number)]
         self._index.record(room.number, gone, Progress())
@@ -115,6 +152,10 @@ class Rooms:
             if room.log is None:
                 directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
                 room.log = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+            self._read.pop(room.id, None)
+            self._read[room.id] = room.log
+            while len(self._read) > READ_LOGS:
+                self._read.pop(next(iter(self._read))).close_idle()
             return room.log
 
     def started(self, room: Room, writer: int) -> Log:
@@ -149,17 +190,38 @@ class Rooms:
         for scanned in entries:
             namespace = scanned.entry.envelope.namespace
             sizes[namespace] = sizes.get(namespace, 0) + len(scanned.entry.share)
-        for namespace, size in sizes.items():
-            if size and (room := self._rooms.get(namespace)) is not None:
-                self.check(room, size)
+        with self._lock:
+            for namespace, size in sizes.items():
+                if size:
+                    self._check(self._rooms.get(namespace), size)
 
-    def check(self, room: Room, more: int) -> None:
-        """Refusal `quota` if the room, or the space, may not hold so many bytes more."""
-        used = sum(each.used_bytes for each in self)
+    @contextmanager
+    def taking_in(self, room: Room, size: int) -> Iterator[None]:
+        """While a part of a large share is written; it counts from now on, until `let_go`. Refusal `quota` if it does not fit."""
+        with self._lock:
+            self._check(room, size)
+            room.coming_bytes += size
+        try:
+            yield
+        except BaseException:
+            self.let_go(room, size)
+            raise
+
+    def let_go(self, room: Room, size: int) -> None:
+        """So many bytes of a large share are not on their way in any more."""
+        with self._lock:
+            room.coming_bytes -= size
+
+    def _check(self, room: Room | None, more: int) -> None:
+        """Refusal `quota` if the room (None: one that is not made yet), or the space, may not hold so many bytes more."""
+        used = sum(each.used_bytes + each.coming_bytes for each in self)
         if self._quota_bytes is not None and used + more > self._quota_bytes:
             raise Refusal("quota", f"the shard holds {used} of the {self._quota_bytes} bytes that it may")
-        if room.quota_bytes is not None and room.used_bytes + more > room.quota_bytes:
-            raise Refusal("quota", f"the namespace holds {room.used_bytes} of the {room.quota_bytes} bytes that it may")
+        if room is None or room.quota_bytes is None:
+            return
+        used = room.used_bytes + room.coming_bytes
+        if used + more > room.quota_bytes:
+            raise Refusal("quota", f"the namespace holds {used} of the {room.quota_bytes} bytes that it may")
 
     def close(self) -> None:
         for room in self._rooms.values():

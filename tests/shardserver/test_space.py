@@ -1,0 +1,173 @@
+"""A space on a disk that fails, fills and damages, without HTTP around it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.descriptors import open_descriptors
+from tests.shardserver.server import MARKER, NAMESPACE, SESSION, scanned, share_file, version
+from tests.troubled_files import TroubledFiles, troubled_runtime
+from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.shards.http.wire import Batch, Fence, share_name
+from zstor_local.shardserver import rooms
+from zstor_local.shardserver.large import AHEAD_MAX
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.space import Cursor, Space
+
+FENCE = Fence(1, 1, SESSION)
+SHARE = ShareId(version(1), 0)
+FILE = share_file(SHARE, b"blocks" * 100)
+
+
+class Disk:
+    """A space's disk; `open` is a start of the server."""
+
+    def __init__(self, parent: Path) -> None:
+        self.files = TroubledFiles()
+        self.runtime = troubled_runtime(self.files)
+        self.root = str(parent / "space")
+        Space.create(self.runtime, self.root, "issuer", MARKER)
+        self.opened: list[Space] = []
+
+    def open(self, quota_bytes: int | None = None) -> Space:
+        for space in self.opened:
+            space.close()
+        space = Space(self.runtime, self.root, quota_bytes)
+        self.opened = [space]
+        space.raise_fence(FENCE)
+        return space
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path)
+    yield disk
+    disk.files.heal()
+    for space in disk.opened:
+        space.close()
+
+
+def namespace(number: int) -> NamespaceId:
+    return NamespaceId(number.to_bytes(16, "big"))
+
+
+def refused(work: Callable[[], object]) -> str:
+    with pytest.raises(Refusal) as refusal:
+        work()
+    return refusal.value.type
+
+
+def shares(space: Space) -> list[bytes]:
+    return [each.entry.share for each in space.page(None, Cursor(), 1 << 30)[0].entries]
+
+
+# --- Logs ---
+
+
+def test_what_is_acknowledged_is_flushed_in_every_log_that_it_reached(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More logs than may be written at once: the first one is put to rest while the batch goes into the others."""
+    monkeypatch.setattr(rooms, "OPEN_LOGS", 2)
+    space = disk.open()
+    disk.files.fail("fdatasync", lambda path: f"/rooms/{namespace(1).hex()}/" in path, errno.EIO)
+    batch = Batch([scanned(number, b"share", namespace=namespace(number)) for number in (1, 2, 3)])
+    assert refused(lambda: space.append(FENCE, 1, batch)) == "failed"
+
+
+def test_descriptors_are_enough_for_any_number_of_namespaces(disk: Disk) -> None:
+    space = disk.open()
+    for number in range(2 * rooms.READ_LOGS):
+        space.append(FENCE, number, Batch([scanned(number + 1, b"%d" % number, namespace=namespace(number))]))
+    space = disk.open()
+    assert shares(space) == [b"%d" % number for number in range(2 * rooms.READ_LOGS)]
+    assert len([path for path in open_descriptors() if path.endswith(".log")]) == rooms.READ_LOGS
+
+
+def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk) -> None:
+    space = disk.open()
+    for number in (1, 2):
+        space.append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+        space.rooms.describe(namespace(number), f"name{number}", None, None)
+    Path(disk.root, "rooms", namespace(1).hex(), "about.json").write_bytes(b"\0" * 60)
+    space = disk.open()
+    assert sorted(shares(space)) == [b"1", b"2"]
+    assert space.small_share(namespace(1), ShareId(version(1), 0), 0, 9) == (b"1", 1)
+    assert [room.name for room in space.rooms] == ["name2", None]
+
+
+# --- Large shares ---
+
+
+def put(space: Space, share: ShareId, data: bytes, offset: int = 0, of: NamespaceId = NAMESPACE) -> None:
+    space.large.put_part(FENCE, of, share, offset, data)
+
+
+def test_a_bad_sector_in_one_share_hides_no_other(disk: Disk) -> None:
+    space = disk.open()
+    for number in (1, 2):
+        share = ShareId(version(number), 0)
+        put(space, share, share_file(share, b"blocks"))
+        space.large.finish(FENCE, NAMESPACE, share, len(share_file(share, b"blocks")))
+    bad, good = (ShareId(version(number), 0) for number in (1, 2))
+    for operation in ("preadv", "pread"):
+        disk.files.fail(operation, lambda path: path.endswith(share_name(bad)), errno.EIO, times=None)
+    space = disk.open()
+    with space.large.open(NAMESPACE, good) as (_, size):
+        assert size == len(FILE) - 600 + 6
+    assert refused(lambda: space.large.open(NAMESPACE, bad).__enter__()) == "not_found"
+
+
+def test_what_is_on_its_way_in_counts_against_the_quota(disk: Disk) -> None:
+    space = disk.open(quota_bytes=1_000)
+    other = ShareId(version(2), 0)
+    put(space, SHARE, bytes(600))
+    assert refused(lambda: put(space, other, bytes(600))) == "quota"
+    put(space, SHARE, bytes(600))  # sent again: the answer was lost
+    put(space, other, bytes(400))
+    batch = Batch([scanned(1, b"a share", namespace=namespace(9))])
+    assert refused(lambda: space.append(FENCE, 1, batch)) == "quota"
+    space.large.abort(SHARE)
+    put(space, other, bytes(500), 400)
+
+
+def test_what_broke_off_counts_no_more(disk: Disk) -> None:
+    space = disk.open(quota_bytes=1_000)
+    disk.files.fail("pwritev", lambda path: path.endswith(share_name(SHARE)), errno.ENOSPC)
+    assert refused(lambda: put(space, SHARE, bytes(900))) == "full"
+    put(space, SHARE, bytes(900))
+    space.large.abort(SHARE)
+    assert [(room.used_bytes, room.coming_bytes) for room in space.rooms] == [(0, 0)]
+
+
+def test_parts_of_a_share_do_not_lie_over_each_other(disk: Disk) -> None:
+    space = disk.open()
+    put(space, SHARE, FILE[:100])
+    put(space, SHARE, FILE[200:300], 200)
+    for offset, length in ((0, 101), (50, 100), (150, 100), (200, 99), (250, 100), (199, 1_000)):
+        assert refused(lambda offset=offset, length=length: put(space, SHARE, bytes(length), offset)) == "bad_request"  # type: ignore[misc]
+    assert refused(lambda: space.large.finish(FENCE, NAMESPACE, SHARE, 300)) == "unfinished"
+    put(space, SHARE, FILE[100:200], 100)
+    put(space, SHARE, FILE[100:200], 100)
+    put(space, SHARE, FILE[300:], 300)
+    space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
+    with space.large.open(NAMESPACE, SHARE) as (fd, size):
+        assert disk.files.pread(fd, size, 0) == FILE
+
+
+def test_parts_without_an_end_take_no_memory(disk: Disk) -> None:
+    space = disk.open()
+    for number in range(AHEAD_MAX):
+        put(space, SHARE, b"x", 10 + 2 * number)
+    assert refused(lambda: put(space, SHARE, b"x", 10 + 2 * AHEAD_MAX)) == "bad_request"
+    put(space, SHARE, b"x")
+
+
+def test_a_share_on_its_way_in_is_given_up_in_its_own_namespace_alone(disk: Disk) -> None:
+    space = disk.open()
+    put(space, SHARE, FILE)
+    space.large.abort(SHARE, namespace(9))
+    space.large.free(FENCE, namespace(9), [SHARE])
+    space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
