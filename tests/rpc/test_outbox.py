@@ -148,3 +148,14 @@ async def test_a_client_that_is_gone_when_its_reply_was_kept_ends_only_its_own()
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+async def test_more_pieces_than_the_kernel_takes_at_once_go_out_in_order() -> None:
+    async with outbox() as (box, reader):
+        box.push(LINE)
+        for number in range(2_000):
+            box.push(b"%d\n" % number)
+        assert not box.empty
+        wanted = LINE + b"".join(b"%d\n" % number for number in range(2_000))
+        assert await read(reader, len(wanted)) == wanted
+        await box.drained()

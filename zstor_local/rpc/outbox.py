@@ -8,6 +8,7 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import trio
@@ -15,6 +16,7 @@ import trio
 from zstor_local import limits
 
 _HELD: Final = 8  # replies that wait for a turn's end: more are sent, so that the first of them is not kept for long
+_AT_ONCE: Final = 64  # pieces in one call of the kernel, which takes no more than IOV_MAX
 
 
 class Cork(trio.abc.Instrument):
@@ -144,7 +146,7 @@ class Outbox:
 
     def _write(self) -> int:
         try:
-            return os.writev(self._peer.fileno(), self._waiting)
+            return os.writev(self._peer.fileno(), [*islice(self._waiting, _AT_ONCE)])
         except BlockingIOError:
             return 0
         except OSError:
