@@ -12,12 +12,14 @@ import pytest
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place
 from zstor_local.config import Config
 from zstor_local.errors import NotFound
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.store.store import Store
 from zstor_local.system import real_runtime
 
 
@@ -208,3 +210,36 @@ async def test_without_a_shard_there_is_nothing_to_rebuild(home: Home) -> None:
     with pytest.raises(StoreFault, match="there is no shard"):
         rebuilt(home.config())
     assert home.metastore.exists()
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "not seen"])
+async def test_a_shard_that_has_yet_to_hear_of_a_deletion_is_told_though_the_metastore_was_lost(tmp_path: Path, *, seen: bool) -> None:
+    """Else the deletion is forgotten where nothing older lies, and that shard brings the key back."""
+    home = Home(tmp_path, Policy(2, 4))
+    async with home.open() as store:
+        await put(store, "gone", b"gone")
+        await put(store, "kept", b"old")
+        await put(store, "other", b"other")
+    home.take_away(3)
+    async with home.open() as store:
+        await delete(store, "gone")
+        await put(store, "kept", b"new")
+        newest = {store.metastore.tombstone(*at) or store.metastore.get(*at) for at in _rows(store, "gone", "kept")}
+    lose_metastore(home)
+    if seen:
+        home.bring_back(3)
+    rebuilt(home.config(), accept_loss=not seen)
+    if not seen:
+        home.bring_back(3)
+    async with home.open() as store:
+        await store.mending.mend()
+        shard = store.pool.get(3)
+        assert shard is not None
+        heard = {scanned.entry.envelope for scanned in shard.scan()}
+        assert len(newest & heard) == (2 if seen else 1)
+        assert store.metastore.debts_count() == 0
+
+
+def _rows(store: Store, *keys: str) -> list[tuple[NamespaceId, str]]:
+    namespace = store.namespaces.get("default")
+    return [(namespace.id, key) for key in keys]

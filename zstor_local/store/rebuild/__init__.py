@@ -7,6 +7,7 @@ and where something may be missing the caller has to accept it.
 
 opening     the shards, and what opens their records
 gathering   all logs side by side → each record once, and who holds it
+behind      who has yet to hear of that
 choosing    which record counts of each key's; what it lacks (holding)
 here        the records of the store itself; the order of it all; the new metastore
 """
@@ -36,6 +37,7 @@ from zstor_local.store.keyfile import make_directories
 from zstor_local.store.lock import store_lock
 from zstor_local.store.namespaces import row_name
 from zstor_local.store.publishing import RESERVE
+from zstor_local.store.rebuild.behind import Behind
 from zstor_local.store.rebuild.choosing import Choosing, Opener, Voids, by_key
 from zstor_local.store.rebuild.gathering import gather
 from zstor_local.store.rebuild.holding import Holding
@@ -108,7 +110,8 @@ class _Rebuild:
             (report.seen if entry.number in self._shards else report.unseen).append(entry.id)
         numbers = frozenset(entry.number for entry in listed.shards)
         holding = Holding(self._shards, self._index)
-        usage = Choosing(self._scratch, self._sealer, hasher, self._voids, holding, numbers, report, self._progress).run()
+        behind = Behind([*self._shards], numbers, self._voids.cover)
+        usage = Choosing(self._scratch, self._sealer, hasher, self._voids, holding, behind, numbers, report, self._progress).run()
         if report.loss and not accept_loss:
             raise StoreFault(
                 "something may be missing:\n  " + "\n  ".join(report.loss),

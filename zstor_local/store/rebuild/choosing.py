@@ -20,6 +20,7 @@ from zstor_local.metastore.base import Debt, Owed, Reference, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.model.storewide import VoidRecord
+from zstor_local.store.rebuild.behind import Behind
 from zstor_local.store.rebuild.gathering import PROGRESS_EVERY
 from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.report import Report
@@ -118,14 +119,15 @@ class Choosing:
     """Chooses for all namespaces, once. What counts is in the scratch tables and the report is whole when `run` returns."""
 
     def __init__(
-        self, scratch: Scratch, sealer: RecordSealer, hasher: KeyHasher, voids: Voids, holding: Holding, listed: frozenset[int],
-        report: Report, progress: Callable[[str, int], None],
+        self, scratch: Scratch, sealer: RecordSealer, hasher: KeyHasher, voids: Voids, holding: Holding, behind: Behind,
+        listed: frozenset[int], report: Report, progress: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self._scratch = scratch
         self._opener = Opener(sealer, self._damaged)
         self._hasher = hasher
         self._voids = voids
         self._holding = holding
+        self._behind = behind
         self._listed = listed
         self._report = report
         self._progress = progress
@@ -134,7 +136,7 @@ class Choosing:
 
     def run(self) -> dict[NamespaceId, Usage]:
         """What each namespace holds then."""
-        for records in by_key(self._found(), self._voids):
+        for records in by_key(self._behind.watch(self._found()), self._voids):
             if (choice := self._choose(records)) is not None:
                 self._take(choice)
         self._put()
@@ -189,6 +191,8 @@ class Choosing:
         self._rows.append((choice.name, choice.record))
         if len(self._rows) >= _AT_ONCE:
             self._put()
+        if untold := self._behind.debts(choice.record, choice.name):
+            self._scratch.owe(untold)
         record, report = choice.object, self._report
         if record is None:
             report.deleted += 1
