@@ -8,6 +8,7 @@ import pytest
 
 from tests.store.home import CHUNK, Home, content, freed, get, name, put, share_place
 from zstor_local.model.policy import Policy
+from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.reading import stretch
 from zstor_local.store.store import Store
 
@@ -66,6 +67,17 @@ async def test_a_disk_that_would_be_waited_for_or_that_fails_is_left_to_a_reader
         await get(store, "a")
         home.files.fail("preadv_nowait", lambda path: True, code)
         assert peek(store, "a") is None
+        assert peek(store, "a") == b"abc"
+
+
+async def test_nobody_is_waited_for_who_opens_another_segment(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", b"abc")
+        await get(store, "a")
+        shard = store.pool.get(stored.record.placement[0])
+        assert isinstance(shard, DirectoryShard)
+        with shard.log._readers._lock:  # as while a disk answers an open
+            assert peek(store, "a") is None
         assert peek(store, "a") == b"abc"
 
 

@@ -87,13 +87,16 @@ class OpenSegments:
         return _Using(self, number)
 
     def peek(self, number: int, buffer: bytearray, offset: int) -> bool:
-        """Fill the buffer, if the segment is open and no disk has to be waited for."""
-        with self._lock:
+        """Fill the buffer, if the segment is open and nothing has to be waited for: no disk, and nobody who opens another segment."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             slot = self._open.get(number)
-            try:
-                return slot is not None and self._files.preadv_nowait(slot.fd, [buffer], offset) == len(buffer)
-            except OSError:
-                return False
+            return slot is not None and self._files.preadv_nowait(slot.fd, [buffer], offset) == len(buffer)
+        except OSError:
+            return False
+        finally:
+            self._lock.release()
 
     def take(self, number: int) -> _Slot:
         with self._lock:
