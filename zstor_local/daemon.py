@@ -74,8 +74,9 @@ from zstor_local.store.create import begin_key, shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
+from zstor_local.store.opening import make_store, open_store
 from zstor_local.store.paths import Paths, Protected
-from zstor_local.store.store import Store, make_store, open_store
+from zstor_local.store.store import Store
 from zstor_local.system import RealClientFiles, allow_descriptors, real_runtime
 from zstor_local.watchdog import keep_telling
 

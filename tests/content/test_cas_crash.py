@@ -22,8 +22,9 @@ from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local.content.cas import Cas, Owner
 from zstor_local.errors import NotFound
 from zstor_local.formats import unixfs
+from zstor_local.store.opening import open_store
 from zstor_local.store.sources import BytesSource
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store
 
 TOGETHER = House(policy(2, 3), 3)  # one ext4
 APART = House(policy(2, 3), 3, kind="xfs")  # a disk for each shard

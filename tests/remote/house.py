@@ -22,7 +22,8 @@ from zstor_local.shards.http.peer import Deadlines
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.store.create import begin_key
 from zstor_local.store.engines import SqliteEngines
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.opening import open_store
+from zstor_local.store.store import Store
 from zstor_local.system import real_runtime
 
 CHUNK = 256 * 1024

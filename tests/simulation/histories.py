@@ -40,9 +40,10 @@ from zstor_local.model.ids import Version
 from zstor_local.store.caller import Nobody
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.objects import WriteOptions
+from zstor_local.store.opening import open_store
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store
 
 TROUBLE: Final = ("out", "back", "error", "full", "read error", "short", "rot", "metastore", "clock", "rotate", "nothing")
 CLIENTS: Final = 4

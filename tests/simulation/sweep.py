@@ -26,7 +26,8 @@ from tests.simulation.points import Site, under
 from tests.simulation.world import World, run_until_power_loss
 from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import Owed
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.opening import open_store
+from zstor_local.store.store import Store
 
 Work = Callable[[Client], Awaitable[object]]
 SMALL_PROBE: Final = {"probe": b"goes on"}

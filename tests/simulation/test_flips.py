@@ -29,10 +29,11 @@ from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.segment import HEADER_BYTES, BadSegment, Freed, SegmentHeader, scan_segment
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import Stored, WriteOptions
+from zstor_local.store.opening import open_store
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareBad, VersionShares
 from zstor_local.store.sources import BytesSource
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store
 
 HOUSE = House(policy(3, 5), 5, kind="xfs")
 PADDED = House(replace(Policy(2, 3, chunk_size=256 * limits.KIB), padding="padme"), 3, kind="xfs")

@@ -25,8 +25,9 @@ from zstor_local.model.ids import ObjectName, ShareId
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import Stored, WriteOptions
+from zstor_local.store.opening import open_store
 from zstor_local.store.sources import BytesSource
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store
 
 CODES = [(k, m) for m in range(1, 9) for k in range(1, m + 1)]
 SMALL = value(700, 1)

@@ -23,9 +23,10 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
 from zstor_local.store.objects import Source, Stored, WriteOptions
+from zstor_local.store.opening import open_store
 from zstor_local.store.reading import stretch
 from zstor_local.store.sources import BytesSource
-from zstor_local.store.store import Store, open_store
+from zstor_local.store.store import Store
 
 CHUNK: Final = 256 * limits.KIB
 SMALL_AND_LARGE: Final = (10_000, 700_000)  # an object whose shares are log entries, and one with share files of three chunks
