@@ -14,7 +14,7 @@ from tests.shards.ground import entry, version
 from tests.shards.http_ground import HttpGround
 from zstor_local.model.ids import ShareId
 from zstor_local.network import open_network
-from zstor_local.shards.base import ScannedEntry, ShardError
+from zstor_local.shards.base import Notices, ScannedEntry, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
 from zstor_local.shards.http.shard import HttpShard
 from zstor_local.shards.http.wire import NEXT, Batch
@@ -97,6 +97,52 @@ def test_what_one_server_is_shown_is_of_no_use_at_another(ground: HttpGround, mo
             headers = {"authorization": f"Bearer {token}", **other.fenced()}
             assert client.delete(other.space, headers=headers).status_code == 403
     assert other.has(ShareId(version(1), 2), small=True)
+
+
+def told(ground: HttpGround, monkeypatch: pytest.MonkeyPatch, lie: Exception | Reply) -> HttpShard:
+    """A shard whose server answers so from now on."""
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+
+    async def lying(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+        if isinstance(lie, Exception):
+            raise lie
+        return lie
+
+    monkeypatch.setattr(Peer, "_send", lying)
+    return shard
+
+
+def test_a_server_that_knows_no_trust_is_away(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for a share there, and whoever tells it something expects nothing but a shard's error."""
+    shard = told(ground, monkeypatch, ShareMissing())
+    with pytest.raises(ShardError):
+        shard.tell(Notices("a document", 1, ()))
+    assert shard.check() == "failed"
+
+
+@pytest.mark.parametrize("shares", [{f"{version(1).hex()}.0": 1}, [f"{version(1).hex()}.0"], "abc", 5, None, [5], ["../x"], [[]]])
+def test_a_server_that_lists_nonsense_is_away(ground: HttpGround, monkeypatch: pytest.MonkeyPatch, shares: object) -> None:
+    shard = told(ground, monkeypatch, Reply(200, {}, json.dumps({"shares": shares}).encode()))
+    with pytest.raises(ShardError):
+        list(shard.held(small=True))
+
+
+async def test_what_a_server_sets_is_not_kept() -> None:
+    async with open_network() as network:
+        peer = Peer("http://shard:1", NoTokens(), network, real_runtime().randomness, Deadlines())
+        client = peer._opened()
+        request = httpx.Request("GET", "http://shard:1/health")
+        client.cookies.extract_cookies(httpx.Response(200, headers={"set-cookie": "more=and more"}, request=request))
+        assert len(client.cookies) == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://a b:1", "http://h:1\n", "http://u:p@h:1", "http://h", "http://h:99999", "http://h:1?q"]
+)
+def test_what_is_no_url_of_a_server_is_told_so(ground: HttpGround, url: str) -> None:
+    with pytest.raises(ShardError):
+        ground.engine.identify(url)
 
 
 def answer(status: int, members: dict[str, str] | None = None) -> httpx.Response:

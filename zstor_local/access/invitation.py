@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -24,7 +25,10 @@ from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
 
 TokenSourceKind = Literal["letters", "authority"]
 PREFIX: Final = "zstor1"
+PLACES_MAX: Final = 10_000  # numbers of a store's shards are below it
 _SCHEMA: Final = 1
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{0,8192}\Z")  # goes into a header as it is
+_TEXT_CHARACTERS: Final = 4_096
 _INVITATION: Final = b"zstor/1 invitation"
 _LETTER: Final = b"zstor/1 letter"
 _SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -92,9 +96,10 @@ class Pass:
             or not _are_keys(keys)
             or not _are_keys([letter_key])
             or not isinstance(places, list)
-            or any(not isinstance(place, list) or [type(each) for each in place] != [int, str, str] for place in places)
+            or not _are_places(places)
             or type(made) is not int
             or texts[2] not in ("letters", "authority")
+            or not _TOKEN.match(str(texts[4]))
         ):
             raise CorruptRecord("that invitation is not one of this version", hint="use the newest zstor, or ask for another one")
         name, user, source, organization, token = texts
@@ -102,6 +107,19 @@ class Pass:
             str(name), NamespaceId(ids[0]), StoreId(ids[1]), str(user), tuple(keys), tuple(Place(*each) for each in places),  # type: ignore[arg-type]
             source, str(organization), str(token), letter_key, ids[2], made,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def _are_places(places: Sequence[object]) -> bool:
+    """Whoever wrote them may be up to anything: they become requests, and are shown to people."""
+    numbers = set()
+    for place in places:
+        if not isinstance(place, list) or [type(each) for each in place] != [int, str, str]:
+            return False
+        number, *texts = place
+        if not 0 <= number < PLACES_MAX or any(len(text) > _TEXT_CHARACTERS or not text.isprintable() for text in texts):
+            return False
+        numbers.add(number)
+    return len(numbers) == len(places)
 
 
 def _are_keys(keys: object) -> bool:

@@ -21,15 +21,15 @@ from zstor_local.metastore.base import Reference, Row, StoreState, Transaction, 
 from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.model.ids import ShareId, check_namespace
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.runtime import Network
 from zstor_local.shards.base import Shard, ShardError, ShardState, ShareMissing
 from zstor_local.shards.http.engine import locate
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer
 from zstor_local.shards.http.share import HttpShareReader
-from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, BadWire, Batch, parse_batch, share_name
+from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, BadWire, Batch, cursor, parse_batch, share_name
 from zstor_local.store.namespaces import Gate, Namespace
-from zstor_local.store.sealing import Foreign
+from zstor_local.store.sealing import SHARDS_OF_ONE, Foreign
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object
 
@@ -39,7 +39,6 @@ WAIT_SECONDS: Final = 50  # that a server is asked to wait for news
 RENEW_SECONDS: Final = 30  # before a token expires
 AGAIN_SECONDS: Final = (1.0, 30.0)  # after a server did not answer: at first, and at most
 JOIN_SECONDS: Final = 30.0  # that a join waits for the first look at all servers
-SHARDS_OF_ONE: Final = 10_000  # a joined store's shard numbers count from a multiple of this here
 LETTER_BYTES: Final = 64 * 1024
 TOKEN_SECONDS: Final = 3_600
 
@@ -75,10 +74,14 @@ class _Joined:
 
     def _open_shards(self) -> None:
         known = {shard.place: shard for shard in self.shards.values()}
-        self.shards = {
-            self.foreign.first + place.number: known.get(place) or _JoinedShard(self, place, self._network, self._store)
-            for place in self.given.places
-        }
+        opened: dict[int, _JoinedShard] = {}
+        for place in self.given.places:
+            try:
+                shard = known.get(place) or _JoinedShard(self, place, self._network, self._store)
+                opened[shard.number] = shard
+            except ShardError as error:
+                log.warning("a shard of the joined namespace %s is left out: %s", self.name, error)
+        self.shards = opened
 
     # --- Tokens: see shards.http.peer.TokenSource ---
 
@@ -97,11 +100,14 @@ class _Joined:
 
         try:
             return int(jwt.decode(self.given.token, options={"verify_signature": False})["exp"])
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError):
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return 0
 
     async def _renew(self) -> None:
         if self.given.source == "authority":
+            if self._authority.kind == "builtin" or self._authority.organization != self.given.organization:
+                # Our own authority's tokens open our own shards: they are nothing for servers that somebody else has named.
+                raise ShardError("failed", f"no authority here gives tokens for {self.name}", untouched=True)
             try:
                 token = await self._authority.token(self.given.namespace, ["read"], None, TOKEN_SECONDS)
             except ZstorError as error:
@@ -133,8 +139,10 @@ class _Joined:
             if envelope.kind not in (Kind.OBJECT, Kind.TOMBSTONE) or envelope.namespace != self.namespace.id:
                 continue
             try:
-                plain = self._store.sealer.open(envelope)
-                key = Tombstone.decode(plain).key if envelope.kind is Kind.TOMBSTONE else ObjectRecord.decode(plain).key
+                if envelope.kind is Kind.TOMBSTONE:
+                    key = Tombstone.decode(self._store.sealer.open(envelope)).key
+                else:
+                    key = open_object(self._store.sealer, envelope).key
             except CorruptRecord:
                 continue  # another server has a good copy, or nobody
             known = newest.get(key) or self.rows.get(self.namespace.id, key) or self.rows.tombstone(self.namespace.id, key)
@@ -247,8 +255,12 @@ class _JoinedShard:
             raise ShardError("failed", f"{self.url}: {error}") from None
         self._joined.take(batch)
         following = reply.headers.get(NEXT, self._after)
-        more, self._after = bool(batch.entries) and following != self._after, following
-        return more
+        if not batch.entries or following == self._after:
+            return False
+        if not cursor(self._after) < cursor(following):
+            raise ShardError("failed", f"{self.url} sends its log in circles")
+        self._after = following
+        return True
 
     async def catch_up(self, took: Callable[[], None]) -> None:
         """Take the log to its end; `took` is called after each page."""
@@ -309,6 +321,7 @@ class Joining:
         row = self._store.rows.get(IDENTITY_TABLE, "x25519")
         given = open_invitation(invitation, bytes(KEY_BYTES) if row is None else row.value)
         name = check_namespace(name or given.namespace)
+        self._must_be_anothers(given)
         before = self._joined.get(name)
         if before is not None and before.given.namespace_id == given.namespace_id:
             await self._store.rows.put(TABLE, name, given.encode())  # a newer invitation
@@ -357,14 +370,19 @@ class Joining:
         self._store.reading.joined.pop(joined.namespace.id, None)
         self._store.sealer.foreign.pop(joined.namespace.id, None)
 
+    def _must_be_anothers(self, given: Pass) -> None:
+        """AlreadyExists for what would take the place of something of this store's, whoever claims to own it."""
+        ours = {STORE_WIDE, *self._store.namespaces.ids()}
+        if given.store_id == self._store.sealer.store_id or given.namespace_id in ours:
+            raise AlreadyExists("that is a namespace of this very store", hint="read it by its name")
+
     def joined(self, name: str) -> bool:
         return name in self._joined
 
     def _open(self, name: str, given: Pass) -> None:
         if self._nursery is None:
             raise Unavailable("the daemon is starting", hint="try again")
-        if given.store_id == self._store.sealer.store_id:
-            raise AlreadyExists("that is a namespace of this very store", hint="read it by its name")
+        self._must_be_anothers(given)
         self._numbers += 1
         joined = _Joined(self._store, self._network, self._authority, name, given, self._numbers)
         self._store.sealer.foreign[given.namespace_id] = joined.foreign

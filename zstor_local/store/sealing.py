@@ -12,9 +12,12 @@ from zstor_local.runtime import Randomness
 SALT_BYTES = 32
 
 
+SHARDS_OF_ONE = 10_000  # another store's shards have numbers below it there
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A namespace of another store, whose owner gave us its keys. Its shard numbers count from `first` on here."""
+    """A namespace of another store, whose owner gave us its keys. Its SHARDS_OF_ONE shard numbers count from `first` on here."""
 
     store_id: StoreId
     keys: NamespaceKeys
@@ -36,14 +39,16 @@ class RecordSealer:
         return self.store_id if foreign is None else foreign.store_id
 
     def keys(self, space: NamespaceId) -> NamespaceKeys:
-        if space in self.foreign:
-            return self.foreign[space].keys
+        """What opens its records."""
+        return self.foreign[space].keys if space in self.foreign else self._own_keys(space)
+
+    def _own_keys(self, space: NamespaceId) -> NamespaceKeys:
         return self.ring.store_wide() if space == STORE_WIDE else self.ring.namespace(space)
 
     def seal(self, kind: Kind, space: NamespaceId, key_hash: KeyHash, version: Version, sequence: int, plain: bytes) -> Envelope:
         associated = associated_data(self.store_id, kind, space, key_hash, version, sequence)
         salt = self._randomness.bytes(SALT_BYTES)
-        sealed = self.keys(space).seal_record(salt, associated, plain, newest=kind is Kind.KEYS)
+        sealed = self._own_keys(space).seal_record(salt, associated, plain, newest=kind is Kind.KEYS)
         return Envelope(kind, space, key_hash, version, sequence, sealed)
 
     def open(self, envelope: Envelope) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ SCHEMES: Final = ("http", "https", "http+unix")
 PROVE_ONE_IN: Final = 16  # batches of which a small share is read back
 DEADLINES: Final = Deadlines()
 _SALT_BYTES: Final = 32
+_HOST: Final = re.compile(r"[A-Za-z0-9._:-]+\Z")  # a name, or an address of either kind
 
 log = logging.getLogger("zstor.shards")
 
@@ -143,14 +145,20 @@ def locate(url: str, store_id: StoreId) -> tuple[str, str]:
 
 def _split(url: str) -> tuple[str, str]:
     """The server's URL and the name behind it; ShardError for what is none."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ShardError("missing", "that is no URL") from None
+    if not url.isprintable():
+        raise ShardError("missing", "that is no URL: it holds characters that cannot be shown")
     if parts.scheme == "http+unix":
         path, _, name = parts.path.partition("//")
         if not path.startswith("/") or parts.netloc:
             raise ShardError("missing", f"{url}: the socket is an absolute path: http+unix:///run/shard.sock")
         return f"http+unix://{path}", name
     try:
-        valid = parts.hostname is not None and parts.port is not None and not parts.username and not parts.query and not parts.fragment
+        host = parts.hostname is not None and _HOST.match(parts.hostname) is not None
+        valid = host and parts.port is not None and not parts.username and not parts.query and not parts.fragment
     except ValueError:
         valid = False
     if not valid:

@@ -237,6 +237,7 @@ class Peer:
         """The client; httpx takes a while to import and is not needed without shards on other machines."""
         if self._client is None:
             import ssl
+            from http.cookiejar import DefaultCookiePolicy
 
             import httpx
 
@@ -252,6 +253,7 @@ class Peer:
                 follow_redirects=False,
                 trust_env=False,
             )
+            self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # what a server sets would pile up here
             self._network.at_end(self.close)
         return self._client
 
@@ -276,7 +278,7 @@ class Peer:
                     with trio.fail_after(self._deadlines.probe):
                         async with self._opened().stream("GET", "/health") as response:
                             well = response.status_code == 200
-            except (httpx.HTTPError, trio.TooSlowError):
+            except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError):
                 continue
             if well:
                 log.warning("%s answers again", self.url)

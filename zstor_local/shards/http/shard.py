@@ -276,6 +276,8 @@ class HttpShard:
             except ShardError as error:
                 if error.code != "bad_request":  # it has this document already, or a newer one
                     raise self.failed(error) from None
+            except ShareMissing:
+                raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
         headers = self.writing()
         for notice in notices.namespaces:
             members = {"namespace": notice.name, "issuer": notice.issuer}
@@ -293,14 +295,16 @@ class HttpShard:
             path = f"{self.space}/shares?after={after}&limit={LIST_NAMES}{'&small=1' if small else ''}"
             reply = self._run(partial(self.peer.ask, Ask("GET", path, expect=(200,), most=LIST_BYTES)))
             try:
-                names: list[str] = json.loads(reply.body)["shares"]
+                names: list[str] = [*json.loads(reply.body)["shares"]]
                 shares = [parse_share_name(name) for name in names]
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise self.failed(ShardError("failed", f"{self.url} lists something that is no share")) from None
+            if any(name <= after for name in names):
+                raise self.failed(ShardError("failed", f"{self.url} lists shares in circles"))
             yield from shares
-            if not names or names[-1] <= after:
+            if not names:
                 return
-            after = names[-1]
+            after = max(names)
 
     def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
         headers = self.writing()
