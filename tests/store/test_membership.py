@@ -13,7 +13,17 @@ import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, small_shares
-from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotEnoughShards, NotFound
+from zstor_local.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidParams,
+    IoError,
+    NotEnoughShards,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+)
+from zstor_local.metastore.base import CommitUnknown, Metastore, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Caller, Nobody
@@ -109,6 +119,26 @@ async def test_what_an_interrupted_add_left_is_no_obstacle(home: Home) -> None:
         entry = await store.membership.add(str(left), None)
         assert entry.number == 4  # numbers are never given twice
         assert store.pool.state(4) == "ok"
+
+
+async def test_a_place_whose_listing_is_in_doubt_keeps_its_marker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a shard of the store after the next start, whatever was tried in this life."""
+    async with home.open() as store:
+        commit = type(store.metastore).commit
+
+        def in_doubt(metastore: Metastore, transaction: Transaction) -> None:
+            commit(metastore, transaction)
+            raise CommitUnknown("the disk answered with an error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.metastore), "commit", in_doubt)
+            with pytest.raises(OutcomeUnknown):
+                await store.membership.add(str(spare(home)), None)
+        for again in (store.membership.add(str(spare(home)), None), store.membership.replace("0", str(spare(home)), Nobody())):
+            with pytest.raises(Unavailable):
+                await again
+    async with home.open() as store:
+        assert store.pool.states() == dict.fromkeys("0123", "ok")
 
 
 async def test_a_shard_whose_disk_is_mounted_elsewhere_is_taken_back(home: Home) -> None:

@@ -174,6 +174,11 @@ class Committer:
         self._wake.set()
         return change.later
 
+    def must_take_changes(self) -> None:
+        """Unavailable if nothing is committed any more in this life: for what does something before its commit."""
+        if self.failure is not None or not self._metastore.writable:
+            raise self._unavailable()
+
     def news(self) -> trio.Event:
         """Set when the next group is committed. Take it before looking, then nothing is missed."""
         return self._news

@@ -146,6 +146,7 @@ class Membership:
         entry = ShardEntry(number, uid, name, url, group or "", added=True)
         store_id: StoreId = self._sealer.store_id
         marker = Marker(store_id, uid, number, self._runtime.clock.now())
+        self._committer.must_take_changes()  # a place whose listing is in doubt keeps the marker that it was listed with
         await self._runtime.threads.run(self._create, url, marker)
 
         def change(before: ShardsRecord) -> ShardsRecord:

@@ -25,7 +25,7 @@ KEYS_ROW: Final = "keys"
 def settled_ring(runtime: Runtime, path: str, envelope: Envelope | None) -> KeyRing:
     """All keys, by the key file at the path and the metastore's record of the older ones. What a crash left is settled.
 
-    StoreFault if there is no key file, or only one from before a rotation. Call it under the store's lock.
+    StoreFault if there is no key file, or one from the other side of a rotation. Call it under the store's lock.
     """
     files = runtime.files
     masters = key_files(files, path)
@@ -36,7 +36,8 @@ def settled_ring(runtime: Runtime, path: str, envelope: Envelope | None) -> KeyR
     if found is None:
         raise StoreFault(
             f"the store has had another master key since {path} was written",
-            "restore the newer one with `zstor key restore` from the words that `zstor key rotate` printed",
+            "restore the newer one with `zstor key restore` from the words that `zstor key rotate` printed; "
+            "if the key is the newest, the metastore is an older copy: `zstor rebuild` makes a new one",
         )
     master, record = found
     if master is not masters[-1]:
