@@ -262,3 +262,22 @@ def test_two_opened_shards_stay_apart(real: Ground) -> None:
     zero.append([entry(1, b"share", index=2)], 0)
     with pytest.raises(ShareMissing):
         one.open_share(SHARE, small=True)
+
+
+def test_a_directory_of_shares_that_somebody_removed_is_made_anew(real: Ground) -> None:
+    shard = real.new()
+    write_share(shard, ShareId(version(1), 0), [b"first"])
+    directory = f"{real.root()}/shares/{version(1).hex()[:2]}"
+    shutil.rmtree(directory)
+    write_share(shard, ShareId(version(1), 1), [b"again"])
+    for opened in real.now_and_after_a_restart():
+        assert read_share(opened, ShareId(version(1), 1), small=False, length=5) == b"again"
+        assert [share.index for share in opened.held(small=False)] == [1]
+
+
+def test_files_of_others_among_the_shares_are_passed_over(real: Ground) -> None:
+    shard = real.new()
+    write_share(shard, SHARE, [b"first"])
+    for stray in (".DS_Store", f"{version(1).hex()[:2]}/.DS_Store"):
+        Path(f"{real.root()}/shares/{stray}").write_bytes(b"x")
+    assert list(shard.held(small=False)) == [SHARE]

@@ -95,6 +95,21 @@ async def test_deleted_objects_leave_nothing_and_do_not_come_back(home: Home) ->
             await get(store, "7")
 
 
+@pytest.mark.parametrize("told", [True, False])
+async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, *, told: bool) -> None:
+    for life in range(3):  # each begins with a void of what the one before may have used
+        async with home.open() as store:
+            for key in range(20):
+                await put(store, f"{key}", content(life * 20 + key, 4_000))
+            await freed(store)
+    async with home.open() as store:
+        if not told:
+            store.committer._publisher._untold[2] = [(1, 1)]  # as after a commit that its full disk broke off
+        before = entries(store, 0, Kind.VOID)
+        assert await compact(store, 0.01) > 0
+        assert (entries(store, 0, Kind.VOID) < before) is told
+
+
 async def test_while_a_shard_is_owed_something_tombstones_stay_and_bury(home: Home) -> None:
     async with home.open() as store:
         for key in range(30):

@@ -49,7 +49,11 @@ class ShareFiles:
     def held(self) -> Iterator[ShareId]:
         """Every share that lies here."""
         for part in self._files.list(f"{self._root}/{SHARES}"):
-            for name in self._files.list(f"{self._root}/{SHARES}/{part}"):
+            try:
+                names = self._files.list(f"{self._root}/{SHARES}/{part}")
+            except NotADirectoryError:
+                continue  # a file of somebody else's
+            for name in names:
                 if (share := _share_named(name)) is not None and name.startswith(part):
                     yield share
 
@@ -81,9 +85,9 @@ class ShareFiles:
     def temporary(self, share: ShareId) -> str:
         return f"{self._root}/{TEMPORARY}/{share.version.hex()}.{share.index}"
 
-    def make_durable(self, directory: str) -> None:
+    def make_durable(self, directory: str, *, anew: bool = False) -> None:
         """A directory of shares. One that is there may not be durable yet: another thread or a killed daemon made it."""
-        if directory in self._durable:
+        if directory in self._durable and not anew:
             return
         with suppress(FileExistsError):
             self._files.mkdir(directory)
@@ -123,7 +127,11 @@ class FileShareWriter:
     def _rename(self) -> None:
         directory = os.path.dirname(self._final)
         self._directory.make_durable(directory)
-        self._files.rename(self._temporary, self._final)
+        try:
+            self._files.rename(self._temporary, self._final)
+        except FileNotFoundError:  # somebody has removed the directory since
+            self._directory.make_durable(directory, anew=True)
+            self._files.rename(self._temporary, self._final)
         with self._disk.failing(lasting=True):
             sync_directory(self._files, directory)
 

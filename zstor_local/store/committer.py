@@ -233,6 +233,11 @@ class Committer:
         return self._publisher.last_given
 
     @property
+    def all_told(self) -> bool:
+        """No shard that is open has yet to hear of something that never came to be."""
+        return self._publisher.all_told
+
+    @property
     def shards(self) -> list[int]:
         """The numbers of all shards, those that are away too."""
         return self._pool.numbers

@@ -329,14 +329,14 @@ class _Segment:
 
     def _void_is_done(self, envelope: Envelope) -> bool:
         void = void_of(self._sealer, envelope)
-        if void is None or not self._everybody_is_there():
+        if void is None or not self._everybody_has_heard():
             return False
         first, last = void
         here = (sequence for sequences in self._here.values() for sequence in sequences if sequence != envelope.sequence)
         return not any(first <= sequence <= last for sequence in (*self._elsewhere.sequences, *here))
 
-    def _everybody_is_there(self) -> bool:
-        return all(self._pool.state(number) == "ok" for number in self._pool.numbers)
+    def _everybody_has_heard(self) -> bool:
+        return self._committer.all_told and all(self._pool.state(number) == "ok" for number in self._pool.numbers)
 
     def _nothing_is_owed(self) -> bool:
         return self._metastore.debts_count() == 0

@@ -77,6 +77,11 @@ class Publisher:
         """The last sequence that anything was sealed with."""
         return self._next - 1
 
+    @property
+    def all_told(self) -> bool:
+        """No shard that is open has yet to hear of something that never came to be."""
+        return not self._untold
+
     def begin_life(self) -> range:
         """A higher writer number and fresh sequences. Returns those that an earlier life may have used and never committed.
 
