@@ -20,8 +20,8 @@ from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.cas import CollectedView as Collected
-    from zstor_local.rpc.methods.cas import ContentsPage, Unpinned
     from zstor_local.rpc.methods.cas import ContentView as Content
+    from zstor_local.rpc.methods.cas import Unpinned
     from zstor_local.rpc.methods.cas import UploadedView as Uploaded
     from zstor_local.rpc.methods.objects import Sent
 
@@ -212,13 +212,7 @@ def collect(options: Options, dry_run: bool) -> None:
 
 
 def _items(client: Client, owner: str | None) -> Iterator[Content]:
-    params: dict[str, Json] = {} if owner is None else {"owner": owner}
-    while True:
-        page = cast("ContentsPage", client.call("cas.list", params))
-        yield from page["items"]
-        if page["cursor"] is None:
-            return
-        params["cursor"] = page["cursor"]
+    return cast("Iterator[Content]", client.items("cas.list", {} if owner is None else {"owner": owner}))
 
 
 def _keepers(content: Content) -> str:

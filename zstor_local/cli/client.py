@@ -15,11 +15,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias, cast
 
 from zstor_local import limits
 from zstor_local.errors import InvalidParams, typed_error
@@ -115,6 +115,16 @@ class Client:
                     if (fault := message.get("error")) is not None:
                         raise typed_error(fault)
                     return message.get("result")
+
+    def items(self, method: str, params: Object, *, member: str = "items") -> Iterator[Json]:
+        """All items of a list that comes in pages."""
+        cursor: dict[str, Json] = {}
+        while True:
+            page = cast("Mapping[str, Sequence[Json]]", self.call(method, {**params, **cursor}))
+            yield from page[member]
+            if page["cursor"] is None:
+                return
+            cursor = {"cursor": page["cursor"]}
 
     def rest(self, seconds: float) -> None:
         """Wait between two calls; KeyboardInterrupt if there was a Ctrl-C, or at once when there is one."""

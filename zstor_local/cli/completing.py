@@ -63,9 +63,8 @@ def _items(method: str, member: str, *, prefix: bool = False) -> Ask:
     """One member of each item of the first page."""
 
     def ask(client: Client, options: Options, incomplete: str) -> list[str]:
-        params: dict[str, Json] = {"limit": _MOST, **({"prefix": incomplete} if prefix else {})}
-        if method == "object.list" and options.namespace:
-            params["namespace"] = options.namespace
+        place = options.place() if method == "object.list" else {}
+        params: dict[str, Json] = {"limit": _MOST, **({"prefix": incomplete} if prefix else {}), **place}
         return [item[member] for item in cast("dict[str, list[dict[str, str]]]", client.call(method, params))["items"]]
 
     return ask

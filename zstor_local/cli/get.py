@@ -60,8 +60,8 @@ def get(
     path = _path(key, file)
     if path is None and options.json:
         raise click.UsageError("--json needs a FILE: standard output has the object's bytes")
-    wanted: dict[str, Json] = {"offset": offset, "length": length, "namespace": options.namespace}
-    params: dict[str, Json] = {"key": key, "fd": 0}
+    wanted: dict[str, Json] = {"offset": offset, "length": length}
+    params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
     params.update((name, value) for name, value in wanted.items() if value is not None)
     taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
     with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:

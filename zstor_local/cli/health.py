@@ -11,7 +11,6 @@ import click
 from zstor_local.cli import report, text
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.near import nearer
-from zstor_local.cli.objects import named
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.errors import Cancelled, ZstorError
@@ -40,7 +39,7 @@ def check(options: Options, keys: tuple[str, ...], fast: bool) -> int:
         for key in keys:
             try:
                 with progress(f"check {key}", wanted=not options.no_progress, counted=True) as shown:
-                    found = cast("Check", client.call("object.check", {**named(options, key), "fast": fast}, progress=shown))
+                    found = cast("Check", client.call("object.check", {"key": key, **options.place(), "fast": fast}, progress=shown))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -97,8 +96,9 @@ def _repair(options: Options, keys: tuple[str, ...]) -> int:
         for key in keys:
             try:
                 with progress(f"repair {key}", wanted=not options.no_progress, counted=True) as shown:
-                    metadata = cast("Written", client.call("object.repair", named(options, key), progress=shown))["metadata"]
-                found = cast("Check", client.call("object.check", {**named(options, key), "fast": True}))
+                    repaired = client.call("object.repair", {"key": key, **options.place()}, progress=shown)
+                metadata = cast("Written", repaired)["metadata"]
+                found = cast("Check", client.call("object.check", {"key": key, **options.place(), "fast": True}))
             except Cancelled:
                 raise
             except ZstorError as error:

@@ -20,7 +20,7 @@ from zstor_local.cli.options import FILE, Options, as_json, completed, connectio
 from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.logs import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogsPage, LogView
+    from zstor_local.rpc.methods.logs import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogView
 
 
 FOLLOW_SECONDS: Final = 300
@@ -289,15 +289,9 @@ def import_(options: Options, file: str, log: str | None) -> None:
 @pass_options
 def ls(options: Options) -> None:
     """List the logs."""
-    params: dict[str, Json] = {}
     with options.connect() as client:
-        while True:
-            page = cast("LogsPage", client.call("log.list", params))
-            for each in page["items"]:
-                click.echo(json.dumps(each) if options.json else f"{each['entries']:>8}  {each['log']}")
-            if page["cursor"] is None:
-                return
-            params["cursor"] = page["cursor"]
+        for each in cast("Iterator[LogView]", client.items("log.list", {})):
+            click.echo(json.dumps(each) if options.json else f"{each['entries']:>8}  {each['log']}")
 
 
 # --- What is shown ---

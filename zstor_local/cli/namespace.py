@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Final, cast
 
 import click
@@ -15,7 +16,7 @@ from zstor_local.cli.options import Decorator, Function, Options, as_json, compl
 from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.namespaces import NamespaceDeleted, NamespacePage
+    from zstor_local.rpc.methods.namespaces import NamespaceDeleted
     from zstor_local.rpc.methods.namespaces import NamespaceView as NamespaceShown
     from zstor_local.rpc.methods.namespaces import Rewriting as JobStarted
     from zstor_local.rpc.methods.sharing import Invitation as Invited
@@ -125,15 +126,9 @@ def rm(options: Options, name: str, force: bool) -> None:
 @pass_options
 def ls(options: Options) -> None:
     """List the namespaces; with --json one line each."""
-    params: dict[str, Json] = {}
     with options.connect() as client:
-        while True:
-            page = cast("NamespacePage", client.call("namespace.list", params))
-            for item in page["items"]:
-                click.echo(json.dumps(item) if options.json else _line(item))
-            if page["cursor"] is None:
-                return
-            params["cursor"] = page["cursor"]
+        for item in cast("Iterator[NamespaceShown]", client.items("namespace.list", {})):
+            click.echo(json.dumps(item) if options.json else _line(item))
 
 
 @namespace.command()

@@ -17,7 +17,7 @@ from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.ns import NameFetched, NameListed, NamesPage
+    from zstor_local.rpc.methods.ns import NameFetched, NameListed
 
 
 WATCH_SECONDS: Final = 300
@@ -126,13 +126,7 @@ def _changes(client: Client, name: str, after: int) -> Iterator[NameFetched]:
 
 
 def _items(client: Client, prefix: str) -> Iterator[NameListed]:
-    params: dict[str, Json] = {"prefix": prefix}
-    while True:
-        page = cast("NamesPage", client.call("ns.list", params))
-        yield from page["items"]
-        if page["cursor"] is None:
-            return
-        params["cursor"] = page["cursor"]
+    return cast("Iterator[NameListed]", client.items("ns.list", {"prefix": prefix}))
 
 
 def _show(options: Options, fetched: NameFetched, *, line: bool = False) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import Json
 from zstor_local.cli.listing import items
 from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
@@ -45,7 +44,7 @@ def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> i
     with options.connect() as client:
         for key in keys:
             try:
-                deleted = cast("Deleted", client.call("object.delete", named(options, key)))
+                deleted = cast("Deleted", client.call("object.delete", {"key": key, **options.place()}))
             except Cancelled:
                 raise
             except ZstorError as error:
@@ -94,7 +93,7 @@ def stat(options: Options, key: str) -> None:
     Its size, version, times, policy, and on which shards its shares lie.
     """
     with options.connect() as client:
-        metadata = cast("Written", client.call("object.stat", named(options, key)))["metadata"]
+        metadata = cast("Written", client.call("object.stat", {"key": key, **options.place()}))["metadata"]
     if options.json:
         click.echo(json.dumps({"metadata": metadata}))
         return
@@ -123,8 +122,3 @@ def _lines(metadata: Metadata) -> Iterator[tuple[str, str]]:
         yield "reference", text.shown(reference)
     for name, value in metadata["user"].items():
         yield "user", text.shown(f"{name}={value}")
-
-
-def named(options: Options, key: str) -> dict[str, Json]:
-    """The parameters that mean an object."""
-    return {"key": key, "namespace": options.namespace} if options.namespace else {"key": key}

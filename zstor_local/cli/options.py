@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 import click
 
 from zstor_local.cli import report
-from zstor_local.cli.client import Client
+from zstor_local.cli.client import Client, Json
 from zstor_local.config import Config, ConfigError, config_file, load_config
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class Options:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the configuration file cannot be read: {_reason(error)}", file=file) from None
         return load_config(text=text, file=file, environment=environment, socket=self.socket, namespace=self.namespace)
+
+    def place(self) -> dict[str, Json]:
+        """The parameter that names the namespace, where one was given."""
+        return {"namespace": self.namespace} if self.namespace else {}
 
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""

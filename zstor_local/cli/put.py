@@ -81,9 +81,8 @@ def put(
         "previous_key": previous,
         "expected_size": size,
         "expected_digest": digest,
-        "namespace": options.namespace,
     }
-    params: dict[str, Json] = {"key": key, "fd": 0}
+    params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
     params.update((name, value) for name, value in wanted.items() if value is not None)
     with source(file) as given, options.connect() as client:
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:

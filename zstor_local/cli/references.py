@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.objects import Written
     from zstor_local.rpc.methods.references import Appended as References
-    from zstor_local.rpc.methods.references import Referring as KeysPage
 
 
 @click.group()
@@ -58,7 +57,7 @@ def rm(options: Options, key: str, references: tuple[str, ...]) -> None:
 def ls(options: Options, key: str) -> None:
     """List the references of an object."""
     with options.connect() as client:
-        metadata = cast("Written", client.call("object.stat", _params(options, key=key)))["metadata"]
+        metadata = cast("Written", client.call("object.stat", {"key": key, **options.place()}))["metadata"]
     if options.json:
         click.echo(json.dumps({"references": metadata["references"]}))
         return
@@ -77,25 +76,15 @@ def find(options: Options, reference: str) -> None:
 
     In the order of their bytes; with --json one line an object.
     """
-    params = _params(options, reference=reference)
     with options.connect() as client:
-        while True:
-            page = cast("KeysPage", client.call("reference.find", params))
-            for key in page["keys"]:
-                click.echo(json.dumps({"key": key}) if options.json else text.shown(key))
-            if page["cursor"] is None:
-                return
-            params["cursor"] = page["cursor"]
+        for key in cast("Iterator[str]", client.items("reference.find", {"reference": reference, **options.place()}, member="keys")):
+            click.echo(json.dumps({"key": key}) if options.json else text.shown(key))
 
 
 def _change(options: Options, method: str, key: str, references: tuple[str, ...]) -> None:
     with options.connect() as client:
-        answer = cast("References", client.call(method, _params(options, key=key, references=list(references))))
+        answer = cast("References", client.call(method, {"key": key, "references": list(references), **options.place()}))
     if options.json:
         click.echo(json.dumps(answer))
     else:
         click.echo(f"{text.shown(key)} has {text.count(len(answer['references']), 'reference')}")
-
-
-def _params(options: Options, **params: Json) -> dict[str, Json]:
-    return params | {"namespace": options.namespace} if options.namespace else params

@@ -48,11 +48,9 @@ def cp(options: Options, key: str, new_key: str, exclusive: bool) -> None:
 
 
 def _change(options: Options, method: str, key: str, new_key: str, *, exclusive: bool, done: str) -> None:
-    params: dict[str, Json] = {"key": key, "new_key": new_key}
+    params: dict[str, Json] = {"key": key, "new_key": new_key, **options.place()}
     if exclusive:
         params["exclusive"] = True
-    if options.namespace:
-        params["namespace"] = options.namespace
     with options.connect() as client:
         metadata = cast("Written", client.call(method, params))["metadata"]
     if options.json:

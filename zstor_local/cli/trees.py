@@ -96,7 +96,7 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
             "mode": f"{entry.mode:04o}",
             "mtime": str(entry.mtime),
         }
-        params = {**extra, "key": _key(prefix, entry), "user": user, **_in(options)}
+        params = {**extra, "key": _key(prefix, entry), "user": user, **options.place()}
         if entry.type == "file":
             with tree.reading(entry.path) as fd:
                 found = os.fstat(fd)
@@ -174,7 +174,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
 
     def fetch(client: Client, wanted: _Wanted) -> Sent:
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
-            return cast("Sent", client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **_in(options)}, fds=[fd]))
+            return cast("Sent", client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **options.place()}, fds=[fd]))
 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
@@ -250,7 +250,7 @@ def _finish(
 
     def link(wanted: _Wanted) -> None:
         _make_above(tree, wanted.path, made)
-        answer = client.call("object.read", {"key": wanted.item["key"], "encoding": "utf-8", **_in(options)})
+        answer = client.call("object.read", {"key": wanted.item["key"], "encoding": "utf-8", **options.place()})
         target = cast("Read", answer)["value"]
         tree.link(wanted.path, target, wanted.mtime, force=force, outside=outside)
 
@@ -297,27 +297,25 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     if any(key.strip("/") == "" for key in keys):
         raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
     number: int | None = None
-    with options.connect() as client:
-        for key in keys:
-            if next(_below(client, options, (key,)), None) is None:
-                raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
-        if not yes:
+    if not yes:
+        with options.connect() as client:
+            _must_be_there(client, options, keys)
             number = size = 0
             for item in _below(client, options, keys):
                 number, size = number + 1, size + item["metadata"]["size"]
-    if number is not None:
         what = ", ".join(text.shown(key) for key in keys)
         if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
             return _Account(options, None).end("nothing was deleted")
 
     def delete(client: Client, key: str) -> Deleted:
-        return cast("Deleted", client.call("object.delete", {"key": key, **_in(options)}))
+        return cast("Deleted", client.call("object.delete", {"key": key, **options.place()}))
 
     with (
         if_interrupted("what was deleted by then is deleted, the rest is there"),
         progress("delete", wanted=not options.no_progress, counted=True) as show,
         options.connect() as client,
     ):
+        _must_be_there(client, options, keys)
         account = _Account(options, show, counted=True, total=number)
         names = (item["key"] for item in _below(client, options, keys))
         with transfers(options.connect, names, delete) as answers:
@@ -329,11 +327,14 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     return account.end(f"deleted {text.count(account.done, 'object')}")
 
 
+def _must_be_there(client: Client, options: Options, keys: tuple[str, ...]) -> None:
+    """NotFound if one of them is nothing: then none is deleted."""
+    for key in keys:
+        if next(_below(client, options, (key,)), None) is None:
+            raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
+
+
 def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
     for key in keys:
         bare = key.rstrip("/")
         yield from (item for item in items(client, options, bare) if item["key"] == bare or item["key"].startswith(f"{bare}/"))
-
-
-def _in(options: Options) -> dict[str, Json]:
-    return {"namespace": options.namespace} if options.namespace else {}

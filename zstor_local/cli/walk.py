@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.walk import WalkItem, WalkPage
+    from zstor_local.rpc.methods.walk import WalkItem
 
 
 def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
@@ -43,25 +43,14 @@ def walk(options: Options, key: str, backward: bool, start: int | str | None, en
         "end_epoch": end,
         "direction": "backward" if backward else None,
         "values": values or None,
-        "namespace": options.namespace,
     }
     params: dict[str, Json] = {"start_key": key}
     params.update((name, value) for name, value in wanted.items() if value is not None)
     with options.connect() as client:
-        for item in _items(client, params):
+        for item in cast("Iterator[WalkItem]", client.items("object.walk", params | options.place())):
             metadata = item["metadata"]
             if options.json:
                 click.echo(json.dumps(item))
             else:
                 size, created = text.size(metadata["size"]), text.when(metadata["created_epoch"])
                 click.echo(f"{created}  {size:>10}  {text.shown(item['key'])}")
-
-
-def _items(client: Client, params: dict[str, Json]) -> Iterator[WalkItem]:
-    """Every object, page by page."""
-    while True:
-        page = cast("WalkPage", client.call("object.walk", params))
-        yield from page["items"]
-        if page["cursor"] is None:
-            return
-        params["cursor"] = page["cursor"]
