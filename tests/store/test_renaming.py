@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_places, small_shares
@@ -12,6 +14,7 @@ from zstor_local.errors import AlreadyExists, Conflict, NotEnoughShards, NotFoun
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
+from zstor_local.model.record import Kind
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import Stored
 from zstor_local.store.renaming import Renaming
@@ -310,3 +313,22 @@ async def test_a_renamed_linked_object_is_followed(home: Home) -> None:
         await rename(store, "b", "c")
         await put(store, "d", b"", behind("c"))
         check_list(store, "acd")
+
+
+async def test_no_log_has_the_end_of_a_rename_without_its_beginning(tmp_path: Path) -> None:
+    """A power loss may leave it in any one log. If the metastore goes too, a rebuild must find the object under one of the keys."""
+    home = Home(tmp_path, Policy(2, 3), shards=6)
+    async with home.open() as store:
+        await put(store, "old", b"value")
+        await put(store, "taken", b"other")
+        renamed = [await rename(store, "old", "new"), await rename(store, "taken", "free")]
+        for number in store.pool.numbers:
+            shard = store.pool.get(number)
+            assert shard is not None
+            heard = [scanned.entry.envelope for scanned in shard.scan()]
+            for stored in renamed:
+                ours = [envelope for envelope in heard if envelope.version == stored.version][-2:]
+                assert [(each.kind, each.key_hash == stored.envelope.key_hash) for each in ours] == [
+                    (Kind.OBJECT, True),
+                    (Kind.TOMBSTONE, False),
+                ]

@@ -90,14 +90,19 @@ class Edits:
         NoSpace over the namespace's quota; Conflict once its deletion has begun, unless this is a part of it (`closing`).
         """
         changed = [(key, self._before[key], after) for key, after in self._after.items() if self._before[key] != after]
+        # Whoever has only the beginning of a rename in a log, and no metastore, finds it under two keys rather than under none.
+        changed.sort(key=lambda change: change[2] is None)
+        left = {before.version for _, before, after in changed if before is not None and after is None}
         growth = sum(_size(after) - _size(before) for _, before, after in changed)
         self._namespace.gate.check(self._namespace.name, self._committer.view.usage(self._namespace.id), growth, closing=closing)
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in changed:
-            # Of a key that is gone no record stays that could tell a rebuild which logs hold older ones: so all of them hear of it.
+            # Of a key that is gone no record stays that could tell a rebuild which logs hold older ones: so all of them hear of it, and
+            # of the key that has its version from now on.
+            everywhere = after is None or after.version in left
             shards = (
-                self._committer.shards if after is None else sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
+                self._committer.shards if everywhere else sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
             )
             if after is not None:
                 fresh = quorum_of_new.get(key)
