@@ -39,6 +39,7 @@ class Inside:
         self.url = f"http+unix://{self._socket}"
         self.network: RealNetwork
         self.volume: Volume
+        self.verifier: TokenVerifier
         self._ready: queue.Queue[BaseException | None] = queue.Queue()
         self._over = trio.Event()
         self._token: trio.lowlevel.TrioToken
@@ -65,8 +66,8 @@ class Inside:
 
     async def _serve(self) -> None:
         self.volume = Volume(self._runtime, str(self.data))
-        verifier = TokenVerifier([parse_trust(json.dumps(self._issuer.document()))])
-        guard = Guard(verifier, lambda: self._runtime.clock.now() // SECOND)
+        self.verifier = TokenVerifier([parse_trust(json.dumps(self._issuer.document()))])
+        guard = Guard(self.verifier, lambda: self._runtime.clock.now() // SECOND)
         app = App(self.volume, guard, TrustKeeper(self._runtime, f"{self.data}/{TRUST}"), Metrics())
         listen = f"unix:{self._socket}"
         listener = _bind(listen)

@@ -404,6 +404,14 @@ def test_a_revoked_token_is_refused_at_once_and_after_a_restart(tmp_path: Path) 
         assert guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}").status_code == 401
 
 
+def test_a_shard_tells_of_itself_without_its_namespaces(owner: httpx.Client) -> None:
+    """There may be thousands, and whoever opens the shard needs none."""
+    name(owner, NAMESPACE, "photos")
+    about = owner.get(f"/v1/{SPACE}").json()
+    assert [each["name"] for each in about["namespaces"]] == ["photos"]
+    assert owner.get(f"/v1/{SPACE}?namespaces=0").json() | {"free_bytes": 0} == {**about, "namespaces": [], "free_bytes": 0}
+
+
 # --- The process ---
 
 

@@ -98,6 +98,16 @@ def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk
     assert [room.name for room in space.rooms] == ["name2", None]
 
 
+def test_a_letter_is_replaced_however_many_there_are(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shardserver.space.LETTERS_MAX", 1)
+    space = disk.open()
+    one, other = bytes(16), bytes(range(16))
+    space.put_letter(one, b"for a day")
+    space.put_letter(one, b"for another day")
+    assert refused(lambda: space.put_letter(other, b"one too many")) == "full"
+    assert space.letter(one) == b"for another day"
+
+
 # --- Large shares ---
 
 

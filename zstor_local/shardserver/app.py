@@ -48,6 +48,7 @@ class App:
         self._bodies = Bodies()
         self._news: dict[ShardUid, trio.Event] = {}  # set when the next batch was appended to a space
         self._stopping = False
+        self._trusting = trio.Lock()  # one document at a time: an older one that is slower must not be the last
 
     def stop(self) -> None:
         """Let nobody wait any longer for what comes."""
@@ -94,7 +95,7 @@ class App:
             case "PUT", []:
                 return await self._create(request, guest, uid)
             case "GET", []:
-                return await self._describe(guest, uid)
+                return await self._describe(request, guest, uid)
             case "DELETE", []:
                 return await self._remove(request, guest, uid)
             case "POST", ["writer"]:
@@ -144,7 +145,7 @@ class App:
                 space = await _in_thread(self._volume.find, uid)
         return space
 
-    async def _describe(self, guest: Guest, uid: ShardUid) -> Answer:
+    async def _describe(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
         guest.check_store(space)
         room = await _in_thread(self._volume.room)
@@ -164,7 +165,7 @@ class App:
                         "used_bytes": each.used_bytes,
                         "large_shares": each.shares,
                     }
-                    for each in space.rooms
+                    for each in (() if request.query.get("namespaces") == "0" else space.rooms)
                 ],
             }
         )
@@ -188,14 +189,14 @@ class App:
     async def _put_trust(self, request: Request, guest: Guest) -> Answer:
         """A newer trust document of the bearer's issuer: it proves itself."""
         body = await self._bodies.take(request, TRUST_BYTES)
-        try:
-            known = self._guard.verifier.trusts[guest.token.issuer]
-            text = body.decode("ascii", "replace")
-            trust = verify_trust(text, known)
-        except TokenRefused as error:
-            raise Refusal("bad_request", str(error)) from None
-        await _in_thread(self._trust.keep, trust.issuer, body)
-        self._guard.verifier.trust(trust)
+        async with self._trusting:
+            try:
+                known = self._guard.verifier.trusts[guest.token.issuer]
+                trust = verify_trust(body.decode("ascii", "replace"), known)
+            except TokenRefused as error:
+                raise Refusal("bad_request", str(error)) from None
+            await _in_thread(self._trust.keep, trust.issuer, body)
+            self._guard.verifier.trust(trust)
         return Answer(status=204)
 
     # --- Logs ---
@@ -230,6 +231,7 @@ class App:
                 break
             with trio.move_on_at(deadline):
                 await news.wait()
+            guest.again().check(space, namespace, "read")  # it may have been revoked meanwhile
         return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
 
     # --- Shares ---
@@ -252,8 +254,9 @@ class App:
         if wanted is None:
 
             async def piece(offset: int) -> bytes:
-                """While a long answer goes out the token may expire, and the share may be freed."""
+                """While a long answer goes out the token may expire or be revoked, and the share may be freed."""
                 with suppress(Refusal):
+                    guest.again().check(space, namespace, "read")
                     return b"" if guest.expired else (await _in_space(space, read, offset, SEND_BYTES))[0]
                 return b""
 

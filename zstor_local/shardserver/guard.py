@@ -17,10 +17,11 @@ log = logging.getLogger("zstor.shardserver")
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """The bearer of a good token, and until when it is good (seconds since 1970)."""
+    """The bearer of a good token, and until when it is good (seconds since 1970). `again` looks at it anew, as Guard.admit does."""
 
     token: Verified
     now: Callable[[], int]
+    again: Callable[[], Guest]
 
     def may_make(self, shard: ShardUid | None) -> bool:
         """Whether this is the daemon of a store, and speaks of this shard."""
@@ -67,7 +68,7 @@ class Guard:
         if scheme.lower() != "bearer" or not token:
             raise Refusal("unauthenticated", "a bearer token is needed")
         try:
-            return Guest(self.verifier.verify(token, self._now()), self._now)
+            return Guest(self.verifier.verify(token, self._now()), self._now, lambda: self.admit(authorization))
         except TokenRefused as refused:
             log.info("a token was refused: %s", refused)
             raise Refusal("unauthenticated", str(refused)) from None

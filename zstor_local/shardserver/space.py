@@ -137,7 +137,8 @@ class Space:
         with suppress(FileExistsError):
             self._files.mkdir(directory)
             sync_directory(self._files, self._root)
-        if len(self._files.list(directory)) >= LETTERS_MAX:
+        names = self._files.list(directory)
+        if len(names) >= LETTERS_MAX and name.hex() not in names:
             raise Refusal("full", f"{LETTERS_MAX} letters lie here")
         temporary = f"{self._root}/{TEMPORARY}/{LETTERS}.{name.hex()}"
         write_file(self._runtime, temporary, body)

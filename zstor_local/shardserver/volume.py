@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import suppress
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -38,7 +39,7 @@ class Volume:
         self.root = root
         self._quota_bytes = quota_bytes
         self.spaces: dict[ShardUid, Space] = {}
-        self._locks: dict[ShardUid, trio.Lock] = {}
+        self._locks: WeakValueDictionary[ShardUid, trio.Lock] = WeakValueDictionary()  # anybody may ask for any id
         files = runtime.files
         with suppress(FileNotFoundError):
             names = {*files.list(root)} - {"lost+found"}

@@ -72,7 +72,7 @@ class About:
 
 
 async def ask_about(peer: Bearer, space: str) -> About:
-    reply = await peer.ask(Ask("GET", space, expect=(200,), most=ABOUT_BYTES))
+    reply = await peer.ask(Ask("GET", f"{space}?namespaces=0", expect=(200,), most=ABOUT_BYTES))  # there may be any number of them
     return About(peer, reply.body)
 
 

@@ -98,7 +98,9 @@ def _parse_entry(data: bytes, at: int) -> tuple[ScannedEntry, int]:
     kind, index, record_length, share_length, sequence, committed, namespace, key_hash, version = _ENTRY.unpack_from(data, at)
     at += _ENTRY.size
     end = at + record_length + share_length
-    if kind not in _KINDS or not record_length or end > len(data) or share_length > limits.SMALL_SHARE_BYTES or sequence > COUNT_MAX:
+    if kind not in _KINDS or not record_length or end > len(data) or share_length > limits.SMALL_SHARE_BYTES:
+        raise BadWire("a batch holds an entry that is none")
+    if max(sequence, committed) > COUNT_MAX:
         raise BadWire("a batch holds an entry that is none")
     if share_length and index == _NO_SHARE:
         raise BadWire("a batch holds a share without an index")
