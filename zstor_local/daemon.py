@@ -330,9 +330,22 @@ def _paths(store: Store, config: Config) -> Paths:
     key = config.master_key_file
     shards = [place.root for place in shard_places(config) if place.root.startswith("/")]
     directories = [config.store, *shards, os.path.dirname(config.socket)]
+    files = [key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])]
+    real = functools.cache(os.path.realpath)
+
+    def added() -> Iterator[str]:
+        """The directories of all shards as they are now."""
+        for number in store.pool.numbers:
+            shard = store.pool.get(number)
+            entry = store.pool.entry(number)
+            for url in (shard and shard.url, entry and entry.url):
+                if url and (root := url.removeprefix("file://")).startswith("/"):
+                    yield real(root.rstrip("/"))
+
     protected = Protected(
         directories=[os.path.realpath(directory) for directory in directories],
-        files=[key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])],
+        files=[*files, *map(os.path.realpath, files)],
+        shards=added,
     )
     runtime = store.runtime
     return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots, Sandbox.of_this_process())

@@ -130,7 +130,10 @@ class ClientFiles(Protocol):
         ...
 
     def mount_namespace(self, pid: int | None) -> str | None:
-        """The id of a process's mount namespace (None: ours); None if it cannot be told."""
+        """The id of a process's mount namespace (None: ours); "" if it is gone or lets nobody look, None if we may look at none.
+
+        Whoever wants to pass for one of us need only have another process connect and end.
+        """
         ...
 
     def set_mode(self, fd: int, mode: int) -> None: ...

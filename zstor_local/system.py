@@ -37,6 +37,7 @@ _FILE_SYSTEM_KINDS: Final = {
     0x9FA0: "proc",
     0x62656572: "sysfs",
 }  # statfs(2)
+_ALL_USERS: Final = ["0", "0", "4294967295"]  # the initial user namespace: user_namespaces(7)
 _THREADS: Final = 256  # at once, those included that wait for other machines
 _PLACES: Final[ContextVar[trio.CapacityLimiter | None]] = ContextVar("places", default=None)
 _IOV_MAX: Final = 1024  # writev(2)
@@ -176,8 +177,10 @@ class RealClientFiles:
     def mount_namespace(self, pid: int | None) -> str | None:
         try:
             return os.readlink(f"/proc/{'self' if pid is None else pid}/ns/mnt")
+        except (FileNotFoundError, ProcessLookupError):
+            return "" if pid is not None and os.path.exists("/proc/self/ns/mnt") else None
         except OSError:
-            return None
+            return "" if _sees_processes() else None
 
     def set_mode(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
@@ -193,6 +196,15 @@ class RealClientFiles:
     def send(self, fd: int, buffers: Sequence[Buffer]) -> int:
         with _borrowed_socket(fd) as peer:
             return peer.sendmsg(buffers[:_IOV_MAX], [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _sees_processes() -> bool:
+    """Whether we may look at other processes of our user, as long as they let us: not from a user namespace of our own (ptrace(2))."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as mapped:
+            return mapped.read().split() == _ALL_USERS
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -623,3 +623,14 @@ def test_a_full_disk_behind_a_descriptor(objects: None, daemon: Daemon, place: P
     if child.stderr.startswith(("mount:", "unshare:")):
         lacking("no file system can be mounted here")
     assert child.stdout.split() == ["no_space", "no_space"], child.stderr
+
+
+def test_a_shard_that_was_added_is_the_daemons_own(objects: None, client: Client, tmp_path: Path) -> None:
+    added = tmp_path / "added"
+    shard = client.result("shard.add", url=str(added))["id"]
+    marker = added / "marker"
+    before = marker.read_bytes()
+    assert client.refusal("object.read_file", key="small", path=str(marker)) == "path_refused"
+    assert client.refusal("object.write_file", key="new", path=str(marker)) == "path_refused"
+    assert marker.read_bytes() == before
+    client.result("shard.remove", shard=shard, force=True)

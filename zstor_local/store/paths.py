@@ -10,7 +10,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -27,10 +27,14 @@ _DESCRIPTOR_HINT: Final = "open it yourself and hand the descriptor over (`fd`):
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """What no client may read or write through the daemon: directories with all in them, and single files."""
+    """What no client may read or write through the daemon: directories with all in them, and single files, there or not.
+
+    `shards` tells of directories that come and go.
+    """
 
     directories: Sequence[str]
     files: Sequence[str]
+    shards: Callable[[], Iterable[str]] = tuple
 
 
 class Surroundings(Protocol):
@@ -107,6 +111,7 @@ class Paths:
         with self._found(posixpath.dirname(path), pid, os.O_PATH | os.O_DIRECTORY, write=True) as parent:
             self._must_be_seen(parent, path, write=True)
             self._must_be_free(parent, path)
+            self._must_be_nobodys_name(parent, name, path)
             beneath = f"/proc/self/fd/{parent}"
             target, part = f"{beneath}/{name}", f"{beneath}/.{self._randomness.bytes(8).hex()}.part"
             with self._errors(path, write=True):
@@ -160,7 +165,7 @@ class Paths:
         raise PathRefused(f"{path} is not beneath one of the allowed roots", hint=f"{_DESCRIPTOR_HINT}; or add to `allowed_roots`")
 
     def _is_foreign(self, pid: int) -> bool:
-        """Whether the client is known to see other files than we do under the same names."""
+        """Whether the client sees other files than we do under the same names, or lets nobody know."""
         theirs = self.client_files.mount_namespace(pid) if pid > 0 else None
         return None not in (theirs, self._own_namespace) and theirs != self._own_namespace
 
@@ -199,7 +204,10 @@ class Paths:
     def _append(self, fd: int, target: str, path: str, *, sync: bool) -> None:
         output = self.files.open(target, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if self.files.status(output).links > 1:
+            status = self.files.status(output)
+            if not status.is_regular or _identity(status) in self._protected_identities():  # something else took its place
+                raise PathRefused(f"{path} was replaced meanwhile", hint="name another file")
+            if status.links > 1:
                 raise PathRefused(f"{path} has other names (hard links)", hint="append to a file of its own")
             offset = 0
             buffer = memoryview(bytearray(1 << 20))
@@ -260,8 +268,14 @@ class Paths:
     def _must_be_free(self, fd: int, path: str) -> None:
         """Not in one of the daemon's own directories."""
         real = self.client_files.real_path(fd)
-        if any(real == directory or real.startswith(directory + "/") for directory in self._protected.directories):
+        directories = (*self._protected.directories, *self._protected.shards())
+        if any(real == directory or real.startswith(directory + "/") for directory in directories):
             raise PathRefused(f"{path} lies in the daemon's own store", hint="read and write objects by their keys")
+
+    def _must_be_nobodys_name(self, parent: int, name: str, path: str) -> None:
+        """Not the name of one of the daemon's own files: what it would find there at its next start is not a client's to say."""
+        if f"{self.client_files.real_path(parent)}/{name}" in self._protected.files:
+            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
 
     def _must_be_seen(self, fd: int, path: str, *, write: bool) -> None:
         """Where a sandbox covers a directory, what is written there is lost, and what is read there is nobody's."""

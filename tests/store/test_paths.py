@@ -1,0 +1,95 @@
+"""Which paths a client may name, told by who it is and what lies there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.test_destination import Random, fill
+from zstor_local.errors import PathRefused
+from zstor_local.store.paths import Paths, Protected
+from zstor_local.system import RealClientFiles, RealFiles
+
+
+class Hiding(RealClientFiles):
+    """Whatever process it is, the kernel lets nobody look."""
+
+    def mount_namespace(self, pid: int | None) -> str | None:
+        return super().mount_namespace(pid) if pid is None else ""
+
+
+def paths_of(protected: Protected, client_files: RealClientFiles | None = None, roots: tuple[str, ...] = ()) -> Paths:
+    return Paths(RealFiles(), client_files or RealClientFiles(), Random(), protected, roots)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    yield file
+    assert file.read_bytes() == b"content"
+
+
+def ended() -> int:
+    """The id of a process that is no more."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def refused(paths: Paths, path: Path | str, pid: int) -> None:
+    with pytest.raises(PathRefused):
+        paths.open_input(str(path), pid)
+    with pytest.raises(PathRefused), paths.destination(str(path), pid, "truncate", sync=False) as fd:
+        os.write(fd, b"written")
+    paths.close()
+
+
+def test_who_connected_and_ended_may_have_done_so_for_somebody_in_a_sandbox(file: Path) -> None:
+    refused(paths_of(Protected([], [])), file, ended())
+
+
+def test_who_hides_may_be_in_a_sandbox(file: Path) -> None:
+    refused(paths_of(Protected([], []), Hiding()), file, os.getpid())
+    paths = paths_of(Protected([], []), Hiding(), (str(file.parent),))
+    os.close(paths.open_input(str(file), os.getpid()))
+    paths.close()
+
+
+def test_a_shard_that_was_added_meanwhile_is_nobodys(file: Path) -> None:
+    added: list[str] = []
+    paths = paths_of(Protected([], [], lambda: added))
+    os.close(paths.open_input(str(file), os.getpid()))
+    added.append(str(file.parent))
+    refused(paths, file, os.getpid())
+
+
+def test_a_name_that_the_daemon_looks_for_is_not_given_to_a_clients_file(tmp_path: Path) -> None:
+    next_key = tmp_path / "master.key.next"
+    paths = paths_of(Protected([], [str(next_key)]))
+    with pytest.raises(PathRefused, match="daemon's own"), paths.destination(str(next_key), os.getpid(), "exclusive", sync=False):
+        pass
+    assert not next_key.exists()
+    paths.close()
+
+
+def test_what_took_the_files_place_is_not_appended_to(tmp_path: Path) -> None:
+    key, target = tmp_path / "key", tmp_path / "target"
+    key.write_bytes(b"secret")
+    target.write_bytes(b"old")
+    paths = paths_of(Protected([], [str(key)]))
+
+    def takes_its_place(fd: int) -> None:
+        os.write(fd, b"new")
+        key.rename(target)
+        key.symlink_to(target)
+
+    with pytest.raises(PathRefused, match="replaced"):
+        fill(paths, target, "append", takes_its_place)
+    assert target.read_bytes() == b"secret"
+    paths.close()
