@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -281,3 +282,16 @@ def test_files_of_others_among_the_shares_are_passed_over(real: Ground) -> None:
     for stray in (".DS_Store", f"{version(1).hex()[:2]}/.DS_Store"):
         Path(f"{real.root()}/shares/{stray}").write_bytes(b"x")
     assert list(shard.held(small=False)) == [SHARE]
+
+
+@pytest.mark.parametrize("length", [0, 10, 39])
+def test_a_share_that_was_cut_before_its_footer_has_no_table(real: Ground, length: int) -> None:
+    """That is damage of the share: no fault of the disk, which goes on."""
+    shard = real.new()
+    write_share(shard, SHARE, [b"blocks"], table=b"sealed table")
+    os.truncate(f"{real.root()}/shares/{SHARE.version.hex()[:2]}/{SHARE.version.hex()}.{SHARE.index}", length)
+    reader = shard.open_share(SHARE, small=False)
+    with pytest.raises(ShareMissing):
+        reader.read_table(12)
+    reader.close()
+    assert shard.last_error() is None

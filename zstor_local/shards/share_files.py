@@ -11,19 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
-from zstor_local.coding.block import BadBlock
-from zstor_local.coding.share import (
-    FOOTER_BYTES,
-    SHARE_HEADER_BYTES,
-    ShareHeader,
-    pack_share_header,
-    parse_share_footer,
-    parse_share_header,
-)
-from zstor_local.model.ids import ID_BYTES, NamespaceId, ShareId, Version
+from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHeader, pack_share_header
+from zstor_local.model.ids import ID_BYTES, ShareId, Version
 from zstor_local.runtime import Buffer, Files, read_exactly, sync_directory, write_all
-from zstor_local.shards.base import ShareMissing
 from zstor_local.shards.disk import Disk
+from zstor_local.shards.share_claims import Claiming, table_offset
 
 SHARES: Final = "shares"
 TEMPORARY: Final = "tmp"
@@ -146,7 +138,7 @@ class FileShareWriter:
             self._fd = -1
 
 
-class FileShareReader:
+class FileShareReader(Claiming):
     """A large share, open."""
 
     def __init__(self, disk: Disk, files: Files, fd: int) -> None:
@@ -164,28 +156,12 @@ class FileShareReader:
     def read_table(self, length: int) -> bytes:
         with self._disk.failing():
             size = self._files.status(self._fd).size
-            try:
-                footer = parse_share_footer(read_exactly(self._files, self._fd, FOOTER_BYTES, size - FOOTER_BYTES), size)
-            except BadBlock as error:
-                raise ShareMissing from error
-            if footer.table_length != length:
-                raise ShareMissing
-            return read_exactly(self._files, self._fd, length, footer.table_offset)
+            footer = read_exactly(self._files, self._fd, min(size, FOOTER_BYTES), max(0, size - FOOTER_BYTES))
+            return read_exactly(self._files, self._fd, length, table_offset(footer, size, length))
 
-    def claimed_version(self) -> Version | None:
-        header = self._header()
-        return None if header is None else header.version
-
-    def claimed_namespace(self) -> NamespaceId | None:
-        header = self._header()
-        return None if header is None else header.namespace
-
-    def _header(self) -> ShareHeader | None:
+    def _start(self) -> Buffer:
         with self._disk.failing():
-            try:
-                return parse_share_header(read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0))
-            except BadBlock:
-                return None
+            return read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0)
 
     def close(self) -> None:
         self._files.close(self._fd)

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from zstor_local.coding.block import BadBlock
-from zstor_local.coding.share import SHARE_HEADER_BYTES, parse_share_header
+from zstor_local.coding.share import SHARE_HEADER_BYTES
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards.http.wire import Fence, share_name
+from zstor_local.shards.share_claims import claimed_header
 from zstor_local.shardserver.disk import SHARES, TEMPORARY, answering
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
@@ -133,10 +133,9 @@ class LargeShares:
 
     def _check_header(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> None:
         """What a file says it is decides who may read it: it must be what it was let in as."""
-        try:
-            header = parse_share_header(read_exactly(self._files, upload.fd, SHARE_HEADER_BYTES, 0))
-        except BadBlock:
-            raise Refusal("bad_request", "that is no share") from None
+        header = claimed_header(read_exactly(self._files, upload.fd, SHARE_HEADER_BYTES, 0))
+        if header is None:
+            raise Refusal("bad_request", "that is no share")
         if (header.namespace, header.version, header.index) != (namespace, share.version, share.index):
             raise Refusal("bad_request", "the share says that it is another one")
 
@@ -237,9 +236,10 @@ class LargeShares:
 
     def _namespace_of(self, fd: int) -> NamespaceId | None:
         try:
-            return parse_share_header(read_exactly(self._files, fd, SHARE_HEADER_BYTES, 0)).namespace
-        except (BadBlock, OSError):  # a bad sector of one share is no fault of the others
+            header = claimed_header(read_exactly(self._files, fd, SHARE_HEADER_BYTES, 0))
+        except OSError:  # a bad sector of one share is no fault of the others
             return None
+        return None if header is None else header.namespace
 
     def _path(self, share: ShareId) -> str:
         name = share_name(share)

@@ -8,20 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
-from zstor_local.coding.block import BadBlock
-from zstor_local.coding.share import (
-    FOOTER_BYTES,
-    SHARE_HEADER_BYTES,
-    ShareHeader,
-    pack_share_header,
-    parse_share_footer,
-    parse_share_header,
-)
-from zstor_local.model.ids import NamespaceId, ShareId, Version
+from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHeader, pack_share_header
+from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer, Network, Pending
 from zstor_local.shards.base import ShardError, ShareLate, ShareMissing
 from zstor_local.shards.http.peer import Ask, Bearer, Reply
 from zstor_local.shards.http.wire import DIGEST, PART_BYTES_MAX, digest, share_name
+from zstor_local.shards.share_claims import Claiming, table_offset
 
 PARTS_IN_FLIGHT: Final = 4  # of one share
 PROOF_BYTES: Final = 32  # of a finished share that are read back
@@ -71,7 +64,7 @@ def _checked(peer: Bearer, reply: Reply, offset: int, length: int) -> bytes:
     return reply.body
 
 
-class HttpShareReader:
+class HttpShareReader(Claiming):
     """One share. Opening asks nothing: that it is missing shows at the first read."""
 
     def __init__(self, shard: Speaker, share: ShareId, *, small: bool, namespace: NamespaceId | None = None) -> None:
@@ -129,29 +122,10 @@ class HttpShareReader:
         size = reply.headers.get("content-range", "").rpartition("/")[2]
         if reply.status == 416 or not size.isascii() or not size.isdecimal() or len(size) > 16:
             raise ShareMissing
-        try:
-            footer = parse_share_footer(reply.body, int(size))
-        except BadBlock as error:
-            raise ShareMissing from error
-        if footer.table_length != length:
-            raise ShareMissing
-        return await read_range(peer, self._path, footer.table_offset, length)
+        return await read_range(peer, self._path, table_offset(reply.body, int(size), length), length)
 
-    def claimed_version(self) -> Version | None:
-        header = self._header()
-        return None if header is None else header.version
-
-    def claimed_namespace(self) -> NamespaceId | None:
-        header = self._header()
-        return None if header is None else header.namespace
-
-    def _header(self) -> ShareHeader | None:
-        if self._small:
-            return None  # its record lies beside it
-        try:
-            return parse_share_header(self._run(lambda: read_range(self._shard.peer, self._path, 0, SHARE_HEADER_BYTES)))
-        except BadBlock:
-            return None
+    def _start(self) -> Buffer:
+        return b"" if self._small else self._run(lambda: read_range(self._shard.peer, self._path, 0, SHARE_HEADER_BYTES))
 
     def _run(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
         try:
