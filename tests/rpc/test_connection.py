@@ -163,7 +163,9 @@ async def test_unread_input_over_the_budget_is_busy_and_costs_its_line(world: Wo
 
 
 @pytest.mark.parametrize(("method", "name"), [("$/cancelRequest", "id"), ("notifications/cancelled", "requestId")])
-async def test_a_cancelled_call_gets_its_one_reply(world: World, gate: Gate, method: str, name: str) -> None:
+async def test_a_cancelled_call_gets_its_one_reply(
+    world: World, gate: Gate, method: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with world.serving(), world.client() as client:
         await client.request("hold", ["x"], id="a")
         await gate.until_started(1)
@@ -177,6 +179,7 @@ async def test_a_cancelled_call_gets_its_one_reply(world: World, gate: Gate, met
         }
         assert gate.cancelled == ["x"]
         assert await client.result("rpc.ping") == "pong"
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
 async def test_a_cancel_passes_a_full_gate_and_reaches_waiting_calls(world: World, gate: Gate) -> None:

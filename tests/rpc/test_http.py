@@ -182,8 +182,8 @@ async def test_only_post_carries_requests(world: World, method: str) -> None:
 
 @pytest.mark.parametrize("blank", ["\r\n", "\n", "\r\n\r\n"])
 @pytest.mark.parametrize("piece", [1, 3, 1_000])
-async def test_blank_lines_between_requests_are_read_over(world: World, blank: str, piece: int) -> None:
-    sent = post(PING) + blank.encode() + post(PING) + blank.encode()
+async def test_blank_lines_around_requests_are_read_over(world: World, blank: str, piece: int) -> None:
+    sent = blank.encode() + post(PING) + blank.encode() + post(PING) + blank.encode()
     async with browsing(world) as browser:
         for begin in range(0, len(sent), piece):
             await browser.client.send(sent[begin : begin + piece])

@@ -153,9 +153,10 @@ class Connection:
             self._active = trio.current_time()
             if len(data) == self._read_size:
                 self._read_size = _READ_BYTES_MAX
-            if self._first and data:
+            if self._first and (begun := data.lstrip(b"\r\n")):
                 self._first = False
-                self._speak(wire_of(data[0]))
+                self._speak(wire_of(begun[0]))
+                data = begun
             if self._http is None:
                 await self._take(data, fds)
             else:
@@ -301,7 +302,7 @@ class Connection:
         try:
             if request.method in _CANCELS:
                 self._cancel_by_id(request)
-                await self._calls.reply(answer, request.id, self._dispatcher.reply(request.id, None))
+                await self._calls.reply(answer, request.id, self._dispatcher.reply(request.id, None) if request.wants_reply else None)
                 return
             if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
                 raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")

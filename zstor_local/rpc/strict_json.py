@@ -34,6 +34,12 @@ REASONS: Final = {
     "too_many_values": f"more than {limits.MESSAGE_VALUES:,} values",
 }
 
+_HINTS: Final = {
+    "encoding": "text is UTF-8; send other bytes as value_b64, or by a path or descriptor",
+    "lone_surrogate": "text is UTF-8; send other bytes as value_b64, or by a path or descriptor",
+    "not_finite": "send null, or a string",
+}
+
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _STRUCTURE: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
@@ -50,7 +56,7 @@ class Base64:
 
 def parse_error(reason: str, detail: str | None = None) -> ParseError:
     """The error for text that is refused for one of `REASONS`."""
-    return ParseError(detail or REASONS[reason], reason=reason)
+    return ParseError(detail or REASONS[reason], hint=_HINTS.get(reason), reason=reason)
 
 
 def decode(text: bytes | bytearray, start: int = 0, end: int | None = None) -> Json:
