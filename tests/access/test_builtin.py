@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import jwt
@@ -15,9 +16,10 @@ from tests.store.home import Home
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.access.authority import Revoked
 from zstor_local.access.builtin import BuiltInAuthority
+from zstor_local.access.keyring import REVOCATIONS_MAX, KeyRing
 from zstor_local.access.ownership import owner_key
-from zstor_local.access.trust import parse_trust
-from zstor_local.access.verify import TokenRefused, Verified, verify, verify_trust
+from zstor_local.access.trust import Revocation, parse_trust
+from zstor_local.access.verify import TRUST_BYTES, TokenRefused, Verified, verify, verify_trust
 from zstor_local.errors import InvalidParams, NotFound
 from zstor_local.model.permission import OWNER, Rights
 from zstor_local.model.record import STORE_WIDE
@@ -41,6 +43,7 @@ class World:
 
     def __init__(self, store: Store, clock: SetClock) -> None:
         self.clock = clock
+        self.rows = store.rows
         real = store.runtime
         runtime = Runtime(real.files, clock, real.randomness, real.threads, real.readiness)
         self.authority = BuiltInAuthority(
@@ -167,6 +170,22 @@ async def test_a_revoked_key_counts_no_more_and_another_takes_its_place(world: W
 
 
 # --- Revocation ---
+
+
+async def test_no_number_of_revocations_is_too_much_for_a_server(world: World) -> None:
+    """Servers that refuse the document would be shards that are away, and nothing more would be revoked there."""
+    token = await world.token("bob")
+    row = world.rows.get("authority", "keys")
+    assert row is not None
+    many = tuple(Revocation(world.clock.seconds + DAY, jti=f"{number:0255}") for number in range(REVOCATIONS_MAX))
+    await world.rows.put("authority", "keys", replace(KeyRing.decode(row.value), revoked=many).encode())
+    document = await world.authority.signed_trust()
+    assert len(document) <= TRUST_BYTES
+    assert not await world.refused(token)
+    await world.authority.revoke(Revoked(jti="one more"))
+    assert len(await world.authority.signed_trust()) < len(document)
+    assert await world.refused(token)
+    assert not await world.refused(await world.token("bob"))
 
 
 async def test_one_token_is_revoked_by_its_id(world: World) -> None:

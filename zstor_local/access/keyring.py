@@ -10,6 +10,7 @@ from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.model.fields import decode, encode
 
 SCHEMA = 1
+REVOCATIONS_MAX = 2_000  # a row, and the document that servers are told of, hold so many; they are forgotten after a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,11 @@ class KeyRing:
         return replace(self, keys=left)
 
     def with_revocation(self, revocation: Revocation, now: int) -> KeyRing:
-        return replace(self.pruned(now), revoked=(*self.pruned(now).revoked, revocation))
+        """The ring with one revocation more. Instead of more than REVOCATIONS_MAX one that covers every token until now."""
+        kept = self.pruned(now)
+        if len(kept.revoked) < REVOCATIONS_MAX:
+            return replace(kept, revoked=(*kept.revoked, revocation))
+        return replace(kept, revoked=(Revocation(revocation.until, issued_until=self.last_second(None, None, now)),))
 
     def first_second(self, user: str, namespace: str, now: int) -> int:
         """When a new token of the user may claim to be issued: behind the last second that a revocation covers."""

@@ -25,7 +25,7 @@ from zstor_local.errors import InvalidParams
 from zstor_local.model.permission import STORE_NAMESPACE, Permission, Rights, check_user, parse_scope
 
 TOKEN_BYTES: Final = 8 * 1024
-TRUST_BYTES: Final = 64 * 1024
+TRUST_BYTES: Final = 1024 * 1024  # with as many revocations as a key ring keeps
 CACHED_TOKENS: Final = 4_096  # checked ones that are remembered until they expire: a signature costs 0.6 ms
 SAFE_INTEGER: Final = 2**53 - 1
 JSON_DEPTH: Final = 8

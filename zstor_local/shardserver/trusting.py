@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from zstor_local.access.trust import Trust, parse_trust
-from zstor_local.access.verify import TokenRefused, verify_trust
+from zstor_local.access.verify import TRUST_BYTES, TokenRefused, verify_trust
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 
 
@@ -44,7 +44,7 @@ class TrustKeeper:
         files = self._runtime.files
         fd = files.open(self._path(issuer), os.O_RDONLY)
         try:
-            return read_exactly(files, fd, 1 << 20, 0).decode("ascii", "replace")
+            return read_exactly(files, fd, TRUST_BYTES, 0).decode("ascii", "replace")
         finally:
             files.close(fd)
 
