@@ -25,31 +25,28 @@ class Behind:
         self._bits = [(1 << bit, number) for bit, number in enumerate(seen) if number in listed]
         self._void = void
         self._unseen = sorted(listed.difference(seen))
-        self._behind: dict[bytes, int] = {}  # by key, those who hold something older only
+        self._passed = b"", 0  # the last key of which every row has passed, and who holds only something older of it
 
     def watch(self, found: Iterable[FoundRow]) -> Iterator[FoundRow]:
-        """The same rows, which come key by key, the newest first; of a key that is handed on it is known who is behind."""
+        """The same rows, which come key by key, the newest first. Once all of a key's have passed it is known who is behind."""
         for key, rows in groupby(found, itemgetter(0)):
-            all_of_it = list(rows)
-            if len(all_of_it) > 1 and (behind := self._who(all_of_it)):
-                self._behind[key] = behind
-            yield from all_of_it
-
-    def _who(self, rows: Iterable[FoundRow]) -> int:
-        newest, heard, older = b"", 0, 0
-        for _, sequence, holders, _ in rows:
-            if self._void(sequence):
-                continue
-            newest = newest or sequence
-            if sequence == newest:
-                heard |= int.from_bytes(holders, "little")
-            else:
-                older |= int.from_bytes(holders, "little")
-        return older & ~heard
+            newest, heard, older = b"", 0, 0
+            for row in rows:
+                _, sequence, holders, _ = row
+                if not self._void(sequence):
+                    newest = newest or sequence
+                    if sequence == newest:
+                        heard |= int.from_bytes(holders, "little")
+                    else:
+                        older |= int.from_bytes(holders, "little")
+                yield row
+            self._passed = key, older & ~heard
 
     def debts(self, record: bytes, name: str) -> list[Debt]:
-        """What is owed of a key whose record, that of the row of this name, counts."""
-        behind = self._behind.pop(record[1:33], 0)
+        """What is owed of the key that has just passed, whose record, that of the row of this name, counts."""
+        key, behind = self._passed
+        if key != record[1:33]:
+            raise AssertionError("the key's rows have not all passed")
         owed = [number for bit, number in self._bits if behind & bit]
         if record[0] == Kind.TOMBSTONE:
             owed += self._unseen

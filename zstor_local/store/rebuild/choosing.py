@@ -8,6 +8,7 @@ counts, whoever holds the other; if both do, the one on more shards, and that is
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -137,7 +138,9 @@ class Choosing:
     def run(self) -> dict[NamespaceId, Usage]:
         """What each namespace holds then."""
         for records in by_key(self._behind.watch(self._found()), self._voids):
-            if (choice := self._choose(records)) is not None:
+            choice = self._choose(records)
+            deque(records, maxlen=0)  # who is behind is known when all of the key's have passed
+            if choice is not None:
                 self._take(choice)
         self._put()
         return {space: Usage(*counts) for space, counts in self._usage.items()}
