@@ -38,8 +38,9 @@ def test_a_small_disk_keeps_a_part_and_a_large_one_a_few_segments() -> None:
     assert kept_free(Room(50 << 20, 0)) == 1 << 20
 
 
-async def test_a_disk_with_less_than_a_tenth_free_is_told_of(home: Home) -> None:
+async def test_a_disk_with_less_than_a_tenth_free_is_told_of_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
+        monkeypatch.setattr(store.pool, "group", str)
         assert with_rooms(store, PLENTY, dict.fromkeys(range(3), PLENTY)).warnings() == []
         told = with_rooms(store, NEARLY, {0: PLENTY, 1: NEARLY, 2: FULL}).warnings()
         assert [line.split(" has ")[0].split(" is ")[0] for line in told] == [
@@ -50,6 +51,10 @@ async def test_a_disk_with_less_than_a_tenth_free_is_told_of(home: Home) -> None
         assert "5 % free" in told[0]
         assert "takes no writes" in told[2]
         assert set(told) <= set(store.warnings())
+        monkeypatch.setattr(store.pool, "group", lambda number: "one disk")
+        assert [line.split(" is full")[0] for line in with_rooms(store, PLENTY, dict.fromkeys(range(3), FULL)).warnings()] == [
+            "the disk of shard 0, 1, 2"
+        ]
         with_rooms(store, NEARLY, dict.fromkeys(range(3), NEARLY))
         await put(store, "a", content(1, 10_000))  # a warning stops nothing
 

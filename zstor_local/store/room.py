@@ -30,7 +30,7 @@ def kept_free(room: Room) -> int:
 
 
 def _mib(count: int) -> str:
-    return f"{count / limits.MIB:,.0f} MiB"
+    return f"{count / limits.MIB:,.0f} MiB" if count >= limits.MIB else f"{count / limits.KIB:,.0f} KiB"
 
 
 class Rooms:
@@ -72,11 +72,16 @@ class Rooms:
             )
 
     def warnings(self) -> list[str]:
-        """Disks that are nearly full."""
+        """Disks that are nearly full, one line each."""
         self._look()
         found = []
-        rooms = [("the disk of the metastore", self._metastore)]
-        rooms += [(f"the disk of shard {self._pool.name(number)}", room) for number, room in sorted(self._shards.items())]
+        rooms: list[tuple[str, Room | None]] = [("the disk of the metastore", self._metastore)]
+        disks: dict[str, list[int]] = {}
+        for number in sorted(self._shards):
+            disks.setdefault(self._pool.group(number), []).append(number)
+        for numbers in disks.values():
+            names = ", ".join(self._pool.name(number) for number in numbers)
+            rooms.append((f"the disk of shard {names}", min((self._shards[number] for number in numbers), key=lambda room: room.free)))
         for name, room in rooms:
             if room is None or not room.total or room.free * WARN_PART >= room.total:
                 continue

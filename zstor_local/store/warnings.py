@@ -53,10 +53,11 @@ def _groups(pool: ShardPool, policy: Policy) -> list[str]:
 
 
 def _full(pool: ShardPool, presence: Presence) -> list[str]:
+    """Of shards on other machines; the disks of this one are told of by room.py."""
     low: dict[str, tuple[int, list[str]]] = {}
     for shard in pool.opened():
         sight = presence.sight(shard.number)
-        if sight is None or sight.room is None or sight.room.free * 100 >= sight.room.total * LOW:
+        if shard.on_disk is not None or sight is None or sight.room is None or sight.room.free * 100 >= sight.room.total * LOW:
             continue
         percent = sight.room.free * 100 // max(1, sight.room.total)
         low.setdefault(shard.group, (percent, []))[1].append(shard.id)
