@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from hypercorn.trio import serve as serve_http
 
 from zstor_local.access.trust import parse_trust
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.answer import Send
 from zstor_local.shardserver.app import App
+from zstor_local.shardserver.connections import serve_http
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.request import Receive, Scope
@@ -167,7 +167,7 @@ async def lying(runtime: Runtime, data: Path, trust: object) -> AsyncIterator[tu
         async with trio.open_nursery() as nursery:
 
             async def serve() -> None:
-                await serve_http(liar, config, shutdown_trigger=stopping.wait)  # type: ignore[arg-type]
+                await serve_http(liar, config, until=stopping.wait)  # type: ignore[arg-type]
 
             nursery.start_soon(serve)
             yield f"http+unix://{data}.sock", liar

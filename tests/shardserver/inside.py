@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import trio
-from hypercorn.trio import serve as serve_http
 
 from tests.shardserver.server import LIMIT, Issuer
 from zstor_local.access.trust import parse_trust
@@ -18,6 +17,7 @@ from zstor_local.access.verify import TokenVerifier
 from zstor_local.network import RealNetwork, open_network
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.app import App
+from zstor_local.shardserver.connections import serve_http
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.serve import Settings, _bind, _config
@@ -75,7 +75,7 @@ class Inside:
         config.graceful_timeout = 1.0
         self._ready.put(None)
         try:
-            await serve_http(app, config, shutdown_trigger=self._stopping.wait)  # type: ignore[arg-type]
+            await serve_http(app, config, until=self._stopping.wait)  # type: ignore[arg-type]
         finally:
             self.volume.close()
 

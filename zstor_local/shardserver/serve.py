@@ -18,12 +18,12 @@ from typing import Final
 import httpx
 import trio
 from hypercorn.config import Config as Hypercorn
-from hypercorn.trio import serve as serve_http
 
 from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
 from zstor_local.errors import InvalidParams
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.app import App
+from zstor_local.shardserver.connections import serve_http
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.trusting import TrustKeeper
@@ -89,7 +89,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
                     nursery.start_soon(heeding)
                     nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
                     ready(_url(settings, listener))
-                    await serve_http(app, _config(settings, listener), shutdown_trigger=stopping.wait)  # type: ignore[arg-type]
+                    await serve_http(app, _config(settings, listener), until=stopping.wait)  # type: ignore[arg-type]
                     nursery.cancel_scope.cancel()
         finally:
             listener.close()
