@@ -26,7 +26,7 @@ from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
 from zstor_local.store.coding import LargeWrite
-from zstor_local.store.presence import Presence
+from zstor_local.store.presence import Presence, Untold
 from zstor_local.store.publishing import Publisher
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -131,7 +131,7 @@ def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_look_at_the_ends_of_logs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Presence, "never_committed", lambda self, shard: [])
+    patch.setattr(Presence, "never_committed", lambda self, shard: Untold())
 
 
 def no_intent(patch: pytest.MonkeyPatch) -> None:

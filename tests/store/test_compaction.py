@@ -375,3 +375,18 @@ async def test_a_shard_that_missed_a_row_written_twice_hears_that_it_was_deleted
     await compacted_in_several_lives(wandering)
     async with wandering.open() as store:
         assert await keys(store) == ["b", *others]
+
+
+async def test_a_deletion_at_the_end_of_a_log_buries_after_a_restart_too(wandering: Home) -> None:
+    """What was written since lies on other shards: the start must not take that deletion for one that never came to be."""
+    async with wandering.open() as store:
+        await come_and_go(store, coming=[*(f"x{number}" for number in range(4)), "a"])
+        await copy(store, "a", "b")
+        await delete(store, "a")
+        await put(store, "a", content(2, 10_000))
+    async with wandering.open():
+        pass
+    for number in (3, 4, 5):
+        wandering.take_away(number)
+    report = rebuild(wandering.runtime(), wandering.engines, wandering.config(), accept_loss=True, progress=lambda what, count: None)
+    assert (report.unreadable, report.older) == (["a"], [])

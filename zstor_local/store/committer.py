@@ -19,6 +19,7 @@ from zstor_local import limits
 from zstor_local.errors import OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
 from zstor_local.metastore.base import CommitUnknown, Metastore, StoreState
 from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.shards.index import FLUSH_AT, LogIndex
@@ -242,9 +243,9 @@ class Committer:
         """The numbers of all shards, those that are away too."""
         return self._pool.numbers
 
-    def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
-        """Say in a shard's log that these, and what it has yet to hear of, never happened; durable, or ShardError."""
-        self._publisher.void_on(shard, sequences)
+    def void_on(self, shard: Shard, sequences: Sequence[int], newest: Sequence[Envelope] = ()) -> None:
+        """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; or ShardError."""
+        self._publisher.void_on(shard, sequences, newest)
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Room, Shard, ShardError
@@ -36,6 +36,14 @@ class Sight:
 
     latency_ms: float
     room: Room | None
+
+
+@dataclass(slots=True)
+class Untold:
+    """What a shard's log has to be told: what never came to be, and newer records of rows of which it ends with older ones."""
+
+    void: list[int] = field(default_factory=list)
+    newest: list[Envelope] = field(default_factory=list)
 
 
 class Presence:
@@ -93,11 +101,11 @@ class Presence:
         if back:
             self._on_return()
 
-    def unsettled(self) -> dict[int, Sequence[int]]:
+    def unsettled(self) -> dict[int, Untold]:
         """At a start, before anything is appended to a log (an entry says that what lies before it is settled): by shard, what of an
         earlier life never came to be. Shards that cannot tell are away.
         """
-        found: dict[int, Sequence[int]] = {}
+        found: dict[int, Untold] = {}
         for shard in self._pool.opened():
             try:
                 found[shard.number] = self.never_committed(shard)
@@ -105,12 +113,12 @@ class Presence:
                 self._pool.put(Absent(shard.entry, error.state, str(error)))
         return found
 
-    def settle(self, unsettled: Mapping[int, Sequence[int]]) -> None:
+    def settle(self, unsettled: Mapping[int, Untold]) -> None:
         """Tell the shards so, in the committer's thread; one that does not take it is away."""
         for shard in self._pool.opened():
-            if void := unsettled.get(shard.number):
+            if untold := unsettled.get(shard.number):
                 try:
-                    self._committer.void_on(shard, void)
+                    self._committer.void_on(shard, untold.void, untold.newest)
                 except ShardError as error:
                     self._pool.put(Absent(shard.entry, error.state, str(error)))
 
@@ -171,10 +179,11 @@ class Presence:
         if (now := shard.check()) != "ok":
             raise ShardError(now, shard.last_error() or now)
         # Only now, as what an earlier opening sent late is refused from now on.
-        self._committer.void_on(shard, self.never_committed(shard))
+        untold = self.never_committed(shard)
+        self._committer.void_on(shard, untold.void, untold.newest)
 
-    def never_committed(self, shard: Shard) -> Sequence[int]:
-        """The sequences of records at the end of its log that never came to be, or of which nothing needs to know whether they did."""
+    def never_committed(self, shard: Shard) -> Untold:
+        """What to say of records at the end of its log that never came to be, or of which nothing needs to know whether they did."""
         entries = shard.unsettled()
         known: list[tuple[int, int]] = []
         for envelope in entries:
@@ -186,28 +195,40 @@ class Presence:
                 known.append((void.first, void.last))
         wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
         believed = shard.on_disk is not None
+        untold = Untold()
         try:
-            return [envelope.sequence for envelope in wanted if not self._may_have_happened(envelope, believed=believed)]
+            for envelope in wanted:
+                self._judge(envelope, untold, believed=believed)
         except IoError as error:
             raise ShardError("failed", f"what {shard.url} holds cannot be compared with the metastore: {error.message}") from error
+        return untold
 
-    def _may_have_happened(self, envelope: Envelope, *, believed: bool) -> bool:
-        """Whether a void of it might take away what was committed: a record that the row has, or had before a newer one of the same
-        version. An older one of another version is of no use, and a void keeps it from coming back when what buries it is forgotten.
+    def _judge(self, envelope: Envelope, untold: Untold, *, believed: bool) -> None:
+        """Leave alone what the row has, or had before a newer record of the same version. One of which the row knows nothing is void.
+
+        An older one of another version may have been committed, and then it buries others: it is not void, but the row's newest record
+        comes behind it, so that it does not come back when what buries it is forgotten. Every shard has all of the store's own rows.
 
         What does not open is left alone, and so is a sequence that was never given: a void of what a server makes up would hide what
         is, or will be, committed under it. A directory is `believed`: the refused record of a rotation opens with no key any more.
         """
         if envelope.sequence > self._committer.state.sequence:
-            return envelope.sequence > self._committer.last_given
+            if envelope.sequence <= self._committer.last_given:
+                untold.void.append(envelope.sequence)
+            return
         fixed = FIXED.get(envelope.kind) if believed else None
         try:
             name = fixed or row_name_of(envelope.kind, self._sealer.open(envelope))
             rows = [self._metastore.get(envelope.namespace, name), self._metastore.tombstone(envelope.namespace, name)]
         except CorruptRecord:
-            return True
+            return
         newest = max((row for row in rows if row is not None), key=lambda row: row.sequence, default=None)
-        return newest is not None and newest.sequence >= envelope.sequence and newest.version == envelope.version
+        if newest is not None and newest.version == envelope.version and newest.sequence >= envelope.sequence:
+            return
+        if newest is None or newest.sequence < envelope.sequence or envelope.namespace == STORE_WIDE:
+            untold.void.append(envelope.sequence)
+        elif newest not in untold.newest:
+            untold.newest.append(newest)
 
 
 def _within(sequence: int, ranges: Sequence[tuple[int, int]]) -> bool:

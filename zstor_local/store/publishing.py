@@ -214,10 +214,10 @@ class Publisher:
         self._next += 1
         return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
 
-    def void_on(self, shard: Shard, sequences: Sequence[int]) -> None:
-        """Say in a shard's log that these, and what it has yet to hear of, never happened; durable, or ShardError."""
+    def void_on(self, shard: Shard, sequences: Sequence[int], newest: Sequence[Envelope] = ()) -> None:
+        """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; or ShardError."""
         ranges = _joined([*self._untold.get(shard.number, ()), *_ranges(sorted({*sequences}))])
-        if not ranges:
+        if not ranges and not newest:
             return
         try:
             self._reserve(len(ranges))
@@ -225,7 +225,7 @@ class Publisher:
             raise ShardError(
                 "failed", f"the metastore does not take what has to be known before {shard.id} is told: {error}"
             ) from error
-        shard.append(self._voids(ranges), self.state.sequence)
+        shard.append([*self._voids(ranges), *map(Entry, newest)], self.state.sequence)
         shard.flush()
         self._untold.pop(shard.number, None)
 
