@@ -32,14 +32,27 @@ class Disk:
         self.root = str(parent / "space")
         Space.create(self.runtime, self.root, "issuer", MARKER)
         self.opened: list[Space] = []
+        self.reserve = False
 
-    def open(self, quota_bytes: int | None = None) -> Space:
+    def open(self, quota_bytes: int | None = None, fence: Fence = FENCE) -> Space:
         for space in self.opened:
             space.close()
-        space = Space(self.runtime, self.root, quota_bytes)
+        space = Space(self.runtime, self.root, quota_bytes, self.make_room)
         self.opened = [space]
-        space.raise_fence(FENCE)
+        space.raise_fence(fence)
         return space
+
+    def make_room(self) -> bool:
+        """There is something in reserve once."""
+        kept, self.reserve = self.reserve, False
+        if kept:
+            self.files.heal()
+        return kept
+
+    def fill(self) -> None:
+        """From now on there is room for nothing new."""
+        for operation in ("pwritev", "allocate"):
+            self.files.fail(operation, lambda path: True, errno.ENOSPC, times=None)
 
 
 @pytest.fixture
@@ -96,6 +109,27 @@ def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk
     assert sorted(shares(space)) == [b"1", b"2"]
     assert space.small_share(namespace(1), ShareId(version(1), 0), 0, 9) == (b"1", 1)
     assert [room.name for room in space.rooms] == ["name2", None]
+
+
+def test_on_a_full_disk_a_new_life_takes_over_and_deletes(disk: Disk) -> None:
+    space = disk.open()
+    put(space, SHARE, FILE)
+    space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
+    disk.fill()
+    assert refused(lambda: disk.open(fence=Fence(2, 1, SESSION))) == "full"
+    disk.reserve = True
+    later = Fence(3, 1, SESSION)
+    disk.open(fence=later).large.free(later, NAMESPACE, [SHARE])
+
+
+def test_what_is_in_reserve_is_for_records_alone(disk: Disk) -> None:
+    space = disk.open()
+    disk.fill()
+    disk.reserve = True
+    assert refused(lambda: space.append(FENCE, 1, Batch([scanned(1, b"a share")]))) == "full"
+    assert disk.reserve
+    space.append(FENCE, 2, Batch([scanned(2)]))
+    assert [each.entry.envelope.sequence for each in space.page(None, Cursor(), 1 << 20)[0].entries] == [2]
 
 
 def test_a_letter_is_replaced_however_many_there_are(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

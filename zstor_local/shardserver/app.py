@@ -300,6 +300,7 @@ class App:
         batch = wire.parse_batch(await self._bodies.take(request, wire.PART_BYTES_MAX))
         async with self._volume.lock(uid):
             await _in_space(space, space.large.free, request.fence(), namespace, batch.freed)
+            await _in_thread(self._volume.keep_room)
         return Answer(status=204)
 
     # --- Namespaces ---

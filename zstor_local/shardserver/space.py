@@ -13,9 +13,10 @@ tmp/                             on their way in; a new start finds them of no u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
@@ -67,11 +68,15 @@ class Cursor:
 class Space:
     """One, open."""
 
-    def __init__(self, runtime: Runtime, root: str, quota_bytes: int | None = None) -> None:
-        """`quota_bytes`: what the whole space may hold. Refusal `no_space_here` if there is none, `failed` if it cannot be read."""
+    def __init__(self, runtime: Runtime, root: str, quota_bytes: int | None = None, make_room: Callable[[], bool] = bool) -> None:
+        """`quota_bytes`: what the whole space may hold. `make_room` is called on a full disk, by what must go on there.
+
+        Refusal `no_space_here` if there is none, `failed` if it cannot be read.
+        """
         self._runtime = runtime
         self._files = runtime.files
         self._root = root
+        self._make_room = make_room
         with answering():
             about = json.loads(self._read(ABOUT))
             self.marker = self._read(MARKER)
@@ -119,11 +124,21 @@ class Space:
         if not fence.follows(self.fence):
             raise Refusal("fenced", f"writer {self.fence.writer} has this space; a later one than that may take it over")
         with answering():
-            write_file(self._runtime, f"{self._root}/{TEMPORARY}/{FENCE}", str(fence).encode())
+            self.large.abort_all()  # nobody is to finish them, and a full disk needs the room
+            self._needed(lambda: write_file(self._runtime, f"{self._root}/{TEMPORARY}/{FENCE}", str(fence).encode()))
             self._files.rename(f"{self._root}/{TEMPORARY}/{FENCE}", f"{self._root}/{FENCE}")
             sync_directory(self._files, self._root)
             self.fence = fence
             self.large.abort_all()
+
+    def _needed(self, work: Callable[[], None]) -> None:
+        """Do it on a full disk too, as long as there is something in reserve: without it nothing could be deleted there."""
+        try:
+            work()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
+                raise
+            work()
 
     def check_fence(self, fence: Fence) -> None:
         if fence != self.fence:
@@ -161,7 +176,10 @@ class Space:
         self.rooms.check_batch(batch.entries)
         with answering():
             try:
-                self._append(batch)
+                if any(scanned.entry.share for scanned in batch.entries):
+                    self._append(batch)
+                else:  # deletions, and what keeps the house; entries that lie there twice are one
+                    self._needed(lambda: self._append(batch))
             except LogClosed:
                 raise Refusal("failed", "a flush of the log failed before; the shard server must be started again") from None
         self._done = str(fence), number

@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from zstor_local import limits
+from zstor_local.metastore.reserve import Reserve
 from zstor_local.model.ids import ShardUid
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Room as Free
@@ -19,7 +21,9 @@ from zstor_local.shardserver.space import Space
 LOCK: Final = "lock"
 SPACES: Final = "spaces"
 TRUST: Final = "trust"
-_OWN: Final = frozenset({LOCK, SPACES, TRUST})
+RESERVE: Final = "reserve"
+RESERVE_BYTES: Final = 8 * limits.MIB  # a log segment for each of several namespaces
+_OWN: Final = frozenset({LOCK, SPACES, TRUST, RESERVE})
 
 
 class VolumeInUse(Exception):
@@ -56,6 +60,16 @@ class Volume:
         for name in files.list(f"{root}/{SPACES}"):
             if "." in name:  # a space that was being made or removed when the server ended
                 shutil.rmtree(f"{root}/{SPACES}/{name}")
+        self._reserve = Reserve(files, f"{root}/{RESERVE}", RESERVE_BYTES)
+        self._reserve.keep()
+
+    def make_room(self) -> bool:
+        """On a full disk: give up what was kept for deletes, and for who takes over. False if nothing was."""
+        return self._reserve.give_up()
+
+    def keep_room(self) -> None:
+        """Keep it again, where something was freed."""
+        self._reserve.keep()
 
     def lock(self, uid: ShardUid) -> trio.Lock:
         """Held while a space is opened or changed."""
@@ -72,7 +86,7 @@ class Volume:
                 self.runtime.files.path_status(self.path(uid))
             except FileNotFoundError:
                 raise Refusal("no_space_here", "that shard is not on this server") from None
-            space = self.spaces[uid] = Space(self.runtime, self.path(uid), self._quota_bytes)
+            space = self.spaces[uid] = Space(self.runtime, self.path(uid), self._quota_bytes, self.make_room)
         return space
 
     def create(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:
