@@ -113,6 +113,37 @@ async def test_a_log_with_room_again_is_told_first_what_never_came_to_be(home: H
         assert any(void.first <= refused <= void.last for void in voids)
 
 
+async def test_voids_are_durable_before_anything_says_that_what_they_void_is_settled(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        run_full(store, monkeypatch)
+        with pytest.raises(OutcomeUnknown):
+            await store.rows.put("table", "name", b"refused")
+        shard = opened(store, 2)
+        monkeypatch.setattr(shard, "append", failing(shard.append, [False]))
+        await put(store, "a", content(2, 10_000))  # without shard 2
+        before = shard.newest_committed()
+        steps: list[tuple[str, int]] = []
+        append, flush = shard.append, shard.flush
+
+        def noted_append(entries: Sequence[Entry], committed: int) -> None:
+            kinds = {entry.envelope.kind for entry in entries}
+            steps.append(("voids" if kinds == {Kind.VOID} else "others" if Kind.VOID not in kinds else "both", committed))
+            append(entries, committed)
+
+        def noted_flush() -> None:
+            steps.append(("flush", 0))
+            flush()
+
+        monkeypatch.setattr(shard, "append", noted_append)
+        monkeypatch.setattr(shard, "flush", noted_flush)
+        await store.rows.put("table", "other", b"new")
+        assert [step for step, _ in steps[:3]] == ["voids", "flush", "others"]
+        assert steps[0][1] <= before < steps[2][1]
+
+
 def run_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards 0 and 1 take nothing of the next group. Shard 2 takes it and then fails, and has no room for the void either."""
     monkeypatch.setattr(opened(store, 0), "append", failing(opened(store, 0).append, [False]))

@@ -118,12 +118,14 @@ class FileShareWriter:
 
     def _rename(self) -> None:
         directory = os.path.dirname(self._final)
-        self._directory.make_durable(directory)
-        try:
-            self._files.rename(self._temporary, self._final)
-        except FileNotFoundError:  # somebody has removed the directory since
-            self._directory.make_durable(directory, anew=True)
-            self._files.rename(self._temporary, self._final)
+        for anew in (False, True):
+            self._directory.make_durable(directory, anew=anew)
+            try:
+                self._files.rename(self._temporary, self._final)
+                break
+            except FileNotFoundError:  # somebody has removed the directory since
+                if anew:
+                    raise
         with self._disk.failing(lasting=True):
             sync_directory(self._files, directory)
 

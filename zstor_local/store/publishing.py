@@ -152,14 +152,23 @@ class Publisher:
 
     def _append(self, entries: Mapping[int, Sequence[Entry]]) -> dict[int, ShardError]:
         """Append to logs and flush. What a log has yet to hear of comes first. Returns the shards that failed."""
-        behind = [number for number in entries if number in self._untold]
-        if behind:
-            entries = {**entries, **{number: [*self._voids(self._untold[number]), *entries[number]] for number in behind}}
-        failed = self._pool.append(entries, self.state.sequence)
+        failed = self._tell(entries) if self._untold else {}
+        if failed:
+            entries = {number: each for number, each in entries.items() if number not in failed}
+        failed.update(self._pool.append(entries, self.state.sequence))
         failed.update(self._pool.flush([number for number in entries if number not in failed]))
-        for number in behind:
-            if number not in failed:
-                del self._untold[number]
+        return failed
+
+    def _tell(self, numbers: Iterable[int]) -> dict[int, ShardError]:
+        """Have those of the shards hear what they have yet to hear of. Returns those that failed."""
+        failed: dict[int, ShardError] = {}
+        for number in numbers:
+            shard = self._pool.get(number) if number in self._untold else None
+            try:
+                if shard is not None:
+                    self.void_on(shard, ())
+            except ShardError as error:
+                failed[number] = ShardError(error.state, str(error), untouched=True, code=error.code)
         return failed
 
     def _apply_quorum(self, items: Sequence[Item], failed: Mapping[int, ShardError]) -> None:
@@ -215,7 +224,11 @@ class Publisher:
         return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
 
     def void_on(self, shard: Shard, sequences: Sequence[int], newest: Sequence[Envelope] = ()) -> None:
-        """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; or ShardError."""
+        """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; durable, or ShardError.
+
+        Any entry says how far all is committed, and so which of those before it need no look at the next start. These say no more than
+        was said before: of several a power loss may keep only some.
+        """
         ranges = _joined([*self._untold.get(shard.number, ()), *_ranges(sorted({*sequences}))])
         if not ranges and not newest:
             return
@@ -225,7 +238,7 @@ class Publisher:
             raise ShardError(
                 "failed", f"the metastore does not take what has to be known before {shard.id} is told: {error}"
             ) from error
-        shard.append([*self._voids(ranges), *map(Entry, newest)], self.state.sequence)
+        shard.append([*self._voids(ranges), *map(Entry, newest)], min(shard.newest_committed(), self.state.sequence))
         shard.flush()
         self._untold.pop(shard.number, None)
 
