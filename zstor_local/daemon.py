@@ -226,7 +226,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
 
                 registry = _registry(store, authority, told, joining, config, paths, logs, leftovers, names, cas)
                 sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
-                server = Server(registry, runtime.randomness, jobs=store.jobs)
+                server = Server(registry, runtime.randomness, jobs=store.jobs, mounts_of=paths.client_files.mount_namespace)
 
                 def stop() -> None:
                     notifier.stopping()

@@ -114,6 +114,7 @@ class World:
         self.path = str(path / "s")
         self.registry = Registry()
         self.uid: int | None = None
+        self.mounts_of: Callable[[int], str | None] = lambda _: None
         self.ended = trio.Event()
         self.own_uid = os.geteuid()
         rpc.register(self.registry, version="1.2.3")
@@ -123,7 +124,7 @@ class World:
         listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         await listener.bind(self.path)
         listener.listen(256)
-        server = Server(self.registry, CountingRandomness(), uid=self.uid)
+        server = Server(self.registry, CountingRandomness(), uid=self.uid, mounts_of=self.mounts_of)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._serve, server, trio.SocketListener(listener))
             yield server

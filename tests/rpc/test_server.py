@@ -14,6 +14,7 @@ import trio.testing
 from tests.rpc.conftest import World, error_type
 from tests.rpc.test_connection import Gate
 from zstor_local import limits
+from zstor_local.rpc.call import Call, Peer
 from zstor_local.rpc.server import peer_of
 
 
@@ -32,8 +33,6 @@ async def test_a_user_from_outside_our_user_namespace_is_refused(world: World, m
 
 
 def peer_of_nobody() -> object:
-    from zstor_local.rpc.call import Peer
-
     return Peer(0, 65534, 65534)
 
 
@@ -43,6 +42,25 @@ def test_the_peers_credentials_are_the_kernels() -> None:
         peer = peer_of(trio.socket.from_stdlib_socket(ours))
         assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
         ours.close()
+
+
+async def test_what_the_peer_sees_is_asked_once_as_it_connects(world: World) -> None:
+    """A process can end when it has connected, and its id be another one's by the time of a call."""
+    asked: list[int] = []
+
+    def mounts_of(pid: int) -> str:
+        asked.append(pid)
+        return "mnt:[1]"
+
+    async def mounts(call: Call, /) -> str | None:
+        """What is known of the client."""
+        return call.peer.mounts
+
+    world.mounts_of = mounts_of
+    world.registry.method("test.mounts")(mounts)
+    async with world.serving(), world.client() as client:
+        assert [await client.result("test.mounts") for _ in range(2)] == ["mnt:[1]"] * 2
+    assert asked == [os.getpid()]
 
 
 async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

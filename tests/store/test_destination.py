@@ -34,13 +34,13 @@ def paths(request: pytest.FixtureRequest) -> Iterator[Paths]:
 
 def write(paths: Paths, path: Path, data: bytes, mode: Mode) -> list[str]:
     """Write a file as a read does; returns what lay in its directory meanwhile."""
-    with paths.destination(str(path), os.getpid(), mode, sync=True) as fd:
+    with paths.destination(str(path), None, mode, sync=True) as fd:
         os.write(fd, data)
         return sorted(name.name for name in path.parent.iterdir())
 
 
 def fill(paths: Paths, path: Path, mode: Mode, work: Callable[[int], object]) -> None:
-    with paths.destination(str(path), os.getpid(), mode, sync=False) as fd:
+    with paths.destination(str(path), None, mode, sync=False) as fd:
         work(fd)
 
 

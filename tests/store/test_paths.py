@@ -16,15 +16,12 @@ from zstor_local.store.paths import Paths, Protected
 from zstor_local.system import RealClientFiles, RealFiles
 
 
-class Hiding(RealClientFiles):
-    """Whatever process it is, the kernel lets nobody look."""
-
-    def mount_namespace(self, pid: int | None) -> str | None:
-        return super().mount_namespace(pid) if pid is None else ""
+def paths_of(protected: Protected, roots: tuple[str, ...] = ()) -> Paths:
+    return Paths(RealFiles(), RealClientFiles(), Random(), protected, roots)
 
 
-def paths_of(protected: Protected, client_files: RealClientFiles | None = None, roots: tuple[str, ...] = ()) -> Paths:
-    return Paths(RealFiles(), client_files or RealClientFiles(), Random(), protected, roots)
+def ours() -> str | None:
+    return RealClientFiles().mount_namespace(os.getpid())
 
 
 @pytest.fixture
@@ -42,37 +39,38 @@ def ended() -> int:
     return child.pid
 
 
-def refused(paths: Paths, path: Path | str, pid: int) -> None:
+def refused(paths: Paths, path: Path | str, mounts: str | None) -> None:
     with pytest.raises(PathRefused):
-        paths.open_input(str(path), pid)
-    with pytest.raises(PathRefused), paths.destination(str(path), pid, "truncate", sync=False) as fd:
+        paths.open_input(str(path), mounts)
+    with pytest.raises(PathRefused), paths.destination(str(path), mounts, "truncate", sync=False) as fd:
         os.write(fd, b"written")
     paths.close()
 
 
 def test_who_connected_and_ended_may_have_done_so_for_somebody_in_a_sandbox(file: Path) -> None:
-    refused(paths_of(Protected([], [])), file, ended())
+    refused(paths_of(Protected([], [])), file, RealClientFiles().mount_namespace(ended()))
 
 
-def test_who_hides_may_be_in_a_sandbox(file: Path) -> None:
-    refused(paths_of(Protected([], []), Hiding()), file, os.getpid())
-    paths = paths_of(Protected([], []), Hiding(), (str(file.parent),))
-    os.close(paths.open_input(str(file), os.getpid()))
-    paths.close()
+def test_who_is_elsewhere_has_the_allowed_roots_alone(file: Path) -> None:
+    refused(paths_of(Protected([], [])), file, "mnt:[1]")
+    for mounts, roots in (("mnt:[1]", (str(file.parent),)), (ours(), ()), (None, ())):
+        paths = paths_of(Protected([], []), roots)
+        os.close(paths.open_input(str(file), mounts))
+        paths.close()
 
 
 def test_a_shard_that_was_added_meanwhile_is_nobodys(file: Path) -> None:
     added: list[str] = []
     paths = paths_of(Protected([], [], lambda: added))
-    os.close(paths.open_input(str(file), os.getpid()))
+    os.close(paths.open_input(str(file), None))
     added.append(str(file.parent))
-    refused(paths, file, os.getpid())
+    refused(paths, file, None)
 
 
 def test_a_name_that_the_daemon_looks_for_is_not_given_to_a_clients_file(tmp_path: Path) -> None:
     next_key = tmp_path / "master.key.next"
     paths = paths_of(Protected([], [str(next_key)]))
-    with pytest.raises(PathRefused, match="daemon's own"), paths.destination(str(next_key), os.getpid(), "exclusive", sync=False):
+    with pytest.raises(PathRefused, match="daemon's own"), paths.destination(str(next_key), None, "exclusive", sync=False):
         pass
     assert not next_key.exists()
     paths.close()

@@ -20,11 +20,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who made the connection, as the kernel saw it then."""
+    """Who made the connection, as the kernel saw it then. `mounts`: see runtime.ClientFiles.mount_namespace.
+
+    Later nothing more is asked of the process: it may have ended, and another one may bear its id.
+    """
 
     pid: int
     uid: int
     gid: int
+    mounts: str | None = None
 
 
 class Connection(Protocol):

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -32,7 +33,17 @@ _LAST_REPLIES_SECONDS: Final = 1.0  # to send `shutting_down`; clients must not 
 class Server:
     """All connections of the daemon. Listeners come bound and listening; making the socket file is the daemon's work."""
 
-    def __init__(self, registry: Registry, randomness: Randomness, *, jobs: Jobs | None = None, uid: int | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        randomness: Randomness,
+        *,
+        jobs: Jobs | None = None,
+        uid: int | None = None,
+        mounts_of: Callable[[int], str | None] = lambda _: None,
+    ) -> None:
+        """`mounts_of` tells the mount namespace of a process, as runtime.ClientFiles does."""
+        self._mounts_of = mounts_of
         self._dispatcher = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
         self.budget: Final = InputBudget()
@@ -96,6 +107,8 @@ class Server:
             with trio.move_on_after(_LAST_REPLIES_SECONDS):
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return
+        if peer.pid > 0:  # 0: of another pid namespace
+            peer = replace(peer, mounts=self._mounts_of(peer.pid))
         connection = Connection(stream.socket, peer, self._dispatcher, self.budget, self._cork)
         self._connections.add(connection)
         if self._stopped.is_set():

@@ -89,16 +89,16 @@ class Paths:
 
     # --- Paths ---
 
-    def open_input(self, path: str, pid: int) -> int:
-        """A regular file, open for reading; the caller closes it. PathRefused or IoError."""
+    def open_input(self, path: str, mounts: str | None) -> int:
+        """A regular file, open for reading; the caller closes it. `mounts`: the client's mount namespace. PathRefused or IoError."""
         _must_be_absolute(path)
-        with self._found(path, pid, os.O_PATH) as fd, self._errors(path, write=False):
+        with self._found(path, mounts, os.O_PATH) as fd, self._errors(path, write=False):
             self._must_be_seen(fd, path, write=False)
             self._must_be_plain_file(fd, path)
             return self.files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
     @contextmanager
-    def destination(self, path: str, pid: int, mode: Mode, *, sync: bool) -> Iterator[int]:
+    def destination(self, path: str, mounts: str | None, mode: Mode, *, sync: bool) -> Iterator[int]:
         """A descriptor to write an object to. Left without an error, the bytes are in the file `path`; else nothing happened to it.
 
         `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
@@ -108,7 +108,7 @@ class Paths:
         name = posixpath.basename(path)
         if name in ("", ".", ".."):
             raise PathRefused(f"{path} names no file", hint="give the path of the file to write")
-        with self._found(posixpath.dirname(path), pid, os.O_PATH | os.O_DIRECTORY, write=True) as parent:
+        with self._found(posixpath.dirname(path), mounts, os.O_PATH | os.O_DIRECTORY, write=True) as parent:
             self._must_be_seen(parent, path, write=True)
             self._must_be_free(parent, path)
             self._must_be_nobodys_name(parent, name, path)
@@ -139,12 +139,12 @@ class Paths:
                     self.files.unlink(part)
 
     @contextmanager
-    def _found(self, path: str, pid: int, flags: int, *, write: bool = False) -> Iterator[int]:
+    def _found(self, path: str, mounts: str | None, flags: int, *, write: bool = False) -> Iterator[int]:
         """An O_PATH descriptor: nothing is opened yet, so nothing blocks and no device notices."""
         if "\0" in path:
             raise PathRefused("a path holds no NUL", hint=_DESCRIPTOR_HINT)
         with self._errors(path, write=write, directory=path if write else None):
-            fd = self._open_in_root(path, flags) if self._roots or self._is_foreign(pid) else self.files.open(path, flags)
+            fd = self._open_in_root(path, flags) if self._roots or self._is_foreign(mounts) else self.files.open(path, flags)
         try:
             yield fd
         finally:
@@ -164,10 +164,9 @@ class Paths:
                 raise
         raise PathRefused(f"{path} is not beneath one of the allowed roots", hint=f"{_DESCRIPTOR_HINT}; or add to `allowed_roots`")
 
-    def _is_foreign(self, pid: int) -> bool:
+    def _is_foreign(self, mounts: str | None) -> bool:
         """Whether the client sees other files than we do under the same names, or lets nobody know."""
-        theirs = self.client_files.mount_namespace(pid) if pid > 0 else None
-        return None not in (theirs, self._own_namespace) and theirs != self._own_namespace
+        return None not in (mounts, self._own_namespace) and mounts != self._own_namespace
 
     def _existing(self, target: str, path: str) -> FileStatus | None:
         try:

@@ -44,7 +44,7 @@ class Handover:
     @contextmanager
     def file(self, call: Call, path: str) -> Iterator[FileSource]:
         """A regular file by its path."""
-        fd = self._paths.open_input(path, call.peer.pid)
+        fd = self._paths.open_input(path, call.peer.mounts)
         with self._closing(fd):
             yield FileSource(self._files, fd)
 
@@ -81,12 +81,12 @@ class Handover:
     @contextmanager
     def sink_at(self, call: Call, path: str, mode: Mode) -> Iterator[OrderedSink]:
         """A file of that name to write in order: there whole and durable in the end, or not touched at all."""
-        with self._paths.destination(path, call.peer.pid, mode, sync=True) as fd:
+        with self._paths.destination(path, call.peer.mounts, mode, sync=True) as fd:
             yield AppendSink(self._runtime, fd)
 
     async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
         """The bytes into the file of that name, whole or not at all."""
-        with self._paths.destination(path, call.peer.pid, mode, sync=sync) as fd:
+        with self._paths.destination(path, call.peer.mounts, mode, sync=sync) as fd:
             await objects.read_to_file(stored, FileSink(self._files, fd), part, call)
 
     async def to_file(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
