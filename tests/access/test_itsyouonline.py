@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -409,3 +412,24 @@ async def test_two_who_create_the_same_at_once_leave_it_whole(world: World) -> N
         for _ in range(4):
             nursery.start_soon(create)
     assert world.organizations() == WHOLE
+
+
+def login(token: str, *headers: tuple[str, str], pack: Callable[[bytes], bytes] = bytes) -> httpx.Response:
+    body = json.dumps({"access_token": token, "expires_in": 300, "info": {"username": "alice"}})
+    return httpx.Response(200, headers=headers, stream=httpx.ByteStream(pack(body.encode())))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: login("gr\u00fcn"),
+        lambda: login("a\r\nx: y"),
+        lambda: login("token", ("content-encoding", "gzip"), pack=gzip.compress),
+    ],
+    ids=["a token beyond ASCII", "a token with a header behind it", "an encoding that was not asked for"],
+)
+async def test_what_a_service_should_not_say_is_nonsense(answer: Callable[[], httpx.Response]) -> None:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer())) as client:
+        service = Service(real_runtime(), client, "https://service", Credentials("id", "secret"))
+        with pytest.raises(Unavailable, match="something that its API does not know"):
+            await service.call("GET", "/users")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ ANSWER_BYTES: Final = 4 * MIB
 RENEW_SECONDS: Final = 30  # before the access token expires
 
 _LOGIN: Final = "/v1/oauth/access_token"
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+\Z")  # goes into a header as it is
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -135,7 +137,7 @@ class Service:
             told = answer.object()
             token, seconds, info = told.get("access_token"), told.get("expires_in"), told.get("info")
             user = info.get("username") if isinstance(info, dict) else ""
-            if not isinstance(token, str) or not token or type(seconds) is not int or not isinstance(user, str):
+            if not isinstance(token, str) or not _TOKEN.match(token) or type(seconds) is not int or not isinstance(user, str):
                 raise _nonsense()
             self._login = _Login(token, user, now + max(0, seconds - RENEW_SECONDS))
             return self._login
@@ -176,15 +178,15 @@ class Service:
     async def _send(
         self, method: str, path: str, token: str | None, json: Mapping[str, str] | None, query: Mapping[str, str] | None
     ) -> Answer:
-        headers = {} if token is None else {"Authorization": f"token {token}"}
+        headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"token {token}"})
         async with (
             self._room,
             self._client.stream(method, self._url + path, headers=headers, json=json, params=query) as response,
         ):
-            if int(response.headers.get("content-length", "0")) > ANSWER_BYTES:
+            if int(response.headers.get("content-length", "0")) > ANSWER_BYTES or "content-encoding" in response.headers:
                 raise _nonsense()
             body = bytearray()
-            async for part in response.aiter_bytes():
+            async for part in response.aiter_raw():
                 body += part
                 if len(body) > ANSWER_BYTES:
                     raise _nonsense()
