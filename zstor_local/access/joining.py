@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, cast
+from typing import Final
 
 import trio
 
@@ -23,7 +23,7 @@ from zstor_local.model.ids import ShareId, check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.runtime import Network
-from zstor_local.shards.base import Shard, ShardError, ShardState, ShareMissing
+from zstor_local.shards.base import ShardError, ShardState, ShareMissing
 from zstor_local.shards.http.engine import locate
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer
 from zstor_local.shards.http.share import HttpShareReader
@@ -125,7 +125,7 @@ class _Joined:
         self.given = given
         self.foreign.keys.renew(given.record_keys)
         self._open_shards()
-        self._store.pool.joined.update({number: cast(Shard, shard) for number, shard in self.shards.items()})
+        self._store.pool.joined.update(self.shards)
 
     # --- Records ---
 
@@ -190,7 +190,6 @@ class _JoinedShard:
         self.place = place
         self.number = joined.foreign.first + place.number
         self.id = f"{joined.name}/{place.id}"
-        self.group = ""
         self.url = place.url
         self._joined = joined
         server, self.space = locate(place.url, joined.given.store_id)
@@ -205,8 +204,6 @@ class _JoinedShard:
 
     def check(self) -> ShardState:
         return "ok" if self.peer.broken is None else "missing"
-
-    recent_state = check
 
     def last_error(self) -> str | None:
         return self.peer.broken or self._error
@@ -387,7 +384,7 @@ class Joining:
         joined = _Joined(self._store, self._network, self._authority, name, given, self._numbers)
         self._store.sealer.foreign[given.namespace_id] = joined.foreign
         self._store.reading.joined[given.namespace_id] = joined.rows
-        self._store.pool.joined.update({number: cast(Shard, shard) for number, shard in joined.shards.items()})
+        self._store.pool.joined.update(joined.shards)
         self._store.namespaces.joined[name] = joined.namespace
         self._joined[name] = joined
         self._nursery.start_soon(joined.follow)

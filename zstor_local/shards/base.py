@@ -193,7 +193,43 @@ class Segments(Protocol):
         ...
 
 
-class Shard(Protocol):
+class ReadableShard(Protocol):
+    """As much of a shard as reading takes, and all that another user's store lets one have. The laws are those of Shard."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def url(self) -> str:
+        """Where it was opened."""
+        ...
+
+    @property
+    def on_disk(self) -> Flushable | None:
+        """Its log as one on a file system of this machine; None where it is none."""
+        ...
+
+    def check(self) -> ShardState:
+        """Look whether the shard is there and writable, cheaply; never raises."""
+        ...
+
+    def last_error(self) -> str | None: ...
+
+    def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
+        """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
+        ...
+
+    def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
+        """Bytes of a small share that are had without waiting for a disk or a network. None for any other: opening it tells why."""
+        ...
+
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        """Whether the share lies here, whatever its bytes are."""
+        ...
+
+
+class Shard(ReadableShard, Protocol):
     """Laws. Methods may be called from any worker thread; any of them raises ShardError when the shard cannot serve.
 
     `number` to `on_disk`, `check`, `recent_state` and `last_error` never wait for a network, so the event loop may call them too.
@@ -213,22 +249,8 @@ class Shard(Protocol):
         ...
 
     @property
-    def number(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def url(self) -> str:
-        """Where it was opened."""
-        ...
-
-    @property
     def group(self) -> str:
         """What it shares its fate with: as recorded, or its file system or host."""
-        ...
-
-    @property
-    def on_disk(self) -> Flushable | None:
-        """Its log as one on a file system of this machine; None where it is none."""
         ...
 
     def segments(self) -> Segments | None:
@@ -255,16 +277,11 @@ class Shard(Protocol):
         """What its newest writer appended without saying later that it was committed: it may have been, or not."""
         ...
 
-    def check(self) -> ShardState:
-        """Look whether the shard is there and writable, cheaply; never raises."""
-        ...
-
     def may_return(self) -> bool:
         """Whether a shard that is not well might be, if it were opened anew: nothing of this life's trouble can lie there unseen."""
         ...
 
     def room(self) -> Room: ...
-    def last_error(self) -> str | None: ...
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """Put entries behind the log's end, in order. Durable only after `flush`."""
@@ -285,20 +302,8 @@ class Shard(Protocol):
         ...
 
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
-    def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
-        """`small` tells where it lies: in the log or in a file of its own. ShareMissing if it is not there."""
-        ...
-
-    def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
-        """Bytes of a small share that are had without waiting for a disk or a network. None for any other: opening it tells why."""
-        ...
-
     def tell(self, notices: Notices) -> None:
         """Tell a shard server whom to let in. A directory lets in nobody."""
-        ...
-
-    def has(self, share: ShareId, *, small: bool) -> bool:
-        """Whether the share lies here, whatever its bytes are."""
         ...
 
     def held(self, *, small: bool) -> Iterator[ShareId]:

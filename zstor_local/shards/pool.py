@@ -9,7 +9,7 @@ from typing import Final
 
 from zstor_local.model.ids import Version
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.shards.base import Entry, Flushable, Shard, ShardError, ShardState
+from zstor_local.shards.base import Entry, Flushable, ReadableShard, Shard, ShardError, ShardState
 from zstor_local.shards.placement import Candidate, spread
 
 # File systems whose syncfs(2) returns only when everything is on the disk, and reports errors (Linux 5.8).
@@ -37,7 +37,7 @@ class ShardPool:
             **{shard.number: shard for shard in shards},
             **{slot.entry.number: slot for slot in absent},
         }
-        self.joined: dict[int, Shard] = {}  # of other users' stores, only to read from; no placement of ours names them
+        self.joined: dict[int, ReadableShard] = {}  # of other users' stores, only to read from; no placement of ours names them
         self._draining = frozenset(slot.entry.number for slot in self._slots.values() if slot.entry.draining)
         self._room: dict[int, int] = {}
         self._large_writes = 0
@@ -49,6 +49,11 @@ class ShardPool:
 
     def get(self, number: int) -> Shard | None:
         """An opened shard, whatever its state now; None if it is absent."""
+        slot = self._slots.get(number)
+        return None if isinstance(slot, Absent) else slot
+
+    def readable(self, number: int) -> ReadableShard | None:
+        """The same, for reading alone: another user's too."""
         slot = self._slots.get(number)
         return self.joined.get(number) if slot is None else None if isinstance(slot, Absent) else slot
 

@@ -150,7 +150,7 @@ class Health:
 
     def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
         """The share is there, on a shard that is there, and reaches to its last byte."""
-        shard = self._pool.get(record.placement[index])
+        shard = self._pool.readable(record.placement[index])
         if shard is None or shard.check() in ("missing", "failed"):
             raise ShareBad("unreachable")
         reader = shares.reader(index)

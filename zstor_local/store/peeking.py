@@ -41,7 +41,7 @@ def _blocks(pool: ShardPool, stored: Stored, coder: ChunkCoder, chunk: int, shap
     header, length = pack_block_header(chunk, shape, policy.padding), block_size(shape, policy.k, policy.padding)
     blocks: dict[int, Buffer] = {}
     for index, number in enumerate(stored.record.placement):
-        shard = pool.get(number)
+        shard = pool.readable(number)
         if shard is None:
             continue
         data = shard.peek(ShareId(stored.version, index), offset, length)

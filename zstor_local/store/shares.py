@@ -122,7 +122,7 @@ class VersionShares:
 
     def told(self, index: int, error: ShardError) -> ShareBad:
         """What an error of its shard says of a share: a disk that is well and cannot read the share has lost it."""
-        shard = self._pool.get(self._record.placement[index])
+        shard = self._pool.readable(self._record.placement[index])
         well = shard is not None and shard.on_disk is not None and shard.check() not in _GONE
         ours = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE)
         return ShareBad("unreachable" if ours or (error.state in _GONE and not well) else "corrupt")
@@ -134,7 +134,7 @@ class VersionShares:
             return found
         with self._lock:
             if index not in self._readers:
-                shard = self._pool.get(self._record.placement[index])
+                shard = self._pool.readable(self._record.placement[index])
                 if shard is None:
                     raise ShareBad("unreachable")
                 try:
