@@ -1,60 +1,79 @@
 """Histories: several lives of a daemon with clients at work all the while, disks that go and come back, fail, fill up and rot, and the
-power that is cut; what every client was told must fit on one line, key by key, and in the end everything must be there.
+power that is cut; what every client was told must fit on one line, and in the end everything must be there, from the shards alone too.
 
     python -m tests.simulation.histories 12345        # that seed again, told step by step
     python -m tests.simulation.histories --soak 1000  # so many new ones, and figures
+
+What may happen is listed here: what clients do (clients.py), what goes wrong and what the daemon is asked to do meanwhile (trouble.py),
+what happens between two lives (below). How a history ends is told in peace.py, how often it comes to what in encounters.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Final, get_args
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
 
 import pytest
 import trio
 import trio.testing
 
-from tests.simulation.account import name
-from tests.simulation.engines import COMMIT, SimulatedEngines, cell
+from tests.simulation.clients import Clients, History
+from tests.simulation.encounters import counted
+from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.house import STORE, House, policy
-from tests.simulation.linearizable import ABSENT, Kind, Operation, line
+from tests.simulation.linearizable import Kind
 from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares
 from tests.simulation.outcomes import ALL, NOTHING, Outcome, Subset
-from tests.simulation.points import Where, under
+from tests.simulation.peace import comes_back, mended, nothing_left, optimal, rebuilt, refuses_writes, without_spare_disks
+from tests.simulation.points import PowerLoss
 from tests.simulation.sweep import first_error
+from tests.simulation.trouble import LONG, SPARES, Ground, Trouble, Upkeep, compact_some
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local import limits
-from zstor_local.errors import AlreadyExists, Conflict, NotFound, OutcomeUnknown, ZstorError
-from zstor_local.model.ids import Version
+from zstor_local.metastore.base import Owed
+from zstor_local.metastore.memory import Cell
+from zstor_local.model.ids import ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.opening import open_store
-from zstor_local.store.rebuild import rebuild
+from zstor_local.store.rebuild import Report
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
-TROUBLE: Final = ("out", "back", "error", "full", "read error", "short", "rot", "metastore", "clock", "rotate", "nothing")
-CLIENTS: Final = 4
-KINDS: Final[Sequence[Kind]] = get_args(Kind)
+# --- What may happen, and how often; each history takes some of it often and some not at all ---
+
 HOUSES: Final = (
     House(policy(2, 4), 4, kind="xfs"),
     House(policy(2, 4), 5, kind="ext4"),
     House(policy(2, 4), 4, kind="one:ext4"),
     House(policy(3, 5), 6, kind="xfs"),
     House(policy(1, 3), 3, kind="xfs"),
+    House(policy(2, 3), 7, kind="xfs"),
+    House(policy(1, 2), 5, kind="one:ext4"),
 )
+CLIENTS: Final[Mapping[Kind, int]] = {
+    "get": 16, "put": 12, "create": 2, "swap": 6, "keep": 2, "link": 4, "delete": 5, "delete if": 2, "rename": 4, "copy": 4, "refer": 3,
+    "unrefer": 2, "clear": 1,
+}  # fmt: skip
+TROUBLE: Final = {
+    "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
+}  # fmt: skip
+UPKEEP: Final = {
+    "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
+}  # fmt: skip
+POWER_CUT: Final = 0.6  # of the lives
+KILLED: Final = 0.3  # of the others
+METASTORE_LOST: Final = 0.15  # of the lives' ends, as they are
+LOOKED_AT: Final = 0.4  # of the lives' ends, with everything healed
 
 Mutate = Callable[[World], None]
 
@@ -63,87 +82,79 @@ def intact(world: World) -> None:
     """The mutation that changes nothing."""
 
 
-@dataclass(slots=True)
-class History:
-    """What happened in one seed's world."""
-
-    seed: int
-    operations: list[Operation] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    now: int = 0
-    asked: int = 0
-    hash: str = ""
-
-    def number(self) -> int:
-        self.asked += 1
-        return self.asked
-
-    def tick(self) -> int:
-        self.now += 1
-        return self.now
-
-    def note(self, event: str) -> None:
-        self.events.append(f"{self.tick():>6} {event}")
-
-
 class _Simulation:
     def __init__(self, seed: int, mutate: Mutate, house: House | None = None) -> None:
-        self.draw = random.Random(seed)
+        self.draw = draw = random.Random(seed)
         self.history = History(seed)
-        self.house = house or self.draw.choice(HOUSES)
-        self.world = House(self.house.policy, self.house.shards, self.house.kind, seed).world()
-        mutate(self.world)
-        # After swarm testing (Groce, 2012): each history has some kinds of trouble often and others not at all.
-        self.weights = [1 if what in ("back", "nothing") else self.draw.choice([0, 1, 1, 4]) for what in TROUBLE]
-        self.keys = "abcdef"[: self.draw.choice([1, 3, 6])]
-        self.hurry = self.draw.choice([(0,), (0, 0.01, 1), (0.01, 1, 3, 10)])
-        self.values: dict[bytes, int] = {}
-        self.versions: dict[int, Version] = {}
-        self.unsettled: list[Operation] = []  # of which nobody was told; they may come to light up to the next start
-        self.rotten = self.draw.randrange(self.house.shards) if self.draw.random() < 0.4 else None
-        self.weak = self.draw.randrange(self.house.shards) if self.rotten is None else self.rotten
-        self.failed_sync = False
+        self.house = house = house or draw.choice(HOUSES)
+        world = House(house.policy, house.shards, house.kind, seed).world()
+        disks = [house.root(number) for number in range(house.shards)]
+        rotten = draw.choice(disks) if draw.random() < 0.4 else None
+        spares = [f"/disks/spare{number}" for number in range(SPARES)]
+        weak = rotten or draw.choice(disks)
+        self.ground = Ground(world, house, draw, self.history, [*disks, *spares], rotten, weak)
+        if self.ground.apart:
+            for spare in spares:
+                world.files.mount(spare, kind=house.kind or "ext4")
+        mutate(world)
+        self.clients = Clients(self.history, draw, CLIENTS)
+        self.trouble = Trouble(self.ground, TROUBLE)
+        self.upkeep = Upkeep(self.ground, self.clients, UPKEEP)
+        self.old: Cell | None = None  # the metastore of an earlier life
+        self.tidy = True  # not so when what was still to be freed was forgotten with the metastore, until the next scrub
+
+    @property
+    def world(self) -> World:
+        return self.ground.world
+
+    @world.setter
+    def world(self, world: World) -> None:
+        self.ground.world = world
 
     def run(self) -> History:
-        history = self.history
-        lives = self.draw.randrange(3, 6)
-        for life in range(lives):
-            history.counts["lives"] += 1
-            if self._live():
-                history.counts["power cuts"] += 1
-                outcomes: list[Outcome] = [NOTHING, ALL, Subset(self.draw.randrange(1 << 30)), Subset(life)]
-                outcome = self.draw.choice(outcomes)
-                history.note(f"the power went; {outcome}")
-                self.world = self.world.crash(outcome)
-            elif self.draw.random() < 0.3:
-                history.note("killed")
-                self.world = self.world.copy()
-            self._heal(all_disks=self.draw.random() < 0.5)
-            if self.draw.random() < 0.4:
-                self._look()
-        self._look()
-        self._judge()
+        history, draw = self.history, self.draw
+        with counted(history.counts), no_swallowed_faults():
+            for life in range(draw.randrange(3, 6)):
+                history.counts["lives"] += 1
+                if self._live():
+                    history.counts["power cuts"] += 1
+                    outcomes: list[Outcome] = [NOTHING, ALL, Subset(draw.randrange(1 << 30)), Subset(life)]
+                    self._crash(draw.choice(outcomes))
+                elif draw.random() < KILLED:
+                    history.note("killed")
+                    self.world = self.world.copy()
+                self.ground.heal(all_disks=draw.random() < 0.5)
+                if draw.random() < METASTORE_LOST:
+                    self._lose_metastore()
+                if draw.random() < LOOKED_AT:
+                    self._look()
+            self._look()
+            self._end()
+            self.clients.judge()
         history.hash = self.world.files.history()
         return history
+
+    def _crash(self, outcome: Outcome) -> None:
+        self.history.note(f"the power went; {outcome}")
+        self.world = self.world.crash(outcome)
 
     # --- A life ---
 
     def _live(self) -> bool:
         """One life of the daemon and its clients. True if the power went."""
         world, draw = self.world, self.draw
-        if draw.random() < 0.6:
+        if draw.random() < POWER_CUT:
             world.files.crash_at(world.files.points + draw.choice([20, 60, 200, 600]) + draw.randrange(100), torn=draw.random() < 0.5)
 
         async def daemon() -> None:
             try:
                 async with open_store(world.runtime, SimulatedEngines(world), self.house.config()) as store:
-                    self._settled()
+                    self.clients.settled()
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._trouble, store)
-                        async with trio.open_nursery() as clients:
-                            for _ in range(CLIENTS):
-                                clients.start_soon(self._client, store)
+                        nursery.start_soon(self.trouble.run)
+                        async with trio.open_nursery() as work:
+                            work.start_soon(self._upkeep, store)
+                            work.start_soon(self.clients.run, store)
                         nursery.cancel_scope.cancel()
             finally:
                 world.files.heal()
@@ -151,256 +162,156 @@ class _Simulation:
         try:
             return run_until_power_loss(world, daemon)
         except Exception as error:
-            raise BadState(f"the daemon died: {first_error(error)!r}") from error
+            raise _bad("the daemon died", error) from error
 
-    def _settled(self) -> None:
-        """The store is open: what nobody was told of has happened by now, or never does."""
-        now = self.history.tick()
-        for operation in self.unsettled:
-            operation.end = now
-        self.unsettled.clear()
+    async def _upkeep(self, store: Store) -> None:
+        with trio.move_on_after(LONG):
+            await self.upkeep.run(store)
 
-    async def _client(self, store: Store) -> None:
-        for _ in range(self.draw.randrange(6, 16)):
-            await trio.sleep(self.draw.choice(self.hurry))
-            await self._operation(store, self.draw.choice(self.keys))
-
-    async def _operation(self, store: Store, key: str) -> None:
-        kind = self.draw.choices(KINDS, [8, 6, 1, 3, 2, 1])[0]
-        history = self.history
-        operation = Operation(history.number(), key, kind, history.tick())
-        data = b""
-        if kind in ("put", "create", "swap"):
-            operation.value = operation.number
-            data = self._bytes(operation.number)
-        version: Version | None = None
-        if kind in ("swap", "delete if"):
-            operation.expected = self.draw.choice([0, *self.versions][-4:])
-            version = self.versions.get(operation.expected, Version(bytes(16)))
-        history.operations.append(operation)
-        self.unsettled.append(operation)
-        try:
-            await self._ask(store, operation, data, version)
-        except (AlreadyExists, Conflict) as error:
-            if isinstance(error, Conflict) and "builds on failed" in error.message:
-                self._forget(operation, error)  # it was not its condition that failed
-                return
-            operation.done = False
-        except NotFound:
-            if kind == "get":
-                operation.value, operation.done = ABSENT, True
-            else:
-                operation.done = False
-        except OutcomeUnknown as error:
-            history.counts[error.type] += 1
-            return
-        except ZstorError as error:
-            self._forget(operation, error)
-            return
-        operation.end = history.tick()
-        history.counts[operation.kind] += 1
-        self.unsettled.remove(operation)
-
-    async def _ask(self, store: Store, operation: Operation, data: bytes, version: Version | None) -> None:
-        key, kind = operation.key, operation.kind
-        if kind == "get":
-            seen = await store.objects.read(store.objects.find(name(key)))
-            if bytes(seen) not in self.values:
-                raise BadState(f"{key} has bytes that nobody wrote")
-            operation.value = self.values[bytes(seen)]
-        elif kind in ("delete", "delete if"):
-            await store.objects.delete(name(key), version, Nobody())
-        else:
-            options = WriteOptions(if_version=version, exclusive=kind == "create")
-            stored = await store.objects.write(name(key), BytesSource(data), options, Nobody())
-            self.versions[operation.number] = stored.version
-        operation.done = True
-
-    def _forget(self, operation: Operation, error: ZstorError) -> None:
-        """It was refused, and so certainly did not happen."""
-        self.history.counts[f"refused: {error.type}"] += 1
-        self.history.operations.remove(operation)
-        self.unsettled.remove(operation)
-
-    def _bytes(self, number: int) -> bytes:
-        """Bytes of their own for each write; now and then as many as have share files."""
-        size = self.draw.choice([8, 50, 400, 3_000, 30_000])
-        data = number.to_bytes(8) + random.Random(number).randbytes(size - 8)
-        self.values[data] = number
-        return data
-
-    # --- Trouble ---
-
-    async def _trouble(self, store: Store) -> None:
-        files, draw = self.world.files, self.draw
-        while True:
-            await trio.sleep(draw.choice([0.5, 2, 5]))
-            root = self.house.root(draw.randrange(self.house.shards))
-            what = draw.choices(TROUBLE, self.weights)[0]
-            if what == "out":
-                self._take_out(draw.sample(range(self.house.shards), draw.randrange(1, self.house.shards)))
-            elif what == "back":
-                self._put_back()
-            elif what in ("error", "full"):
-                operation = draw.choice(["pwritev", "fdatasync", "syncfs", "fsync", "fsync_directory", "rename", "open", "allocate"])
-                where = under(root) if draw.random() < 0.6 else self._any_disk
-                if operation == "fsync_directory":  # no later sync makes up for it: a name may be gone, on this one disk
-                    self.failed_sync, where = True, under(self.house.root(self.weak))
-                self._fail(operation, where, errno.ENOSPC if what == "full" else errno.EIO)
-            elif what == "read error":
-                self._fail(draw.choice(["pread", "open"]), under(root), errno.EIO)
-            elif what == "short":
-                files.shorten(draw.choice(["pwritev", "pread"]), under(root), draw.randrange(1, 200), times=3)
-            elif what == "rot":
-                self._rot()
-            elif what == "metastore":
-                self._fail(
-                    f"{COMMIT} {draw.choice(['before', 'after'])}".rpartition(":")[2],
-                    lambda path: True,
-                    draw.choice([errno.EIO, errno.ENOSPC]),
-                )
-            elif what == "clock":
-                self.world.clock.advance(draw.randrange(-(10**13), 10**13))
-            elif what == "rotate":
-                self.history.note("the master key is rotated")
-                with suppress(ZstorError):
-                    await store.rotation.rotate()
-            self.history.counts[f"trouble: {what}"] += what != "nothing"
-
-    def _fail(self, operation: str, where: Where, code: int) -> None:
-        times = self.draw.choice([1, 2, 3, 8])
-        self.history.note(f"{operation} will fail {times} times with {errno.errorcode[code]}")
-        self.world.files.fail(operation, where, code, times=times)
-
-    def _any_disk(self, path: str) -> bool:
-        return any(under(self.house.root(number))(path) for number in range(self.house.shards))
-
-    def _take_out(self, numbers: Sequence[int]) -> None:
-        if not (self.house.kind or "").startswith("one:"):
-            self.history.note(f"gone: disk {', '.join(map(str, numbers))}")
-            for number in numbers:
-                self.house.take_out(self.world, number)
-
-    def _put_back(self) -> None:
-        self.history.note("every disk is back")
-        self.house.put_back(self.world)
-
-    def _rot(self) -> None:
-        """A bit flips on the one disk that rots: one share of each object may be bad, and one log."""
-        if self.rotten is None:
-            return
-        files = self.world.files
-        root = self.house.root(self.rotten)
-        try:
-            found = [f"{root}/{part}/{each}" for part in ("log", "shares") for each in files.list(f"{root}/{part}")]
-            paths = [path for path in found if path.endswith(".log")]
-            paths += [f"{path}/{each}" for path in found if not path.endswith(".log") for each in files.list(path)]
-            path = self.draw.choice(paths)
-            data = files.contents(path)
-            at = self.draw.randrange(len(data.rstrip(b"\0")))
-        except (OSError, IndexError, ValueError):
-            return
-        self.history.note(f"a bit flips in {path} at {at}")
-        files.damage(path, at, bytes([data[at] ^ 1 << self.draw.randrange(8)]))
+    # --- Between two lives ---
 
     def _look(self) -> None:
         """Everything heals, and all must be there; now and then from the shards alone."""
-        self._heal(all_disks=True)
-        if self.draw.random() < 0.8:
-            self._quiet_life()
-            if self.rotten is None and self.draw.random() < 0.4:
-                self._rebuild()
+        self.ground.heal(all_disks=True)
+        old = None if STORE not in self.world.survivors else cell(self.world, STORE).copy()
         self._quiet_life()
+        if self.old is not None or old is not None:
+            older = self.old or old
+            assert older is not None
+            refuses_writes(self.ground, older)
+        self.old = old if self.draw.random() < 0.5 else None
+        if self.draw.random() < 0.5:
+            self._life("compacted in part", self._compacted)
+        if self.ground.rotten is None and self.draw.random() < 0.3:
+            self._quiet_life()
+            comes_back(self.ground, self.clients.names)
+        if self.ground.rotten is None and self.draw.random() < 0.3:
+            self._rebuild("the rebuild of a store at rest")
+            self._quiet_life()
 
-    def _heal(self, *, all_disks: bool) -> None:
-        self.world.files.heal()
-        if all_disks:
-            self._put_back()
+    async def _compacted(self, store: Store) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await compact_some(self.ground, store)
+        await trio.testing.wait_all_tasks_blocked()
 
-    # --- Judgement ---
+    def _lose_metastore(self) -> None:
+        """As a crash left it: what nobody was told of comes to light, or never does; acknowledged is acknowledged, but for what the
+        answer said that shards are owed: that only the metastore knows.
+        """
+        if STORE not in self.world.survivors or self.clients.half_done:
+            return
+        if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts):
+            return
+        self.ground.heal(all_disks=True)
+        self.history.note("the metastore is lost")
+        report = self._rebuild("the rebuild after a life", accept_loss=True)
+        if report.unreadable:
+            self.history.counts["a write in doubt came to light without its shares"] += 1
+            self._life("after a rebuild", self.clients.delete_unreadable)
 
-    def _quiet_life(self) -> None:
-        """All disks are there and nothing fails: every key is read, the store takes writes, and the oracles look at what is there."""
-        world, history = self.world, self.history
+    def _rebuild(self, what: str, *, accept_loss: bool = False) -> Report:
+        """The metastore is lost, and made anew from the shards; now and then the power goes meanwhile."""
+        self.history.counts[what] += 1
+        self.tidy = False
+        for _ in range(self.draw.choice([0, 0, 1, 2])):
+            self.world.files.crash_at(self.world.files.points + self.draw.randrange(1, 12), torn=self.draw.random() < 0.5)
+            try:
+                rebuilt(self.ground, self.world, accept_loss=accept_loss)
+                self.world.files.heal()
+            except PowerLoss:
+                self.history.counts[f"power cut in: {what}"] += 1
+                self._crash(Subset(self.draw.randrange(1 << 30)))
+        try:
+            report = rebuilt(self.ground, self.world, accept_loss=accept_loss)
+        except StoreFault as error:
+            raise BadState(f"{what} is refused: {error}") from error
+        self.history.note(f"rebuilt {report.objects} objects")
+        return report
+
+    def _life(self, what: str, work: Callable[[Store], Awaitable[None]]) -> None:
+        """A life in which nothing may go wrong."""
 
         async def daemon() -> None:
-            async with open_store(world.runtime, SimulatedEngines(world), self.house.config()) as store:
-                self._settled()
-                await trio.testing.wait_all_tasks_blocked()
-                for key in self.keys:
-                    await self._must_read(store, key)
-                await store.objects.write(name("last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
-                await trio.testing.wait_all_tasks_blocked()
-                truth = cell(world, STORE)
-                check_rows(store, truth)
-                if self.rotten is None:
-                    check_logs(store, truth)
-                    if not self.failed_sync:
-                        check_shares(store, truth, self.house, tidy=True)
-                        await self._without_spare_disks(store)
+            async with open_store(self.world.runtime, SimulatedEngines(self.world), self.house.config()) as store:
+                await work(store)
 
         try:
-            run(world, daemon)
+            run(self.world, daemon)
         except Exception as error:
-            raise BadState(f"in the end: {first_error(error)!r}") from error
-        history.note("a quiet life")
+            raise _bad(what, error) from error
 
-    async def _must_read(self, store: Store, key: str) -> None:
-        operation = Operation(self.history.number(), key, "get", self.history.tick())
-        try:
-            await self._ask(store, operation, b"", None)
-        except NotFound:
-            operation.value, operation.done = ABSENT, True
-        except ZstorError as error:
-            raise BadState(f"{key} cannot be read any more: {error}") from error
-        operation.end = self.history.tick()
-        self.history.operations.append(operation)
+    def _quiet_life(self, *, last: bool = False) -> None:
+        """All disks are there and nothing fails: every key is read, the store takes writes, and the oracles look at what is there."""
+        ground = self.ground
 
-    async def _without_spare_disks(self, store: Store) -> None:
-        """All that may be lost is lost, in each way: what is not owed still reads the same."""
-        owed = {debt.version for debt in cell(self.world, STORE).debts}
-        for key in self.keys:
-            try:
-                stored = store.objects.find(name(key))
-            except NotFound:
-                continue
-            if stored.version in owed:
-                continue
-            expected = await store.objects.read(stored)
-            for out in combinations(stored.record.placement, self.house.policy.m - self.house.policy.k):
-                for number in out:
-                    self.world.files.fail("*", under(self.house.root(number)), errno.EIO, times=None)
-                try:
-                    if await store.objects.read(stored) != expected:
-                        raise BadState(f"without the disks {out} {key} has other bytes")
-                finally:
-                    self.world.files.heal()
+        async def quiet(store: Store) -> None:
+            self.clients.settled()
+            await trio.testing.wait_all_tasks_blocked()
+            await self.clients.read_all(store)
+            if last:
+                await mended(store, accept_loss=not self.tidy)
+                self.tidy = True
+            await store.objects.write(ObjectName("default", "last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
+            await trio.testing.wait_all_tasks_blocked()
+            truth = cell(self.world, STORE)
+            check_rows(store, truth)
+            if ground.rotten is None:
+                check_logs(store, truth)
+                if not ground.failed_sync:
+                    check_shares(store, truth, self.house, tidy=self.tidy)
+                    await without_spare_disks(ground, store, self.clients.names)
 
-    def _rebuild(self) -> None:
-        """The metastore is lost, and made anew from the shards."""
-        self.history.counts["rebuilds"] += 1
-        world = self.world
-        try:
-            report = rebuild(world.runtime, SimulatedEngines(world), self.house.config(), accept_loss=False, progress=lambda *_: None)
-        except StoreFault as error:
-            raise BadState(f"the rebuild is refused: {error}") from error
-        self.history.note(f"rebuilt {report.objects} objects")
+        self._life("in the end", quiet)
+        self.history.note("a quiet life")
 
-    def _judge(self) -> None:
-        for key in self.keys:
-            operations = [operation for operation in self.history.operations if operation.key == key]
-            if line(operations) is None:
-                listed = "\n".join(map(str, _shortest(operations)))
-                raise BadState(f"what clients were told of {key!r} fits on no line:\n{listed}")
+    def _end(self) -> None:
+        """Upkeep comes to its end, over some lives as the open segments are looked at in the next one; then from the shards alone."""
+        for _ in range(3):
+            self._quiet_life(last=True)
+
+        async def look(store: Store) -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            nothing_left(store, cell(self.world, STORE))
+            await optimal(store, self.clients.names)
+            await self.clients.read_all(store)
+
+        self._life("when all was mended", look)
+        comes_back(self.ground, self.clients.names)
 
 
-def _shortest(operations: Sequence[Operation]) -> list[Operation]:
-    """The first operations, in the order of their answers, that fit on no line by themselves."""
-    ordered = sorted(operations, key=lambda operation: operation.begin)
-    for count in range(1, len(ordered) + 1):
-        if line(ordered[:count]) is None:
-            return ordered[:count]
-    return ordered
+def _bad(when: str, error: Exception) -> BadState:
+    cause = first_error(error)
+    return BadState(f"{when}: {cause}" if isinstance(cause, BadState) else f"{when}: {cause!r}")
+
+
+class _Faults(logging.Handler):
+    """Takes note of exceptions that are logged: they are faults of the daemon that it lives on with."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            self.found.append(record.exc_info[1])
+
+
+@contextmanager
+def no_swallowed_faults() -> Iterator[None]:
+    """BadState in the end if the daemon logged a fault of its own."""
+    log, handler = logging.getLogger("zstor"), _Faults()
+    level, propagates = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
+    if handler.found:
+        raise BadState(f"a fault was swallowed: {handler.found[0]!r}") from handler.found[0]
 
 
 class Found(AssertionError):
@@ -427,8 +338,8 @@ def small_limits() -> Iterator[None]:
     level = logging.getLogger("zstor").level
     logging.getLogger("zstor").setLevel(logging.CRITICAL + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
-        patch.setattr(limits, "SMALL_SHARE_BYTES", 1 << 12)
+        patch.setattr(limits, "SEGMENT_BYTES", 1 << 13)
+        patch.setattr(limits, "SMALL_SHARE_BYTES", 1 << 11)
         try:
             yield
         finally:

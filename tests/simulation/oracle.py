@@ -91,17 +91,20 @@ def _check_buried(store: Store, cell: Cell, valid: list[Copy], newest: dict[Row,
         key = copy.shard, _row(copy.envelope)
         highest[key] = max(highest.get(key, 0), copy.envelope.sequence)
     owed = {debt.shard for debt in cell.debts if debt.kind is Owed.RECORD}
-    for envelope in {copy.envelope for copy in valid if copy.envelope.kind is Kind.OBJECT}:
+    bearers: dict[Envelope, set[int]] = {}
+    for copy in valid:
+        if copy.envelope.kind is Kind.OBJECT and newest[_row(copy.envelope)].sequence != copy.envelope.sequence:
+            bearers.setdefault(copy.envelope, set()).add(copy.shard)
+    for envelope, shards in bearers.items():
         row = _row(envelope)
-        if newest[row].sequence == envelope.sequence:
-            continue
         record = ObjectRecord.decode(store.sealer.open(envelope))
-        holders = [
-            n for index, n in enumerate(record.placement) if (n, row) in highest or _has(store, n, envelope.version, index, record)
-        ]
-        ignorant = [n for n in holders if highest.get((n, row), 0) <= envelope.sequence and n not in owed]
-        if len(ignorant) >= record.policy.k:
-            raise BadState(f"the shards {ignorant} together would bring sequence {envelope.sequence} back")
+
+        def unaware(number: int, row: Row = row, envelope: Envelope = envelope) -> bool:
+            return highest.get((number, row), 0) <= envelope.sequence and number not in owed
+
+        holders = [n for at, n in enumerate(record.placement) if unaware(n) and _has(store, n, envelope.version, at, record)]
+        if len(holders) >= record.policy.k and any(map(unaware, shards)):
+            raise BadState(f"the shards {holders} together would bring sequence {envelope.sequence} back")
 
 
 def _has(store: Store, number: int, version: Version, index: int, record: ObjectRecord) -> bool:

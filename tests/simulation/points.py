@@ -76,6 +76,11 @@ class CrashPoints:
         """How many crash points have been passed."""
         return len(self.sites)
 
+    @property
+    def dead(self) -> bool:
+        """Whether the power has gone."""
+        return self._dead
+
     def crash_at(self, number: int, *, torn: bool = False) -> None:
         """Cut the power before crash point `number` (from 1) does its work; torn: a write does the first half of it first."""
         self._crash_at, self._torn = number, torn

@@ -20,12 +20,14 @@ from tests.simulation.mutants import (
     metastore_before_logs,
     no_intent,
     no_quorum_in_groups,
+    tombstones_to_the_last_placement_only,
     without,
 )
 
-SEEDS = 100
+SEEDS = 30
 FIRST = int.from_bytes(os.urandom(5))
 ENOUGH = 400  # seeds in which each mutant shows itself, many times over
+WIDE = max(HOUSES, key=lambda house: house.shards - house.policy.m)
 ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
 
 
@@ -80,6 +82,7 @@ MUTANTS = {
     "no intents": Mutant(no_intent),
     "metastore before logs": Mutant(metastore_before_logs),
     "metastore before share files": Mutant(metastore_before_large_shares),
+    "tombstones where the last version was": Mutant(tombstones_to_the_last_placement_only, house=WIDE),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import permutations
 
-from tests.simulation.linearizable import ABSENT, Kind, Operation, line, step
+from tests.simulation.linearizable import ABSENT, Kind, Operation, Row, Rows, line, step
 
 
 def operation(
@@ -61,26 +61,43 @@ def test_two_of_the_same_condition_cannot_both_hold() -> None:
     assert line([operation("put", 1, 2, 7), one, other]) is None
 
 
+def test_a_rename_moves_all_that_a_key_has() -> None:
+    first, second = operation("put", 1, 2, 7), Operation(2, "b", "link", 3, 8, end=4, done=True, other="a", references=("x",))
+    renamed = Operation(3, "b", "rename", 5, end=6, done=True, other="c")
+
+    def seen(key: str, row: Row | None) -> Operation:
+        return Operation(4, key, "get", 7, ABSENT if row is None else row.value, end=8, done=True, seen=row)
+
+    assert line([first, second, renamed, seen("c", Row(8, 0, ("x",), "a", None)), seen("a", Row(7, 0, (), None, "c")), seen("b", None)])
+    assert line([first, second, renamed, seen("c", Row(8, 0, (), "a", None))]) is None
+    assert line([first, second, renamed, seen("a", Row(7, 0, (), None, "b"))]) is None
+    assert line([first, second, renamed, seen("b", Row(8, 0, ("x",), "a", None))]) is None
+
+
 def test_it_agrees_with_trying_every_order() -> None:
     draw = random.Random(1)
-    kinds: list[Kind] = ["get", "put", "create", "swap", "delete", "delete if"]
+    simple: list[Kind] = ["get", "put", "create", "swap", "delete", "delete if"]
+    kinds: list[Kind] = [*simple, "keep", "link", "rename", "copy", "refer", "unrefer", "clear"]
     verdicts = set()
-    for _ in range(1_500):
+    for turn in range(3_000):
         operations = []
         for number in range(1, draw.randrange(2, 6)):
             begin = draw.randrange(8)
-            kind = draw.choice(kinds)
-            value = number if kind in ("put", "create", "swap") else draw.randrange(3) if kind == "get" else ABSENT
-            done = True if kind in ("get", "put") else draw.random() < 0.7
-            operations.append(Operation(number, "a", kind, begin, value, draw.randrange(3), begin + draw.randrange(1, 6), done))
+            kind = draw.choice(simple if turn % 2 else kinds)
+            writes = kind in ("put", "create", "swap", "keep", "link")
+            value = number if writes else draw.randrange(3) if kind == "get" else ABSENT
+            done = True if kind in ("get", "put", "keep", "clear") else draw.random() < 0.7
+            key, other = draw.sample("ab", 2) if turn % 2 == 0 else "ab"
+            end = begin + draw.randrange(1, 6)
+            operations.append(Operation(number, key, kind, begin, value, draw.randrange(3), end, done, other, references=("x",)))
         verdict = line(operations) is not None
         assert verdict == any(map(_makes_sense, permutations(operations)))
-        verdicts.add(verdict)
-    assert verdicts == {True, False}
+        verdicts.add((turn % 2, verdict))
+    assert len(verdicts) == 4
 
 
 def _makes_sense(order: tuple[Operation, ...]) -> bool:
-    state = ABSENT
+    state: Rows = {}
     for at, one in enumerate(order):
         after = None if any(later.end < one.begin for later in order[at + 1 :]) else step(state, one)
         if after is None:

@@ -1,0 +1,200 @@
+"""When the trouble is over: everything is made whole, and then a metastore made anew from the shards alone says the same."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Final
+
+import trio
+import trio.testing
+
+from tests.simulation.engines import SimulatedEngines, cell
+from tests.simulation.house import STORE
+from tests.simulation.oracle import BadState
+from tests.simulation.points import under
+from tests.simulation.sweep import first_error
+from tests.simulation.trouble import Ground, scrub
+from tests.simulation.world import World, run
+from zstor_local.metastore.base import Owed
+from zstor_local.metastore.memory import Cell
+from zstor_local.model.ids import ObjectName
+from zstor_local.store.caller import Nobody
+from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
+from zstor_local.store.faults import StoreFault
+from zstor_local.store.opening import open_store
+from zstor_local.store.pace import unpaced
+from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.store.store import Store
+
+PATIENCE: Final = 10_000.0  # seconds in which upkeep comes to its end when nothing fails
+
+
+async def mended(store: Store, *, accept_loss: bool) -> None:
+    """Everything that the upkeep does is done; BadState where something is left that it should have come to the end of.
+
+    `accept_loss` frees shares of which no log has a record: a metastore that was lost knew that they were being written.
+    """
+    with trio.move_on_after(PATIENCE) as patience:
+        await store.presence.look()
+        for job in store.jobs.list():
+            while job.running:
+                await job.news().wait()
+        for _ in range(2):
+            await store.repair_all.run(Nobody())
+            await scrub(store)
+            await store.mending.mend()
+        await store.collect.everything(Nobody(), dry_run=False, accept_loss=accept_loss, spend=unpaced)
+        store.removal.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        while await store.freeing.free_some():
+            pass
+        while await store.compaction.compact(unpaced, least=0.0001):
+            pass
+        await trio.testing.wait_all_tasks_blocked()
+    if patience.cancelled_caught:
+        raise BadState(f"the upkeep does not come to its end: {[(job.method, job.state, job.message) for job in store.jobs.list()]}")
+
+
+def nothing_left(store: Store, truth: Cell) -> None:
+    """What is to be done by itself was done."""
+    if truth.debts:
+        raise BadState(f"{len(truth.debts)} debts are left: {[(debt.shard, debt.kind.name, debt.name) for debt in truth.debts]}")
+    if truth.garbage:
+        raise BadState(f"{len(truth.garbage)} shares were not freed")
+    if truth.intents:
+        raise BadState(f"{len(truth.intents)} intents are left")
+    if store.namespaces.half_deleted():
+        raise BadState("a namespace is half deleted")
+    if store.rotation.pending:
+        raise BadState("records are still to be sealed anew")
+    if draining := [entry.id for entry in store.places.record.shards if entry.draining]:
+        raise BadState(f"shards are still being drained: {draining}; {[job.error for job in store.jobs.list()]}")
+    if bad := {n: store.pool.reason(n) for n in store.pool.numbers if store.pool.state(n) != "ok"}:
+        raise BadState(f"shards do not come back: {bad}")
+
+
+async def optimal(store: Store, names: Sequence[ObjectName]) -> None:
+    """No object lacks a share."""
+    for name in names:
+        namespace = store.namespaces.find(name.namespace)
+        if namespace is None or store.metastore.get(namespace.id, name.key) is None:
+            continue
+        checked = await store.shares_health.check(store.objects.find(name), Nobody())
+        if checked.status != "optimal":
+            raise BadState(f"{name} is {checked.status}: {checked.states}")
+
+
+async def without_spare_disks(ground: Ground, store: Store, names: Sequence[ObjectName]) -> None:
+    """All that may be lost is lost, in each way: what is not owed still reads the same."""
+    owed = {debt.version for debt in cell(ground.world, STORE).debts if debt.kind is Owed.SHARE}
+    roots = {shard.number: shard.url for shard in store.pool.opened()}
+    for name in names:
+        namespace = store.namespaces.find(name.namespace)
+        if namespace is None or store.metastore.get(namespace.id, name.key) is None:
+            continue
+        stored = store.objects.find(name)
+        if stored.version in owed or not roots.keys() >= {*stored.record.placement}:
+            continue  # owed, or lost with a shard that was removed by force and not made again yet
+        expected = await store.objects.read(stored)
+        policy = stored.record.policy
+        for out in combinations(stored.record.placement, policy.m - policy.k):
+            for number in out:
+                ground.world.files.fail("*", under(roots[number]), errno.EIO, times=None)
+            try:
+                if await store.objects.read(stored) != expected:
+                    raise BadState(f"without the disks {out} {name} has other bytes")
+            finally:
+                ground.world.files.heal()
+
+
+def rebuilt(ground: Ground, world: World, *, accept_loss: bool) -> Report:
+    return rebuild(world.runtime, SimulatedEngines(world), ground.house.config(), accept_loss=accept_loss, progress=lambda *_: None)
+
+
+def comes_back(ground: Ground, names: Sequence[ObjectName]) -> None:
+    """A store at rest: the shards alone say what the metastore says, also with as many of them away as may be."""
+    truth = cell(ground.world, STORE)
+    tries: list[Sequence[str]] = [[]]
+    if ground.apart:
+        spare = ground.house.policy.m - ground.house.policy.k
+        tries.append(ground.draw.sample(ground.disks[1:], spare))
+    for away in tries:
+        trial = ground.world.copy()
+        for disk in away:
+            trial.files.take_out(disk)
+        try:
+            report = rebuilt(ground, trial, accept_loss=bool(away))
+        except StoreFault as error:
+            raise BadState(f"the rebuild is refused: {error}") from error
+        if loss := [line for line in report.loss if not line.startswith("not seen")]:
+            raise BadState(f"the rebuild tells of a loss where there is none, without {away}: {loss}")
+        same(truth, cell(trial, STORE), away)
+        for disk in away:
+            trial.files.put_back(disk)
+        reads_the_same(ground, trial, names)
+        ground.history.counts[f"rebuilt for a comparison{', with shards away' * bool(away)}"] += 1
+
+
+def same(truth: Cell, made: Cell, away: Sequence[str]) -> None:
+    for what in ("records", "references", "usage"):
+        one, other = getattr(truth, what), getattr(made, what)
+        if what == "usage":
+            one, other = ({space: each for space, each in usage.items() if each.objects or each.bytes} for usage in (one, other))
+        differ = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+        if what == "records":  # an init that was taken up again seals the first two anew
+            first = {STORE_ROW, SHARDS_ROW}
+            differ = [key for key in differ if key[1] not in first or key not in one or one[key].sequence > FIRST_SEQUENCES]
+        if differ:
+            raise BadState(f"rebuilt without {[*away]}, the {what} are others: {sorted(differ)[:5]}")
+    if (truth.state.objects, truth.state.bytes) != (made.state.objects, made.state.bytes):
+        raise BadState(f"rebuilt, {made.state.objects} objects are counted, not {truth.state.objects}")
+    if not away and (owed := [debt for debt in made.debts if debt.kind is Owed.SHARE]):
+        raise BadState(f"rebuilt, {len(owed)} shares are said to be lacking")
+
+
+def reads_the_same(ground: Ground, world: World, names: Sequence[ObjectName]) -> None:
+    """Every key has the same bytes in both worlds, and the shards are well."""
+
+    async def contents(world: World) -> dict[ObjectName, bytes]:
+        found: dict[ObjectName, bytes] = {}
+        async with open_store(world.runtime, SimulatedEngines(world), ground.house.config()) as store:
+            await trio.testing.wait_all_tasks_blocked()
+            if bad := {n: store.pool.reason(n) for n in store.pool.numbers if store.pool.state(n) != "ok"}:
+                raise BadState(f"shards do not come back: {bad}")
+            for name in names:
+                namespace = store.namespaces.find(name.namespace)
+                if namespace is not None and store.metastore.get(namespace.id, name.key) is not None:
+                    found[name] = await store.objects.read(store.objects.find(name))
+        return found
+
+    try:
+        if run(ground.world.copy(), contents, ground.world.copy()) != run(world, contents, world):
+            raise BadState("rebuilt, a key has other bytes")
+    except BaseExceptionGroup as error:
+        raise BadState(f"rebuilt, and then: {first_error(error)!r}") from error
+    except Exception as error:
+        raise error if isinstance(error, BadState) else BadState(f"rebuilt, and then: {error!r}") from error
+
+
+def refuses_writes(ground: Ground, old: Cell) -> None:
+    """An older copy of the metastore is put back: the store says so, and only reads."""
+    trial = ground.world.copy()
+    trial.survivors[STORE] = old.copy()
+
+    async def look() -> None:
+        async with open_store(trial.runtime, SimulatedEngines(trial), ground.house.config()) as store:
+            if store.read_only is None:
+                raise BadState("an older copy of the metastore is taken for the newest")
+            if "rebuild" not in store.read_only:
+                raise BadState(f"whoever put an older copy back is told {store.read_only}")
+
+    try:
+        run(trial, look)
+    except StoreFault as error:
+        if "rebuild" not in error.hint:
+            raise BadState(f"whoever put an older copy back is told {error}: {error.hint}") from error
+    except BaseExceptionGroup as error:
+        raise BadState(f"with an older copy of the metastore: {first_error(error)!r}") from error
+    ground.history.counts["an older copy of the metastore put back"] += 1

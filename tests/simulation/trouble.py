@@ -1,0 +1,261 @@
+"""What goes wrong in a history, and what the daemon is asked to do meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+import trio
+
+from tests.simulation.clients import OTHER, Clients, History
+from tests.simulation.engines import COMMIT
+from tests.simulation.house import House
+from tests.simulation.points import Where, under
+from tests.simulation.world import World
+from zstor_local.errors import ZstorError
+from zstor_local.shards.base import Shard
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Nobody
+from zstor_local.store.jobs import Job
+from zstor_local.store.pace import unpaced
+from zstor_local.store.store import Store
+
+SPARES: Final = 3  # disks beside those of the first shards, for shards that are added or replaced
+LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
+
+
+@dataclass(slots=True)
+class Ground:
+    """The world in which a history takes place, and its disks by mount point."""
+
+    world: World
+    house: House
+    draw: random.Random
+    history: History
+    disks: Sequence[str]
+    rotten: str | None  # the one disk on which bits flip
+    weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
+    failed_sync: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether each shard has a disk of its own, which may go and come."""
+        return self.house.kind is not None and not self.house.kind.startswith("one:")
+
+    def put_back(self) -> None:
+        if self.apart:
+            for disk in self.disks:
+                self.world.files.put_back(disk)
+
+    def heal(self, *, all_disks: bool) -> None:
+        self.world.files.heal()
+        if all_disks:
+            self.put_back()
+
+    def crash_soon(self) -> None:
+        files = self.world.files
+        files.crash_at(files.points + self.draw.choice([1, 5, 20, 60]) + self.draw.randrange(20), torn=self.draw.random() < 0.5)
+
+
+class Trouble:
+    """Comes every few seconds of a life, of the kinds that the weights name."""
+
+    def __init__(self, ground: Ground, weights: Mapping[str, int]) -> None:
+        self._ground = ground
+        self._weights = {kind: each * (1 if kind == "back" else ground.draw.choice([0, 1, 1, 4])) for kind, each in weights.items()}
+
+    async def run(self) -> None:
+        ground = self._ground
+        while True:
+            await trio.sleep(ground.draw.choice([0.5, 2, 5]))
+            what = ground.draw.choices([*self._weights], [*self._weights.values()])[0] if any(self._weights.values()) else "back"
+            getattr(self, f"_{what}".replace(" ", "_"))(ground.draw.choice(ground.disks))
+            ground.history.counts[f"trouble: {what}"] += 1
+
+    def _out(self, _: str) -> None:
+        ground = self._ground
+        if ground.apart:
+            gone = ground.draw.sample(ground.disks, ground.draw.choice([1, 1, 2, ground.draw.randrange(1, ground.house.shards)]))
+            ground.history.note(f"gone: {', '.join(gone)}")
+            for disk in gone:
+                ground.world.files.take_out(disk)
+
+    def _back(self, _: str) -> None:
+        self._ground.history.note("every disk is back")
+        self._ground.put_back()
+
+    def _error(self, disk: str, code: int = errno.EIO) -> None:
+        ground = self._ground
+        operation = ground.draw.choice(["pwritev", "fdatasync", "syncfs", "fsync", "fsync_directory", "rename", "open", "allocate"])
+        where = under(disk) if ground.draw.random() < 0.6 else self._any_disk
+        if operation == "fsync_directory":
+            ground.failed_sync, where = True, under(ground.weak)
+        self._fail(operation, where, code)
+
+    def _full(self, disk: str) -> None:
+        """A disk is full, for once or for long."""
+        if self._ground.draw.random() < 0.5:
+            self._error(disk, errno.ENOSPC)
+            return
+        for operation in ("pwritev", "allocate"):
+            self._fail(operation, under(disk), errno.ENOSPC, times=40)
+
+    def _read_error(self, disk: str) -> None:
+        self._fail(self._ground.draw.choice(["pread", "open"]), under(disk), errno.EIO)
+
+    def _short(self, disk: str) -> None:
+        draw = self._ground.draw
+        self._ground.world.files.shorten(draw.choice(["pwritev", "pread"]), under(disk), draw.randrange(1, 200), times=3)
+
+    def _metastore(self, _: str) -> None:
+        """Its disk is full and it refuses, or nobody knows what came of a commit."""
+        draw = self._ground.draw
+        operation = f"{COMMIT} {draw.choice(['before', 'after'])}".rpartition(":")[2]
+        self._fail(operation, lambda path: True, draw.choice([errno.EIO, errno.ENOSPC]))
+
+    def _clock(self, _: str) -> None:
+        self._ground.world.clock.advance(self._ground.draw.randrange(-(10**13), 10**13))
+
+    def _rot(self, _: str) -> None:
+        """A bit flips on the one disk that rots: one share of each object may be bad, and one log."""
+        ground, root = self._ground, self._ground.rotten
+        if root is None:
+            return
+        files = ground.world.files
+        try:
+            found = [f"{root}/{part}/{each}" for part in ("log", "shares") for each in files.list(f"{root}/{part}")]
+            paths = [path for path in found if path.endswith(".log")]
+            paths += [f"{path}/{each}" for path in found if not path.endswith(".log") for each in files.list(path)]
+            path = ground.draw.choice(paths)
+            data = files.contents(path)
+            at = ground.draw.randrange(len(data.rstrip(b"\0")))
+        except (OSError, IndexError, ValueError):
+            return
+        ground.history.note(f"a bit flips in {path} at {at}")
+        files.damage(path, at, bytes([data[at] ^ 1 << ground.draw.randrange(8)]))
+
+    def _fail(self, operation: str, where: Where, code: int, times: int | None = None) -> None:
+        times = times or self._ground.draw.choice([1, 2, 3, 8])
+        self._ground.history.note(f"{operation} will fail {times} times with {errno.errorcode[code]}")
+        self._ground.world.files.fail(operation, where, code, times=times)
+
+    def _any_disk(self, path: str) -> bool:
+        return any(under(disk)(path) for disk in self._ground.disks)
+
+
+class Upkeep:
+    """What is asked of the daemon beside reads and writes, one after the other; each may be what the power is cut in."""
+
+    def __init__(self, ground: Ground, clients: Clients, weights: Mapping[str, int]) -> None:
+        self._ground = ground
+        self._clients = clients
+        self._weights = {kind: each * ground.draw.choice([0, 1, 1, 4]) for kind, each in weights.items()}
+        self._pause = ground.draw.choice([(0,), (0, 0.5, 3)])
+        self._cut = ground.draw.choice([0.0, 0.05, 0.2])
+
+    async def run(self, store: Store) -> None:
+        """Until it is cancelled."""
+        ground = self._ground
+        if not any(self._weights.values()):
+            return
+        for _ in range(ground.draw.randrange(1, 8)):
+            await trio.sleep(ground.draw.choice(self._pause))
+            what = ground.draw.choices([*self._weights], [*self._weights.values()])[0]
+            work: Callable[[Store], Awaitable[object]] = getattr(self, f"_{what}".replace(" ", "_"))
+            if ground.draw.random() < self._cut:
+                ground.crash_soon()
+            ground.history.counts[f"upkeep: {what}"] += 1
+            ground.history.note(f"begins: {what}")
+            with self._running(what), trio.move_on_after(LONG), suppress(ZstorError):
+                await work(store)
+                ground.history.note(f"ended: {what}")
+
+    @contextmanager
+    def _running(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._ground.history.counts[f"power cut in: {what}"] += self._ground.world.files.dead
+
+    async def _compact(self, store: Store) -> None:
+        await compact_some(self._ground, store)
+
+    async def _scrub(self, store: Store) -> None:
+        await scrub(store)
+
+    async def _repair(self, store: Store) -> None:
+        await store.repair_all.run(Nobody())
+
+    async def _collect(self, store: Store) -> None:
+        await store.collect.everything(Nobody(), dry_run=False, accept_loss=False, spend=unpaced)
+
+    async def _add(self, store: Store) -> None:
+        if spare := self._spare(store):
+            await store.membership.add(spare, None)
+
+    async def _replace(self, store: Store) -> None:
+        if spare := self._spare(store):
+            await store.membership.replace(self._shard(store), spare, Nobody())
+
+    async def _remove(self, store: Store) -> None:
+        force = self._ground.draw.random() < 0.3
+        if len(store.places.record.shards) > self._ground.house.policy.m:
+            await store.membership.remove(self._shard(store), Nobody(), force=force)
+
+    async def _rotate(self, store: Store) -> None:
+        await ended(await store.rotation.rotate())
+
+    async def _rewrite(self, store: Store) -> None:
+        self._clients.rewritten = True
+        await ended(store.start_rewrite(self._ground.draw.choice(["default", OTHER])))
+
+    def _spare(self, store: Store) -> str | None:
+        """A disk that no shard lies on."""
+        used = {store.places.place(entry) for entry in store.places.record.shards}
+        free = [disk for disk in self._ground.disks if disk not in used]
+        return self._ground.draw.choice(free) if free else None
+
+    def _shard(self, store: Store) -> str:
+        """Any but the first: a rebuild begins at a place that the configuration names."""
+        return self._ground.draw.choice([entry.id for entry in store.places.record.shards if entry.number])
+
+
+async def compact_some(ground: Ground, store: Store) -> None:
+    """The segments that are dead enough, of all logs or of some: which those are depends on what else lies in them."""
+    least = ground.draw.choice([0.001, 0.001, 0.3, 0.5])
+    shards = store.pool.opened()
+    chosen = ground.draw.sample(shards, ground.draw.randrange(1, len(shards) + 1)) if shards else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.compaction, "_pool", _Some(store.pool, chosen))
+        await store.compaction.compact(unpaced, least=least)
+
+
+class _Some:
+    """A pool of which only some shards are looked at."""
+
+    def __init__(self, pool: ShardPool, chosen: Sequence[Shard]) -> None:
+        self._pool = pool
+        self._chosen = chosen
+
+    def opened(self) -> Sequence[Shard]:
+        return self._chosen
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pool, name)
+
+
+async def ended(job: Job) -> None:
+    while job.running:
+        await job.news().wait()
+
+
+async def scrub(store: Store) -> None:
+    """A pass, to its end."""
+    await store.scrub.start()
+    while store.scrub.status().state != "idle":
+        await store.scrub.news().wait()
