@@ -203,8 +203,10 @@ class Upkeep:
             await store.membership.replace(self._shard(store), spare, Nobody())
 
     async def _remove(self, store: Store) -> None:
+        """By force only where enough shards stay: else objects lack a share for good."""
         force = self._ground.draw.random() < 0.3
-        if len(store.places.record.shards) > self._ground.house.policy.m:
+        staying = sum(not entry.draining for entry in store.places.record.shards)
+        if staying > self._ground.house.policy.m:
             await store.membership.remove(self._shard(store), Nobody(), force=force)
 
     async def _rotate(self, store: Store) -> None:
