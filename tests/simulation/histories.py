@@ -185,7 +185,7 @@ class _Simulation:
         self.old = old if self.draw.random() < 0.5 else None
         if self.draw.random() < 0.5:
             self._life("compacted in part", self._compacted)
-        if self.ground.rotten is None and self.draw.random() < 0.3:
+        if self.ground.rotten is None and not self.ground.failed_sync and self.draw.random() < 0.3:
             self._quiet_life()
             comes_back(self.ground, self.clients.names)
         if self.ground.rotten is None and self.draw.random() < 0.3:
@@ -278,7 +278,10 @@ class _Simulation:
             await self.clients.read_all(store)
 
         self._life("when all was mended", look)
-        # A log that rots may lose the deletion of what a namespace held that is gone, and nobody looks after those any more.
+        # A segment whose removal no sync made durable may be back behind what was forgotten since. A log that rots may lose the
+        # deletion of what a namespace held that is gone, and nobody looks after those any more.
+        if self.ground.failed_sync:
+            return
         if self.ground.rotten is None or not any(each.kind == "clear" for each in self.history.operations):
             comes_back(self.ground, self.clients.names)
 

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
-from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, small_shares
+from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, share_place, small_shares
 from zstor_local.errors import (
     AlreadyExists,
     Conflict,
@@ -401,3 +401,17 @@ async def test_a_replaced_disk_that_comes_back_is_not_taken_for_the_new_one(home
         assert store.health == "ok"
         with pytest.raises(NotFound):
             await get(store, "a")
+
+
+async def test_by_force_no_shard_goes_that_holds_the_last_good_shares(home: Home) -> None:
+    """A share that is there and rotten is none."""
+    async with home.open() as store:
+        await store.membership.add(str(spare(home)), None)
+        for key, size in (("small", 10_000), ("large", 700_000)):
+            stored = await put(store, key, content(1, size))
+            share_place(store, stored, 0).flip(100)
+            good = store.pool.name(stored.record.placement[1])
+            with pytest.raises(NotEnoughShards) as caught:
+                await store.membership.remove(good, Nobody(), force=True)
+            assert caught.value.data["objects"] == [f"default/{key}"]
+            await delete(store, key)

@@ -151,11 +151,11 @@ class Drain:
             )
 
     async def _needs(self, stored: Stored, number: int) -> bool:
-        """Whether an object could not be read without the shard."""
+        """Whether an object could not be read without the shard: its other shares are read to see whether they are good."""
         record = stored.record
         if number not in record.placement:
             return False
-        checked = await self._health.check(stored, Nobody(), fast=True)
+        checked = await self._health.check(stored, Nobody())
         others = [state for at, state in zip(record.placement, checked.states, strict=True) if at != number]
         return others.count("ok") < record.policy.k
 
