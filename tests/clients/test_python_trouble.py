@@ -27,6 +27,7 @@ BOUNDARIES = [1, 512 * 1024, 512 * 1024 + 1, 1024 * 1024 - 1, 1024 * 1024, 1024 
 @pytest.fixture
 def client(place: Place) -> Iterator[Client]:
     with Client(place.daemon.socket) as connected:
+        connected.call("rpc.ping")  # the daemon has accepted it: from here on it counts among the descriptors held
         yield connected
 
 
