@@ -13,7 +13,9 @@ from tests.rpc.conftest import Client, World, error_type, request
 from zstor_local import limits
 from zstor_local.errors import Conflict
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.registry import Soon
 from zstor_local.rpc.strict_json import Json
+from zstor_local.store.later import Later
 
 
 class Gate:
@@ -501,6 +503,23 @@ async def test_a_client_that_takes_nothing_is_closed_and_nobody_waits_for_it(big
         while server.connections == 2:
             await trio.testing.wait_all_tasks_blocked()
         assert await other.result("rpc.ping") == "pong"
+
+
+async def test_what_is_committed_for_a_client_that_read_nothing_and_went_is_told_to_nobody(big: World) -> None:
+    later = Later[str]()
+
+    @big.registry.method("later")
+    def later_(call: Call, /) -> Soon[str]:
+        """Come by itself."""
+        return later
+
+    async with big.serving() as server:
+        async with big.client() as client:
+            await client.request("later")
+            await fill(client, big)
+        while server.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        later.settle("too late")  # the committer does so: what it meets here would end the daemon
 
 
 async def test_a_slow_client_that_takes_something_is_kept(big: World, mock_clock: trio.testing.MockClock) -> None:

@@ -58,6 +58,7 @@ class Calls:
         self._start_soon = start_soon
         self._outbox = outbox
         self._going_on = False
+        self._closed = False
         self._on_idle = on_idle
         self._running = {False: 0, True: 0}  # by urgency
         self._running_bytes = 0
@@ -124,9 +125,11 @@ class Calls:
             work.starve()
 
     def close(self) -> None:
-        """Give back what the waiting calls hold of the input budget, for the connection has ended."""
+        """The connection ends: give back what the waiting calls hold of the input budget, and start nothing more for it."""
+        self._closed = True
         self._budget.give(sum(task.cost for task in self._queue))
         self._queue.clear()
+        self._tasks.clear()
 
     async def reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
         """Add a call's reply to its message's answer; with the last one it is sent."""
@@ -165,6 +168,8 @@ class Calls:
 
     def _finish(self, task: _Task, outcome: object) -> None:
         """Answer a call that has ended. Where the client has yet to take other replies, a task waits for room."""
+        if self._closed:  # what was committed for a client that is gone
+            return
         if self._outbox.full:
             self._start_soon(functools.partial(self._finish_in_turn, task, outcome))
             return

@@ -105,9 +105,12 @@ class Connection:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._outbox.run)
                 self._nursery.start_soon(self._watch_idle)
-                with self._reading:
-                    await self._read()
-                await self._finish()
+                try:
+                    with self._reading:
+                        await self._read()
+                    await self._finish()
+                finally:
+                    self._calls.close()  # before the nursery takes no more tasks
                 self._nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
             logger.debug("client %s: %s", self._peer, gone.exceptions[0])
@@ -116,7 +119,6 @@ class Connection:
             for descriptors in self._live:
                 descriptors.close()
             self._budget.give(self._held)
-            self._calls.close()
             self._receiver.detach()
             self._socket.close()
 
