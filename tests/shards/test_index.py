@@ -302,7 +302,7 @@ def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path:
             yield located
 
     monkeypatch.setattr(SegmentHeader, "parse", parsed)
-    monkeypatch.setattr("zstor_local.shards.log.scan_segment", scanned)
+    monkeypatch.setattr("zstor_local.shards.segment_directory.scan_segment", scanned)
     with opened(path) as index:
         shard = filled.open(index=index, writer=None)
         assert shard.newest_writer() == 2

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Final, TypeVar
 
 from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope
-from zstor_local.runtime import Buffer, Files, Randomness, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
 from zstor_local.shards.segment import (
     ENTRY_HEADER_BYTES,
     HEADER_BYTES,
-    BadSegment,
     Freed,
     Located,
     SegmentHeader,
     entry_size,
     pack_entry,
     pack_freed,
-    scan_records,
-    scan_segment,
 )
-from zstor_local.shards.segment_files import OpenSegments, SegmentWriter, first_step
-
-_SUFFIX: Final = ".log"
-
-T = TypeVar("T")
-Scan = Callable[[bytes, Callable[[int, int], Buffer], int, int], Iterator[T]]  # what reads a segment, as scan_segment does
+from zstor_local.shards.segment_directory import SegmentDirectory
+from zstor_local.shards.segment_files import SegmentWriter, first_step
 
 
 class LogClosed(Exception):
@@ -53,7 +45,8 @@ class Log:
         self._shard = shard
         self._store_id = store_id
         self._index = index
-        self._readers = OpenSegments(files, self.path)
+        self._segments = SegmentDirectory(files, directory)
+        self._readers = self._segments.opened
         self._writer: SegmentWriter | None = None
         self._unsynced: list[SegmentWriter] = []  # full segments that the next flush has to include
         self._closed = False
@@ -67,16 +60,15 @@ class Log:
             raise
 
     def path(self, number: int) -> str:
-        return f"{self._directory}/{number:010d}{_SUFFIX}"
+        return self._segments.path(number)
 
     def segments(self) -> list[int]:
         """The numbers of all segments, oldest first."""
-        names = self._files.list(self._directory)
-        return sorted(int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX) and name[: -len(_SUFFIX)].isdigit())
+        return self._segments.numbers()
 
     def newest_writer(self) -> int:
         """The highest writer number that a segment bears."""
-        return next((header.writer for number in reversed(self.segments()) if (header := self._header(number)) is not None), 0)
+        return next((header.writer for number in reversed(self.segments()) if (header := self._segments.header(number)) is not None), 0)
 
     def start(self, writer: int, randomness: Randomness) -> None:
         """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
@@ -87,7 +79,7 @@ class Log:
 
     def _release_rest(self, number: int, end: int) -> None:
         """Give back the empty rest of a segment that a crash left: only where nothing but zeros lies, so that nothing is ever cut."""
-        fd = self._files.open(self.path(number), os.O_RDWR)
+        fd = self._files.open(self._segments.path(number), os.O_RDWR)
         try:
             size = self._files.status(fd).size
             rest = read_exactly(self._files, fd, max(0, size - end), end)  # none where the file has been cut since
@@ -199,23 +191,23 @@ class Log:
 
     def scan(self) -> Iterator[ScannedEntry]:
         """Every whole entry, oldest segment first; FREED entries are told by the index alone."""
-        for number, header in self._headers():
-            for located in self._scan_segment(number, header, HEADER_BYTES):
+        for number, header in self._segments.headers():
+            for located in self._segments.entries(number, header):
                 if isinstance(located.item, ScannedEntry):
                     yield located.item
 
     def records(self) -> Iterator[bytes]:
         """The records of those entries, as Envelope.pack gives them."""
-        for number, header in self._headers():
-            yield from self._scanned(number, header, HEADER_BYTES, scan_records)
+        for number, header in self._segments.headers():
+            yield from self._segments.records(number, header)
 
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
         known = self._index.progress(self._shard)
         found: list[Envelope] = []
-        for number, header in reversed(self._headers(known.settled_segment)):
+        for number, header in reversed(self._segments.headers(known.settled_segment)):
             start = known.settled_offset if number == known.settled_segment else HEADER_BYTES
-            located = self._scan_segment(number, header, start)
+            located = self._segments.entries(number, header, start)
             here = [each.item.entry.envelope for each in located if isinstance(each.item, ScannedEntry)]
             later = [envelope for envelope in here if envelope.sequence > known.committed]
             found = later + found
@@ -225,9 +217,9 @@ class Log:
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
         """Entries behind a place (0, 0: the beginning), each with the place behind it: its segment, and the offset of its end."""
-        for number, header in self._headers(segment):
+        for number, header in self._segments.headers(segment):
             start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
-            for located in self._scan_segment(number, header, start):
+            for located in self._segments.entries(number, header, start):
                 if isinstance(located.item, ScannedEntry):
                     yield located.item, number, located.end
 
@@ -246,26 +238,13 @@ class Log:
 
     def read_whole(self, number: int) -> list[Located] | None:
         """Every entry of a segment; None if anything else lies there: what is damaged stays where it is."""
-        with self._readers.using(number) as fd:
-            size = self._files.status(fd).size
-            try:
-                header = SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
-            except BadSegment:
-                return None
-            found = list(self._scan_segment(number, header, HEADER_BYTES))
-            end = HEADER_BYTES
-            for start, stop in [*((located.offset, located.end) for located in found), (size, size)]:
-                gap = read_exactly(self._files, fd, max(0, start - end), end)
-                if gap.count(0) != len(gap):
-                    return None
-                end = stop
-        return found
+        return self._segments.whole(number)
 
     def scan_all_but(self, number: int) -> Iterator[Located]:
         """The entries of all other segments."""
-        for other, header in self._headers():
+        for other, header in self._segments.headers():
             if other != number:
-                yield from self._scan_segment(other, header, HEADER_BYTES)
+                yield from self._segments.entries(other, header)
 
     def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
         """Append entries of an older segment again, sealed bytes and all, in order. They ride with the next flush."""
@@ -291,7 +270,7 @@ class Log:
             current = self._current()
             progress = replace(known, segment=current.number, segment_id=current.header.id, offset=current.end)
             self._index.record(self._shard, [], progress)
-        self._files.unlink(self.path(number))
+        self._files.unlink(self._segments.path(number))
         self._readers.forget(number)
         sync_directory(self._files, self._directory)
 
@@ -348,7 +327,7 @@ class Log:
         """A segment with its header, durable before its first entry."""
         number = max(self.segments(), default=0) + 1
         header = SegmentHeader(randomness.bytes(ID_BYTES), self._store_id, writer)
-        path = self.path(number)
+        path = self._segments.path(number)
         fd = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             self._files.allocate(fd, 0, first_step())
@@ -373,45 +352,20 @@ class Log:
             self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
             raise
 
-    def _headers(self, first: int = 0) -> list[tuple[int, SegmentHeader]]:
-        """The readable segments, from the first wanted on."""
-        wanted = [number for number in self.segments() if number >= first]
-        return [(number, header) for number in wanted if (header := self._header(number)) is not None]
-
-    def _header(self, number: int) -> SegmentHeader | None:
-        """A damaged header hides a segment: its entries cannot be told from stale bytes."""
-        try:
-            with self._readers.using(number) as fd:
-                return SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
-        except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
-            return None
-
-    def _scan_segment(self, number: int, header: SegmentHeader, start: int) -> Iterator[Located]:
-        return self._scanned(number, header, start, scan_segment)
-
-    def _scanned(self, number: int, header: SegmentHeader, start: int, scan: Scan[T]) -> Iterator[T]:
-        with ExitStack() as opened:
-            try:
-                fd = opened.enter_context(self._readers.using(number))
-            except FileNotFoundError:
-                return  # compaction removed it since it was listed: what counts of it lies in a later one
-            length = self._files.status(fd).size
-            yield from scan(header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length)
-
     def _catch_up(self) -> None:
         """Bring the index up to the log's end: at a start, only what was appended since its last flush."""
         known = self._index.progress(self._shard)
-        if known.segment and ((last := self._header(known.segment)) is None or last.id != known.segment_id):
+        if known.segment and ((last := self._segments.header(known.segment)) is None or last.id != known.segment_id):
             self._index.forget(self._shard)
             known = Progress()
-        for number, header in self._headers(known.segment):
+        for number, header in self._segments.headers(known.segment):
             start = known.offset if number == known.segment else HEADER_BYTES
             known = self._index_segment(number, header, start, known)
 
     def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
         places: list[tuple[ShareId, Place | None]] = []
         end = start
-        for located in self._scan_segment(number, header, start):
+        for located in self._segments.entries(number, header, start):
             end = located.end
             if isinstance(located.item, Freed):
                 places.append((located.item.share, None))

@@ -1,0 +1,80 @@
+"""The directory of a log's segments: which there are, and every entry of each. Any thread may read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Final, TypeVar
+
+from zstor_local.runtime import Buffer, Files, read_exactly
+from zstor_local.shards.segment import HEADER_BYTES, BadSegment, Located, SegmentHeader, scan_records, scan_segment
+from zstor_local.shards.segment_files import OpenSegments
+
+_SUFFIX: Final = ".log"
+
+T = TypeVar("T")
+Scan = Callable[[bytes, Callable[[int, int], Buffer], int, int], Iterator[T]]  # what reads a segment, as scan_segment does
+
+
+class SegmentDirectory:
+    """One log's. `opened` has those that are open for reading."""
+
+    def __init__(self, files: Files, directory: str) -> None:
+        self._files = files
+        self._directory = directory
+        self.opened = OpenSegments(files, self.path)
+
+    def path(self, number: int) -> str:
+        return f"{self._directory}/{number:010d}{_SUFFIX}"
+
+    def numbers(self) -> list[int]:
+        """The numbers of all segments, oldest first."""
+        names = self._files.list(self._directory)
+        return sorted(int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX) and name[: -len(_SUFFIX)].isdigit())
+
+    def header(self, number: int) -> SegmentHeader | None:
+        """A damaged header hides a segment: its entries cannot be told from stale bytes."""
+        try:
+            with self.opened.using(number) as fd:
+                return SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
+        except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
+            return None
+
+    def headers(self, first: int = 0) -> list[tuple[int, SegmentHeader]]:
+        """The readable segments, from the first wanted on."""
+        wanted = [number for number in self.numbers() if number >= first]
+        return [(number, header) for number in wanted if (header := self.header(number)) is not None]
+
+    def entries(self, number: int, header: SegmentHeader, start: int = HEADER_BYTES) -> Iterator[Located]:
+        """Every whole entry of a segment from `start` on."""
+        return self._scanned(number, header, start, scan_segment)
+
+    def records(self, number: int, header: SegmentHeader) -> Iterator[bytes]:
+        """The records of its entries, as Envelope.pack gives them."""
+        return self._scanned(number, header, HEADER_BYTES, scan_records)
+
+    def _scanned(self, number: int, header: SegmentHeader, start: int, scan: Scan[T]) -> Iterator[T]:
+        with ExitStack() as opened:
+            try:
+                fd = opened.enter_context(self.opened.using(number))
+            except FileNotFoundError:
+                return  # compaction removed it since it was listed: what counts of it lies in a later one
+            length = self._files.status(fd).size
+            yield from scan(header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length)
+
+    def whole(self, number: int) -> list[Located] | None:
+        """Every entry of a segment; None if anything else lies there."""
+        with self.opened.using(number) as fd:
+            size = self._files.status(fd).size
+            try:
+                header = SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
+            except BadSegment:
+                return None
+            found = list(self.entries(number, header))
+            end = HEADER_BYTES
+            for start, stop in [*((located.offset, located.end) for located in found), (size, size)]:
+                gap = read_exactly(self._files, fd, max(0, start - end), end)
+                if gap.count(0) != len(gap):
+                    return None
+                end = stop
+        return found
