@@ -102,11 +102,13 @@ class Outbox:
         """Hand over what the kernel has room for, which nearly always is all: then no reply costs a switch to the task."""
         count = self._write()
         self._size -= count
-        while self._waiting and count >= len(self._waiting[0]):
-            count -= len(self._waiting.popleft())
-        if count:
+        if self._size:
+            while count >= len(self._waiting[0]):
+                count -= len(self._waiting.popleft())
             self._waiting[0] = self._waiting[0][count:]
-        if self._waiting or self._broken:
+        else:
+            self._waiting.clear()
+        if self._size or self._broken:
             self._blocked = True
             self._work.unpark()
         if self._room and not self.full:
@@ -146,6 +148,8 @@ class Outbox:
 
     def _write(self) -> int:
         try:
+            if len(self._waiting) == 1:  # as nearly always
+                return os.write(self._peer.fileno(), self._waiting[0])
             return os.writev(self._peer.fileno(), [*islice(self._waiting, _AT_ONCE)])
         except BlockingIOError:
             return 0

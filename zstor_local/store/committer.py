@@ -31,7 +31,7 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.view import View
 
 QUIET_TURNS: Final = 3  # a request is read in one turn of the event loop and decided on in the next
-CHECKPOINT_EVERY: Final = 1_000  # commits between two checkpoints of the metastore: some 16 MiB of WAL
+CHECKPOINT_EVERY: Final = 128  # commits between two checkpoints of the metastore: a short WAL soon has its room, a long one is a pause
 
 log = logging.getLogger("zstor.store")
 

@@ -94,7 +94,9 @@ class Edits:
         changed.sort(key=lambda change: change[2] is None)
         left = {before.version for _, before, after in changed if before is not None and after is None}
         growth = sum(_size(after) - _size(before) for _, before, after in changed)
-        self._namespace.gate.check(self._namespace.name, self._committer.view.usage(self._namespace.id), growth, closing=closing)
+        namespace = self._namespace
+        namespace.gate.check(namespace.name, closing=closing)
+        namespace.gate.check_room(namespace.name, lambda: self._committer.view.usage(namespace.id), growth)
         quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in changed:

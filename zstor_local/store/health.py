@@ -19,7 +19,7 @@ from zstor_local.coding.block import BadBlock
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.share import pack_block_header, pack_share_end
 from zstor_local.errors import Conflict, NotEnoughShards, Unreadable
-from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Usage
+from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
@@ -90,7 +90,7 @@ class Health:
         that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
         `leaving` is made on another one: NotEnoughShards if there is none.
         """
-        self._namespace(stored).gate.check(stored.namespace, Usage(), 0, closing=True)
+        self._namespace(stored).gate.check(stored.namespace, closing=True)
         async with self._turn, AsyncExitStack() as leases:
             async with self._freeing:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._lease(stored.version))

@@ -39,21 +39,24 @@ class Gate:
     closed: bool = False
     read_only: bool = False  # another user's, who let us read it
 
-    def check(self, name: str, usage: Usage, growth: int, *, closing: bool) -> None:
-        """NoSpace if the namespace would hold more than its quota, Conflict if it is being deleted. `growth` in plain bytes."""
+    def check(self, name: str, *, closing: bool = False) -> None:
+        """Conflict if it is being deleted, unless this is a part of that (`closing`); PermissionDenied if it is another user's."""
         if self.read_only:
             raise PermissionDenied(f"the namespace {name} is another user's: it can be read here", hint="ask its owner to write to it")
         if self.closed and not closing:
             raise Conflict(
                 f"the namespace {name} is being deleted", hint="write to another one, or wait until it is gone", current=None
             )
-        if growth > 0 and self.quota is not None and usage.bytes + growth > self.quota:
+
+    def check_room(self, name: str, usage: Callable[[], Usage], growth: int) -> None:
+        """NoSpace if the namespace would hold more than its quota. `growth` in plain bytes."""
+        if growth > 0 and self.quota is not None and (used := usage().bytes) + growth > self.quota:
             raise NoSpace(
-                f"the namespace {name} is full: {usage.bytes} of {self.quota} bytes are used, {growth} more are wanted",
+                f"the namespace {name} is full: {used} of {self.quota} bytes are used, {growth} more are wanted",
                 hint="delete something, or raise its quota with `zstor namespace set`",
                 namespace=name,
                 quota_bytes=self.quota,
-                used_bytes=usage.bytes,
+                used_bytes=used,
                 wanted_bytes=growth,
             )
 
@@ -120,7 +123,7 @@ class Namespaces:
         """As `find`; PermissionDenied for another user's, which can only be read."""
         found = self.find(name)
         if found is not None:
-            found.gate.check(name, Usage(), 0, closing=False)
+            found.gate.check(name)
         return found
 
     def get(self, name: str) -> Namespace:
@@ -194,7 +197,7 @@ class Namespaces:
         known = self._look_up(name)
         if known is None:
             known = await self._create(name, self._new(name, policy or self._policy), exclusive=False)
-        known.gate.check(name, Usage(), 0, closing=False)
+        known.gate.check(name)
         return known
 
     async def create(

@@ -175,13 +175,14 @@ class Publisher:
         """Items whose shares are not durable on enough shards fail, and whatever was decided on top of them."""
         broken: set[RowName] = set()
         for item in items:
-            if not broken.isdisjoint(item.sealed) or not broken.isdisjoint(item.seen):
+            if broken and not (broken.isdisjoint(item.sealed) and broken.isdisjoint(item.seen)):
                 item.error = built_on_failed()
-            away = [self._pool.name(number) for number in item.decision.resend if number in failed]
+            away = [self._pool.name(number) for number in item.decision.resend if number in failed] if failed else ()
             if away and item.error is None:
                 item.error = Unavailable(f"shard {away[0]} went away again", hint="it is told when it is back")
             for record, _ in item.sealed.values():
-                durable = sum(number not in failed for number in record.shares or record.copies)
+                holders = record.shares or record.copies
+                durable = sum(number not in failed for number in holders) if failed else len(holders)
                 if durable < record.quorum and item.error is None:
                     item.error = self._too_few(durable, record.quorum, failed)
             if item.error is not None:

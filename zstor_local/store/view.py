@@ -23,6 +23,7 @@ class View:
     def begin_group(self) -> None:
         """Nothing is changed yet."""
         self._newest: dict[RowName, Envelope] = {}
+        self._committed: dict[RowName, Envelope | None] = {}  # rows as they were before it: nobody else commits meanwhile
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
         self._growth: dict[NamespaceId, Usage] = {}  # what it adds to namespaces, without what it takes away
         self._usage: dict[NamespaceId, Usage] = {}  # what namespaces held before it
@@ -46,7 +47,9 @@ class View:
         """A row as the changes before left it; None if it is not there."""
         row = (space, name)
         if row not in self._newest:
-            return self._metastore.get(*row)
+            if row not in self._committed:
+                self._committed[row] = self._metastore.get(*row)
+            return self._committed[row]
         self._seen.add(row)
         current = self._newest[row]
         return None if current.kind is Kind.TOMBSTONE else current
