@@ -135,6 +135,25 @@ async def test_members_of_a_batch_take_their_turn_and_answer_together(world: Wor
         assert sorted(reply["id"] for reply in replies) == list(range(limit + 8))
 
 
+@pytest.mark.parametrize("batch", [False, True])
+async def test_who_sends_many_quick_calls_at_once_does_not_keep_the_others_waiting(world: World, batch: bool) -> None:
+    called = 0
+
+    @world.registry.method("quick")
+    def quick(call: Call, /) -> None:
+        """Answer where the request is read."""
+        nonlocal called
+        called += 1
+
+    requests = [request("quick", id=number) for number in range(1_000)]
+    async with world.serving(), world.client() as client:
+        await client.send("[" + ",".join(requests) + "]\n" if batch else "\n".join(requests) + "\n")
+        while called < len(requests):
+            before = called
+            await trio.lowlevel.checkpoint()
+            assert called - before <= 2 * limits.CALLS_PER_CONNECTION  # in two turns: ours comes before theirs, or behind
+
+
 async def test_a_queue_over_the_input_budget_is_busy(world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CALLS_PER_CONNECTION", 1)
     async with world.serving() as server, world.client() as client:

@@ -36,6 +36,7 @@ logger: Final = logging.getLogger("zstor.rpc")
 _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
 _HANGUP_CHECK_SECONDS: Final = 1.0
+_REQUESTS_IN_A_TURN: Final = 64  # quick calls are answered where they are read: some milliseconds of them, then others have their turn
 _CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestId"}  # LSP, MCP
 
 
@@ -60,6 +61,7 @@ class Connection:
         self._held = 0  # bytes of the budget that the incomplete message holds
         self._undecided: Ending | None = None
         self._bad_in_a_row = 0
+        self._requests = 0
         self._closing = False
         self._stopping = False
         self._calls = Calls(dispatcher, budget, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle)
@@ -300,6 +302,9 @@ class Connection:
         self._judge(good=good > 0)
 
     async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
+        self._requests += 1
+        if self._requests % _REQUESTS_IN_A_TURN == 0:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         call = Call(request.method, self, descriptors, answer.sent)
         try:
             if request.method in _CANCELS:
