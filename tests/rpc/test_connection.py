@@ -295,6 +295,28 @@ async def test_a_deadline_passes(world: World, gate: Gate, mock_clock: trio.test
         assert error_type(await client.reply()) == "timed_out"
 
 
+async def test_a_call_whose_deadline_passes_while_it_waits_for_its_turn_is_not_run(
+    world: World, gate: Gate, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = False
+
+    @world.registry.method("quick")
+    def quick(call: Call, /) -> None:
+        """Answer where the request is read."""
+        nonlocal ran
+        ran = True
+
+    monkeypatch.setattr(limits, "CALLS_PER_CONNECTION", 1)
+    async with world.serving(), world.client() as client:
+        await client.send(request("hold", ["x"], id=1) + "\n" + request("quick", {"_meta": {"timeoutSeconds": 5}}, id=2) + "\n")
+        await gate.until_started(1)
+        mock_clock.jump(5)
+        gate.open("x")
+        assert (await client.reply())["id"] == 1
+        assert error_type(await client.reply()) == "timed_out"
+        assert not ran
+
+
 async def test_a_deadline_does_not_touch_a_commit(world: World, gate: Gate, mock_clock: trio.testing.MockClock) -> None:
     async with world.serving(), world.client() as client:
         await client.request("commit", {"name": "x", "_meta": {"timeoutSeconds": 5}})

@@ -267,8 +267,8 @@ class Call:
 
     @property
     def stopped(self) -> bool:
-        """Cancelled before it ran."""
-        return self._reason is not None
+        """Cancelled before it ran, or its deadline passed while it waited for its turn."""
+        return self._reason is not None or (self._deadline != inf and self._deadline <= trio.current_time())
 
     def why_stopped(self) -> ZstorError:
         """The reason why the call ended early."""
