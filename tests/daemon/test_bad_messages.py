@@ -358,6 +358,22 @@ def test_a_client_that_reads_nothing_harms_only_itself(daemon: Daemon, client: C
     client.result("object.delete", key="large")
 
 
+def test_a_client_that_reads_no_list_fills_no_memory(daemon: Daemon, client: Client) -> None:
+    keys = [f"referring {number}" for number in range(100)]
+    references = [f"{number:08}" for number in range(1_000)]
+    for key in keys:
+        client.result("object.write", key=key, value="", references=references)
+    client.result("object.list")
+    memory = daemon.peak_memory()
+    with daemon.client() as deaf:
+        for _ in range(limits.CALLS_PER_CONNECTION):
+            deaf.request("object.list")
+        client.result("object.list")  # it comes behind those, as far as they get
+        assert daemon.peak_memory() - memory < 100 * limits.MIB
+    for key in keys:
+        client.result("object.delete", key=key)
+
+
 def test_a_hundred_and_twenty_eight_clients_and_no_more(daemon: Daemon, client: Client) -> None:
     with ExitStack() as opened:
         clients = [opened.enter_context(daemon.client()) for _ in range(limits.CONNECTIONS)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -82,11 +83,12 @@ class Contents:
         except NotFound:
             return None
 
-    async def list(self, owner: str | None, after: str | None, limit: int) -> AsyncIterator[Content]:
+    async def list(self, owner: str | None, after: str | None, limit: int) -> AsyncGenerator[Content, None]:
         """Contents behind the id `after`, of one owner or of all, by the text of their ids."""
         if owner is None:
-            async for stored in self.store.objects.list(NAMESPACE, "", after, limit):
-                yield Content(_cid_of(stored), stored)
+            async with aclosing(self.store.objects.list(NAMESPACE, "", after, limit)) as found:
+                async for stored in found:
+                    yield Content(_cid_of(stored), stored)
             return
         namespace = self.known_namespace()
         if namespace is None:
@@ -95,9 +97,9 @@ class Contents:
         for position, key in enumerate(keys):
             if position % _FIND_TURN == _FIND_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            found = self.look(cids.parse(key))
-            if found is not None and owner in found.stored.record.references:
-                yield found
+            content = self.look(cids.parse(key))
+            if content is not None and owner in content.stored.record.references:
+                yield content
 
 
 def content_id(text: str) -> Cid:

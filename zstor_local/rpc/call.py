@@ -199,6 +199,11 @@ class Call:
         self._reply_bytes += size
         return True
 
+    def give_back(self, size: int) -> None:
+        """Of the room that was taken so much is not needed after all."""
+        self._reply_bytes -= size
+        self.connection.state(ReplyRoom).give(size)
+
     async def reply_room(self, size: int) -> bool:
         """The same; but False comes after waiting until some were taken: look again, and ask again."""
         if self.take_reply_room(size):
@@ -262,8 +267,7 @@ class Call:
     def replied(self) -> None:
         """The reply is sent, or never will be."""
         if self._reply_bytes:
-            self.connection.state(ReplyRoom).give(self._reply_bytes)
-            self._reply_bytes = 0
+            self.give_back(self._reply_bytes)
 
     @property
     def stopped(self) -> bool:

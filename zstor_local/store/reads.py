@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -139,7 +139,7 @@ class ObjectFinder:
         with self._streams.take(stored.record.policy), self._reader(stored) as reader:
             await alone(reader.to_stream(sink, part, lambda done: caller.progress(done, part.length)))
 
-    async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncIterator[Stored]:
+    async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncGenerator[Stored, None]:
         """Newest versions in the order of their keys' bytes, at most `limit`. A record that does not open ends it with its error."""
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:

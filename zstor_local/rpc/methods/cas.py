@@ -31,7 +31,7 @@ from zstor_local.errors import (
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.objects import FILE_ERRORS, READ_ERRORS, Count, Digest, Fd, Offset, Path, Size
-from zstor_local.rpc.methods.pages import cursor_of, key_of
+from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -238,14 +238,10 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         cursor: Annotated[str | None, "where the page before ended"] = None,
     ) -> ContentsPage:
         """List contents in the order of their ids' text, all of them or one owner's."""
-        items: list[ContentView] = []
-        room = limits.LIST_BYTES
-        async for content in cas.list(owner, None if cursor is None else key_of(cursor), limit + 1):
-            room -= 500 + _LIST_BYTES_OF_A_PIN * len(content.pins)
-            if len(items) == limit or (room < 0 and items):
-                return {"items": items, "cursor": cursor_of(items[-1]["id"])}
-            items.append(_view(content))
-        return {"items": items, "cursor": None}
+        found = cas.list(owner, None if cursor is None else key_of(cursor), limit + 1)
+        page, more = await page_of(call, found, limit, lambda content: 500 + _LIST_BYTES_OF_A_PIN * len(content.pins))
+        items = [_view(content) for content in page]
+        return {"items": items, "cursor": cursor_of(items[-1]["id"]) if more else None}
 
     @registry.method("cas.collect", errors=CHANGE_ERRORS, long=True)
     async def collect(call: Call, /, dry_run: Annotated[bool, "only count what would be deleted"] = False) -> CollectedView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Annotated, NotRequired, TypedDict
 
 import trio
@@ -11,7 +10,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, CorruptRecord, InvalidParams, ShuttingDown
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.names import Names, Namespace
-from zstor_local.rpc.methods.pages import reply_bytes
+from zstor_local.rpc.methods.pages import page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.store.changes import Changed, Changes
@@ -62,27 +61,22 @@ def register(registry: Registry, store: Store) -> None:
         until = trio.current_time() + wait_seconds
         while True:
             news = store.committer.news()  # before looking, so that nothing is missed
-            page = await _page(name, since, limit)
+            page = await _page(call, name, since, limit)
             if page["items"] or trio.current_time() >= until:
                 return page
             with call.long_poll(), trio.move_on_at(until):
                 await news.wait()
 
-    async def _page(namespace: str, since: int, limit: int) -> ChangesPage:
-        page: ChangesPage = {"items": [], "cursor": since, "more": False}
-        room = limits.LIST_BYTES
-        async with aclosing(use.since(namespace, since, limit + 1)) as found:
-            async for changed in found:
-                room -= 200 + 6 * len(changed.key) if changed.stored is None else reply_bytes(changed.stored)
-                if len(page["items"]) == limit or (room < 0 and page["items"]):
-                    page["more"] = True
-                    break
-                page["items"].append(_view(changed))
-                page["cursor"] = changed.sequence
-        return page
+    async def _page(call: Call, namespace: str, since: int, limit: int) -> ChangesPage:
+        items, more = await page_of(call, use.since(namespace, since, limit + 1), limit, _size)
+        return {"items": [_view(each) for each in items], "cursor": items[-1].sequence if items else since, "more": more}
 
     def _view(changed: Changed) -> Change:
         change: Change = {"key": changed.key, "sequence": changed.sequence, "deleted": changed.stored is None}
         if changed.stored is not None:
             change["metadata"] = describe(changed.stored, store.pool)
         return change
+
+
+def _size(changed: Changed) -> int:
+    return 200 + 6 * len(changed.key) if changed.stored is None else reply_bytes(changed.stored)

@@ -8,7 +8,7 @@ from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.names import Names, Namespace
-from zstor_local.rpc.methods.pages import cursor_of, key_of, reply_bytes
+from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.store.metadata import Metadata, describe
@@ -44,11 +44,7 @@ def register(registry: Registry, store: Store) -> None:
     ) -> Page:
         """List objects in the order of their keys' bytes."""
         after = None if cursor is None else key_of(cursor)
-        items: list[Item] = []
-        room = limits.LIST_BYTES
-        async for stored in store.objects.list(names.listed(namespace), prefix, after, limit + 1):
-            room -= reply_bytes(stored)
-            if len(items) == limit or (room < 0 and items):
-                return {"items": items, "cursor": cursor_of(items[-1]["key"])}
-            items.append({"key": stored.record.key, "metadata": describe(stored, store.pool)})
-        return {"items": items, "cursor": None}
+        found = store.objects.list(names.listed(namespace), prefix, after, limit + 1)
+        page, more = await page_of(call, found, limit, reply_bytes)
+        items: list[Item] = [{"key": stored.record.key, "metadata": describe(stored, store.pool)} for stored in page]
+        return {"items": items, "cursor": cursor_of(items[-1]["key"]) if more else None}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Final
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Final, TypeVar
 
+from zstor_local import limits
 from zstor_local.errors import InvalidParams
+from zstor_local.rpc.call import Call
 from zstor_local.store.stored import Stored
 
+T = TypeVar("T")
 _METADATA_MEMBERS_BYTES: Final = 1_500  # what metadata takes in a reply beside references, user and shards
 
 
@@ -22,6 +27,28 @@ def reply_bytes(stored: Stored) -> int:
         + 2 * len(stored.envelope.sealed)
         + 40 * len(record.placement)
     )
+
+
+async def room_for_page(call: Call) -> None:
+    """Wait until the largest page has room beside the replies that this client has yet to take. Ask before the page is made."""
+    while not await call.reply_room(limits.LIST_BYTES):
+        pass
+
+
+async def page_of(call: Call, found: AsyncGenerator[T, None], limit: int, size: Callable[[T], int]) -> tuple[list[T], bool]:
+    """As much of what is found as fits into one reply, one at least, and whether there is more. `size`: what an item takes in it."""
+    await room_for_page(call)
+    items: list[T] = []
+    room = limits.LIST_BYTES
+    async with aclosing(found) as each:
+        async for item in each:
+            weight = size(item)
+            if len(items) == limit or (items and weight > room):
+                return items, True
+            room -= weight
+            items.append(item)
+    call.give_back(max(0, room))
+    return items, False
 
 
 def cursor_of(key: str) -> str:

@@ -14,7 +14,7 @@ from zstor_local.model.ids import ObjectName, check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
 from zstor_local.rpc.methods.names import Names, Namespace
-from zstor_local.rpc.methods.pages import reply_bytes
+from zstor_local.rpc.methods.pages import reply_bytes, room_for_page
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.rpc.streams import Opened, Outgoing, Streams
@@ -89,8 +89,7 @@ def register(registry: Registry, store: Store) -> None:
                 return {"items": count}
 
             return streams.read(call, send)
-        while values and not await call.reply_room(limits.LIST_BYTES):
-            pass
+        await room_for_page(call)
         return await _page(name, route, position, direction, limit, values=values)
 
     async def _page(
