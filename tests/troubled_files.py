@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from zstor_local.runtime import Buffer, FileStatus, Runtime
 from zstor_local.system import RealFiles, real_runtime
+
+PAGE = 4_096
 
 Where = Callable[[str], bool]
 
@@ -30,13 +33,19 @@ class TroubledFiles(RealFiles):
         self.calls: Counter[str] = Counter()
         self._paths: dict[int, str] = {}
         self._troubles: list[Trouble] = []
+        self._bad: list[tuple[str, range]] = []
 
     def fail(self, operation: str, where: Where, code: int, times: int | None = 1) -> None:
         """The operation fails with this errno on paths where `where` holds."""
         self._troubles.append(Trouble(operation, where, code, times))
 
+    def ruin(self, path: str, offset: int, length: int = 1) -> None:
+        """The pages of a file where these bytes lie cannot be read any more: a read ends before them, or fails at them with EIO."""
+        self._bad.append((path, range(offset // PAGE * PAGE, -(-(offset + length) // PAGE) * PAGE)))
+
     def heal(self) -> None:
         self._troubles.clear()
+        self._bad.clear()
 
     def _meet(self, operation: str, path: str, *, changes: bool = True) -> None:
         self.calls[operation] += 1
@@ -54,7 +63,13 @@ class TroubledFiles(RealFiles):
         return fd
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        self._meet("pread", self._paths.get(fd, ""), changes=False)
+        path = self._paths.get(fd, "")
+        self._meet("pread", path, changes=False)
+        for ruined, bad in self._bad:
+            if ruined == path and offset < bad.stop and offset + length > bad.start:
+                if offset >= bad.start:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+                length = bad.start - offset
         return super().pread(fd, length, offset)
 
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:

@@ -158,6 +158,53 @@ def test_a_damaged_entry_hides_itself_and_no_other(real: Ground) -> None:
     assert readable(real.reopen(), 1, 10) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
 
 
+def test_a_bad_sector_hides_what_lies_on_it_and_no_other(real: Ground) -> None:
+    shard = real.new()
+    fill(shard, 1, 50)
+    place = shard.log._index.find(0, share(20))
+    assert place is not None
+    real.faults.ruin(real.segment(1), place.offset)  # type: ignore[union-attr]
+    for opened in real.now_and_after_a_restart():
+        found = [each.entry.envelope.sequence for each in opened.scan()]
+        assert 20 not in found
+        assert 50 > len(found) > 40
+        assert len(list(opened.records())) == len(found)
+    assert readable(real.reopen(), 1, 50) == found
+    fill(real.opened[0], 51, 52)
+    real.faults.heal()
+    assert readable(real.reopen(), 1, 52) == list(range(1, 53))
+
+
+def test_a_bad_sector_under_a_header_hides_its_segment_and_no_other(real: Ground, short_segments: int) -> None:
+    shard = real.new()
+    fill(shard, 1, 30)
+    third = {number for number in range(1, 31) if (place := shard.log._index.find(0, share(number))) and place.segment == 3}
+    real.faults.ruin(real.segment(3), 0)  # type: ignore[union-attr]
+    assert {each.entry.envelope.sequence for each in real.reopen().scan()} == set(range(1, 31)) - third
+    assert third
+
+
+def test_a_bad_sector_behind_the_last_entry_keeps_nobody_from_beginning(real: Ground) -> None:
+    fill(real.new(), 1, 3)
+    real.close()
+    real.overwrite(real.segment(1), limits.SEGMENT_BYTES - 1, b"\0")
+    real.faults.ruin(real.segment(1), limits.SEGMENT_BYTES - 1)  # type: ignore[union-attr]
+    shard = real.reopen()
+    assert shard.check() == "ok"
+    assert real.runtime.files.path_status(real.segment(1)).size == limits.SEGMENT_BYTES
+    fill(shard, 4, 5)
+    assert readable(shard, 1, 5) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_disk_that_reads_little_of_a_log_has_more_than_a_bad_sector(real: Ground, *, header: bool) -> None:
+    fill(real.new(), 1, 300)
+    real.close()
+    real.faults.ruin(real.segment(1), 0 if header else 4_096, limits.SEGMENT_BYTES)  # type: ignore[union-attr]
+    with pytest.raises(ShardError, match="EIO"):
+        real.open()
+
+
 def test_a_torn_tail_costs_what_was_not_flushed(real: Ground) -> None:
     shard = real.new()
     fill(shard, 1, 5)

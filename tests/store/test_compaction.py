@@ -169,6 +169,30 @@ async def test_a_damaged_segment_stays(home: Home) -> None:
         assert await get(store, "a") == content(29, 4_000)
 
 
+async def test_a_bad_sector_keeps_its_segment_and_what_may_bury_something_there(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(40):
+            await put(store, f"{key}", content(key, 4_000))
+    ruined, other = sorted((home.root(0) / "log").iterdir())[1:3]
+    home.files.ruin(str(ruined), 30_000)
+    async with home.open() as store:
+        for key in range(40):
+            await delete(store, f"{key}")
+        await freed(store)
+    for _ in range(3):
+        async with home.open() as store:
+            await compact(store, 0.01)
+    async with home.open() as store:
+        assert [entries(store, number, Kind.TOMBSTONE) for number in range(3)] == [40, 0, 0]
+        assert (ruined.exists(), other.exists()) == (True, False)
+    home.files.heal()
+    for _ in range(2):
+        async with home.open() as store:
+            await compact(store, 0.01)
+    async with home.open() as store:
+        assert [entries(store, 0, kind) for kind in (Kind.TOMBSTONE, Kind.OBJECT)] == [0, 0]
+
+
 async def test_readers_and_writers_do_not_notice(home: Home) -> None:
     async with home.open() as store:
         for key in range(20):

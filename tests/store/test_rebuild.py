@@ -169,6 +169,20 @@ async def test_with_a_part_of_the_index_unreadable_the_rest_is_seen(home: Home) 
     assert rebuilt(home.config()).loss == []  # for then the index was made anew
 
 
+async def test_a_bad_sector_of_a_log_keeps_nothing_from_coming_back(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(20):
+            stored = await put(store, f"{key}", content(key, 4_000))
+        place = share_place(store, stored, 1)
+    lose_metastore(home)
+    home.files.ruin(str(place.path), place.offset)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert (report.objects, report.loss) == (20, [])
+    async with home.open() as store:
+        for key in range(20):
+            assert await get(store, f"{key}") == content(key, 4_000)
+
+
 async def test_an_old_metastore_is_put_aside_with_all_its_bytes(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", b"value")

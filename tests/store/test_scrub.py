@@ -95,6 +95,27 @@ async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:
         assert (await scrubbed(store)).lacking_records == 0
 
 
+async def test_what_lies_on_a_bad_sector_of_a_log_is_given_and_made_anew(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(20):
+            await put(store, f"{key}", content(key, 4_000))
+        lost = store.objects.find(name("10"))
+        place = share_place(store, lost, 1)
+    home.files.ruin(str(place.path), place.offset)
+    async with home.open() as store:
+        found = await scrubbed(store)
+        assert 0 < found.bad_shares < 6
+        assert not found.damage
+        await store.mending.mend()
+        for key in range(20):
+            assert await optimal(store, f"{key}")
+        shard = store.pool.get(lost.record.placement[1])
+        assert shard is not None
+        assert store.objects.find(name("10")).envelope in {entry.entry.envelope for entry in shard.scan()}
+        found = await scrubbed(store)
+        assert (found.bad_shares, found.lacking_records) == (0, 0)
+
+
 async def test_a_tombstone_that_a_shard_missed_is_given_to_it(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))

@@ -187,6 +187,10 @@ class Segments(Protocol):
         """Append entries again, sealed bytes and all, in order. Durable after `flush`."""
         ...
 
+    def unread(self) -> int:
+        """How many pages of the log its disk could not read so far, counted again each time: what lies there may be anything."""
+        ...
+
     def flush(self) -> None: ...
     def remove(self, number: int) -> None:
         """Take a sealed segment away, durably. All of it that counts was copied and flushed."""

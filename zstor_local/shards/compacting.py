@@ -54,6 +54,9 @@ class LogSegments:
         with self._failing():
             self._log.copy(items)
 
+    def unread(self) -> int:
+        return self._log.unread
+
     def flush(self) -> None:
         with self._failing():
             self._log.flush()

@@ -85,6 +85,9 @@ class Log:
             rest = read_exactly(self._files, fd, max(0, size - end), end)  # none where the file has been cut since
             if rest.count(0) == len(rest) > 0:
                 self._files.truncate(fd, end)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a bad sector keeps nobody from beginning a segment elsewhere
+                raise
         finally:
             self._files.close(fd)
 
@@ -245,6 +248,11 @@ class Log:
         for other, header in self._segments.headers():
             if other != number:
                 yield from self._segments.entries(other, header)
+
+    @property
+    def unread(self) -> int:
+        """How many pages the disk could not read so far, counted again each time."""
+        return self._segments.unread
 
     def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
         """Append entries of an older segment again, sealed bytes and all, in order. They ride with the next flush."""

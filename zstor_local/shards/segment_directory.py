@@ -1,7 +1,11 @@
-"""The directory of a log's segments: which there are, and every entry of each. Any thread may read them."""
+"""The directory of a log's segments: which there are, and every entry of each. Any thread may read them.
+
+What the disk cannot read of a segment hides no more than other damage does: the entries that lie there.
+"""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final, TypeVar
@@ -11,18 +15,21 @@ from zstor_local.shards.segment import HEADER_BYTES, BadSegment, Located, Segmen
 from zstor_local.shards.segment_files import OpenSegments
 
 _SUFFIX: Final = ".log"
+_PAGE: Final = 4_096
+_BAD_PAGES: Final = 16  # of one stretch that is read: where there are more, it is not some sectors that are bad
 
 T = TypeVar("T")
 Scan = Callable[[bytes, Callable[[int, int], Buffer], int, int], Iterator[T]]  # what reads a segment, as scan_segment does
 
 
 class SegmentDirectory:
-    """One log's. `opened` has those that are open for reading."""
+    """One log's. `opened` has those that are open for reading; `unread` counts what the disk could not read, again each time."""
 
     def __init__(self, files: Files, directory: str) -> None:
         self._files = files
         self._directory = directory
         self.opened = OpenSegments(files, self.path)
+        self.unread = 0
 
     def path(self, number: int) -> str:
         return f"{self._directory}/{number:010d}{_SUFFIX}"
@@ -35,15 +42,28 @@ class SegmentDirectory:
     def header(self, number: int) -> SegmentHeader | None:
         """A damaged header hides a segment: its entries cannot be told from stale bytes."""
         try:
+            return self._header(number)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.unread += 1
+            return None
+
+    def _header(self, number: int) -> SegmentHeader | None:
+        try:
             with self.opened.using(number) as fd:
                 return SegmentHeader.parse(read_exactly(self._files, fd, HEADER_BYTES, 0))
         except (BadSegment, FileNotFoundError):  # compaction may have removed it since it was listed
             return None
 
     def headers(self, first: int = 0) -> list[tuple[int, SegmentHeader]]:
-        """The readable segments, from the first wanted on."""
-        wanted = [number for number in self.numbers() if number >= first]
-        return [(number, header) for number in wanted if (header := self.header(number)) is not None]
+        """The readable segments, from the first wanted on. The disk's error if it can read no segment at all."""
+        numbers = self.numbers()
+        found = [(number, header) for number in numbers if number >= first and (header := self.header(number)) is not None]
+        if not found and not any(self.header(number) for number in numbers if number < first):
+            for number in numbers:
+                self._header(number)
+        return found
 
     def entries(self, number: int, header: SegmentHeader, start: int = HEADER_BYTES) -> Iterator[Located]:
         """Every whole entry of a segment from `start` on."""
@@ -60,10 +80,38 @@ class SegmentDirectory:
             except FileNotFoundError:
                 return  # compaction removed it since it was listed: what counts of it lies in a later one
             length = self._files.status(fd).size
-            yield from scan(header.checksum_key, lambda offset, size: read_exactly(self._files, fd, size, offset), start, length)
+            yield from scan(header.checksum_key, lambda offset, size: self._read(fd, size, offset), start, length)
+
+    def _read(self, fd: int, length: int, offset: int) -> bytes:
+        """Bytes of a segment, with zeros for some pages that the disk cannot read."""
+        try:
+            return read_exactly(self._files, fd, length, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        first, bad = offset // _PAGE * _PAGE, 0
+        pages = bytearray()
+        for at in range(first, offset + length, _PAGE):
+            try:
+                pages += read_exactly(self._files, fd, _PAGE, at)
+            except OSError as error:
+                bad += 1
+                if error.errno != errno.EIO or bad > _BAD_PAGES:
+                    raise
+                pages += bytes(_PAGE)
+        self.unread += bad
+        return bytes(pages[offset - first :][:length])
 
     def whole(self, number: int) -> list[Located] | None:
-        """Every entry of a segment; None if anything else lies there."""
+        """Every entry of a segment; None if anything else lies there, or the disk cannot read all of it."""
+        try:
+            return self._whole(number)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None
+
+    def _whole(self, number: int) -> list[Located] | None:
         with self.opened.using(number) as fd:
             size = self._files.status(fd).size
             try:

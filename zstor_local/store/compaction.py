@@ -7,7 +7,8 @@ What a log says of a key is its newest entry there, and that never becomes older
   nothing older of its key;
 - or it frees a share of which nothing lies here any more;
 - or it voids sequences of which nothing lies here, and all shards are there, so that each has been told.
-Everything else stays: what is not known, what does not open, and segments in which something is damaged.
+Everything else stays: what is not known, what does not open, and segments in which something is damaged. Where the disk cannot read all
+of the other segments, so does whatever buries, frees or voids.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class _Elsewhere:
     keys: set[_Key] = field(default_factory=set)  # keys of which any record lies there
     shares: set[ShareId] = field(default_factory=set)
     sequences: list[int] = field(default_factory=list)
+    unread: bool = False  # something lies there that the disk cannot read, now: what buries, frees or voids has to stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +170,11 @@ class Compaction:
         if entries is None:
             return False
         wanted = self._wanted(entries)
-        elsewhere = _Elsewhere()
+        elsewhere, unread = _Elsewhere(), segments.unread()
         walk = _Walk(self._metastore, segments.all_but(number), wanted, elsewhere)
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
+        elsewhere.unread = segments.unread() != unread
         work = _Segment(
             self._metastore, self._committer, self._sealer, self._pool, segments, number, unwanted, entries, wanted, elsewhere
         )
@@ -286,7 +289,8 @@ class _Segment:
         """What is to be copied for an entry; None for nothing."""
         item = located.item
         if isinstance(item, Freed):
-            return [item] if item.share in self._elsewhere.shares and not self._segments.holds(item.share) else None
+            there = self._elsewhere.unread or item.share in self._elsewhere.shares
+            return [item] if there and not self._segments.holds(item.share) else None
         envelope = item.entry.envelope
         if self._segments.lies_at(self._number, located) and _small_share(located) not in self._unwanted:
             return [item]
@@ -323,13 +327,14 @@ class _Segment:
             and self._settled
             and self._pending is not None
             and envelope.version not in self._pending
+            and not self._elsewhere.unread
             and key not in self._elsewhere.keys
             and len(self._here[key]) == 1
         )
 
     def _void_is_done(self, envelope: Envelope) -> bool:
         void = void_of(self._sealer, envelope)
-        if void is None or not self._everybody_has_heard():
+        if void is None or self._elsewhere.unread or not self._everybody_has_heard():
             return False
         first, last = void
         here = (sequence for sequences in self._here.values() for sequence in sequences if sequence != envelope.sequence)
