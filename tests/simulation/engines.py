@@ -47,9 +47,6 @@ class SimulatedEngines:
         self._world.survivors[store] = made
         self._world.point(f"{CREATE} after")
 
-    def put_metastore_aside(self, store: str) -> None:
-        self._world.survivors.pop(store, None)
-
     def open_metastore(self, store: str) -> SimulatedMetastore:
         if not self.metastore_exists(store):
             raise MetastoreDamaged("there is no metastore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,6 +13,8 @@ import pytest
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place
 from zstor_local.config import Config
 from zstor_local.errors import NotFound
+from zstor_local.metastore.base import CommitRefused
+from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
@@ -19,6 +22,7 @@ from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.objects import WriteOptions
 from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.store.rebuild.scratch import Scratch
 from zstor_local.store.store import Store
 from zstor_local.system import real_runtime
 
@@ -181,6 +185,53 @@ async def test_a_bad_sector_of_a_log_keeps_nothing_from_coming_back(home: Home) 
     async with home.open() as store:
         for key in range(20):
             assert await get(store, f"{key}") == content(key, 4_000)
+
+
+async def test_a_shard_that_fails_while_it_is_read_counts_as_not_seen(home: Home) -> None:
+    async with home.open() as store:
+        for key in range(100):
+            stored = await put(store, f"{key}", content(key, 4_000))
+        place = share_place(store, stored, 1)
+        shard = stored.record.placement[1]
+    lose_metastore(home, index=False)
+    home.files.ruin(str(place.path), 4_096, place.offset)  # the index knows all that lies there, so it is opened
+    with pytest.raises(StoreFault, match=f"not seen: shard {shard}"):
+        rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+    assert (report.objects, report.unseen, report.unreadable) == (100, [str(shard)], [])
+
+
+@pytest.mark.parametrize(
+    "error", [CommitRefused("the disk is full", no_space=True), OSError(errno.ENOSPC, "No space left on device")], ids=repr
+)
+async def test_a_new_metastore_that_cannot_be_made_leaves_the_old_one_where_it_is(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteMetastore, "load", refuse)
+        with pytest.raises(StoreFault, match="cannot be made: "):
+            rebuilt(home.config())
+    async with home.open() as store:
+        assert await get(store, "a") == b"value"
+
+
+async def test_where_there_is_no_room_for_tables_on_the_side_it_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Scratch, "put", refuse)
+    with pytest.raises(StoreFault, match="database or disk is full") as caught:
+        rebuilt(home.config())
+    assert "/var/tmp" in caught.value.hint  # noqa: S108 (nothing is put there)
 
 
 async def test_an_old_metastore_is_put_aside_with_all_its_bytes(home: Home) -> None:

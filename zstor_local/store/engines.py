@@ -26,11 +26,10 @@ class Engines(Protocol):
 
     def metastore_exists(self, store: str) -> bool: ...
     def create_metastore(self, store: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
-        """A metastore with these transactions in it; all of it is durable when this returns, nothing is there before."""
-        ...
+        """A metastore with these transactions in it; all of it is durable when this returns, nothing of it is there before.
 
-    def put_metastore_aside(self, store: str) -> None:
-        """Give the metastore, if there is one, another name: its bytes stay."""
+        One that was there gets another name then: its bytes stay. OSError, CommitRefused or CommitUnknown if that cannot be.
+        """
         ...
 
     def open_metastore(self, store: str) -> Metastore: ...
@@ -67,10 +66,11 @@ class SqliteEngines:
             if name.startswith(f"{METASTORE}.new"):
                 self._files.unlink(f"{store}/{name}")
         SqliteMetastore.load(temporary, store_id, transactions)
+        self._put_aside(store)
         self._files.rename(temporary, f"{store}/{METASTORE}")
         sync_directory(self._files, store)
 
-    def put_metastore_aside(self, store: str) -> None:
+    def _put_aside(self, store: str) -> None:
         names = self._files.list(store)
         number = next(n for n in count(1) if f"{METASTORE}.before-rebuild-{n}" not in names)
         for suffix in ("", "-wal", "-shm"):

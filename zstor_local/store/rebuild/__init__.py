@@ -14,7 +14,9 @@ here        the records of the store itself; the order of it all; the new metast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from itertools import chain
 from typing import Final
@@ -22,12 +24,13 @@ from typing import Final
 from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import StoreState, Transaction, Usage
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, StoreState, Transaction, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import NamespaceRecord, RowRecord, ShardsRecord, StoreRecord, VoidRecord
 from zstor_local.runtime import Runtime
+from zstor_local.shards.base import ShardError
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
@@ -75,8 +78,11 @@ def _rebuild(
         opened.callback(index.close)
         opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
         opening = Opening(opener, open_shards(config, opener, master.store_id, opened), opened)
-        scratch = opened.enter_context(closing(Scratch()))
-        return _Rebuild(runtime, engines, config, masters, index, opening, scratch, progress).run(accept_loss=accept_loss)
+        try:
+            scratch = opened.enter_context(closing(Scratch()))
+            return _Rebuild(runtime, engines, config, masters, index, opening, scratch, progress).run(accept_loss=accept_loss)
+        except sqlite3.Error as error:
+            raise StoreFault(f"the tables on the side cannot be kept: {error}", "make room in /var/tmp") from error
 
 
 class _Rebuild:
@@ -101,7 +107,9 @@ class _Rebuild:
 
     def run(self, *, accept_loss: bool) -> Report:
         while True:
-            self._gather()
+            if unread := self._gather():
+                self._opening.leave_out(unread)
+                continue
             hasher, listed = self._choose_store_rows()
             if not self._opening.follow(listed):
                 break
@@ -123,15 +131,18 @@ class _Rebuild:
 
     # --- Gather ---
 
-    def _gather(self) -> None:
-        """Every record of every log into the scratch tables, and what is void."""
+    def _gather(self) -> Mapping[int, ShardError]:
+        """Every record of every log into the scratch tables, and what is void. Returns the shards that cannot be read to their end."""
         self._scratch.clear()
         self._report = Report()
         gathered = gather([*self._shards.values()], self._scratch, self._progress)
+        if gathered.failed:
+            return gathered.failed
         self._report.records = gathered.records
         self._sealer = record_sealer(self._runtime, self._masters, gathered.keys)
         self._voids = Voids([void for envelope in gathered.voids if (void := self._void(envelope)) is not None])
         self._highest = max([gathered.highest, *self._proved(gathered.voids, gathered.highest)])
+        return {}
 
     def _void(self, envelope: Envelope) -> VoidRecord | None:
         try:
@@ -202,8 +213,14 @@ class _Rebuild:
         self._progress(WRITING, 0)
         writer = max(shard.newest_writer() for shard in self._shards.values())
         state = StoreState(self._highest, self._highest + RESERVE, writer, self._report.objects, self._report.bytes)
-        self._engines.put_metastore_aside(self._config.store)
-        self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
+        try:
+            self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
+        except (OSError, CommitRefused, CommitUnknown) as error:
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            raise StoreFault(
+                f"the new metastore in {self._config.store} cannot be made: {reason}",
+                "make room for it, and see that it can be written to; then rebuild again",
+            ) from error
 
     def _transactions(self, state: StoreState, usage: dict[NamespaceId, Usage]) -> Iterator[Transaction]:
         yield Transaction(state, usage=usage)

@@ -14,7 +14,7 @@ from typing import Final
 
 from zstor_local.limits import MIB
 from zstor_local.model.record import Envelope, Kind
-from zstor_local.shards.base import Shard
+from zstor_local.shards.base import Shard, ShardError
 from zstor_local.store.rebuild.scratch import Scratch, sequence_of
 
 PROGRESS_EVERY: Final = 10_000
@@ -25,10 +25,14 @@ _COST_BYTES: Final = 128  # what a record takes in memory beside its own bytes
 
 @dataclass(slots=True)
 class Gathered:
-    """What the logs said, beside the records themselves. `highest` is the highest sequence in the logs on this machine's disks."""
+    """What the logs said, beside the records themselves. `highest` is the highest sequence in the logs on this machine's disks.
+
+    `failed` are the shards, by number, that could not be read to their end.
+    """
 
     records: int = 0
     highest: int = 0
+    failed: dict[int, ShardError] = field(default_factory=dict)
     voids: list[Envelope] = field(default_factory=list)
     keys: list[Envelope] = field(default_factory=list)
 
@@ -41,7 +45,11 @@ def gather(shards: Sequence[Shard], scratch: Scratch, progress: Callable[[str, i
     told = 0
     while reading:
         behind = min(reading, key=lambda log: log.newest)
-        count, last = window.take(islice(behind.records, _IN_TURN), 1 << behind.bit)
+        try:
+            count, last = window.take(islice(behind.records, _IN_TURN), 1 << behind.bit)
+        except ShardError as error:
+            gathered.failed[shards[behind.bit].number] = error
+            last = None
         if last is None:
             reading.remove(behind)
             continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from zstor_local.store.create import shard_places
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import older_keys
+
+log = logging.getLogger("zstor.store")
 
 
 def record_sealer(runtime: Runtime, masters: list[MasterKey], envelopes: Iterable[Envelope]) -> RecordSealer:
@@ -85,6 +88,14 @@ class Opening:
     shards: dict[int, Shard]
     opened: ExitStack
     tried: set[int] = field(default_factory=set)
+
+    def leave_out(self, failed: Mapping[int, ShardError]) -> None:
+        """Close these, which cannot be read: they count as not seen."""
+        for number, error in failed.items():
+            shard = self.shards.pop(number)
+            log.warning("shard %s is left out, as it cannot be read: %s", shard.id, error)
+            self.tried.add(number)
+            shard.close()
 
     def follow(self, listed: ShardsRecord) -> bool:
         """Open what the list names and the configuration does not, and leave out what is no shard any more. Whether that changes it."""
