@@ -216,6 +216,43 @@ def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> Non
         assert index.progress(0) == Progress()
 
 
+@pytest.mark.parametrize("change", [place(2), None], ids=["appended", "freed"])
+def test_damage_that_a_flush_comes_upon_is_told_to_the_next_start(path: str, change: Place | None) -> None:
+    with opened(path) as index:
+        index.record(0, [(share(1), place(1))], PROGRESS)
+    if change is None:
+        tamper(path, "update entry set places=x'00'")
+    else:
+        with closing(sqlite3.connect(path)) as db:
+            page = db.execute("select rootpage from sqlite_schema where name='entry'").fetchone()[0]
+        with Path(path).open("r+b") as file:
+            file.seek((page - 1) * 4_096)
+            file.write(b"\xff" * 4_096)
+    with opened(path) as index:
+        index.record(0, [(share(1), change)], replace(PROGRESS, offset=5_000))
+        index.flush()
+        assert index.find(0, share(1)) == change
+    with opened(path) as index:
+        assert index.progress(0) == Progress()
+
+
+def test_a_flush_in_vain_is_not_tried_again_for_every_group(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shards.index.FLUSH_AT", 3)
+    tried = []
+    with opened(path) as index:
+        index._db.execute("drop table entry")
+        for number in range(100):
+            index.record(0, [(share(number), place(number))], PROGRESS)
+            if index.is_due:
+                tried.append(number)
+                index.flush()
+        assert tried == [2, 5, 11, 23, 47, 95]
+        index._db.execute("create table entry(version blob primary key, places blob not null) without rowid")
+        index.flush()
+        index.record(0, [(share(number), place(number)) for number in range(3)], PROGRESS)
+        assert index.is_due
+
+
 def test_where_no_file_can_be_made_the_index_lives_in_memory(tmp_path: Path) -> None:
     with opened(str(tmp_path / "no such directory" / "index.sqlite")) as index:
         index.record(0, [(share(1), place(1))], PROGRESS)

@@ -99,6 +99,7 @@ class LogIndex:
         self._waiting: dict[Version, _Places] = {}
         self._flushing: dict[Version, _Places] = {}
         self._unflushed: set[int] = set()
+        self._due_at = 0  # versions that have to wait before a flush is tried again that was in vain
         self._looked_up: tuple[Version | None, _Places] = None, {}  # in the file, last: a version's shares are asked for in a row
         try:
             self._db, self._progress = _load(path)
@@ -178,6 +179,11 @@ class LogIndex:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether enough waits for a flush. After one in vain that is twice as much: each has all of it to write."""
+        return len(self._waiting) >= max(FLUSH_AT, self._due_at)
+
     def flush(self) -> None:
         """Write what waits. An error leaves it waiting: the log holds the same, so nothing is lost. Lookups go on meanwhile."""
         with self._flush_lock:
@@ -194,6 +200,11 @@ class LogIndex:
                 with suppress(sqlite3.Error):
                     self._db.execute("rollback")
                 self._put_back(progress)
+                self._due_at = 2 * len(self._waiting)
+                if not isinstance(error, sqlite3.OperationalError):  # no full disk, and nobody else who holds it
+                    self._give_up()
+            else:
+                self._due_at = 0
             with self._lock:
                 self._flushing = {}
                 self._looked_up = None, {}
@@ -230,13 +241,17 @@ class LogIndex:
 
     @contextmanager
     def _noticing_damage(self) -> Iterator[None]:
-        """Errors as IndexDamaged, and the file marked so that the next start begins it anew."""
+        """Errors as IndexDamaged, and the index is given up."""
         try:
             yield
         except _DAMAGE as error:
-            with suppress(sqlite3.Error):
-                self._db.execute("pragma user_version=0")
+            self._give_up()
             raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
+
+    def _give_up(self) -> None:
+        """Mark the file so that the next start begins it anew. In a transaction that is taken back the mark is too."""
+        with suppress(sqlite3.Error):
+            self._db.execute("pragma user_version=0")
 
     def close(self) -> None:
         self.flush()

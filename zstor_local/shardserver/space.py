@@ -28,7 +28,7 @@ from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, share_name
-from zstor_local.shards.index import FLUSH_AT, IndexDamaged, LogIndex
+from zstor_local.shards.index import IndexDamaged, LogIndex
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import entry_size
@@ -205,7 +205,7 @@ class Space:
             log.free(shares)
         for log in touched.values():
             log.flush()
-        if self._index.waiting >= FLUSH_AT:
+        if self._index.is_due:
             self._index.flush()
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:

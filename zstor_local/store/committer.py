@@ -22,7 +22,7 @@ from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
-from zstor_local.shards.index import FLUSH_AT, LogIndex
+from zstor_local.shards.index import LogIndex
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decide, RowName
 from zstor_local.store.later import Later
@@ -263,7 +263,7 @@ class Committer:
             except CommitUnknown as error:
                 log.error("the metastore failed: %s", error)
                 self.failure = str(error)
-        if self._index.waiting >= FLUSH_AT:
+        if self._index.is_due:
             await self._runtime.threads.run_commit(self._index.flush)
 
 
