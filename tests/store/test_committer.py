@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
@@ -248,6 +248,17 @@ async def test_what_builds_on_a_change_that_failed_fails_with_it(home: Home) -> 
         if good:
             assert await get(store, "a") == kept
         assert store.health == "ok"
+
+
+async def test_nobody_is_told_that_a_namespace_is_full_with_what_never_came_to_be(home: Home) -> None:
+    async with opened(home) as store:
+        await store.namespaces.change("default", lambda record: replace(record, quota=1_000))
+        changes = [writing("a", content(1, 800)), writing("b", content(2, 300))]
+        refused = CommitRefused("another process holds the metastore", no_space=False)
+        outcomes = await together(home, store, changes, while_waiting=lambda: fail_with(home, refused))
+        assert codes(outcomes) == ["io_error", "conflict"]
+        heal(home)
+        assert codes(await together(home, store, changes)) == ["ok", "no_space"]
 
 
 async def test_sequences_rise_and_are_never_used_twice(home: Home) -> None:

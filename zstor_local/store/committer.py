@@ -221,7 +221,7 @@ class Committer:
             try:
                 decision = change.decide(self.view.look(change.space, change.name))
             except ZstorError as error:
-                decided.append(_Refusal(error, seen))
+                decided.append(_Refusal(error, seen | self.view.weighed))
                 continue
             sealed = self._publisher.seal(decision.records)
             self.view.take(change.space, decision, sealed)

@@ -26,13 +26,20 @@ class View:
         self._committed: dict[RowName, Envelope | None] = {}  # rows as they were before it: nobody else commits meanwhile
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
         self._growth: dict[NamespaceId, Usage] = {}  # what it adds to namespaces, without what it takes away
+        self._growing: dict[NamespaceId, set[RowName]] = {}  # by the changes of which rows
         self._usage: dict[NamespaceId, Usage] = {}  # what namespaces held before it
         self._seen: set[RowName] = set()
+        self._weighed: set[RowName] = set()
 
     def begin_change(self) -> Set[RowName]:
         """The next change. Rows that it looks at, of those that changes before it have changed, gather in what is returned."""
-        self._seen = set()
+        self._seen, self._weighed = set(), set()
         return self._seen
+
+    @property
+    def weighed(self) -> Set[RowName]:
+        """Rows of the changes before whose growth this change was shown: without them it may not have been refused."""
+        return self._weighed
 
     def take(self, space: NamespaceId, decision: Decision, sealed: Sealed) -> None:
         """What the change came to is seen by those behind it."""
@@ -42,6 +49,7 @@ class View:
         if decision.objects > 0 or decision.bytes > 0:
             more = Usage(max(0, decision.objects), max(0, decision.bytes))
             self._growth[space] = self._growth.get(space, Usage()) + more
+            self._growing.setdefault(space, set()).update(sealed)
 
     def look(self, space: NamespaceId, name: str) -> Envelope | None:
         """A row as the changes before left it; None if it is not there."""
@@ -68,7 +76,10 @@ class View:
         if before is None:
             before = self._usage[space] = self._metastore.usage(space)
         growth = self._growth.get(space)
-        return before if growth is None else before + growth
+        if growth is None:
+            return before
+        self._weighed = self._growing[space]
+        return before + growth
 
     def named(self, space: NamespaceId, version: Version) -> set[str]:
         """The keys of a namespace whose records name this version, as the changes before left them."""
