@@ -104,16 +104,23 @@ def test_a_get_into_a_pipe_that_nobody_reads_ends(daemon: PrivateDaemon) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [(["log", "follow", "--since", "0"], "entry"), (["ns", "watch", "name"], "value"), (["node", "receive", "--follow"], "entry")],
+    ("arguments", "waits_for", "shown"),
+    [
+        (["log", "follow", "--since", "0"], "entries of the log default", "entry"),
+        (["ns", "watch", "name"], "changes of name", "value"),
+        (["node", "receive", "--follow"], "messages in the log default", "entry"),
+    ],
 )
-def test_following_ends_without_an_error(daemon: PrivateDaemon, arguments: list[str], shown: str) -> None:
+def test_following_says_what_it_waits_for_and_ends_without_an_error(
+    daemon: PrivateDaemon, arguments: list[str], waits_for: str, shown: str
+) -> None:
     done(zstor(daemon, "log", "append", "entry"))
     done(zstor(daemon, "ns", "set", "name", "value"))
     with screen(daemon, *arguments) as terminal:
         terminal.read_until(shown)
         terminal.interrupt()
         assert terminal.end() == 130
+        assert terminal.text.startswith(f"waiting for {waits_for}; Ctrl-C ends it\n")
         assert terminal.text.endswith(f"{shown}\n^C\n")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import click
 
+from zstor_local.cli.text import safe
 from zstor_local.errors import Cancelled
 
 INTERRUPTED: Final = 130  # the exit code: 128 + SIGINT, as shells have it
@@ -18,8 +20,10 @@ class Interrupted(Cancelled):
 
 
 @contextmanager
-def ends_by_interrupt() -> Iterator[None]:
-    """For what only Ctrl-C ends: the exit code tells of it, no error does."""
+def ends_by_interrupt(waits_for: str | None = None) -> Iterator[None]:
+    """For what only Ctrl-C ends: the exit code tells of it, no error does. On a terminal it says what it waits for."""
+    if waits_for is not None and sys.stderr.isatty():
+        click.echo(f"waiting for {safe(waits_for, sys.stderr)}; Ctrl-C ends it", err=True)
     try:
         yield
     except (KeyboardInterrupt, Cancelled):

@@ -111,7 +111,7 @@ def read(options: Options, since: int | None, newest: int | None, log: str) -> N
 @pass_options
 def follow(options: Options, since: int | None, count: int | None, log: str) -> None:
     """Print entries of a log as they come, until Ctrl-C."""
-    with ends_by_interrupt(), options.connect() as client:
+    with ends_by_interrupt(None if options.json else f"entries of the log {log}"), options.connect() as client:
         entries = _entries(client, log, since, 0 if since is None else None, wait=FOLLOW_SECONDS)
         for number, entry in enumerate(entries, 1):
             show(options, entry)

@@ -72,7 +72,7 @@ def receive_(options: Options, follow: bool, into: Path | None, since: int, coun
     if into is not None and since:
         raise click.UsageError("--since and --into stand for each other: the file tells where to begin")
     try:
-        with ends_by_interrupt() if follow else nullcontext():
+        with ends_by_interrupt(None if options.json else f"messages in the log {log}") if follow else nullcontext():
             trio.run(_receive, options, log, into, Position(since), WAIT_SECONDS if follow else None, count)
     except NoJournal as error:
         report.failure(

@@ -72,7 +72,7 @@ def watch(options: Options, name: str, after: int, count: int | None) -> None:
 
     Of changes in quick succession the last one is shown; with --json one line a change.
     """
-    with ends_by_interrupt(), options.connect() as client:
+    with ends_by_interrupt(None if options.json else f"changes of {name}"), options.connect() as client:
         for number, change in enumerate(_changes(client, name, after), 1):
             _show(options, change, line=True)
             sys.stdout.flush()
