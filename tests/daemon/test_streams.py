@@ -150,6 +150,20 @@ def test_what_was_not_announced_is_incomplete_and_the_old_value_stays(
         client.result("object.delete", key="k")
 
 
+@pytest.mark.parametrize("method", ["object.write_stream", "cas.upload"])
+def test_what_brings_more_than_was_announced_is_not_read_to_its_end(client: Client, method: str) -> None:
+    rest = iter([bytes(CHUNK)] * 64)
+    with ExitStack() as opened:
+        theirs, ours = pipe(opened)
+        key = {"key": "k"} if method == "object.write_stream" else {}
+        client.request(method, {**key, "fd": 0, "expected_size": CHUNK}, fds=[theirs])
+        close(theirs)
+        fill(ours, rest)  # until nobody reads it
+        assert error_type(client.reply()) == "incomplete"
+    assert len([*rest]) > 32
+    assert "k" not in client.stored()
+
+
 # A client that writes into its own pipe, and is killed there. It makes the pipe first: the kernel closes what a killed process had open
 # from the last to the first, and only who sees the connection end before the pipe can tell a death from an end.
 HALF = """

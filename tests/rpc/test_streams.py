@@ -284,12 +284,22 @@ async def test_what_the_write_finds_wrong_at_once_is_told_at_once(scene: Scene, 
         await peer.open_write(f"{number}")
 
 
-@pytest.mark.parametrize("wrong", [{"expected_size": 4}, {"expected_digest": "blake3:" + "0" * 64}])
+@pytest.mark.parametrize("wrong", [{"expected_size": 3 * CHUNK}, {"expected_digest": "blake3:" + "0" * 64}])
 @pytest.mark.parametrize("size", [5, 2 * CHUNK])
 async def test_other_bytes_than_announced_are_refused(scene: Scene, peer: Peer, size: int, wrong: Object) -> None:
     await put(scene.store, "a", b"old")
     stream = await peer.open_write("a", **wrong)
     await peer.write(stream, bytes(size))
+    assert error_type(await peer.refusal("stream.close", stream=stream)) == "incomplete"
+    assert await get(scene.store, "a") == b"old"
+    await scene.nothing_is_left()
+
+
+async def test_more_bytes_than_announced_are_refused_as_they_come(scene: Scene, peer: Peer) -> None:
+    await put(scene.store, "a", b"old")
+    stream = await peer.open_write("a", expected_size=CHUNK)
+    piece = encoded(bytes(4 * CHUNK))
+    assert error_type(await peer.refusal("stream.write", stream=stream, seq=0, value_b64=piece)) == "incomplete"
     assert error_type(await peer.refusal("stream.close", stream=stream)) == "incomplete"
     assert await get(scene.store, "a") == b"old"
     await scene.nothing_is_left()

@@ -11,7 +11,7 @@ from typing import Protocol
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import IoError, PathRefused, TimedOut, ZstorError
+from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
@@ -95,6 +95,22 @@ class SocketSource:
                 continue
             except OSError as error:
                 raise read_error(error) from error
+
+
+class AnnouncedSource:
+    """A stream whose sender has told its size. Incomplete where more comes: nobody need wait for the end, and there may be none."""
+
+    def __init__(self, source: StreamSource, size: int) -> None:
+        self._source = source
+        self._size = size
+        self._left = size
+
+    async def read_into(self, buffer: memoryview) -> int:
+        count = await self._source.read_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise Incomplete(f"more than the {self._size} bytes arrived that were announced; nothing was stored", hint="send it again")
+        return count
 
 
 class Piece:

@@ -39,7 +39,7 @@ from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.sources import BytesSource, FileSource, StreamSource
+from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
 from zstor_local.store.streams import StreamBudget
 from zstor_local.value import value
@@ -139,8 +139,11 @@ class ObjectWriter:
     ) -> T:
         """Code the bytes into shares and have them published; if that raises and no record has them, the shares are freed.
 
-        `publish` has to commit what `put` or `discard` make of the shares. `expected_size` is only for the progress.
+        `publish` has to commit what `put` or `discard` make of the shares, and looks whether it is what was expected. A stream that
+        brings more than `expected_size` is not read any further: it may have no end.
         """
+        if expected_size is not None and not isinstance(source, (BytesSource, FileSource)):
+            source = AnnouncedSource(source, expected_size)
         data, rest = await self._beginning(namespace, source)
         if rest is None:
             code = self._small_coding(namespace, data, watch)
