@@ -7,11 +7,9 @@ Stopping goes from the inside out: no new connections, running calls end, the co
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import fields, replace
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 
-from zstor_local import __version__, limits
+from zstor_local import __version__, limits, process
 from zstor_local.access.authority import Authority
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
@@ -77,7 +75,7 @@ from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_d
 from zstor_local.store.opening import make_store, open_store
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.store import Store
-from zstor_local.system import RealClientFiles, allow_descriptors, real_runtime
+from zstor_local.system import RealClientFiles, real_runtime
 from zstor_local.watchdog import keep_telling
 
 if TYPE_CHECKING:
@@ -88,15 +86,10 @@ T = TypeVar("T")
 EXIT_IN_USE: Final = 75  # EX_TEMPFAIL of sysexits(3)
 EXIT_FAULT: Final = 78  # EX_CONFIG
 
-_PR_SET_DUMPABLE: Final = 4  # prctl(2)
-_M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
-_M_MMAP_THRESHOLD: Final = -3
 LOGS_INDEX: Final = "logs.sqlite"  # where entries of logs lie; made anew if it is lost
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
-
 _SYSTEM_HINT: Final = "set `store`, `socket` or `master_key_file` in the configuration to a place that you may write to"
 
-_PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.NOTSET: 7}  # syslog(3)
 _RECOVERY_SECONDS: Final = 900.0  # reading the logs of all shards again, on slow disks
 _FLUSH_SECONDS: Final = 60.0  # the last commit
 
@@ -111,12 +104,12 @@ class Say(Protocol):
 
 def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     """Serve until a signal. Refused says why not. `reread` gives the configuration as it is now; it may raise ConfigError."""
-    logging.basicConfig(level=logging.INFO, handlers=[_log_handler()])
+    process.log_to_stderr()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes a line for each request, with its URL
     os.umask(0o077)
-    _keep_memory_private()
-    _keep_buffers()
-    allow_descriptors()
+    process.keep_memory_private()
+    process.keep_buffers()
+    process.allow_descriptors()
     notifier = Notifier.from_environment(os.environ)
     with _refusing():
         trio.run(_serve, real_runtime(), config, reread, notifier, say)
@@ -375,30 +368,3 @@ def _words(error: OSError) -> str:
     """What the system says against what, as it would say it itself."""
     said = error.strerror or str(error)
     return f"{error.filename}: {said}" if isinstance(error.filename, str) else said
-
-
-def _log_handler() -> logging.Handler:
-    """Lines on stderr, the level in words; where the journal reads them, as `<N>` in front (sd-daemon(3))."""
-    handler = logging.StreamHandler(sys.stderr)
-    journal = "JOURNAL_STREAM" in os.environ
-    handler.setFormatter(_JournalFormatter() if journal else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    return handler
-
-
-class _JournalFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        priority = next(priority for level, priority in _PRIORITIES.items() if record.levelno >= level)
-        return "\n".join(f"<{priority}>{line}" for line in f"{record.name}: {super().format(record)}".splitlines())
-
-
-def _keep_buffers() -> None:
-    """Have glibc keep freed chunk buffers: mapping and zeroing them anew costs a tenth of a large read. See mallopt(3)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 16 * limits.MIB)
-        mallopt(_M_TRIM_THRESHOLD, 64 * limits.MIB)
-
-
-def _keep_memory_private() -> None:
-    """No core dumps and no tracing: keys are in memory."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -356,9 +356,3 @@ class RealReadiness:
 def real_runtime() -> Runtime:
     """The world of production. Call it inside or outside of trio."""
     return Runtime(RealFiles(), RealClock(), RealRandomness(), RealThreads(), RealReadiness())
-
-
-def allow_descriptors() -> None:
-    """As many as this process may give itself: what systems give at first is meant for select(2), which is not used here."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
-import logging
 import os
-import sys
 
 import click
 
@@ -40,13 +38,14 @@ def serve(
     """
     import trio
 
+    from zstor_local import process
     from zstor_local.shardserver.serve import ServerFault, Settings, run
     from zstor_local.shardserver.volume import VolumeInUse
-    from zstor_local.system import allow_descriptors, real_runtime
+    from zstor_local.system import real_runtime
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    process.log_to_stderr()
     os.umask(0o077)
-    allow_descriptors()
+    process.allow_descriptors()
 
     def ready(url: str) -> None:
         click.echo(json_text.dumps({"listening": url, "pid": os.getpid()}) if as_json else f"listening on {url}")
