@@ -169,14 +169,14 @@ class Compaction:
         entries = await self._runtime.threads.run(segments.read, number)
         if entries is None:
             return False
-        wanted = self._wanted(entries)
+        wanted = await self._runtime.threads.run(self._wanted, entries)
         elsewhere, unread = _Elsewhere(), segments.unread()
         walk = _Walk(self._metastore, segments.all_but(number), wanted, elsewhere)
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
         elsewhere.unread = segments.unread() != unread
-        work = _Segment(
-            self._metastore, self._committer, self._sealer, self._pool, segments, number, unwanted, entries, wanted, elsewhere
+        work = await self._runtime.threads.run(
+            _Segment, self._metastore, self._committer, self._sealer, self._pool, segments, number, unwanted, entries, elsewhere
         )
         dead = await self._runtime.threads.run(work.dead_bytes)
         total = sum(located.end - located.offset for located in entries)
@@ -241,7 +241,7 @@ class _Segment:
 
     def __init__(
         self, metastore: Metastore, committer: Committer, sealer: RecordSealer, pool: ShardPool, segments: Segments, number: int,
-        unwanted: Unwanted, entries: Sequence[Located], wanted: _Wanted, elsewhere: _Elsewhere,
+        unwanted: Unwanted, entries: Sequence[Located], elsewhere: _Elsewhere,
     ) -> None:  # fmt: skip
         self._metastore = metastore
         self._committer = committer
