@@ -108,6 +108,7 @@ class Edits:
             )
             if after is not None:
                 fresh = quorum_of_new.get(key)
+                # Of the record's copies any count, also where there are more logs than the version has shares: as many as of a write.
                 quorum = fresh.quorum if fresh else after.record.policy.write_quorum if insist else 0
                 plain, k = after.record.encode(), after.record.policy.k
                 shares = fresh.shares if fresh else {}
