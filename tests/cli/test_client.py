@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +128,32 @@ def test_ctrl_c_cancels_the_call_and_waits_for_its_answer(tmp_path: Path) -> Non
     with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client, pytest.raises(Cancelled):
         client.call("object.write_file", {})
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_just_as_the_call_begins_cancels_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(peer: Peer) -> None:
+        request = peer.receive()
+        assert request is not None
+        assert peer.receive() == {"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": request["id"]}}
+        peer.send({"id": request["id"], "error": {"code": -32800, "message": "cancelled", "data": {"type": "cancelled"}}})
+
+    set_handler = signal.signal
+
+    def set_handler_and_press(number: int, handler: Any) -> Any:
+        before = set_handler(number, handler)
+        if handler is not before and before is signal.default_int_handler:
+            os.kill(os.getpid(), signal.SIGINT)
+        return before
+
+    monkeypatch.setattr(signal, "signal", set_handler_and_press)
+    monkeypatch.setattr(client_module, "_PATIENCE_SECONDS", 30.0)
+    hangs = partial(pytest.fail, "the daemon was not told")
+    with (
+        FakeDaemon(tmp_path / "s", serve) as daemon,
+        Client.connect(str(daemon.path), hanging=hangs) as client,
+        pytest.raises(Cancelled),
+    ):
+        client.call("object.write", {"key": "a"})
 
 
 def test_ctrl_c_after_the_commit_gives_the_true_result(tmp_path: Path) -> None:

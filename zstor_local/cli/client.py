@@ -183,9 +183,9 @@ class _Interrupts:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._heard = in_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a shell's background job ignores it
-        if self._heard:  # the wake-up pipe closes the gap between looking and waiting
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        if self._heard:  # the wake-up pipe closes the gap between looking and waiting, so it is there before anything is counted
             self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
