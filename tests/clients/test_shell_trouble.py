@@ -163,7 +163,7 @@ def test_an_answer_that_takes_longer_than_socats_half_second_is_not_lost(place: 
     script = """
     wait='since:='$(zstor_call object.changes | jq .cursor)
     zstor_call object.changes "$wait" wait_seconds:=0.8 | jq -c .items
-    request=$(_zstor_request object.changes 1 "$wait" wait_seconds:=0.8)
+    request=$(_zstor_request object.changes 1 "$wait" wait_seconds:=60)
     echo "$request" | socat - "UNIX-CONNECT:$(zstor_socket)" | wc -l
     """
     assert bash(place, script).stdout == "[]\n0\n"  # socat alone says nothing, and calls it success
@@ -192,7 +192,8 @@ def test_a_stopped_daemon_holds_nobody_up(own: Place, call: str) -> None:
 def test_a_daemon_that_dies_in_a_call_or_a_stream_is_an_error(own: Place) -> None:
     script = """
     zstor_put large >/dev/null
-    zstor_call object.changes since:="$(zstor_call object.changes | jq .cursor)" wait_seconds:=60 2>waited &
+    since=$(zstor_call object.changes | jq .cursor)
+    zstor_call object.changes since:="$since" wait_seconds:=60 2>waited &
     waiting=$!
     { head -c 600000 large; kill -9 "$DAEMON"; cat large; } | zstor_write dying; echo "status $?"
     wait $waiting; echo "status $?"
