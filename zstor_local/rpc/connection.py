@@ -1,9 +1,9 @@
 """One client: read, run, reply, cancel.
 
-One nursery holds everything that lives as long as the connection: the reader (this task), the writer, a watch on idleness, a task per
-running request. Replies go out as they are ready. The end of the input means that no more requests follow: what runs is finished and
-answered, then the connection is closed. A client that is gone (a failed write, POLLHUP) takes its calls with it, except those that
-have begun to commit.
+One nursery holds everything that lives as long as the connection: the reader (this task), the writer, a watch on idleness, a task for
+each request that has to wait. Replies go out as they are ready. The end of the input means that no more requests follow: what runs is
+finished and answered, then the connection is closed. A client that is gone (a failed write, POLLHUP) takes its calls with it, except
+those that have begun to commit.
 """
 
 from __future__ import annotations
