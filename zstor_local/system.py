@@ -105,6 +105,9 @@ class RealFiles:
     def descriptors(self) -> int:
         return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
+    def own_uid(self) -> int:
+        return os.geteuid()
+
     def file_system(self, fd: int) -> FileSystem:
         room = os.fstatvfs(fd)
         return FileSystem(os.fstat(fd).st_dev, _kind(fd), room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize)

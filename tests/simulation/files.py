@@ -225,6 +225,9 @@ class SimulatedFiles(Disks, CrashPoints):
     def descriptors(self) -> int:
         return 1_024
 
+    def own_uid(self) -> int:
+        return _UID
+
     def file_system(self, fd: int) -> FileSystem:
         end = self._end(fd, errno.EINVAL)
         self._begin("file_system", end.path)

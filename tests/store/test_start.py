@@ -190,6 +190,31 @@ async def test_a_key_that_others_may_touch_is_refused(home: Home, mode: int) -> 
     assert "chmod 600" in fault.hint
 
 
+async def test_a_key_of_another_user_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    await made(home)
+    status = home.files.status
+    for owner, good in ((home.files.own_uid(), True), (0, True), (4_321, False)):
+        monkeypatch.setattr(home.files, "status", lambda fd, owner=owner: replace(status(fd), uid=owner))
+        if good:
+            await made(home)
+        else:
+            fault = await refused(home)
+            assert "uid 4321" in fault.message
+            assert f"chown {home.files.own_uid()} " in fault.hint
+
+
+@pytest.mark.parametrize(("mode", "good"), [(0o777, False), (0o770, False), (0o702, False), (0o755, True), (0o1777, True)])
+async def test_a_key_that_others_may_replace_is_refused(home: Home, mode: int, *, good: bool) -> None:
+    await made(home)
+    home.key_file.parent.chmod(mode)
+    if good:
+        await made(home)
+    else:
+        fault = await refused(home)
+        assert f"mode {mode:o}" in fault.message
+        assert fault.hint == f"chmod go-w {home.key_file.parent}"
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "zstor master key 1\n", "zstor master key 2\nstore 00\nkey 00\n", "\0" * 100])
 async def test_a_key_file_of_something_else_is_refused(home: Home, text: str) -> None:
     await made(home)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 from typing import Final
 
 from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, BadKeyFile, MasterKey
-from zstor_local.runtime import Files, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Files, FileStatus, read_exactly, sync_directory, write_all
 from zstor_local.store.faults import StoreFault
 
+_ROOT: Final = 0  # who may do as they like anyway
 UNFINISHED: Final = ".new"  # behind the key file's name while init is under way
 
 
@@ -23,7 +25,7 @@ def key_exists(files: Files, path: str) -> bool:
 
 
 def read_key(files: Files, path: str) -> MasterKey:
-    """The key; StoreFault if it cannot be read, others may read it, or it is no key file."""
+    """The key; StoreFault if it cannot be read, others may read or replace it, or it is no key file."""
     try:
         return _read(files, path)
     except BadKeyFile as error:
@@ -47,9 +49,26 @@ def _read(files: Files, path: str) -> MasterKey:
                 f"the master key {path} can be read by others (mode {status.mode & 0o777:o})",
                 f"if nobody else has seen it: chmod 600 {path}",
             )
+        _must_be_guarded(files, path, status)
         return MasterKey.from_text(bytes(read_exactly(files, fd, MAX_FILE_BYTES, 0)).decode("utf-8", "replace"))
     finally:
         files.close(fd)
+
+
+def _must_be_guarded(files: Files, path: str, status: FileStatus) -> None:
+    """StoreFault if somebody else made the key, or may put another one in its place."""
+    if status.uid not in (files.own_uid(), _ROOT):
+        raise StoreFault(
+            f"the master key {path} belongs to another user (uid {status.uid})",
+            f"run zstor as that user; or, if it is the key of this store: chown {files.own_uid()} {path}",
+        )
+    directory = os.path.dirname(path)
+    mode = files.path_status(directory).mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise StoreFault(
+            f"the master key {path} can be replaced by others: they may write to its directory (mode {stat.S_IMODE(mode):o})",
+            f"chmod go-w {directory}",
+        )
 
 
 def unfinished_key(files: Files, path: str, suffix: str = UNFINISHED) -> MasterKey | None:
