@@ -31,7 +31,6 @@ from zstor_local.errors import Conflict, Unreadable
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
-from zstor_local.store import mending
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.pace import unpaced
@@ -420,21 +419,19 @@ async def test_what_a_read_finds_bad_is_mended(home: Home) -> None:
         assert await check(store, store.objects.find(name("a"))) == ("optimal", ["ok"] * 3)
 
 
-async def test_a_repair_that_was_in_vain_is_tried_again_some_time_later(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_repair_that_was_in_vain_is_tried_again_when_a_shard_is_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         store.on_bad_shares = store.mending.suspect
         stored = await put(store, "a", content(1, 700_000))
         share_place(store, stored, 0).flip(1_000)
-        with monkeypatch.context() as patch:
-            patch.setattr(store.mending, "wake", lambda: None)  # the test mends
-            assert await get(store, "a") == content(1, 700_000)
+        monkeypatch.setattr(store.mending, "_woken", trio.Event())  # the test mends
+        assert await get(store, "a") == content(1, 700_000)
         home.take_away(stored.record.placement[2])
         await mended(store)
+        assert store.mending.waiting == 0
         await home.return_to(store, stored.record.placement[2])
         assert await get(store, "a") == content(1, 700_000)
-        assert store.mending.waiting == 0  # it was tried a moment ago
-        monkeypatch.setattr(mending, "AGAIN_SECONDS", 0.0)
-        assert await get(store, "a") == content(1, 700_000)
+        assert store.mending.waiting == 1
         await mended(store)
         assert await check(store, stored) == ("optimal", ["ok"] * 3)
 

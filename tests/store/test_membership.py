@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, share_place, small_shares
+from tests.store.test_scrub import scrubbed
 from zstor_local.errors import (
     AlreadyExists,
     Conflict,
@@ -26,6 +27,7 @@ from zstor_local.errors import (
 from zstor_local.metastore.base import CommitUnknown, Metastore, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
+from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.health import Checked, Health
 from zstor_local.store.rebuild import rebuild
@@ -241,6 +243,30 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         for key in OBJECTS:
             await store.shares_health.repair(store.objects.find(name(key)), Nobody())
         await check_objects(store)
+
+
+async def test_what_a_removed_shard_held_is_made_anew_by_a_scrub_once_there_is_room(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        await fill(store)
+        while 1 not in (await put(store, "small", content(0, 10_000))).record.placement[:2]:
+            pass  # until a read meets what it held
+        await store.membership.remove("1", Nobody(), force=True)
+    async with home.open() as store:
+        store.on_bad_shares = store.mending.suspect
+        assert (await scrubbed(store)).bad_shares == len(OBJECTS)
+        await store.mending.mend()
+        for again in (False, True):
+            monkeypatch.setattr(store.mending, "_woken", trio.Event())  # it mends when it is asked to
+            monkeypatch.setattr(mending, "AGAIN_SECONDS", 0.0 if again else 600.0)
+            for seed, (key, size) in enumerate(OBJECTS.items()):
+                assert await get(store, key) == content(seed, size)
+            assert bool(store.mending.waiting) is again  # else each read would be followed by a repair that has no place for its share
+        await store.membership.add(str(spare(home)), None)
+        assert (await scrubbed(store)).bad_shares == len(OBJECTS)
+        await store.mending.mend()
+        await check_objects(store, without="1")
 
 
 async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,9 @@ class Health:
     def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
         """The share is there, on a shard that is there, and reaches to its last byte."""
         shard = self._pool.readable(record.placement[index])
-        if shard is None or shard.check() in ("missing", "failed"):
+        if shard is None:
+            raise shares.away(index)
+        if shard.check() in ("missing", "failed"):
             raise ShareBad("unreachable")
         reader = shares.reader(index)
         try:

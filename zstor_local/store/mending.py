@@ -62,6 +62,8 @@ class Mending:
         return len(self._suspects)
 
     def wake(self) -> None:
+        """A shard is there that was not: what was in vain may go well now."""
+        self._in_vain.clear()
         self._woken.set()
 
     async def room(self) -> None:
@@ -77,7 +79,7 @@ class Mending:
             return
         log.warning("version %s has bad shares: %s", stored.version.hex()[:8], dict(sorted(states.items())))
         self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
-        self.wake()
+        self._woken.set()
 
     def _just_tried(self, version: Version) -> bool:
         now = trio.current_time()
@@ -141,12 +143,17 @@ class Mending:
         try:
             stored = self._find(name)
             if stored.version == version:
-                await self._health.repair(stored, Nobody())
+                repaired, _ = await self._health.repair(stored, Nobody())
+                if not all(map(self._pool.knows, repaired.record.placement)):  # a removed shard's share, and no other shard for it
+                    self._note_in_vain(version)
         except NotFound:
             pass
         except ZstorError as error:
             log.warning("version %s was not repaired: %s", version.hex()[:8], error)
-            self._in_vain.pop(version, None)
-            self._in_vain[version] = trio.current_time()
+            self._note_in_vain(version)
         self._suspects.pop(version, None)
         self._room.set()
+
+    def _note_in_vain(self, version: Version) -> None:
+        self._in_vain.pop(version, None)
+        self._in_vain[version] = trio.current_time()

@@ -127,6 +127,10 @@ class VersionShares:
         ours = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE)
         return ShareBad("unreachable" if ours or (error.state in _GONE and not well) else "corrupt")
 
+    def away(self, index: int) -> ShareBad:
+        """What to say of a share whose shard is not there: it may come back, but not if the store has no such shard any more."""
+        return ShareBad("unreachable" if self._pool.knows(self._record.placement[index]) else "missing")
+
     def reader(self, index: int) -> ShareReader:
         """The share's reader, or ShareBad."""
         found = self._readers.get(index)
@@ -136,7 +140,7 @@ class VersionShares:
             if index not in self._readers:
                 shard = self._pool.readable(self._record.placement[index])
                 if shard is None:
-                    raise ShareBad("unreachable")
+                    raise self.away(index)
                 try:
                     self._readers[index] = shard.open_share(ShareId(self.version, index), small=self._record.small)
                 except ShareMissing:
