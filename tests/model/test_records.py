@@ -135,10 +135,16 @@ def test_a_policy_that_cannot_be_is_corrupt(policy: list[object]) -> None:
         ObjectRecord.decode(changed(FULL, {6: policy}))
 
 
-@pytest.mark.parametrize("placement", [bytes(5), bytes(7), [0, 1, 2, 3, 4, -5], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, "5"], b""])
+@pytest.mark.parametrize("placement", [bytes(3), bytes(7), [0, 1, 2, 3, 4, -5], [0, 1, 2], [0, 1, 2, 3, 4, "5"], b""])
 def test_a_placement_names_one_shard_for_each_share(placement: object) -> None:
     with pytest.raises(CorruptRecord):
         ObjectRecord.decode(changed(FULL, {8: placement}))
+
+
+@pytest.mark.parametrize("placement", [bytes([4, 5, 0, 2]), bytes([4, 5, 0, 2, 3]), [4, 5, 0, 2, 300]])
+def test_shares_for_which_a_store_had_no_shard_lie_on_none_that_has_another(placement: bytes | list[int]) -> None:
+    read = ObjectRecord.decode(changed(FULL, {8: placement})).placement
+    assert (len(set(read)), read[: len(placement)]) == (6, tuple(placement))
 
 
 @pytest.mark.parametrize("entry", [[], [0, b"", "a", "b"], [0, b"", "a", "b", "c", "d"], ["0", b"", "a", "b", "c"], "abcde"])

@@ -52,6 +52,15 @@ def test_a_version_gets_as_many_different_shards_as_it_has_shares(one_disk: Grou
         assert len(set(placement)) == 4
 
 
+def test_where_there_are_fewer_shards_than_shares_numbers_of_none_stand_for_the_others(one_disk: Ground) -> None:
+    shards = pool(one_disk, 4)
+    shards.drop(1)
+    for placement in (shards.place(version(7), 6), shards.place(version(7), 6, shards.recent_states())):
+        assert len(set(placement)) == 6
+        assert set(placement[:3]) == {0, 2, 3}
+        assert not any(map(shards.knows, placement[3:]))
+
+
 def test_versions_begin_at_every_shard(one_disk: Ground) -> None:
     shards = pool(one_disk, 6)
     assert {shards.place(Version(bytes([first]) + bytes(15)), 4)[0] for first in range(256)} == set(range(6))

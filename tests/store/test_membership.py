@@ -245,6 +245,30 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         await check_objects(store)
 
 
+async def test_what_is_written_to_fewer_shards_than_it_has_shares_is_read_and_made_whole_when_there_are_more(home: Home) -> None:
+    home.policy = Policy(2, 4, chunk_size=CHUNK)
+    async with home.open() as store:
+        await store.membership.remove("1", Nobody(), force=True)
+        for seed, (key, size) in enumerate(OBJECTS.items()):
+            stored = await put(store, key, content(seed, size))
+            assert (len(set(stored.record.placement)), stored.owed) == (4, 0)
+        assert store.metastore.debts_count() == 0
+    async with home.open() as store:
+        for seed, (key, size) in enumerate(OBJECTS.items()):
+            assert await get(store, key) == content(seed, size)
+            checked = await store.shares_health.check(store.objects.find(name(key)), Nobody())
+            assert (checked.status, sorted(checked.states)) == ("valid", ["missing", "ok", "ok", "ok"])
+        await store.membership.add(str(spare(home)), None)
+        await scrubbed(store)
+        await store.mending.mend()
+        await check_objects(store)
+        assert store.metastore.debts_count() == 0
+    for file in Path(home.store).glob("metastore.sqlite*"):
+        file.unlink()
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert (report.objects, report.loss) == (len(OBJECTS), [])
+
+
 async def test_what_a_removed_shard_held_is_made_anew_by_a_scrub_once_there_is_room(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import count, islice
 from typing import Any, Final
 
 import cbor2
@@ -198,6 +199,8 @@ class Tombstone:
 
 
 def _placement(numbers: bytes | list[int], policy: Policy) -> tuple[int, ...]:
-    if len(numbers) != policy.m or min(numbers) < 0:
+    if not policy.k <= len(numbers) <= policy.m or min(numbers) < 0:
         raise CorruptRecord(f"a record does not name {policy.m} shards")
-    return tuple(numbers)
+    # Before 0.2 a store with fewer shards than shares named no more than it had: the last shares lie nowhere.
+    others = (number for number in count() if number not in numbers)
+    return (*numbers, *islice(others, policy.m - len(numbers)))

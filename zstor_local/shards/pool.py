@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Final
 
 from zstor_local.model.ids import Version
@@ -127,7 +128,8 @@ class ShardPool:
         return numbers[turn:] + numbers[:turn]
 
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
-        """m different shards for the shares of a version, spread over groups: usable ones, those that are being drained or away last.
+        """m different numbers for the shares of a version: of usable shards, spread over groups; those that are being drained or away
+        last. Where there are fewer than m shards numbers that none of them has stand for the others: those shares are missing.
 
         `states` are those of the shards to choose from, by a caller that has just looked.
         """
@@ -139,7 +141,9 @@ class ShardPool:
         turn = version[0] % max(1, len(wanted))
         drained = [number for number in usable if number in self._draining]
         away = sorted((number for number in numbers if number not in usable), key=lambda number: number in self._draining)
-        return tuple([*wanted[turn:], *wanted[:turn], *drained, *away][:m])
+        placed = [*wanted[turn:], *wanted[:turn], *drained, *away][:m]
+        nobodys = (number for number in count() if not self.knows(number))
+        return (*placed, *islice(nobodys, m - len(placed)))
 
     def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Sequence[int]) -> list[int]:
         """Usable ones of the allowed shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""

@@ -278,7 +278,7 @@ class ObjectWriter:
                 self._on_garbage()
             if published is None or committed.envelope is None:
                 raise AssertionError("a committed write has a record")
-            shares_owed = {*committed.shares_owed, *(coded.placement[index] for index in coded.failed)}
+            shares_owed = {*committed.shares_owed, *self._owed(coded).values()}
             owed = {*committed.owed, *shares_owed}
             return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
 
@@ -292,7 +292,7 @@ class ObjectWriter:
         edits.put(record.key, coded.version, record)
         shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement)} if coded.shares else {}
         debts = [
-            Debt(coded.placement[index], Owed.SHARE, namespace.id, record.key, coded.version, index) for index in sorted(coded.failed)
+            Debt(number, Owed.SHARE, namespace.id, record.key, coded.version, index) for index, number in self._owed(coded).items()
         ]
         return edits.decision(
             now,
@@ -300,6 +300,10 @@ class ObjectWriter:
             intents_done=() if coded.shares else (coded.version,),
             debts=debts,
         )
+
+    def _owed(self, coded: Coded) -> dict[int, int]:
+        """The shares of a large object, by index, that shards of the store did not take, with those shards' numbers."""
+        return {index: number for index in sorted(coded.failed) if self._pool.entry(number := coded.placement[index]) is not None}
 
     def discard(self, edits: Edits, coded: Coded, now: int) -> Decision:
         """The edits, and nobody needs the coded shares."""
@@ -351,13 +355,13 @@ class ObjectWriter:
         if namespace.placement:
             states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
         placement = self._pool.place(version, namespace.policy.m, states)
-        usable = sum(states[number] == "ok" for number in placement)
+        usable = sum(states.get(number) == "ok" for number in placement)
         quorum = self._quorum(namespace)
         if usable < quorum:
             bad = {
                 self._pool.name(n): ShardError(state, "only its reserve is left" if n in full else self._pool.reason(n))
                 for n in placement
-                if (state := states[n]) != "ok"
+                if (state := states.get(n, "missing")) != "ok"
             }
             raise not_enough_shards(usable, quorum, bad)
         return placement
