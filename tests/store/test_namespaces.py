@@ -11,7 +11,7 @@ import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_rebuild import lose_metastore, rebuilt
-from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NoSpace, NotEmpty, NotFound
+from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NoSpace, NotEmpty, NotEnoughShards, NotFound
 from zstor_local.metastore.base import CommitRefused, Row, Transaction, Usage
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
@@ -93,6 +93,27 @@ async def test_they_are_listed_in_pages(home: Home) -> None:
         for at in range(5):
             await store.namespaces.create(f"n{at}")
         assert [each.name for each in store.namespaces.page("n1", 2)] == ["n2", "n3"]
+
+
+async def test_a_namespace_that_names_a_removed_shard_is_used_and_changed_as_far_as_it_can_be(home: Home) -> None:
+    home.shards = 5
+    async with home.open() as store:
+        for name_, policy in (("photos", Policy(1, 3, chunk_size=CHUNK)), ("notes", Policy(2, 3, chunk_size=CHUNK))):
+            await store.namespaces.create(name_, policy=policy, placement=("disk1", "disk2", "disk4"))
+            await put(store, "a", content(1, 10_000), namespace=name_)
+        await store.membership.remove("disk2", Nobody(), force=True)
+        stored = await put(store, "a", content(2, 10_000), namespace="photos")
+        assert {1, 4}.issubset(stored.record.placement)
+        assert await get(store, "a", namespace="photos") == content(2, 10_000)
+        with pytest.raises(NotEnoughShards):
+            await put(store, "a", content(2, 10_000), namespace="notes")
+        for name_ in ("photos", "notes"):
+            await store.namespaces.change(name_, lambda record: replace(record, quota=20_000))
+        await store.removal.remove("photos", Nobody())
+        with pytest.raises(InvalidParams, match="2 shards for them"):
+            await store.namespaces.change("notes", lambda record: replace(record, placement=("disk1", "disk4")))
+        await store.namespaces.change("notes", lambda record: replace(record, placement=("disk0", "disk1", "disk4")))
+        await put(store, "a", content(2, 10_000), namespace="notes")
 
 
 @pytest.mark.parametrize(

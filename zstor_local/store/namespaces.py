@@ -234,7 +234,8 @@ class Namespaces:
                 raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
             record = self._open(current)
             changed = change(record)
-            self._must_fit(changed)
+            if (changed.policy, changed.placement) != (record.policy, record.placement):
+                self._must_fit(changed)
             return Decision() if changed == record else Decision(self._written(changed, current))
 
         await self._committer.commit(STORE_WIDE, row_name(name), decide)
@@ -282,6 +283,11 @@ class Namespaces:
         return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority)}  # k is 1, as of any row
 
     def _must_fit(self, record: NamespaceRecord) -> None:
+        for name in record.placement:
+            if not self._named(name):
+                raise InvalidParams(
+                    f"there is neither a shard nor a group {name!r}", hint="`zstor status` lists them", parameter="placement"
+                )
         places = len(self.shards_of(record.placement))
         if record.policy.m > places:
             raise InvalidParams(
@@ -289,18 +295,14 @@ class Namespaces:
             )
 
     def shards_of(self, placement: tuple[str, ...]) -> list[int]:
-        """The numbers of the shards that shares may go to. InvalidParams if a name is neither a shard's nor a group's."""
+        """The numbers of the shards that shares may go to. Those that it names may have been removed since."""
         if not placement:
             return [*self._pool.numbers]
-        found: set[int] = set()
-        for name in placement:
-            named = [number for number in self._pool.numbers if name in (self._pool.name(number), self._pool.group(number))]
-            if not named:
-                raise InvalidParams(
-                    f"there is neither a shard nor a group {name!r}", hint="`zstor status` lists them", parameter="placement"
-                )
-            found.update(named)
-        return sorted(found)
+        return sorted({number for name in placement for number in self._named(name)})
+
+    def _named(self, name: str) -> list[int]:
+        """The numbers of the shards that have this name, or are of the group that has it."""
+        return [number for number in self._pool.numbers if name in (self._pool.name(number), self._pool.group(number))]
 
     def _committed(self, name: str) -> Namespace:
         record = self.record(name)
