@@ -61,6 +61,16 @@ def test_where_there_are_fewer_shards_than_shares_numbers_of_none_stand_for_the_
         assert not any(map(shards.knows, placement[3:]))
 
 
+def test_a_shard_that_goes_away_while_its_share_is_placed_has_a_number_still(one_disk: Ground) -> None:
+    shards = pool(one_disk, 4)
+    states = shards.recent_states()
+    for number in (1, 2):
+        shards.put(Absent(listed(number), "missing", "it went away"))
+    placement = shards.place(version(7), 3, states)
+    assert len(set(placement)) == 3
+    assert set(placement) < {0, 1, 2, 3}
+
+
 def test_versions_begin_at_every_shard(one_disk: Ground) -> None:
     shards = pool(one_disk, 6)
     assert {shards.place(Version(bytes([first]) + bytes(15)), 4)[0] for first in range(256)} == set(range(6))

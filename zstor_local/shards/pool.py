@@ -136,14 +136,14 @@ class ShardPool:
         numbers = self.numbers if states is None else sorted(states)
         usable = self.usable() if states is None else [number for number in numbers if states[number] == "ok"]
         wanted = [number for number in usable if number not in self._draining] if self._draining else usable
-        if len(wanted) > m:
-            return spread(version, self._candidates(wanted), m)
+        if len(wanted) > m and len(placed := spread(version, self._candidates(wanted), m)) == m:  # else some went away just now
+            return placed
         turn = version[0] % max(1, len(wanted))
         drained = [number for number in usable if number in self._draining]
         away = sorted((number for number in numbers if number not in usable), key=lambda number: number in self._draining)
-        placed = [*wanted[turn:], *wanted[:turn], *drained, *away][:m]
+        ordered = [*wanted[turn:], *wanted[:turn], *drained, *away][:m]
         nobodys = (number for number in count() if not self.knows(number))
-        return (*placed, *islice(nobodys, m - len(placed)))
+        return (*ordered, *islice(nobodys, m - len(ordered)))
 
     def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Sequence[int]) -> list[int]:
         """Usable ones of the allowed shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""
