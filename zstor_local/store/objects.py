@@ -10,6 +10,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import ScratchPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.placing import Placing
 from zstor_local.store.reads import ObjectFinder
 from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
@@ -47,8 +48,7 @@ class Objects:
             namespaces,
             sealer,
             *shared,
-            write_quorum=write_quorum,
-            rooms=rooms,
+            placing=Placing(pool, namespaces, rooms, write_quorum),
             on_garbage=on_garbage,
         )
         finder = ObjectFinder(runtime, metastore, pool, namespaces, sealer, *shared, on_garbage=on_garbage, on_bad_shares=on_bad_shares)

@@ -15,7 +15,6 @@ from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.record import Envelope, ObjectRecord, is_small
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Committed, Decision
@@ -36,8 +35,7 @@ from zstor_local.store.later import Later
 from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.lost import bury
 from zstor_local.store.namespaces import Namespace, Namespaces
-from zstor_local.store.quorum import not_enough_shards
-from zstor_local.store.room import Rooms
+from zstor_local.store.placing import Placing
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
@@ -80,8 +78,7 @@ class ObjectWriter:
         scratches: ScratchPool,
         streams: StreamBudget,
         *,
-        write_quorum: int | None,
-        rooms: Rooms,
+        placing: Placing,
         on_garbage: Callable[[], None],
     ) -> None:
         self._runtime = runtime
@@ -92,8 +89,7 @@ class ObjectWriter:
         self._sealer = sealer
         self._scratches = scratches
         self._streams = streams
-        self._write_quorum = write_quorum
-        self._rooms = rooms
+        self._placing = placing
         self._on_garbage = on_garbage
 
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
@@ -181,7 +177,7 @@ class ObjectWriter:
     def _small_coding(self, namespace: Namespace, data: Buffer, watch: Watch) -> Callable[[], Coded]:
         """The work of coding a small object, for the loop or for a thread."""
         version = new_version(self._runtime)
-        placement = self._place(namespace, version)
+        placement = self._placing.place(namespace, version)
         key = self._runtime.randomness.bytes(32)
 
         def code() -> Coded:
@@ -201,7 +197,7 @@ class ObjectWriter:
         watch: Watch,
     ) -> T:
         version = new_version(self._runtime)
-        placement = self._place(namespace, version)
+        placement = self._placing.place(namespace, version)
         await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(version, placement)]))
         write = LargeWrite(
             self._runtime,
@@ -211,7 +207,7 @@ class ObjectWriter:
             namespace,
             version,
             placement,
-            self._quorum(namespace),
+            self._placing.quorum(namespace),
             watch,
         )
         total = source.size if isinstance(source, FileSource) else expected_size
@@ -296,7 +292,7 @@ class ObjectWriter:
         ]
         return edits.decision(
             now,
-            new=NewShares(record.key, shares, self._quorum(namespace)),
+            new=NewShares(record.key, shares, self._placing.quorum(namespace)),
             intents_done=() if coded.shares else (coded.version,),
             debts=debts,
         )
@@ -340,35 +336,6 @@ class ObjectWriter:
         committed = await self._committer.commit(namespace.id, name.key, decide)
         self._on_garbage()
         return len(committed.owed)
-
-    def _place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
-        """Shards for a version's shares; NotEnoughShards or NoSpace at once if too few are there or have room."""
-        self._rooms.must_take_writes()
-        full = self._rooms.full_shards()
-        if not full and not namespace.placement:
-            placed = self._pool.place_well(version, namespace.policy.m)
-            if placed is not None:
-                return placed
-        states: Mapping[int, ShardState] = self._pool.recent_states()
-        if full:
-            states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
-        if namespace.placement:
-            states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
-        placement = self._pool.place(version, namespace.policy.m, states)
-        usable = sum(states.get(number) == "ok" for number in placement)
-        quorum = self._quorum(namespace)
-        if usable < quorum:
-            bad = {
-                self._pool.name(n): ShardError(state, "only its reserve is left" if n in full else self._pool.reason(n))
-                for n in placement
-                if (state := states.get(n, "missing")) != "ok"
-            }
-            raise not_enough_shards(usable, quorum, bad)
-        return placement
-
-    def _quorum(self, namespace: Namespace) -> int:
-        least = namespace.policy.write_quorum
-        return least if self._write_quorum is None else min(max(least, self._write_quorum), namespace.policy.m)
 
     def _check_conditions(self, current: Envelope | None, options: WriteOptions) -> None:
         if options.exclusive and current is not None:

@@ -1,0 +1,52 @@
+"""Which shards take the shares of a version that is written, and how many of them must."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zstor_local.model.ids import Version
+from zstor_local.shards.base import ShardError, ShardState
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.quorum import not_enough_shards
+from zstor_local.store.room import Rooms
+
+
+class Placing:
+    """One for a store. `write_quorum` is the configured one, None for what each policy asks for."""
+
+    def __init__(self, pool: ShardPool, namespaces: Namespaces, rooms: Rooms, write_quorum: int | None) -> None:
+        self._pool = pool
+        self._namespaces = namespaces
+        self._rooms = rooms
+        self._write_quorum = write_quorum
+
+    def place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
+        """Shards for a version's shares; NotEnoughShards or NoSpace at once if too few are there or have room."""
+        self._rooms.must_take_writes()
+        full = self._rooms.full_shards()
+        if not full and not namespace.placement:
+            placed = self._pool.place_well(version, namespace.policy.m)
+            if placed is not None:
+                return placed
+        states: Mapping[int, ShardState] = self._pool.recent_states()
+        if full:
+            states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
+        if namespace.placement:
+            states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
+        placement = self._pool.place(version, namespace.policy.m, states)
+        usable = sum(states.get(number) == "ok" for number in placement)
+        quorum = self.quorum(namespace)
+        if usable < quorum:
+            bad = {
+                self._pool.name(n): ShardError(state, "only its reserve is left" if n in full else self._pool.reason(n))
+                for n in placement
+                if (state := states.get(n, "missing")) != "ok"
+            }
+            raise not_enough_shards(usable, quorum, bad)
+        return placement
+
+    def quorum(self, namespace: Namespace) -> int:
+        """How many shards must have taken a version before it is committed."""
+        least = namespace.policy.write_quorum
+        return least if self._write_quorum is None else min(max(least, self._write_quorum), namespace.policy.m)
