@@ -24,10 +24,10 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import Spend, unpaced
+from zstor_local.store.placing import Placing
 from zstor_local.store.reading import stretch
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
-from zstor_local.store.writes import ObjectWriter
 
 
 @pytest.fixture(autouse=True)
@@ -338,7 +338,7 @@ async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Ho
 def wandering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """2 of 3 over six shards; the first five objects go to the first three, later ones to the others."""
     placements = [(0, 1, 2)] * 5 + [(3, 4, 5)] * 6
-    monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
+    monkeypatch.setattr(Placing, "place", lambda *_: placements.pop(0))
     return Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=6)
 
 

@@ -22,10 +22,10 @@ from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import pool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import unpaced
+from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
-from zstor_local.store.writes import ObjectWriter
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ async def test_what_was_refused_does_not_come_back_when_what_came_after_it_is_fo
     monkeypatch.setattr(pool, "SYNCFS_KINDS", frozenset())
     monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
     placements = [(0, 1, 2, 3), (4, 5, 6, 7)]
-    monkeypatch.setattr(ObjectWriter, "_place", lambda *_: placements.pop(0))
+    monkeypatch.setattr(Placing, "place", lambda *_: placements.pop(0))
     home = Home(tmp_path, Policy(2, 4, chunk_size=CHUNK), shards=8)
     async with home.open() as store:
         await put(store, "a", content(1, 10_000))
