@@ -142,8 +142,10 @@ def test_what_was_not_announced_is_incomplete_and_the_old_value_stays(
         theirs, ours = pipe(opened)
         client.request("object.write_stream", {"key": "k", "fd": 0, **wrong}, fds=[theirs])
         close(theirs)
-        threading.Thread(target=fill, args=(ours, iter([content]))).start()
+        filling = threading.Thread(target=fill, args=(ours, iter([content])))
+        filling.start()
         assert error_type(client.reply()) == "incomplete"
+        filling.join()
     assert ("k" in client.stored()) == (old is not None)
     if old is not None:
         assert client.read("k") == old
