@@ -451,6 +451,21 @@ async def test_a_version_that_was_freed_before_the_read_began_is_not_missed(
     assert end["result"]["metadata"] == (await peer.result("object.stat", key="a"))["metadata"]
 
 
+async def test_a_version_that_was_freed_before_a_read_had_its_turn_is_not_missed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = content(1, 3 * CHUNK), content(2, 3 * CHUNK)
+    await put(scene.store, "a", old)
+    start_soon = Connection._start_soon
+
+    async def write_again_and_start(work: Callable[[], Awaitable[object]]) -> None:
+        await put(scene.store, "a", new)
+        await freed(scene.store)
+        await work()
+
+    monkeypatch.setattr(Connection, "_start_soon", lambda self, work: start_soon(self, partial(write_again_and_start, work)))
+    async with scene.peer() as peer:
+        assert base64.b64decode((await peer.result("object.read", key="a"))["value_b64"]) == new
+
+
 async def test_a_piece_that_is_too_large_is_refused_and_the_stream_goes_on(scene: Scene, peer: Peer) -> None:
     stream = await peer.open_write("a")
     error = await peer.refusal("stream.write", stream=stream, seq=0, value_b64=encoded(bytes(PIECE + 1)))

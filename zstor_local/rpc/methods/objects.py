@@ -266,18 +266,19 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 return {"value_b64": Base64(data), "references": references, "metadata": about}
             return {"value": text_of(data), "references": references, "metadata": about}
 
-        async def read_in_turn(stored: Stored, part: Part, *, room: bool) -> Value:
+        async def read_in_turn(part: Part, *, room: bool) -> Value:
             while not room:
                 room = await call.reply_room(part.length)
                 if not room:
-                    stored, part = find()
+                    _, part = find()
+            stored, part = find()  # here, where its bytes are read next: so they cannot be freed in between
             with names.still_there(stored, by_metadata=metadata is not None):
                 return value(stored, await objects.read(stored, part))
 
         stored, part = find()
         room = call.take_reply_room(part.length)
         data = objects.read_value(stored, part) if room and metadata is None else None
-        return read_in_turn(stored, part, room=room) if data is None else value(stored, data)
+        return read_in_turn(part, room=room) if data is None else value(stored, data)
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
