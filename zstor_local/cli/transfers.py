@@ -12,7 +12,7 @@ from zstor_local.cli.client import Client, NoDaemon
 from zstor_local.cli.handover import termination_raises
 from zstor_local.errors import ZstorError
 
-AT_ONCE: Final = 4  # more do not go faster: the daemon's own limits are reached before
+AT_ONCE: Final = 16  # small things are made durable together, so more of them go faster; the daemon bounds what large ones take
 _LISTEN_SECONDS: Final = 0.2
 
 T = TypeVar("T")

@@ -174,7 +174,9 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
 
     def fetch(client: Client, wanted: _Wanted) -> Sent:
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
-            return cast("Sent", client.call("object.read_file", {"key": wanted.item["key"], "fd": 0, **options.place()}, fds=[fd]))
+            # `writing` makes the file durable, with its mode and time.
+            params: dict[str, Json] = {"key": wanted.item["key"], "fd": 0, "sync": False, **options.place()}
+            return cast("Sent", client.call("object.read_file", params, fds=[fd]))
 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
