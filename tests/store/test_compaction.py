@@ -338,7 +338,7 @@ async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Ho
 def wandering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """2 of 3 over six shards; the first five objects go to the first three, later ones to the others."""
     placements = [(0, 1, 2)] * 5 + [(3, 4, 5)] * 6
-    monkeypatch.setattr(Placing, "place", lambda *_: placements.pop(0))
+    monkeypatch.setattr(Placing, "place", lambda *_: (placements.pop(0), {}))
     return Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=6)
 
 

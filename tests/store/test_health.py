@@ -316,7 +316,7 @@ async def test_a_repair_tells_who_has_not_heard_of_the_record_yet(tmp_path: Path
     """The shard holds the version before; a deletion later has to reach it too."""
     home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=6)
     placements = [(0, 1, 2), (3, 4, 5)]
-    monkeypatch.setattr(Placing, "place", lambda *_: placements.pop(0))
+    monkeypatch.setattr(Placing, "place", lambda *_: (placements.pop(0), {}))
     async with home.open() as store:
         monkeypatch.setattr(store.mending, "wake", lambda: None)  # the repair alone tells
         await put(store, "a", content(1, 10_000))

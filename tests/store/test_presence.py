@@ -142,7 +142,7 @@ async def test_what_was_refused_does_not_come_back_when_what_came_after_it_is_fo
     monkeypatch.setattr(pool, "SYNCFS_KINDS", frozenset())
     monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
     placements = [(0, 1, 2, 3), (4, 5, 6, 7)]
-    monkeypatch.setattr(Placing, "place", lambda *_: placements.pop(0))
+    monkeypatch.setattr(Placing, "place", lambda *_: (placements.pop(0), {}))
     home = Home(tmp_path, Policy(2, 4, chunk_size=CHUNK), shards=8)
     async with home.open() as store:
         await put(store, "a", content(1, 10_000))

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.store.home import Home, content, delete, freed, get, name, put
+from tests.daemon.client import SAFETY_NET_SECONDS
+from tests.store.home import Home, content, delete, freed, get, name, put, share_place
 from zstor_local.errors import NoSpace, NotFound
-from zstor_local.metastore.base import CommitRefused, Garbage, Intent, MetastoreDamaged, MetastoreNotOpened, StoreState, Transaction
+from zstor_local.metastore.base import (
+    CommitRefused,
+    Garbage,
+    Intent,
+    MetastoreDamaged,
+    MetastoreNotOpened,
+    Owed,
+    StoreState,
+    Transaction,
+)
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Room
-from zstor_local.store import engines
+from zstor_local.store import engines, mending
+from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import RESERVE, SqliteEngines
+from zstor_local.store.mending import MANY_IN_VAIN
 from zstor_local.store.room import Rooms, kept_free
 from zstor_local.store.store import Store
 from zstor_local.system import RealFiles
@@ -96,6 +110,60 @@ async def test_a_full_shard_is_passed_over_while_others_have_room(tmp_path: Path
             assert 1 not in stored.record.placement
             assert (stored.owed, stored.shares_owed) == (0, 0)
         assert store.objects.find(name("0")).record.size == 10_000
+
+
+@pytest.mark.parametrize("size", [10_000, 700_000])
+async def test_where_there_is_no_other_a_full_shard_is_owed_its_shares_and_keeps_its_reserve(tmp_path: Path, size: int) -> None:
+    home = Home(tmp_path, Policy(2, 4, chunk_size=256 * 1024))
+    async with home.open() as store:
+        old = await put(store, "old", content(1, size))
+        full = store.pool.get(0)
+        assert full is not None
+        with_rooms(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
+        stored = await put(store, "new", content(2, size))
+        assert (stored.owed, stored.shares_owed) == (1, 1)
+        share = ShareId(stored.version, stored.record.placement.index(0))
+        await store.mending.mend()
+        await store.repair_all.run(Nobody())
+        assert not full.has(share, small=stored.record.small)
+        assert [(debt.shard, debt.kind) for debt in store.metastore.debts()] == [(0, Owed.SHARE)]
+        assert await get(store, "new") == content(2, size)
+        place = share_place(store, old, old.record.placement.index(0))
+        place.flip(50)  # what it has had it has room for
+        await store.shares_health.repair(old, Nobody())
+        assert (await store.shares_health.check(store.objects.find(name("old")), Nobody())).status == "optimal"
+        await delete(store, "old")
+        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        await store.mending.mend()
+        assert full.has(share, small=stored.record.small)
+        assert store.metastore.debts_count() == 0
+
+
+async def test_a_shard_that_takes_nothing_is_not_offered_all_that_it_is_owed(home: Home) -> None:
+    home.policy = Policy(2, 4, chunk_size=256 * 1024)
+    async with home.open() as store:
+        home.files.fail("fsync", lambda path: "/shards/1/" in path, errno.ENOSPC, times=None)
+        for number in range(MANY_IN_VAIN + 5):
+            assert (await put(store, f"{number}", content(number, 300_000))).owed == 1
+        calls = home.files.calls["fsync"]
+        await store.mending.mend()
+        assert home.files.calls["fsync"] - calls == MANY_IN_VAIN  # each costs a reading of all other shares
+
+
+async def test_what_a_shard_is_owed_it_gets_by_itself_once_it_takes_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mending, "AGAIN_SECONDS", 0.0)
+    home.policy = Policy(2, 4, chunk_size=256 * 1024)
+    async with home.open() as store:
+        home.files.fail("fsync", lambda path: "/shards/1/" in path, errno.ENOSPC, times=None)
+        assert (await put(store, "a", content(1, 700_000))).owed == 1
+        home.files.heal()
+        with trio.fail_after(SAFETY_NET_SECONDS):
+            while True:
+                news = store.committer.news()
+                if not store.metastore.debts_count():
+                    break
+                await news.wait()
+        assert (await store.shares_health.check(store.objects.find(name("a")), Nobody())).status == "optimal"
 
 
 # --- The metastore's reserve ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -145,7 +145,7 @@ class ShardPool:
         nobodys = (number for number in count() if not self.knows(number))
         return (*ordered, *islice(nobodys, m - len(ordered)))
 
-    def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Sequence[int]) -> list[int]:
+    def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Collection[int]) -> list[int]:
         """Usable ones of the allowed shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""
         free = [number for number in self.usable() if number in allowed and number not in placement and number not in self._draining]
         staying = [shard.group for number in placement if number not in leaving and (shard := self.get(number)) is not None]

@@ -77,7 +77,7 @@ class Coded:
     wrapped_key: bytes
     placement: tuple[int, ...]
     shares: Sequence[bytes] = ()  # of a small object, by index
-    failed: Mapping[int, ShardError] = field(default_factory=dict)  # of a large one: shards (by share index) that did not take theirs
+    failed: Mapping[int, ShardError] = field(default_factory=dict)  # shards (by share index) that did not take theirs, or do not get it
 
     @property
     def table_in_shares(self) -> bool:
@@ -129,6 +129,7 @@ def code_small(
     version: Version,
     data_key: bytes,
     placement: tuple[int, ...],
+    refused: Mapping[int, ShardError],
     data: Buffer,
     scratch: Scratch,
     watch: Watch = watch_nothing,
@@ -157,6 +158,7 @@ def code_small(
         wrapped_key=namespace.keys.wrap(data_key),
         placement=placement,
         shares=shares,
+        failed=refused,
     )
 
 
@@ -192,7 +194,8 @@ class _Turns:
 class LargeWrite:
     """The shares of one large object on their way. `begin`, one of the two `code_…`, then `finish`; `abort` if any of them failed.
 
-    Shards that fail on the way are dropped and named in `Coded.failed`, as long as `quorum` of them remain.
+    Shards that fail on the way are dropped and named in `Coded.failed`, as long as `quorum` of them remain. Those of `refused` get no
+    share from the beginning.
     """
 
     def __init__(
@@ -204,6 +207,7 @@ class LargeWrite:
         namespace: Namespace,
         version: Version,
         placement: tuple[int, ...],
+        refused: Mapping[int, ShardError],
         quorum: int,
         watch: Watch = watch_nothing,
     ) -> None:
@@ -214,6 +218,7 @@ class LargeWrite:
         self._policy = namespace.policy
         self._version = version
         self._placement = placement
+        self._refused = refused
         self._quorum = quorum
         self._watch = watch
         self._data_key = runtime.randomness.bytes(32)
@@ -232,6 +237,9 @@ class LargeWrite:
     def begin(self) -> None:
         """Open the shares' files. NotEnoughShards if fewer than the quorum can be opened. Blocks."""
         for index, number in enumerate(self._placement):
+            if index in self._refused:
+                self._drop(index, self._refused[index])
+                continue
             shard = self._pool.get(number)
             try:
                 if shard is None:

@@ -48,7 +48,9 @@ class Checked:
 
 
 class Health:
-    """The use cases. `lease` keeps a version's shares from being freed while it is held; `freeing` is held while some are."""
+    """The use cases. While `lease` is held a version's shares are not freed; `freeing` is held while some are; `full` tells the shards
+    that have only their reserve left.
+    """
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Health:
         namespaces: Namespaces,
         sealer: RecordSealer,
         *,
+        full: Callable[[], Set[int]],
         lease: Callable[[Version], AbstractContextManager[None]],
         freeing: trio.Lock,
         on_garbage: Callable[[], None],
@@ -69,6 +72,7 @@ class Health:
         self._committer = committer
         self._namespaces = namespaces
         self._sealer = sealer
+        self._full = full
         self._lease = lease
         self._freeing = freeing
         self._turn = trio.Lock()  # one repair at a time: two of one version would write the same files
@@ -190,18 +194,21 @@ class Health:
         return {debt.index for debt in debts if placement[debt.index] == debt.shard}
 
     def _targets(self, stored: Stored, checked: Checked, owed: Set[int], leaving: int | None) -> dict[int, int]:
-        """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none."""
-        placement = stored.record.placement
+        """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none. A full shard
+        gets none that it has not had.
+        """
+        placement, full = stored.record.placement, self._full()
         usable = [number for number in self._pool.usable() if number != leaving]
         wanted = [index for index, state in enumerate(checked.states) if state != "ok" or index in owed or placement[index] == leaving]
         wanted.sort(key=lambda index: placement[index] not in self._pool.draining)  # a shard that is away may come back, this one not
-        homeless = [placement[index] for index in wanted if placement[index] not in usable]
-        allowed = self._namespaces.shards_of(self._namespace(stored).placement) if homeless else []
+        refused = {index for index in owed if placement[index] in full}
+        homeless = [placement[index] for index in wanted if placement[index] not in usable or index in refused]
+        allowed = {*self._namespaces.shards_of(self._namespace(stored).placement)} - full if homeless else ()
         spare = self._pool.spares(stored.version, placement, homeless, allowed) if homeless else []
         targets: dict[int, int] = {}
         for index in wanted:
             own = placement[index]
-            if own in usable:
+            if own in usable and index not in refused:
                 targets[index] = own
             elif spare:
                 targets[index] = spare.pop(0)
@@ -220,7 +227,8 @@ class Health:
     ) -> Stored:
         record = stored.record
         good = [index for index, state in enumerate(checked.states) if state == "ok"]
-        moved = [Garbage(number, ShareId(stored.version, index), record.small) for index, number in _moved(record, targets).items()]
+        elsewhere = {index: number for index, number in targets.items() if record.placement[index] != number}
+        moved = [Garbage(number, ShareId(stored.version, index), record.small) for index, number in elsewhere.items()]
         space = self._namespace(stored).id
         if moved:
             await self._committer.commit(space, "", lambda _: Decision(garbage=moved))
@@ -317,7 +325,8 @@ class Health:
         def decide(current: Envelope | None) -> Decision:
             nonlocal published
             if current is None or current.version != stored.version:
-                raise Conflict("the key has left that version behind", hint="repair what it has now", current=_version(current))
+                now = None if current is None else current.version.hex()
+                raise Conflict("the key has left that version behind", hint="repair what it has now", current=now)
             published = replace(open_object(self._sealer, current), placement=placement)
             debts = self._metastore.debts_of(stored.version)
             copies = {*placement, *record.placement}
@@ -389,12 +398,3 @@ def _giving_up(writers: dict[int, ShareWriter], index: int) -> Iterator[None]:
 def _untold(debts: Sequence[Debt], row: RowName) -> set[int]:
     """The shards that have not heard of a row's newest record: an older one may lie there, which only a newer one buries."""
     return {debt.shard for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == row}
-
-
-def _moved(record: ObjectRecord, targets: Mapping[int, int]) -> dict[int, int]:
-    """The targets that are not the shares' own shards."""
-    return {index: number for index, number in targets.items() if record.placement[index] != number}
-
-
-def _version(envelope: Envelope | None) -> str | None:
-    return None if envelope is None else envelope.version.hex()

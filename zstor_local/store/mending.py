@@ -7,7 +7,7 @@ reads or repairs them again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
 import trio
@@ -28,13 +28,14 @@ from zstor_local.store.stored import Stored
 
 BATCH: Final = 200  # debts paid in one change
 REMEMBERED: Final = 10_000  # versions on the repair list at most; a scrub finds the others
-AGAIN_SECONDS: Final = 600.0  # after a repair that could not be: a shard may be back by then, or a disk have room
+AGAIN_SECONDS: Final = 600.0  # after a repair that could not be, and between two looks for debts: a disk may have room by then
+MANY_IN_VAIN: Final = 10  # shares one after the other that a shard does not take: the others wait for the next look
 
 log = logging.getLogger("zstor.store")
 
 
 class Mending:
-    """One task for a store; `wake` it when a shard came back."""
+    """One task for a store; `wake` it when a shard came back. `full` tells the shards that take no shares for want of room."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Mending:
         committer: Committer,
         namespaces: Namespaces,
         health: Health,
+        full: Callable[[], Set[int]],
         find: Callable[[ObjectName], Stored],
     ) -> None:
         self._metastore = metastore
@@ -50,6 +52,7 @@ class Mending:
         self._committer = committer
         self._namespaces = namespaces
         self._health = health
+        self._full = full
         self._find = find
         self._woken = trio.Event()
         self._suspects: dict[Version, ObjectName] = {}
@@ -89,7 +92,8 @@ class Mending:
 
     async def run(self) -> None:
         while True:
-            await self._woken.wait()
+            with trio.move_on_after(AGAIN_SECONDS):
+                await self._woken.wait()
             self._woken = trio.Event()
             await self.mend()
 
@@ -104,12 +108,13 @@ class Mending:
             await self._repair(version, name)
 
     async def _pay(self, number: int) -> None:
-        """Give a shard the records that it missed, then the shares."""
+        """Give a shard the records that it missed, then the shares, as long as it takes them."""
         owed = self._metastore.debts(number)
         await self.tell(number, [debt for debt in owed if debt.kind is Owed.RECORD])
+        in_vain = 0
         for debt in owed:
-            if debt.kind is Owed.SHARE:
-                await self._fill(debt)
+            if debt.kind is Owed.SHARE and in_vain < MANY_IN_VAIN and number not in self._full():
+                in_vain = 0 if await self._fill(debt) else in_vain + 1
 
     async def tell(self, number: int, debts: Sequence[Debt]) -> None:
         """Give a shard the newest records of these rows, whether it was known or not that it lacks them."""
@@ -123,18 +128,20 @@ class Mending:
 
         await self._committer.commit(STORE_WIDE, "", decide)
 
-    async def _fill(self, debt: Debt) -> None:
-        """Make the share that a shard is owed; nobody is owed one of a version that is gone."""
+    async def _fill(self, debt: Debt) -> bool:
+        """Make the share that a shard is owed; nobody is owed one of a version that is gone. False if the shard does not take it."""
         namespace = self._namespaces.by_id(debt.space)
         rows = [row for row in self._metastore.named(debt.version) if row.space == debt.space]
         if namespace is None or not rows:
             await self._committer.commit(debt.space, "", self._paid_if_gone(debt))
-            return
+            return True
         try:
             stored = self._find(ObjectName(namespace.name, rows[0].name))
             await self._health.repair(stored, Nobody())
         except ZstorError as error:
             log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+            return True
+        return debt not in self._metastore.debts_of(debt.version)
 
     def _paid_if_gone(self, debt: Debt) -> Callable[[Envelope | None], Decision]:
         return lambda _: Decision() if self._committer.view.named(debt.space, debt.version) else Decision(debts_paid=[debt])

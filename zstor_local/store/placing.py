@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 from zstor_local.model.ids import Version
 from zstor_local.shards.base import ShardError, ShardState
@@ -10,6 +12,11 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.room import Rooms
+
+Refused = Mapping[int, ShardError]  # by share index, why its shard does not get it
+
+NONE_REFUSED: Final[Refused] = MappingProxyType({})
+_FULL: Final = ShardError("full", "only its reserve is left", untouched=True)
 
 
 class Placing:
@@ -21,14 +28,16 @@ class Placing:
         self._rooms = rooms
         self._write_quorum = write_quorum
 
-    def place(self, namespace: Namespace, version: Version) -> tuple[int, ...]:
-        """Shards for a version's shares; NotEnoughShards or NoSpace at once if too few are there or have room."""
+    def place(self, namespace: Namespace, version: Version) -> tuple[tuple[int, ...], Refused]:
+        """Shards for a version's shares, and those of the shares that are owed from the beginning, as their disks have only their
+        reserve left. NotEnoughShards or NoSpace at once if too few are there or have room.
+        """
         self._rooms.must_take_writes()
         full = self._rooms.full_shards()
         if not full and not namespace.placement:
             placed = self._pool.place_well(version, namespace.policy.m)
             if placed is not None:
-                return placed
+                return placed, NONE_REFUSED
         states: Mapping[int, ShardState] = self._pool.recent_states()
         if full:
             states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
@@ -39,12 +48,12 @@ class Placing:
         quorum = self.quorum(namespace)
         if usable < quorum:
             bad = {
-                self._pool.name(n): ShardError(state, "only its reserve is left" if n in full else self._pool.reason(n))
+                self._pool.name(n): _FULL if n in full else ShardError(state, self._pool.reason(n))
                 for n in placement
                 if (state := states.get(n, "missing")) != "ok"
             }
             raise not_enough_shards(usable, quorum, bad)
-        return placement
+        return placement, {index: _FULL for index, number in enumerate(placement) if number in full}
 
     def quorum(self, namespace: Namespace) -> int:
         """How many shards must have taken a version before it is committed."""

@@ -1,7 +1,8 @@
 """Room on the disks: a warning while there is still time, and no writes into the last of it, so that deletes always go on.
 
 A delete takes room too, a little: its record in the metastore and in the logs. So a disk counts as full for writes while it still has
-RESERVE_BYTES (or a fiftieth of a small disk); deletes, repairs and what else the committer has to write go on below that.
+RESERVE_BYTES (or a fiftieth of a small disk); deletes, repairs and what else the committer has to write go on below that. A share that
+such a disk has not had is owed to it until it has room.
 """
 
 from __future__ import annotations

@@ -118,13 +118,16 @@ class Store:
             self.committer,
             self.namespaces,
             sealer,
+            full=self.rooms.full_shards,
             lease=self.objects.lease,
             freeing=self.freeing.lock,
             on_garbage=self.freeing.wake,
         )
         self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
         self.rewriting = Rewriting(runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects)
-        self.mending = Mending(metastore, pool, self.committer, self.namespaces, self.shares_health, self.objects.find)
+        self.mending = Mending(
+            metastore, pool, self.committer, self.namespaces, self.shares_health, self.rooms.full_shards, self.objects.find
+        )
         self.presence = Presence(
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
         )

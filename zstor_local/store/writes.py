@@ -177,12 +177,12 @@ class ObjectWriter:
     def _small_coding(self, namespace: Namespace, data: Buffer, watch: Watch) -> Callable[[], Coded]:
         """The work of coding a small object, for the loop or for a thread."""
         version = new_version(self._runtime)
-        placement = self._placing.place(namespace, version)
+        placement, refused = self._placing.place(namespace, version)
         key = self._runtime.randomness.bytes(32)
 
         def code() -> Coded:
             with self._scratches.borrow() as scratch:
-                return code_small(self._sealer.store_id, namespace, version, key, placement, data, scratch, watch)
+                return code_small(self._sealer.store_id, namespace, version, key, placement, refused, data, scratch, watch)
 
         return code
 
@@ -197,7 +197,7 @@ class ObjectWriter:
         watch: Watch,
     ) -> T:
         version = new_version(self._runtime)
-        placement = self._placing.place(namespace, version)
+        placement, refused = self._placing.place(namespace, version)
         await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(version, placement)]))
         write = LargeWrite(
             self._runtime,
@@ -207,6 +207,7 @@ class ObjectWriter:
             namespace,
             version,
             placement,
+            refused,
             self._placing.quorum(namespace),
             watch,
         )
@@ -286,7 +287,9 @@ class ObjectWriter:
     def put(self, namespace: Namespace, edits: Edits, coded: Coded, record: ObjectRecord, now: int) -> Decision:
         """The edits, and the record's key has the coded version."""
         edits.put(record.key, coded.version, record)
-        shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement)} if coded.shares else {}
+        shares = {}
+        if coded.shares:
+            shares = {number: (index, coded.shares[index]) for index, number in enumerate(coded.placement) if index not in coded.failed}
         debts = [
             Debt(number, Owed.SHARE, namespace.id, record.key, coded.version, index) for index, number in self._owed(coded).items()
         ]
@@ -298,7 +301,7 @@ class ObjectWriter:
         )
 
     def _owed(self, coded: Coded) -> dict[int, int]:
-        """The shares of a large object, by index, that shards of the store did not take, with those shards' numbers."""
+        """The shares, by index, that shards of the store did not take or get, with those shards' numbers."""
         return {index: number for index in sorted(coded.failed) if self._pool.entry(number := coded.placement[index]) is not None}
 
     def discard(self, edits: Edits, coded: Coded, now: int) -> Decision:
