@@ -248,7 +248,9 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
 async def test_what_is_written_to_fewer_shards_than_it_has_shares_is_read_and_made_whole_when_there_are_more(home: Home) -> None:
     home.policy = Policy(2, 4, chunk_size=CHUNK)
     async with home.open() as store:
+        assert not [line for line in store.warnings() if "shares, and there are" in line]
         await store.membership.remove("1", Nobody(), force=True)
+        assert [line for line in store.warnings() if "4 shares, and there are 3 shards" in line]
         for seed, (key, size) in enumerate(OBJECTS.items()):
             stored = await put(store, key, content(seed, size))
             assert (len(set(stored.record.placement)), stored.owed) == (4, 0)

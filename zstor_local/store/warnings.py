@@ -16,7 +16,7 @@ LOW: Final = 10  # percent free
 
 def shard_warnings(pool: ShardPool, presence: Presence, membership: Membership, policy: Policy) -> list[str]:
     """One line each."""
-    return [*_away(pool), *_drained(pool, membership), *_groups(pool, policy), *_full(pool, presence)]
+    return [*_away(pool), *_drained(pool, membership), *_few(pool, policy), *_groups(pool, policy), *_full(pool, presence)]
 
 
 def _away(pool: ShardPool) -> list[str]:
@@ -34,6 +34,16 @@ def _drained(pool: ShardPool, membership: Membership) -> list[str]:
         else:
             found.append(f"shard {name} is not drained yet; `zstor shard rm {name}` goes on with it and says what is in the way")
     return found
+
+
+def _few(pool: ShardPool, policy: Policy) -> list[str]:
+    staying = len({*pool.numbers} - pool.draining)
+    if staying >= policy.m:
+        return []
+    return [
+        f"objects have {policy.m} shares, and there are {staying} shards for them: what is written now lacks the others; "
+        "`zstor shard add` on another disk, and a scrub makes them"
+    ]
 
 
 def _groups(pool: ShardPool, policy: Policy) -> list[str]:
