@@ -203,8 +203,8 @@ async def test_a_key_of_another_user_is_refused(home: Home, monkeypatch: pytest.
             assert f"chown {home.files.own_uid()} " in fault.hint
 
 
-@pytest.mark.parametrize(("mode", "good"), [(0o777, False), (0o770, False), (0o702, False), (0o755, True), (0o1777, True)])
-async def test_a_key_that_others_may_replace_is_refused(home: Home, mode: int, *, good: bool) -> None:
+@pytest.mark.parametrize(("mode", "good"), [(0o777, False), (0o702, False), (0o775, True), (0o755, True), (0o1777, True)])
+async def test_a_key_that_anybody_may_replace_is_refused(home: Home, mode: int, *, good: bool) -> None:
     await made(home)
     home.key_file.parent.chmod(mode)
     if good:
@@ -212,7 +212,7 @@ async def test_a_key_that_others_may_replace_is_refused(home: Home, mode: int, *
     else:
         fault = await refused(home)
         assert f"mode {mode:o}" in fault.message
-        assert fault.hint == f"chmod go-w {home.key_file.parent}"
+        assert fault.hint == f"chmod o-w {home.key_file.parent}"
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "zstor master key 1\n", "zstor master key 2\nstore 00\nkey 00\n", "\0" * 100])

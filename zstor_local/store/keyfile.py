@@ -56,7 +56,7 @@ def _read(files: Files, path: str) -> MasterKey:
 
 
 def _must_be_guarded(files: Files, path: str, status: FileStatus) -> None:
-    """StoreFault if somebody else made the key, or may put another one in its place."""
+    """StoreFault if somebody else made the key, or anybody may put another one in its place."""
     if status.uid not in (files.own_uid(), _ROOT):
         raise StoreFault(
             f"the master key {path} belongs to another user (uid {status.uid})",
@@ -64,10 +64,10 @@ def _must_be_guarded(files: Files, path: str, status: FileStatus) -> None:
         )
     directory = os.path.dirname(path)
     mode = files.path_status(directory).mode
-    if mode & 0o022 and not mode & stat.S_ISVTX:
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # a group may be of one user alone
         raise StoreFault(
-            f"the master key {path} can be replaced by others: they may write to its directory (mode {stat.S_IMODE(mode):o})",
-            f"chmod go-w {directory}",
+            f"the master key {path} can be taken away by anybody: all may write to its directory (mode {stat.S_IMODE(mode):o})",
+            f"chmod o-w {directory}",
         )
 
 
