@@ -11,7 +11,7 @@ from tests.store.home import Home, content, delete, get, name, put
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.cli.backup_words import from_words, to_words
 from zstor_local.coding.keys import KeyRing
-from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound
+from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound, Unavailable
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
@@ -221,6 +221,27 @@ async def test_a_rotation_that_the_metastore_refuses_never_happened(home: Home) 
         await check(store)
     async with home.open() as store:
         await check(store)
+
+
+async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_start(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+
+        def fail_afterwards(transaction: Transaction) -> None:
+            store.committer.failure = "broken off by the test"
+
+        home.engines.before_commit = fail_afterwards
+        job = await store.rotation.rotate()
+        while job.running:
+            await job.news().wait()
+        assert isinstance(job.error, Unavailable)
+        await check(store)
+    home.engines.before_commit = lambda transaction: None
+    async with home.open() as store:
+        while store.rotation.pending:
+            await store.committer.news().wait()
+        await check(store)
+        assert all(store.sealer.is_sealed_anew(envelope) for envelope in newest_entries(store))
 
 
 async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:

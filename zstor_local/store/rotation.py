@@ -107,14 +107,8 @@ class Rotation:
             drop_next_key(self._runtime.files, self._key_file)
             raise
         await self._on_disk(lambda: finish_key(self._runtime.files, self._key_file, NEXT), "is replaced at the daemon's next start")
-
-        def switch() -> KeysRecord:
-            ring.switch()
-            ring.limit(self._committer.last_given)
-            return KeysRecord(ring.older, now)
-
         try:
-            await self._commit(switch)
+            await self._commit(self._switched)
         except ZstorError as error:
             log.warning("the end of the old master key is not recorded yet: %s", error)
 
@@ -135,8 +129,8 @@ class Rotation:
     async def _settle(self, job: Job) -> dict[str, int]:
         """Seal every record anew that the present key did not seal. What is done stays done, wherever this is broken off."""
         ring = self._sealer.ring
-        if ring.older[0].through is None:
-            await self._commit(self._limited)
+        if not ring.older or ring.older[0].through is None:
+            await self._commit(self._switched)
         through = ring.older[0].through
         assert through is not None  # noqa: S101 (just limited)
         done = 0
@@ -154,9 +148,11 @@ class Rotation:
             await self._commit(lambda: replace(self._kept(), settled=True))
         return {"records": done}
 
-    def _limited(self) -> KeysRecord:
-        """At a start after a crash between 2 and 4: nothing was sealed with the old key since."""
-        self._sealer.ring.limit(self._committer.last_given)
+    def _switched(self) -> KeysRecord:
+        """Step 4, in the committer's thread; also where a rotation did not come to it: nothing was sealed with the old key since."""
+        ring = self._sealer.ring
+        ring.switch()
+        ring.limit(self._committer.last_given)
         return self._kept()
 
     def _kept(self) -> KeysRecord:
