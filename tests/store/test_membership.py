@@ -411,6 +411,24 @@ async def test_a_dead_shard_is_replaced_and_all_it_held_is_made_anew(home: Home,
         await check_objects(store)
 
 
+async def test_a_shard_that_is_drained_during_the_look_at_its_successor_is_replaced(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        await fill(store)
+        look = store.presence.look
+
+        async def look_until_it_is_drained() -> None:
+            await look()
+            while (job := store.membership.job_of(1)) is not None:
+                await job.news().wait()
+
+        monkeypatch.setattr(store.presence, "look", look_until_it_is_drained)
+        replaced = await store.membership.replace("1", str(spare(home)), Nobody())
+        assert (replaced.shard, replaced.lacking) == ("1", 0)
+        await check_objects(store)
+
+
 async def test_of_two_dead_shards_each_can_be_replaced_first(home: Home) -> None:
     home.policy = Policy(2, 4, chunk_size=CHUNK)
     async with home.open() as store:

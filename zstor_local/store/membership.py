@@ -227,10 +227,9 @@ class Membership:
                 )
             await self._add(place, entry.group or None, instead_of=entry)
             old = self._known(entry.uid)
-            if old is None:
-                raise AssertionError("a shard that is replaced is listed until it is drained")
-            job = self._start_drain(old)
-        return replace(await self._follow(job, old, caller), shard=shard)
+            # The look at the new shard has begun to drain the old one, and that may have come to its end.
+            job = self._draining[entry.number] if old is None else self._start_drain(old)
+        return replace(await self._follow(job, old or entry, caller), shard=shard)
 
     async def remove(self, shard: str, caller: Caller, *, force: bool = False) -> Removed:
         """Move all that a shard holds to others, then forget it. What was begun goes on without its caller, and after a restart.
