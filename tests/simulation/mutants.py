@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -21,14 +21,11 @@ from tests.simulation.programs import PROGRAMS
 from tests.simulation.sweep import SHALLOW, Depth, Mutate, Program, intact, sites_of, sweep
 from tests.simulation.world import World
 from zstor_local.metastore.base import Transaction
-from zstor_local.model.record import Kind
 from zstor_local.runtime import Buffer, Files, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
-from zstor_local.store.change import Decision
 from zstor_local.store.coding import LargeWrite
-from zstor_local.store.edits import Edits, _placement
 from zstor_local.store.presence import Presence, Untold
 from zstor_local.store.publishing import Publisher
 
@@ -155,20 +152,6 @@ def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:
             sync_directory(self._files, directory.rpartition("/")[0])
 
     patch.setattr(ShareFiles, "make_durable", make_durable)
-
-
-def tombstones_to_the_last_placement_only(patch: pytest.MonkeyPatch) -> None:
-    decision = Edits.decision
-
-    def fewer(self: Edits, now: int, **options: Any) -> Decision:
-        made = decision(self, now, **options)
-        records = {
-            (space, key): replace(record, copies=sorted({*_placement(self._before[key])})) if record.kind is Kind.TOMBSTONE else record
-            for (space, key), record in made.records.items()
-        }
-        return replace(made, records=records)
-
-    patch.setattr(Edits, "decision", fewer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,12 @@ from tests.simulation.mutants import (
     metastore_before_logs,
     no_intent,
     no_quorum_in_groups,
-    tombstones_to_the_last_placement_only,
     without,
 )
 
 SEEDS = 30
 FIRST = 1_000
 ENOUGH = 400  # seeds in which each mutant shows itself, many times over
-WIDE = max(HOUSES, key=lambda house: house.shards - house.policy.m)
 ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
 
 
@@ -81,7 +79,6 @@ MUTANTS = {
     "no intents": Mutant(no_intent),
     "metastore before logs": Mutant(metastore_before_logs),
     "metastore before share files": Mutant(metastore_before_large_shares),
-    "tombstones where the last version was": Mutant(tombstones_to_the_last_placement_only, house=WIDE),
 }
 
 
