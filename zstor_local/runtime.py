@@ -60,7 +60,8 @@ class Files(Protocol):
 
     Laws: what a write, truncate or allocate did to a file is durable after a later fsync, fdatasync (data and size) or syncfs of it
     returned; what create, rename and unlink did to a directory is durable after an fsync of that directory or a syncfs returned.
-    Before that a power loss may keep any part of it. Reads and writes may be short.
+    Before that a power loss may keep any part of it. Reads and writes may be short. After a failed sync reads show what was written,
+    and later syncs say nothing of it: only after `drop_cache` they show what lies on the disk.
     """
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int: ...
@@ -86,6 +87,10 @@ class Files(Protocol):
     def fsync(self, fd: int) -> None: ...
     def fdatasync(self, fd: int) -> None: ...
     def syncfs(self, fd: int) -> None: ...
+    def drop_cache(self, fd: int) -> None:
+        """What was synced of a file, or failed to be, is read from the disk again."""
+        ...
+
     def truncate(self, fd: int, length: int) -> None: ...
     def allocate(self, fd: int, offset: int, length: int) -> None:
         """Reserve room; the file grows to offset + length and reads as zeros there."""
@@ -264,6 +269,18 @@ def read_exactly(files: Files, fd: int, length: int, offset: int) -> bytes:
     while len(data) < length and (more := files.pread(fd, length - len(data), offset + len(data))):
         data += more
     return data
+
+
+def settle_file(files: Files, path: str) -> None:
+    """What an earlier process wrote is durable from now on, or not seen any more: of what a failed sync did not write the kernel shows
+    the bytes as if they lay on the disk, and a power loss would take back what was told on the strength of them.
+    """
+    fd = files.open(path, os.O_RDONLY)
+    try:
+        files.fsync(fd)
+        files.drop_cache(fd)
+    finally:
+        files.close(fd)
 
 
 def sync_directory(files: Files, path: str) -> None:

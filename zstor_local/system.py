@@ -90,6 +90,9 @@ class RealFiles:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
+    def drop_cache(self, fd: int) -> None:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 

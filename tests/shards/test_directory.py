@@ -240,6 +240,7 @@ def share_path(ground: Ground) -> str:
 def test_a_small_shares_table_is_never_asked_of_the_log(real: Ground) -> None:
     shard = real.new()
     shard.append([entry(1, b"share", index=2)], 0)
+    shard.flush()
     with pytest.raises(ShareMissing):
         shard.open_share(SHARE, small=True).read_table(12)
 
@@ -247,6 +248,7 @@ def test_a_small_shares_table_is_never_asked_of_the_log(real: Ground) -> None:
 def test_a_share_that_the_disk_does_not_give_is_an_error_and_not_missing(real: Ground) -> None:
     shard = real.new()
     shard.append([entry(1, b"share", index=2)], 0)
+    shard.flush()
     write_share(shard, SHARE, [b"large"])
     for small in (True, False):
         reader = shard.open_share(SHARE, small=small)

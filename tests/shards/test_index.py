@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -345,7 +346,7 @@ def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path:
         assert shard.newest_writer() == 2
         assert [each.sequence for each in shard.unsettled()] == [101, 102]
         assert len(shard.log.segments()) > 10
-        assert len(headers) == 4
+        assert len(headers) == 5
         assert len(entries) == 2
         filled.close()
 
@@ -368,11 +369,14 @@ def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tm
             case "copy" if sequence:
                 shard.log.copy([*islice(shard.scan(), random.randrange(3))])
             case "flush":
+                shard.flush()
                 index.flush()
         if step == 30:
+            shard.flush()
             index.flush()
             with closing(sqlite3.connect(path)) as now, closing(sqlite3.connect(kept)) as copy:
                 now.backup(copy)
+    shard.flush()
     newest = index.progress(0).committed
     expected = [found.entry.envelope.sequence for found in shard.scan() if found.entry.envelope.sequence > newest]
     real.close()
@@ -381,6 +385,39 @@ def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tm
         with opened(known) as index:
             assert [each.sequence for each in real.open(index=index, writer=None).unsettled()] == expected
             real.close()
+
+
+def test_it_knows_of_nothing_that_was_not_flushed(real: Ground, path: str) -> None:
+    with opened(path) as index:
+        shard = real.new(index=index)
+        shard.append([entry(1, content(1))], 0)
+        shard.flush()
+        before = index.progress(0)
+        for number in (2, 3):
+            shard.append([entry(number, content(number))], 0)
+            assert index.progress(0) == before
+            assert index.find(0, share(number)) is None
+            if number == 2:
+                shard.flush()
+                before = index.progress(0)
+                assert index.find(0, share(2)) is not None
+        real.faults.fail("fdatasync", lambda path: True, errno.EIO)
+        with pytest.raises(ShardError):
+            shard.flush()
+        assert (index.progress(0), index.find(0, share(3))) == (before, None)
+        real.close()
+
+
+def test_after_a_clean_end_nothing_is_flushed_again(real: Ground, path: str) -> None:
+    with opened(path) as index:
+        shard = real.new(index=index)
+        shard.append([entry(1, content(1))], 0)
+        shard.flush()
+        real.close()
+        before = real.faults.calls["fsync"]  # type: ignore[union-attr]
+        real.open(index=index, writer=None)
+        assert real.faults.calls["fsync"] == before  # type: ignore[union-attr]
+        real.close()
 
 
 def test_behind_the_log_it_reads_the_rest(filled: Ground, path: str, tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.descriptors import open_descriptors
 from tests.shards.ground import Ground, entry, read_share, version
+from tests.simulation.files import SimulatedFiles
+from tests.simulation.outcomes import NOTHING, Outcome, outcomes
 from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ShardError, ShareMissing
@@ -45,6 +48,13 @@ def readable(shard: DirectoryShard, first: int, last: int) -> list[int]:
     return found
 
 
+def crashed(ground: Ground, outcome: Outcome) -> Ground:
+    """The same after a power loss."""
+    assert isinstance(ground.faults, SimulatedFiles)
+    files = ground.faults.crash(outcome, lambda: 0)
+    return Ground(replace(ground.runtime, files=files), ground.parent, files)
+
+
 def test_a_full_segment_is_followed_by_another(real: Ground, short_segments: int) -> None:
     shard = real.new()
     fill(shard, 1, 50)
@@ -62,15 +72,40 @@ def test_one_group_may_fill_several_segments(real: Ground, short_segments: int) 
         assert readable(opened, 1, 30) == list(range(1, 31))
 
 
-def test_a_flush_covers_the_full_segments_too(simulated: Ground, short_segments: int) -> None:
+def test_before_a_segment_is_written_to_those_before_it_are_flushed(simulated: Ground, short_segments: int) -> None:
     shard = simulated.new()
     shard.append([entry(number, content(number)) for number in range(1, 31)], 0)
-    segments = shard.log.segments()
-    simulated.faults.heal()
-    before = len(simulated.faults.sites)  # type: ignore[union-attr]
-    shard.flush()
-    synced = [site.path for site in simulated.faults.sites[before:]]  # type: ignore[union-attr]
-    assert sorted(synced) == [simulated.segment(number) for number in segments]
+    *full, last = map(simulated.segment, shard.log.segments())
+    after = crashed(simulated, NOTHING)
+    assert len(full) > 5
+    assert [after.content(path) for path in full] == [simulated.content(path) for path in full]
+    assert after.content(last) != simulated.content(last)
+
+
+@pytest.mark.parametrize("failing", ["the last segment", "a full segment"])
+@pytest.mark.parametrize("number", range(5))
+def test_what_a_failed_flush_left_is_seen_as_far_as_it_is_durable(
+    simulated: Ground, short_segments: int, failing: str, number: int
+) -> None:
+    shard = simulated.new()
+    fill(shard, 1, 2)
+    *_, last = shard.log.segments()
+    entries = [entry(each, content(each)) for each in range(3, 10 + number)]
+    if failing == "a full segment":
+        simulated.faults.fail("fdatasync", lambda path: path == simulated.segment(last + (number > 2)), errno.EIO)
+        with pytest.raises(ShardError):
+            shard.append(entries, 2)
+    else:
+        shard.append(entries, 2)
+        simulated.faults.fail("fdatasync", lambda path: True, errno.EIO)
+        with pytest.raises(ShardError):
+            shard.flush()
+    seen = [found.entry.envelope.sequence for found in simulated.reopen().scan()]
+    assert seen[:2] == [1, 2]
+    for outcome in outcomes(simulated.faults.unpinned()):  # type: ignore[union-attr]
+        after = crashed(simulated, outcome)
+        assert [found.entry.envelope.sequence for found in after.open().scan()] == seen
+        after.close()
 
 
 def test_no_segment_is_longer_than_it_may_be(real: Ground, short_segments: int) -> None:

@@ -7,7 +7,8 @@ entries as seen and its durable entries; the changes between the two are kept in
 - fsync of a directory pins the entries that came into it and left it (and what those build on: a rename of a name needs the create
   of that name). Of a rename out of another directory it pins the new name only, so that both names may survive;
 - syncfs pins everything of the file system;
-- after a failed sync what it should have pinned stays unpinned for ever, even if a later sync succeeds, as under Linux.
+- after a failed sync what it should have pinned stays unpinned for ever, even if a later sync succeeds, as under Linux; once the
+  cache of the file is dropped, that of it is seen which reached the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tests.simulation.content import PAGE, Content, Mutation, Reserve, Truncate, Write
-from tests.simulation.outcomes import Change, Entry, Left, Place
+from tests.simulation.outcomes import Change, Entry, Left, Outcome, Place
 
 ROOT = 2  # the inode of a file system's top directory
 NAME_MAX = 255
@@ -82,6 +83,11 @@ class FileNode:
 
     def fail(self) -> None:
         self.pending = [(each, State.FAILED if state is State.UNPINNED else state) for each, state in self.pending]
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there are changes that no sync has tried to pin."""
+        return any(state is State.UNPINNED for _, state in self.pending)
 
     def open_changes(self) -> list[Mutation]:
         return [each for each, state in self.pending if state is not State.PINNED]
@@ -269,6 +275,15 @@ class Disk:
     def fail_directory(self, node: DirectoryNode) -> None:
         """A sync of the directory failed."""
         self._entries = [(entry, State.FAILED if node.number in entry.directories else state) for entry, state in self._entries]
+
+    def drop_cache(self, node: FileNode, outcome: Outcome) -> None:
+        """The file is seen as it is on the disk, where `outcome` says what is left of changes whose sync failed. Not a dirty one."""
+        if node.dirty:
+            return
+        before = node.content.used
+        node.lose(iter(outcome.left(node.open_changes())))
+        self._dirty.pop(node.number, None)
+        self._used += node.content.used - before
 
     def fail_all(self) -> None:
         """A syncfs failed."""

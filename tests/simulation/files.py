@@ -14,7 +14,7 @@ from typing import Final
 from tests.simulation.content import PAGE
 from tests.simulation.disk import DirectoryNode, Disk, FileNode, Node, failure
 from tests.simulation.disks import Disks
-from tests.simulation.outcomes import Outcome
+from tests.simulation.outcomes import Outcome, Subset
 from tests.simulation.pipe import PIPE_DEVICE, Pipe
 from tests.simulation.points import CrashPoints
 from zstor_local.runtime import Buffer, FileStatus, FileSystem
@@ -192,6 +192,12 @@ class SimulatedFiles(Disks, CrashPoints):
     def syncfs(self, fd: int) -> None:
         end = self._end(fd, errno.EINVAL)
         self._sync("syncfs", end, end.disk.sync_all, end.disk.fail_all)
+
+    def drop_cache(self, fd: int) -> None:
+        end = self._end(fd, errno.ESPIPE)
+        self._begin("drop_cache", end.path)
+        if isinstance(end.node, FileNode):
+            end.disk.drop_cache(end.node, Subset(zlib.crc32(self.history().encode())))
 
     def truncate(self, fd: int, length: int) -> None:
         end = self._end(fd, errno.EINVAL)

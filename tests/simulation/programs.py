@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import Final
 
 import trio
@@ -48,8 +49,11 @@ async def put_middle(client: Client) -> None:
     await client.put("m", MIDDLE)
 
 
-async def put_middle_2(client: Client) -> None:
-    await client.put("a", MIDDLE)
+async def put_two_middle(client: Client) -> None:
+    """In one group, which does not fit in a segment."""
+    async with trio.open_nursery() as nursery:
+        for key in "am":
+            nursery.start_soon(client.put, key, random.Random(key).randbytes(20_000))
 
 
 async def put_large(client: Client) -> None:
@@ -202,7 +206,7 @@ PROGRAMS: Final = [
     Program("new file of three chunks", APART, put_file, (nothing,), between=with_source),
     Program("new large, 4+2", SIX, put_wide, (nothing,)),
     Program("small for small", TMPFS, put_small_2, (put_small,)),
-    Program("middle for small, log full", APART, put_middle_2, (put_small, put_middle)),
+    Program("middle for small, over a full segment", APART, put_two_middle, (put_small, put_middle)),
     Program("large for small", APART, put_large, (put_small,)),
     Program("small for large", TOGETHER, put_small, (put_large,)),
     _LARGE_FOR_LARGE,

@@ -133,6 +133,31 @@ def test_after_a_failed_sync_a_second_one_saves_nothing(world: World) -> None:
     assert world.crash(ALL).files.contents("/d/a") == b"lostkept"
 
 
+@pytest.mark.parametrize("operation", ["fsync", "fdatasync", "syncfs"])
+def test_once_the_cache_is_dropped_a_file_is_seen_as_a_failed_sync_left_it(operation: str) -> None:
+    seen = set()
+    for number in range(100):
+        world = World(number, mounts=[Mount("/d")])
+        files = world.files
+        fd = create(files, "/d/a", b"whole", sync=True)
+        sync_directory(files, "/d")
+        files.pwritev(fd, [b"lost"], number)
+        files.pwritev(fd, [b"kept"], 0)
+        files.fail(operation, lambda path: path == "/d/a", errno.EIO)
+        with pytest.raises(OSError):
+            getattr(files, operation)(fd)
+        files.pwritev(fd, [b"K"], 0)
+        files.drop_cache(fd)
+        assert files.contents("/d/a").startswith(b"Kept")  # a dirty file is not dropped
+        files.fsync(fd)
+        files.drop_cache(fd)
+        seen.add(files.contents("/d/a"))
+        assert found(world, "/d/a") == {files.contents("/d/a")}
+    assert any(b"lost" in each for each in seen)
+    assert b"Khole" in seen
+    assert all(each.startswith(b"K") for each in seen)
+
+
 def test_after_a_failed_sync_of_a_directory_a_second_one_saves_nothing(world: World) -> None:
     files = world.files
     files.fail("fsync_directory", lambda path: True, errno.EIO)

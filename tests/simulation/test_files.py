@@ -47,6 +47,16 @@ class FilesContract:
 
     # Reading and writing
 
+    def test_a_file_reads_the_same_when_its_cache_was_dropped(self, files: Files, root: str) -> None:
+        fd = files.open(f"{root}/a", NEW)
+        files.pwritev(fd, [b"synced"], 0)
+        files.fsync(fd)
+        files.drop_cache(fd)
+        assert files.pread(fd, 20, 0) == b"synced"
+        files.pwritev(fd, [b", and not"], 6)
+        files.drop_cache(fd)
+        assert files.pread(fd, 20, 0) == b"synced, and not"
+
     def test_what_was_written_at_an_offset_is_read_there(self, files: Files, root: str) -> None:
         fd = files.open(f"{root}/a", NEW)
         assert files.pwritev(fd, [b"hello ", bytearray(b"wor"), memoryview(b"ld")], 4_090) == 11

@@ -10,13 +10,30 @@ import pytest
 from tests.simulation.account import Client
 from tests.simulation.engines import SimulatedEngines
 from tests.simulation.house import House
+from tests.simulation.mutants import without
 from tests.simulation.oracle import BadState
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.points import PowerLoss
-from tests.simulation.programs import APART, FOUR, LARGE, SMALL, TOGETHER, put_list, rotate, unlink, value
-from tests.simulation.sweep import Program, Run, base, examine
+from tests.simulation.programs import (
+    APART,
+    FOUR,
+    LARGE,
+    SMALL,
+    TOGETHER,
+    link,
+    put_large,
+    put_large_2,
+    put_list,
+    put_small,
+    put_small_2,
+    rotate,
+    unlink,
+    value,
+)
+from tests.simulation.sweep import Moment, Mutate, Program, Run, base, examine, intact, live, rehearse
 from tests.simulation.world import World
 from zstor_local import limits
+from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import CommitUnknown
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.rebuild import Report, rebuild
@@ -49,8 +66,8 @@ def small_world() -> Iterator[None]:
         yield
 
 
-def rebuilt(world: World, house: House) -> Report:
-    return rebuild(world.runtime, SimulatedEngines(world), house.config(), accept_loss=False, progress=lambda what, count: None)
+def rebuilt(world: World, house: House, *, accept_loss: bool = False) -> Report:
+    return rebuild(world.runtime, SimulatedEngines(world), house.config(), accept_loss=accept_loss, progress=lambda what, count: None)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
@@ -77,6 +94,54 @@ def test_every_crash_of_a_rebuild_is_made_up_for_by_another(program: Program) ->
             examine(after, program.house, thoroughly=tried % 5 == 0)
             tried += 1
     assert number > 3
+
+
+def rebuild_after_every_kill(program: Program, mutate: Mutate = intact) -> int:
+    """Kill the program at each crash point, rebuild, and then cut the power: what was brought back stays. Returns how often."""
+    moments: list[Moment] = []
+    begin, _ = rehearse(program, mutate, moments)
+    points = [moment for moment in moments if moment.number > begin and not moment.torn]
+    for moment in points:
+        killed = moment.run.copy()
+        rebuilt(killed.world, program.house, accept_loss=True)
+        examine(Run(killed.world.crash(NOTHING), killed.account), program.house, thoroughly=False, tidy=False)
+    return len(points)
+
+
+KILLED_IN = [
+    Program("small for small, apart", APART, put_small, (put_small_2,)),
+    Program("small for small, together", TOGETHER, put_small, (put_small_2,)),
+    Program("large for large", APART, put_large, (put_large_2,)),
+    Program("link to a list", TOGETHER, link, (put_list,)),
+]
+
+
+@pytest.mark.parametrize("program", KILLED_IN, ids=str)
+def test_what_a_rebuild_after_a_kill_brings_back_stays(program: Program) -> None:
+    assert rebuild_after_every_kill(program) > 5
+
+
+def test_a_log_that_is_not_flushed_as_it_is_opened_is_noticed() -> None:
+    with pytest.raises(BadState):
+        rebuild_after_every_kill(KILLED_IN[0], without("zstor_local.shards.recovery.flush_the_end:fsync"))
+
+
+@pytest.mark.parametrize("house", [APART, TOGETHER], ids=["apart", "together"])
+@pytest.mark.parametrize("overwrite", [SMALL, LARGE], ids=["small", "large"])
+def test_what_a_failed_flush_left_is_not_taken_for_durable(house: House, overwrite: bytes) -> None:
+    start = base(Program("a value", house, before=(put_small_2,))).copy()
+
+    async def overwrite_in_vain(client: Client) -> None:
+        for sync in ("fdatasync", "syncfs"):
+            start.world.files.fail(sync, lambda path: True, errno.EIO, times=None)
+        answer = await client.put("a", overwrite)
+        assert isinstance(answer, ZstorError)
+
+    live(start, house, overwrite_in_vain)
+    killed = Run(start.world.copy(), start.account)
+    rebuilt(killed.world, house, accept_loss=True)
+    killed.world = killed.world.crash(NOTHING)
+    examine(killed, house, thoroughly=True, tidy=False)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])

@@ -288,7 +288,7 @@ class Shard(ReadableShard, Protocol):
     def room(self) -> Room: ...
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
-        """Put entries behind the log's end, in order. Durable only after `flush`."""
+        """Put entries behind the log's end, in order. Durable only after `flush`; before that the shares need not be found."""
         ...
 
     def start_flush(self) -> None:

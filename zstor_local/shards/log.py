@@ -13,7 +13,8 @@ from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
+from zstor_local.shards.index import LogIndex, Place, Progress
+from zstor_local.shards.recovery import CatchingUp, flush_the_end, release_rest
 from zstor_local.shards.segment import (
     ENTRY_HEADER_BYTES,
     HEADER_BYTES,
@@ -48,16 +49,19 @@ class Log:
         self._segments = SegmentDirectory(files, directory)
         self._readers = self._segments.opened
         self._writer: SegmentWriter | None = None
-        self._unsynced: list[SegmentWriter] = []  # full segments that the next flush has to include
+        self._rolled = 0  # segments that became full
         self._closed = False
         self._strewn = False  # an append that broke off may have left entries that the index does not know
         self._start: tuple[int, Randomness] | None = None
-        self._ends: list[tuple[int, int]] = []  # segments that were caught up with, and where their last entry ends
+        self._places: list[tuple[ShareId, Place | None]] = []  # what was appended and is not flushed: the index does not know it yet
         try:
-            self._catch_up()
+            flush_the_end(files, self._segments, index.progress(shard))
+            caught_up = CatchingUp(self._segments, index, shard)
+            self._known = caught_up.run()  # how far the log reaches, flushed or not
         except BaseException:
             self._readers.close()
             raise
+        self._ends = caught_up.ends
 
     def path(self, number: int) -> str:
         return self._segments.path(number)
@@ -74,34 +78,21 @@ class Log:
         """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
         self._start = writer, randomness
         while self._ends:
-            self._release_rest(*self._ends.pop())
+            number, end = self._ends.pop()
+            release_rest(self._files, self._segments.path(number), end)
         self._current()
-
-    def _release_rest(self, number: int, end: int) -> None:
-        """Give back the empty rest of a segment that a crash left: only where nothing but zeros lies, so that nothing is ever cut."""
-        fd = self._files.open(self._segments.path(number), os.O_RDWR)
-        try:
-            size = self._files.status(fd).size
-            rest = read_exactly(self._files, fd, max(0, size - end), end)  # none where the file has been cut since
-            if rest.count(0) == len(rest) > 0:
-                self._files.truncate(fd, end)
-        except OSError as error:
-            if error.errno != errno.EIO:  # a bad sector keeps nobody from beginning a segment elsewhere
-                raise
-        finally:
-            self._files.close(fd)
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
         places: list[tuple[ShareId, Place | None]] = []
-        known = self._index.progress(self._shard)
+        known = self._known
         sequence, settled = known.sequence, None
-        rolled = len(self._unsynced)
+        rolled = self._rolled
         for entry in entries:
             try:
                 segment, offset = self._put(entry, committed, places)
             except OSError as error:
-                if self._closed or len(self._unsynced) > rolled:
+                if self._closed or self._rolled > rolled:
                     self._strewn = True
                     raise
                 raise NothingAppended(error.errno, error.strerror) from error
@@ -124,7 +115,7 @@ class Log:
         """Say that shares are gone. It rides with the next flush; if a power loss forgets it, it is said again."""
         if not shares:
             return
-        known = self._index.progress(self._shard)
+        known = self._known
         for share in shares:
             segment, at = self._room(ENTRY_HEADER_BYTES)
             segment.put(pack_freed(segment.key, at, share, known.committed), ENTRY_HEADER_BYTES)
@@ -132,9 +123,13 @@ class Log:
 
     def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int, settled: tuple[int, int]) -> None:
         segment = self._current()
-        self._put_out(segment)
-        progress = Progress(segment.number, segment.header.id, segment.end, sequence, committed, *settled)
-        self._index.record(self._shard, places, progress)
+        try:
+            segment.write_out()
+        except OSError:
+            self._closed = True  # how much of it lies there is not known, so nothing may follow
+            raise
+        self._places += places
+        self._known = Progress(segment.number, segment.header.id, segment.end, sequence, committed, *settled)
 
     def rest(self) -> None:
         """Flush, and give back what is allocated and not used: the next append begins a segment."""
@@ -152,13 +147,12 @@ class Log:
         """Everything appended is durable when this returns. After an error the log is closed for good."""
         if self._closed:
             self._current()  # raises
-        segments = [*self._unsynced, *([self._writer] if self._writer else [])]
-        try:
-            for segment in segments:
-                self._files.fdatasync(segment.fd)
-        except OSError:
-            self._closed = True
-            raise
+        if self._writer is not None:
+            try:
+                self._files.fdatasync(self._writer.fd)
+            except OSError:
+                self._closed = True
+                raise
         self._flushed()
 
     def flushed_by_file_system(self) -> None:
@@ -179,8 +173,8 @@ class Log:
         return self._current().fd
 
     def _flushed(self) -> None:
-        while self._unsynced:
-            self._files.close(self._unsynced.pop().fd)
+        places, self._places = self._places, []
+        self._index.record(self._shard, places, self._known)
 
     def read(self, place: Place, offset: int, length: int) -> bytes:
         """Bytes of a small share; FileNotFoundError if they lie elsewhere by now."""
@@ -206,7 +200,7 @@ class Log:
 
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
-        known = self._index.progress(self._shard)
+        known = self._known
         found: list[Envelope] = []
         for number, header in reversed(self._segments.headers(known.settled_segment)):
             start = known.settled_offset if number == known.settled_segment else HEADER_BYTES
@@ -235,9 +229,9 @@ class Log:
         return [number for number in numbers[:-1] if number < self._first_written(numbers[-1])]
 
     def _first_written(self, last: int) -> int:
-        """The first segment that something may still be appended to, or has to be flushed."""
+        """The segment that something may still be appended to, or has to be flushed."""
         writer = self._writer
-        return min([*(segment.number for segment in self._unsynced), last if writer is None else writer.number])
+        return last if writer is None else min(last, writer.number)
 
     def read_whole(self, number: int) -> list[Located] | None:
         """Every entry of a segment; None if anything else lies there: what is damaged stays where it is."""
@@ -256,7 +250,7 @@ class Log:
 
     def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
         """Append entries of an older segment again, sealed bytes and all, in order. They ride with the next flush."""
-        known = self._index.progress(self._shard)
+        known = self._known
         places: list[tuple[ShareId, Place | None]] = []
         sequence = known.sequence
         for item in items:
@@ -273,22 +267,21 @@ class Log:
         """Take a sealed segment away, durably. All of it that counts lies elsewhere, flushed."""
         if number >= self._first_written(number + 1):
             raise LogClosed("a segment that is being written is not taken away")
-        known = self._index.progress(self._shard)
-        if known.segment == number:  # or the next start would read everything again
+        if self._known.segment == number:  # or the next start would read everything again
             current = self._current()
-            progress = replace(known, segment=current.number, segment_id=current.header.id, offset=current.end)
-            self._index.record(self._shard, [], progress)
+            self._known = replace(self._known, segment=current.number, segment_id=current.header.id, offset=current.end)
+            self._flushed()
         self._files.unlink(self._segments.path(number))
         self._readers.forget(number)
         sync_directory(self._files, self._directory)
 
     def close(self) -> None:
         self._readers.close()
-        for segment in [*self._unsynced, *([self._writer] if self._writer else [])]:
+        if self._writer is not None:
             with suppress(OSError):
-                self._files.truncate(segment.fd, segment.end)
-            self._files.close(segment.fd)
-        self._unsynced, self._writer, self._closed = [], None, True
+                self._files.truncate(self._writer.fd, self._writer.end)
+            self._files.close(self._writer.fd)
+        self._writer, self._closed = None, True
 
     def _current(self) -> SegmentWriter:
         if self._closed or self._start is None:
@@ -296,13 +289,6 @@ class Log:
         if self._writer is None:
             self._writer = self._new_segment(*self._start)
         return self._writer
-
-    def _put_out(self, segment: SegmentWriter) -> None:
-        try:
-            segment.write_out()
-        except OSError:
-            self._closed = True  # how much of it lies there is not known, so nothing may follow
-            raise
 
     def _room(self, size: int) -> tuple[SegmentWriter, int]:
         """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
@@ -314,22 +300,27 @@ class Log:
                 self._roll()
             self._current().allocate(size)
         except OSError:
-            for each in (segment, self._writer):
-                if each is not None:
-                    each.discard()
+            segment.discard()
             raise
         segment = self._current()
         return segment, segment.end
 
     def _roll(self) -> None:
-        """Go on in a new segment; the full one is flushed with the next flush."""
+        """Go on in a new segment. The full one is flushed first, so that only the last one that holds entries may not be."""
         full = self._current()
         if self._start is None:
             raise LogClosed("the log was never started")
         fresh = self._new_segment(*self._start)
-        self._unsynced.append(full)
+        try:
+            full.write_out()
+            self._files.fdatasync(full.fd)
+        except OSError:
+            self._closed = True
+            self._files.close(fresh.fd)
+            raise
+        self._files.close(full.fd)
         self._writer = fresh
-        self._put_out(full)
+        self._rolled += 1
 
     def _new_segment(self, writer: int, randomness: Randomness) -> SegmentWriter:
         """A segment with its header, durable before its first entry."""
@@ -359,38 +350,6 @@ class Log:
         except OSError as error:
             self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
             raise
-
-    def _catch_up(self) -> None:
-        """Bring the index up to the log's end: at a start, only what was appended since its last flush."""
-        known = self._index.progress(self._shard)
-        if known.segment and ((last := self._segments.header(known.segment)) is None or last.id != known.segment_id):
-            self._index.forget(self._shard)
-            known = Progress()
-        for number, header in self._segments.headers(known.segment):
-            start = known.offset if number == known.segment else HEADER_BYTES
-            known = self._index_segment(number, header, start, known)
-
-    def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
-        places: list[tuple[ShareId, Place | None]] = []
-        end = start
-        for located in self._segments.entries(number, header, start):
-            end = located.end
-            if isinstance(located.item, Freed):
-                places.append((located.item.share, None))
-                continue
-            entry, committed = located.item.entry, located.item.committed
-            if entry.envelope.sequence > known.sequence:
-                settled = known.settled_behind(committed, number, located.offset)
-                known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
-            if entry.share_index is not None:
-                place = Place(number, located.share_offset, located.share_length)
-                places.append((ShareId(entry.envelope.version, entry.share_index), place))
-        known = replace(known, segment=number, segment_id=header.id, offset=end)
-        self._index.record(self._shard, places, known)
-        if self._index.waiting >= FLUSH_AT:
-            self._index.flush()
-        self._ends.append((number, end))
-        return known
 
 
 def _within(place: Place, offset: int, length: int) -> int:

@@ -195,18 +195,23 @@ class Space:
             for committed, group in groupby(entries, lambda scanned: scanned.committed):
                 log.append([scanned.entry for scanned in group], committed)
             self.rooms.account(room, sum(entry_size(scanned.entry) for scanned in entries))
+        for log in touched.values():
+            log.flush()
+        self._append_freed(batch)
+        if self._index.is_due:
+            self._index.flush()
+
+    def _append_freed(self, batch: Batch) -> None:
+        """Append and flush what says which shares are gone; some may have come with the entries."""
         freed: dict[NamespaceId, list[ShareId]] = {}
         for share in batch.freed:
             for room in self._holding(share):
                 freed.setdefault(room.id, []).append(share)
         for namespace, shares in freed.items():
             room = self.rooms.make(namespace)
-            log = touched[room.number] = self.rooms.started(room, self.fence.writer)
+            log = self.rooms.started(room, self.fence.writer)
             log.free(shares)
-        for log in touched.values():
             log.flush()
-        if self._index.is_due:
-            self._index.flush()
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:
         """Entries behind the cursor, of one namespace or of all, some `limit` bytes of them, and where they end."""

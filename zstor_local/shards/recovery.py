@@ -1,0 +1,89 @@
+"""What an earlier life left of a log: it is made durable, then the index is brought up to its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+from zstor_local.model.ids import ShareId
+from zstor_local.runtime import Files, read_exactly, settle_file
+from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
+from zstor_local.shards.segment import HEADER_BYTES, Freed, SegmentHeader
+from zstor_local.shards.segment_directory import SegmentDirectory
+
+
+def flush_the_end(files: Files, segments: SegmentDirectory, known: Progress) -> None:
+    """Settle the segments that may hold entries which were not flushed. `known` is what the index knows, which is nothing else than
+    what was flushed.
+    """
+    for number in reversed(segments.numbers()):
+        path, header = segments.path(number), segments.header(number)
+        if header is not None and (header.id, files.path_status(path).size) == (known.segment_id, known.offset):
+            return  # a clean end
+        try:
+            settle_file(files, path)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # there nothing can be flushed any more, and nothing is told: it is only read
+                raise
+        header = segments.header(number)
+        if header is not None and any(True for _ in segments.entries(number, header)):
+            return  # before it was written to, those before it were flushed
+
+
+class CatchingUp:
+    """The index with one shard's log. `ends` are the segments that were read for it, and where the last entry of each ends."""
+
+    def __init__(self, segments: SegmentDirectory, index: LogIndex, shard: int) -> None:
+        self._segments = segments
+        self._index = index
+        self._shard = shard
+        self.ends: list[tuple[int, int]] = []
+
+    def run(self) -> Progress:
+        """Bring the index up to the log's end: only what was appended since its last flush is read."""
+        known = self._index.progress(self._shard)
+        if known.segment and ((last := self._segments.header(known.segment)) is None or last.id != known.segment_id):
+            self._index.forget(self._shard)
+            known = Progress()
+        for number, header in self._segments.headers(known.segment):
+            start = known.offset if number == known.segment else HEADER_BYTES
+            known = self._index_segment(number, header, start, known)
+        return known
+
+    def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
+        places: list[tuple[ShareId, Place | None]] = []
+        end = start
+        for located in self._segments.entries(number, header, start):
+            end = located.end
+            if isinstance(located.item, Freed):
+                places.append((located.item.share, None))
+                continue
+            entry, committed = located.item.entry, located.item.committed
+            if entry.envelope.sequence > known.sequence:
+                settled = known.settled_behind(committed, number, located.offset)
+                known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
+            if entry.share_index is not None:
+                place = Place(number, located.share_offset, located.share_length)
+                places.append((ShareId(entry.envelope.version, entry.share_index), place))
+        known = replace(known, segment=number, segment_id=header.id, offset=end)
+        self._index.record(self._shard, places, known)
+        if self._index.waiting >= FLUSH_AT:
+            self._index.flush()
+        self.ends.append((number, end))
+        return known
+
+
+def release_rest(files: Files, path: str, end: int) -> None:
+    """Give back the empty rest of a segment that a crash left: only where nothing but zeros lies, so that nothing is ever cut."""
+    fd = files.open(path, os.O_RDWR)
+    try:
+        size = files.status(fd).size
+        rest = read_exactly(files, fd, max(0, size - end), end)  # none where the file has been cut since
+        if rest.count(0) == len(rest) > 0:
+            files.truncate(fd, end)
+    except OSError as error:
+        if error.errno != errno.EIO:  # a bad sector keeps nobody from beginning a segment elsewhere
+            raise
+    finally:
+        files.close(fd)
