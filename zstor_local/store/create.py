@@ -29,6 +29,7 @@ from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import (
+    UNFINISHED,
     finish_key,
     key_exists,
     make_directories,
@@ -149,12 +150,12 @@ def begin_key(runtime: Runtime, engines: Engines, config: Config) -> MasterKey:
 
 def _begin_key(runtime: Runtime, path: str) -> MasterKey:
     """Step 1."""
+    if key_exists(runtime.files, path + UNFINISHED):
+        settle_unfinished_key(runtime.files, path)
     master = unfinished_key(runtime.files, path)
     if master is None:
         master = MasterKey(StoreId(runtime.randomness.bytes(ID_BYTES)), runtime.randomness.bytes(KEY_BYTES))
         write_unfinished_key(runtime.files, path, master)
-    else:
-        settle_unfinished_key(runtime.files, path)
     return master
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, BadKeyFile, MasterKey
-from zstor_local.runtime import Files, FileStatus, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Files, FileStatus, read_exactly, settle_file, sync_directory, write_all
 from zstor_local.store.faults import StoreFault
 
 _ROOT: Final = 0  # who may do as they like anyway
@@ -97,12 +97,10 @@ def write_unfinished_key(files: Files, path: str, key: MasterKey, suffix: str = 
 
 
 def settle_unfinished_key(files: Files, path: str, suffix: str = UNFINISHED) -> None:
-    """Make the key under its unfinished name durable: that it can be read does not mean that it is."""
-    fd = files.open(path + suffix, os.O_RDONLY)
-    try:
-        files.fsync(fd)
-    finally:
-        files.close(fd)
+    """Make the key under its unfinished name durable: that it can be read does not mean that it is. One that a failed sync did not
+    write is none then.
+    """
+    settle_file(files, path + suffix)
     sync_directory(files, os.path.dirname(path))
 
 
