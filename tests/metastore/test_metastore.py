@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from tests.metastore.conformance import OTHER_SPACE, SPACE, STORE, MetastoreLaws, envelope, names, row, transaction, version
+from tests.troubled_files import TroubledFiles
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -35,6 +37,8 @@ from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ReferenceHash, ShareId
 from zstor_local.model.record import Kind
+from zstor_local.store.engines import METASTORE, SqliteEngines
+from zstor_local.system import RealFiles
 
 PAGE = 4_096
 
@@ -105,6 +109,41 @@ def test_what_was_committed_survives_a_kill(sqlite: SqliteMetastore, path: str, 
     shutil.copy(f"{path}-wal", f"{copy}-wal")
     with closing(SqliteMetastore(copy)) as metastore:
         assert metastore.get(SPACE, "a") == envelope(1)
+
+
+def test_what_a_failed_sync_left_in_the_wal_is_not_taken_for_committed(tmp_path: Path) -> None:
+    """The process after it is shown the whole log by the kernel, until that reads it from the disk again."""
+    path = tmp_path / METASTORE
+    SqliteMetastore.create(str(path), STORE)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    with closing(SqliteMetastore(str(path))) as metastore:
+        metastore.commit(transaction(row("a", 1)))
+        on_disk = Path(f"{path}-wal").read_bytes()
+        metastore.commit(transaction(row("a", 2), row("b", 2), sequence=2))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", killed)
+
+    class Forgetful(RealFiles):
+        def drop_cache(self, fd: int) -> None:
+            (killed / f"{METASTORE}-wal").write_bytes(on_disk)
+
+    with closing(SqliteEngines(Forgetful()).open_metastore(str(killed))) as opened:
+        assert opened.state().sequence == 1
+        opened.commit(transaction(row("c", 2), sequence=2))
+    with closing(SqliteEngines(RealFiles()).open_metastore(str(killed))) as opened:
+        assert (opened.get(SPACE, "a"), opened.get(SPACE, "b")) == (envelope(1), None)
+        assert opened.get(SPACE, "c") == envelope(2)
+
+
+def test_a_wal_that_cannot_be_flushed_is_no_damage(tmp_path: Path) -> None:
+    SqliteMetastore.create(str(tmp_path / METASTORE), STORE)
+    Path(tmp_path / f"{METASTORE}-wal").touch()
+    files = TroubledFiles()
+    files.fail("fsync", lambda path: path.endswith("-wal"), errno.EIO)
+    with pytest.raises(MetastoreNotOpened):
+        SqliteEngines(files).open_metastore(str(tmp_path))
+    SqliteEngines(files).open_metastore(str(tmp_path)).close()
 
 
 def test_no_question_and_no_commit_goes_through_all_records(sqlite: SqliteMetastore) -> None:

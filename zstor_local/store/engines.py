@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import count
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from zstor_local.metastore.base import Metastore, MetastoreNotOpened, Transactio
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
-from zstor_local.runtime import Files, Runtime, sync_directory
+from zstor_local.runtime import Files, Runtime, settle_file, sync_directory
 from zstor_local.shards.index import LogIndex
 from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
@@ -82,12 +83,21 @@ class SqliteEngines:
         reserve = Reserve(self._files, f"{store}/{RESERVE}", limits.METASTORE_RESERVE_BYTES)
         reserve.keep()
         path = f"{store}/{METASTORE}"
+        self._settle_log(f"{path}-wal")
         try:
             return SqliteMetastore(path, reserve=reserve)
         except MetastoreNotOpened as error:  # perhaps the disk has no room for what SQLite makes beside the file
             if not error.no_space or not reserve.give_up():
                 raise
             return SqliteMetastore(path, reserve=reserve)
+
+    def _settle_log(self, path: str) -> None:
+        """SQLite takes for committed what it reads in a write-ahead log that a crash left, and writes behind it."""
+        try:
+            with suppress(FileNotFoundError):
+                settle_file(self._files, path)
+        except OSError as error:
+            raise MetastoreNotOpened(f"its write-ahead log cannot be flushed: {error.strerror}", no_space=False) from error
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(f"{store}/{INDEX}")
