@@ -203,11 +203,11 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
         log: LogIn = DEFAULT_LOG,
         since_seq: Annotated[int | None, "only entries above this number", Range(0)] = None,
         since_hash_b64: Annotated[bytes | None, "instead of since_seq: the local hash of the last entry that is known"] = None,
-        newest: Annotated[int | None, "instead of since_seq: this many of the newest entries", Range(0)] = None,
         limit: Annotated[int, "entries at most", Range(1, limits.LIST_ITEMS)] = 100,
         values: Annotated[bool, "give the content too"] = False,
         encoding: Annotated[Literal["utf-8"] | None, "give the content as text"] = None,
         wait_seconds: WaitSeconds = 0,
+        newest: Annotated[int | None, "instead of since_seq: this many of the newest entries", Range(0)] = None,
     ) -> LogEntries:
         """Read entries of a log, the oldest first, in as long as it takes to read their own pages.
 
