@@ -152,16 +152,24 @@ def _unlock(runtime: Runtime, config: Config, metastore: Metastore) -> tuple[Rec
 
 
 def _rolled_back(metastore: Metastore, pool: ShardPool, sealer: RecordSealer) -> str | None:
-    """Why this metastore must not be written: it is older than what the logs have seen. A server that only says so is away."""
+    """Why this metastore must not be written: it is older than what the logs have seen. A server that only says so is away, and so is a
+    shard that cannot tell: it is asked again before it is used.
+    """
     state = metastore.state()
     for shard in pool.opened():
-        later = shard.newest_committed() > state.sequence or shard.newest_writer() > state.writer
+        try:
+            committed, writer = shard.newest_committed(), shard.newest_writer()
+        except ShardError as error:
+            shard.close()
+            pool.put(Absent(shard.entry, error.state, str(error)))
+            continue
+        later = committed > state.sequence or writer > state.writer
         if later and shard.on_disk is None and not _shows_later(shard, state.sequence, sealer):
             pool.put(Absent(shard.entry, "failed", f"{shard.url} tells of later writes than this store's, and has none"))
             continue
-        if shard.newest_committed() > state.sequence:
+        if committed > state.sequence:
             return f"the metastore is older than shard {shard.id}: it was rolled back; `zstor rebuild` makes a new one"
-        if shard.newest_writer() > state.writer:
+        if writer > state.writer:
             return f"shard {shard.id} was written by a later daemon than this metastore knows; `zstor rebuild` makes a new one"
     return None
 
