@@ -408,6 +408,7 @@ def test_scrub_collect_and_repair_all_tell_what_they_did(serve: Serve, capsys: p
             "objects": 7,
             "repaired": 2,
             "failed": 1,
+            "lacking": 3,
             "owed": 0,
             "found": [{"namespace": "default", "key": "gone", "error": "unreadable", "message": "only 1 of the 4"}],
         },
@@ -422,7 +423,7 @@ def test_scrub_collect_and_repair_all_tell_what_they_did(serve: Serve, capsys: p
     assert "unknown    abababab.1 on shard 2  default/lost" in out
     assert "shard 3" in err
     assert main(["repair", "--all"]) == 1
-    assert "7 objects: 2 repaired, 1 not" in output(capsys)[0]
+    assert "7 objects: 2 repaired, 1 not, 3 still lack a share that no shard can take" in output(capsys)[0]
     assert [params for _, params in requests(daemon)] == [
         {"action": "start", "wait": True},
         {"action": "pause", "wait": False},

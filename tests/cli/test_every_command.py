@@ -271,7 +271,7 @@ def test_the_bar_is_drawn_on_stderr_and_gone_in_the_end(home: Path) -> None:
         for done in (1, 30):
             news: Message = {"progressToken": token, "progress": done, "total": 60, "message": "objects"}
             peer.send({"method": "notifications/progress", "params": news})
-        peer.answer(request, {"objects": 60, "repaired": 1, "failed": 0, "owed": 0, "found": []})
+        peer.answer(request, {"objects": 60, "repaired": 1, "failed": 0, "lacking": 0, "owed": 0, "found": []})
         peer.receive()
 
     reader, writer = os.pipe()

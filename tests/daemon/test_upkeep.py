@@ -46,7 +46,7 @@ def healthy(client: Client) -> bool:
 
 
 def test_repair_all_makes_everything_whole_as_a_call(damaged: Client) -> None:
-    assert damaged.result("health.repair_all") == {"objects": 3, "repaired": 2, "failed": 0, "owed": 0, "found": []}
+    assert damaged.result("health.repair_all") == {"objects": 3, "repaired": 2, "failed": 0, "lacking": 0, "owed": 0, "found": []}
     assert healthy(damaged)
     assert damaged.result("health.repair_all")["repaired"] == 0
 

@@ -104,7 +104,7 @@ def test_every_loss_is_survived_and_repaired(k: int, m: int) -> None:
                 checked = await store.shares_health.check(stored, Nobody())
                 assert [index for index, state in enumerate(checked.states) if state != "ok"] == [*lost]
                 assert await store.objects.read(store.objects.find(name(key))) == data, lost
-                stored, _ = await store.shares_health.repair(stored, Nobody())
+                stored = (await store.shares_health.repair(stored, Nobody())).stored
                 assert (await store.shares_health.check(stored, Nobody())).status == "optimal", lost
 
     in_store(House(policy(k, m), m, kind="xfs"), work)

@@ -49,7 +49,7 @@ async def check(store: Store, stored: Stored, *, fast: bool = False) -> tuple[st
 
 
 async def repair(store: Store, stored: Stored) -> Stored:
-    return (await store.shares_health.repair(stored, Nobody()))[0]
+    return (await store.shares_health.repair(stored, Nobody())).stored
 
 
 @pytest.fixture
@@ -238,6 +238,20 @@ async def test_a_share_of_a_shard_that_is_away_goes_to_a_spare_one(tmp_path: Pat
         # The other two may now be lost as well as any.
         home.take_away(stored.record.placement[1])
         assert await get(store, "a") == content(1, size)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_repairing_everything_calls_nothing_repaired_that_no_shard_could_take(tmp_path: Path, size: int) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=3)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        await put(store, "b", b"")
+        home.take_away(stored.record.placement[0])
+        report = await store.repair_all.run(Nobody())
+        assert (report.objects, report.repaired, report.failed, report.lacking) == (2, 0, 0, 2)
+        await store.membership.replace(store.pool.name(stored.record.placement[0]), str(tmp_path / "new"), Nobody())
+        report = await store.repair_all.run(Nobody())
+        assert (report.objects, report.repaired, report.failed, report.lacking) == (2, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)

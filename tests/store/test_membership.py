@@ -29,7 +29,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
-from zstor_local.store.health import Checked, Health
+from zstor_local.store.health import Health, Repaired
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
@@ -300,7 +300,7 @@ async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, mon
     monkeypatch.setattr("zstor_local.store.draining.PAGE", 2)
     repair, moved = Health.repair, []
 
-    async def watched(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
+    async def watched(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
         result = await repair(self, stored, caller, leaving=leaving)
         if leaving is not None:
             moved.append(stored.record.key)
@@ -337,7 +337,7 @@ async def drained(store: Store, number: int) -> None:
 
 
 async def test_a_shard_that_is_being_drained_can_be_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def stuck(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
+    async def stuck(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
         await trio.sleep_forever()
         raise AssertionError
 

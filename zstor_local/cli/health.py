@@ -83,8 +83,9 @@ def _repair_all(options: Options) -> int:
     if options.json:
         click.echo(json.dumps(found))
     else:
+        lacking = f", {found['lacking']:,} still lack a share that no shard can take" if found["lacking"] else ""
         owed = f", {found['owed']:,} things owed to shards that are away" if found["owed"] else ""
-        click.echo(f"{text.count(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{owed}")
+        click.echo(f"{text.count(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{lacking}{owed}")
         for each in found["found"]:
             click.echo(f"{each['error']}  {text.shown(each['namespace'])}/{text.shown(each['key'])}  {text.shown(each['message'])}")
     return 1 if found["failed"] else 0

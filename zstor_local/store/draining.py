@@ -173,8 +173,8 @@ class Drain:
 
     async def _made_whole(self, stored: Stored, number: int) -> bool:
         try:
-            repaired, _ = await self._health.repair(stored, Nobody())
-            return number not in repaired.record.placement
+            repaired = await self._health.repair(stored, Nobody())
+            return number not in repaired.stored.record.placement
         except ZstorError:
             return not self._still_there(stored, number)
 

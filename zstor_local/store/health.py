@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import trio
 
@@ -23,28 +22,26 @@ from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import Entry, ShardError, ShareMissing, ShareWriter
+from zstor_local.shards.base import Entry, ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.checking import Checked, Checker
 from zstor_local.store.committer import Committer
 from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.shares import ShareBad, ShareState, VersionShares
+from zstor_local.store.shares import VersionShares
 from zstor_local.store.stored import Stored, open_object
-
-CHUNKS_AT_ONCE = 8  # in one thread call
-
-Status = Literal["optimal", "valid", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """The state of each share, by index. optimal: all are good; valid: at least k; invalid: fewer."""
+class Repaired:
+    """The version as it is now, how many of its shares were made anew, and how many it still lacks: no shard could take them."""
 
-    status: Status
-    states: Sequence[ShareState]
+    stored: Stored
+    made: int
+    lacking: int
 
 
 class Health:
@@ -75,6 +72,7 @@ class Health:
         self._full = full
         self._lease = lease
         self._freeing = freeing
+        self._checker = Checker(runtime, pool)
         self._turn = trio.Lock()  # one repair at a time: two of one version would write the same files
         self._on_garbage = on_garbage
 
@@ -83,12 +81,12 @@ class Health:
         with self._lease(stored.version):
             shares = self._shares(stored)
             try:
-                return await self._check(stored.record, shares, caller, fast=fast)
+                return await self._checker.check(stored.record, shares, caller, fast=fast)
             finally:
                 shares.close()
 
-    async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> tuple[Stored, Checked]:
-        """Make every bad share anew, as far as shards are there. Returns the version and its shares' states before.
+    async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
+        """Make every bad share anew, as far as shards are there.
 
         Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind. Of a key
         that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
@@ -102,19 +100,21 @@ class Health:
             lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
             shares = self._shares(stored)
             leases.callback(shares.close)
-            before = await self._check(stored.record, shares, caller, fast=False)
+            before = await self._checker.check(stored.record, shares, caller)
             if before.status == "invalid":
                 raise self._lost(stored.record, before)
             owed = self._owed(stored)
             targets = self._targets(stored, before, owed, leaving)
+            made: Set[int] = set()
             if lost:
-                await self._mend_lost(stored, shares, before, targets)
+                made = await self._mend_lost(stored, shares, before, targets)
             elif targets or self._metastore.debts_of(stored.version):
-                stored = await self._mend(stored, shares, before, owed, targets)
+                stored, made = await self._mend(stored, shares, before, owed, targets)
         self._on_garbage()
         if leaving is not None and leaving in stored.record.placement:
             raise self._nowhere(stored.record, leaving)
-        return stored, before
+        bad = {index for index, state in enumerate(before.states) if state != "ok"} | owed
+        return Repaired(stored, len(made), len(bad - made))
 
     def _newest(self, stored: Stored) -> Stored:
         """The version as the metastore has it now: another repair may have moved its shares."""
@@ -129,61 +129,6 @@ class Health:
 
     def _namespace(self, stored: Stored) -> Namespace:
         return self._namespaces.get(stored.namespace)
-
-    # --- Check ---
-
-    async def _check(self, record: ObjectRecord, shares: VersionShares, caller: Caller, *, fast: bool) -> Checked:
-        states: list[ShareState] = []
-        for index in range(record.policy.m):
-            states.append(await self._share_state(record, shares, index, fast=fast))
-            caller.progress(index + 1, record.policy.m)
-        good = states.count("ok")
-        status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
-        return Checked(status, states)
-
-    async def _share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool) -> ShareState:
-        try:
-            await self._runtime.threads.run(self._look, record, shares, index)
-            if not fast:
-                chunks = range(len(await self._runtime.threads.run(shares.table)))
-                for first in chunks[::CHUNKS_AT_ONCE]:
-                    await self._runtime.threads.run(self._open_blocks, shares, index, chunks[first : first + CHUNKS_AT_ONCE])
-        except ShareBad as bad:
-            return "stale" if bad.state == "corrupt" and await self._runtime.threads.run(self._is_stale, shares, index) else bad.state
-        return "ok"
-
-    def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
-        """The share is there, on a shard that is there, and reaches to its last byte."""
-        shard = self._pool.readable(record.placement[index])
-        if shard is None:
-            raise shares.away(index)
-        if shard.check() in ("missing", "failed"):
-            raise ShareBad("unreachable")
-        reader = shares.reader(index)
-        try:
-            if not record.share_bytes:
-                if not shard.has(ShareId(shares.version, index), small=record.small):
-                    raise ShareBad("missing")
-            elif not len(reader.read(record.share_bytes - 1, 1)):
-                raise ShareBad("corrupt")
-        except ShareMissing:
-            raise ShareBad("missing") from None
-        except ShardError as error:
-            raise shares.told(index, error) from None
-        if record.table_blob:
-            shares.sealed_table(index)
-
-    def _open_blocks(self, shares: VersionShares, index: int, chunks: range) -> None:
-        for chunk in chunks:
-            shares.block(index, chunk)
-
-    def _is_stale(self, shares: VersionShares, index: int) -> bool:
-        """Another version's share lies where this one's should."""
-        try:
-            claimed = shares.reader(index).claimed_version()
-        except (ShareBad, ShareMissing, ShardError):
-            return False
-        return claimed is not None and claimed != shares.version
 
     # --- Repair ---
 
@@ -224,7 +169,8 @@ class Health:
 
     async def _mend(
         self, stored: Stored, shares: VersionShares, checked: Checked, owed: Set[int], targets: Mapping[int, int]
-    ) -> Stored:
+    ) -> tuple[Stored, Set[int]]:
+        """Returns the version and the indices of the shares that were made."""
         record = stored.record
         good = [index for index, state in enumerate(checked.states) if state == "ok"]
         elsewhere = {index: number for index, number in targets.items() if record.placement[index] != number}
@@ -238,16 +184,16 @@ class Health:
             targets = await self._runtime.threads.run(self._make_files, stored, shares, good, targets)
             made = {}
         there = {*good} - owed | {*targets}
-        return await self._commit(stored, targets, made, moved, there)
+        stored = await self._commit(stored, targets, made, moved, there)
+        return stored, {*targets} - self._owed(stored)
 
-    async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> None:
+    async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Set[int]:
         """Make the bad shares anew where they were: without a record in the metastore none can move."""
         record = stored.record
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
         good = [index for index, state in enumerate(checked.states) if state == "ok"]
         if not record.small:
-            await self._runtime.threads.run(self._make_files, stored, shares, good, own)
-            return
+            return {*await self._runtime.threads.run(self._make_files, stored, shares, good, own)}
         made = await self._runtime.threads.run(self._make_small, record, shares, good, own)
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
@@ -256,6 +202,7 @@ class Health:
             return Decision(resend=entries)
 
         await self._committer.commit(self._namespace(stored).id, record.key, decide)
+        return {*made}
 
     def _make_small(
         self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]

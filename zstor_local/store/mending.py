@@ -150,8 +150,8 @@ class Mending:
         try:
             stored = self._find(name)
             if stored.version == version:
-                repaired, _ = await self._health.repair(stored, Nobody())
-                if not all(map(self._pool.knows, repaired.record.placement)):  # a removed shard's share, and no other shard for it
+                stored = (await self._health.repair(stored, Nobody())).stored
+                if not all(map(self._pool.knows, stored.record.placement)):  # a removed shard's share, and no other shard for it
                     self._note_in_vain(version)
         except NotFound:
             pass

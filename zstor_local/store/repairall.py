@@ -31,11 +31,14 @@ class NotRepaired:
 
 @dataclass(slots=True)
 class RepairedAll:
-    """What it came to. `repaired` objects had a bad share; `owed` is what shards that are away have still to be given."""
+    """What it came to. Of `repaired` objects shares were made anew, `lacking` still have bad ones that no shard could take; `owed` is
+    what shards that are away have still to be given.
+    """
 
     objects: int = 0
     repaired: int = 0
     failed: int = 0
+    lacking: int = 0
     owed: int = 0
     found: list[NotRepaired] = field(default_factory=list)
 
@@ -69,7 +72,7 @@ class RepairAll:
         report.objects += 1
         try:
             stored = Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope)
-            _, before = await self._health.repair(stored, Nobody())
+            repaired = await self._health.repair(stored, Nobody())
         except Conflict:
             return  # deleted or written again meanwhile
         except (Unavailable, ShuttingDown, OutcomeUnknown):
@@ -81,4 +84,5 @@ class RepairAll:
             if len(report.found) < REPORTED:
                 report.found.append(NotRepaired(namespace.name, row.name, error.type, error.message))
         else:
-            report.repaired += before.status != "optimal"
+            report.repaired += repaired.made > 0
+            report.lacking += repaired.lacking > 0

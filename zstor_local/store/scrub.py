@@ -25,10 +25,11 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
+from zstor_local.store.checking import Checked
 from zstor_local.store.collect import Collect, Collected
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.create import STORE_ROW
-from zstor_local.store.health import Checked, Health
+from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import Pace

@@ -80,5 +80,5 @@ def register(registry: Registry, store: Store) -> None:
 
         What is good is not touched; nothing to do is fine.
         """
-        stored, _ = await store.shares_health.repair(names.find(key, namespace, metadata), call)
-        return {"metadata": describe(stored, store.pool)}
+        repaired = await store.shares_health.repair(names.find(key, namespace, metadata), call)
+        return {"metadata": describe(repaired.stored, store.pool)}

@@ -59,14 +59,16 @@ class NotRepairedView(TypedDict):
 
 
 class RepairedAllView(TypedDict):
-    """`repaired` of `objects` had a bad share; `failed` could not be repaired, the first 1,000 of them are in `found`.
+    """Of `repaired` objects shares were made anew; `failed` could not be repaired, the first 1,000 of them are in `found`.
 
-    `owed` counts what shards that are away have still to be given.
+    `lacking` objects can be read but still have bad shares: their shards are away, and no other could take them. `owed` counts what
+    shards that are away have still to be given.
     """
 
     objects: int
     repaired: int
     failed: int
+    lacking: int
     owed: int
     found: list[NotRepairedView]
 
@@ -139,6 +141,7 @@ def register(registry: Registry, store: Store) -> None:
             "objects": report.objects,
             "repaired": report.repaired,
             "failed": report.failed,
+            "lacking": report.lacking,
             "owed": report.owed,
             "found": [
                 {"namespace": each.namespace, "key": each.key, "error": each.trouble, "message": each.message} for each in report.found

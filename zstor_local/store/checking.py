@@ -1,0 +1,89 @@
+"""Looking at the shares of one version: which of them are there, and whether each of their blocks opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zstor_local.model.ids import ShareId
+from zstor_local.model.record import ObjectRecord
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.pool import ShardPool
+from zstor_local.store.caller import Caller
+from zstor_local.store.shares import ShareBad, ShareState, VersionShares
+
+CHUNKS_AT_ONCE = 8  # in one thread call
+
+Status = Literal["optimal", "valid", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The state of each share, by index. optimal: all are good; valid: at least k; invalid: fewer."""
+
+    status: Status
+    states: Sequence[ShareState]
+
+
+class Checker:
+    """Looks at shares, in worker threads; changes nothing."""
+
+    def __init__(self, runtime: Runtime, pool: ShardPool) -> None:
+        self._runtime = runtime
+        self._pool = pool
+
+    async def check(self, record: ObjectRecord, shares: VersionShares, caller: Caller, *, fast: bool = False) -> Checked:
+        """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
+        states: list[ShareState] = []
+        for index in range(record.policy.m):
+            states.append(await self._share_state(record, shares, index, fast=fast))
+            caller.progress(index + 1, record.policy.m)
+        good = states.count("ok")
+        status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
+        return Checked(status, states)
+
+    async def _share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool) -> ShareState:
+        try:
+            await self._runtime.threads.run(self._look, record, shares, index)
+            if not fast:
+                chunks = range(len(await self._runtime.threads.run(shares.table)))
+                for first in chunks[::CHUNKS_AT_ONCE]:
+                    await self._runtime.threads.run(self._open_blocks, shares, index, chunks[first : first + CHUNKS_AT_ONCE])
+        except ShareBad as bad:
+            return "stale" if bad.state == "corrupt" and await self._runtime.threads.run(self._is_stale, shares, index) else bad.state
+        return "ok"
+
+    def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
+        """The share is there, on a shard that is there, and reaches to its last byte."""
+        shard = self._pool.readable(record.placement[index])
+        if shard is None:
+            raise shares.away(index)
+        if shard.check() in ("missing", "failed"):
+            raise ShareBad("unreachable")
+        reader = shares.reader(index)
+        try:
+            if not record.share_bytes:
+                if not shard.has(ShareId(shares.version, index), small=record.small):
+                    raise ShareBad("missing")
+            elif not len(reader.read(record.share_bytes - 1, 1)):
+                raise ShareBad("corrupt")
+        except ShareMissing:
+            raise ShareBad("missing") from None
+        except ShardError as error:
+            raise shares.told(index, error) from None
+        if record.table_blob:
+            shares.sealed_table(index)
+
+    def _open_blocks(self, shares: VersionShares, index: int, chunks: range) -> None:
+        for chunk in chunks:
+            shares.block(index, chunk)
+
+    def _is_stale(self, shares: VersionShares, index: int) -> bool:
+        """Another version's share lies where this one's should."""
+        try:
+            claimed = shares.reader(index).claimed_version()
+        except (ShareBad, ShareMissing, ShardError):
+            return False
+        return claimed is not None and claimed != shares.version
