@@ -28,6 +28,7 @@ def test_without_a_file_everything_lies_under_the_home_directory() -> None:
         store="/home/ann/.local/share/zstor",
         socket="/home/ann/.local/state/zstor/run/zstor.sock",
         master_key_file="/home/ann/.config/zstor/master.key",
+        file=FILE,
     )
 
 

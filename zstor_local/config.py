@@ -65,7 +65,7 @@ class Config:
 
     `shards` empty means the default store: six directories under `store`. `write_quorum` none means what the policy asks for at
     least. `metastore_url` none means `metastore.sqlite` in the store. `twirp` is where the original wire of the remote log is served:
-    `unix:/PATH` and loopback `HOST:PORT`. `file` is the configuration file, if there is one.
+    `unix:/PATH` and loopback `HOST:PORT`. `file` is the configuration file, there or not.
     """
 
     store: str
@@ -126,7 +126,7 @@ def load_config(
         authority=_authority(top),
         scrub=_scrub(top),
         twirp=_twirp(top),
-        file=None if text is None else file,
+        file=file,
     )
     top.refuse_the_rest()
     return config

@@ -323,7 +323,8 @@ def _paths(store: Store, config: Config) -> Paths:
     key = config.master_key_file
     shards = [place.root for place in shard_places(config) if place.root.startswith("/")]
     directories = [config.store, *shards, os.path.dirname(config.socket)]
-    files = [key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *([config.file] if config.file else [])]
+    settings = (config.file, config.authority.credentials_file, config.authority.keys_file)
+    files = [key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *filter(None, settings)]
     real = functools.cache(os.path.realpath)
 
     def added() -> Iterator[str]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import blake3
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.daemon.client import Client, close, error_type, message, pipe
 from tests.daemon.conftest import unharmed
@@ -231,6 +233,7 @@ DESTINATIONS: dict[str, tuple[Callable[[Daemon, Path], str], str]] = {
         lambda daemon, place: made(place / "link", lambda path: os.symlink(daemon.store, path)) + "/file",
         "path_refused",
     ),
+    "the configuration, not there yet": (lambda daemon, place: str(daemon.config_file), "path_refused"),
     "the socket": (lambda daemon, place: daemon.socket, "path_refused"),
     "beside the socket": (lambda daemon, place: daemon.socket + ".new", "path_refused"),
 }
@@ -273,6 +276,17 @@ def test_a_destination_without_room_stays_as_it_was(objects: None, daemon: Daemo
 # --- Allowed roots ---
 
 
+ROOTED = """\
+allowed_roots = ['~/root']
+
+[authority]
+kind = "itsyouonline"
+url = "http://127.0.0.1:9"
+credentials_file = "~/root/api-key"
+keys_file = "~/root/service.pem"
+"""
+
+
 @pytest.fixture(scope="module")
 def rooted_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("rooted") / "home"
@@ -281,7 +295,11 @@ def rooted_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
             (home / name).mkdir()
             (home / name / "file").write_bytes(name.encode())
         daemon.config_file.parent.mkdir(parents=True)
-        daemon.config_file.write_text("allowed_roots = ['~/root']\n")
+        daemon.config_file.write_text(ROOTED)
+        (home / "root/api-key").write_text('client_id = "me"\nclient_secret = "open sesame"\n')
+        (home / "root/api-key").chmod(0o600)
+        public = ec.generate_private_key(ec.SECP384R1()).public_key()
+        (home / "root/service.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         yield daemon.start()
 
 
@@ -322,6 +340,16 @@ def test_the_configuration_is_the_daemons_own(rooted: Daemon) -> None:
     with rooted.client() as client, rooted.config_file.open("r+b") as file:
         assert client.refusal("object.write_file", key="k", fd=0, fds=[file.fileno()]) == "path_refused"
         assert client.refusal("object.read_file", key="bystander", fd=0, fds=[file.fileno()]) == "path_refused"
+
+
+@pytest.mark.parametrize("name", ["api-key", "service.pem"])
+def test_the_files_that_the_configuration_names_are_the_daemons_own(rooted: Daemon, name: str) -> None:
+    path = rooted.home / "root" / name
+    before = path.read_bytes()
+    with rooted.client() as client:
+        assert client.refusal("object.write_file", key="k", path=str(path)) == "path_refused"
+        assert client.refusal("object.read_file", key="bystander", path=str(path)) == "path_refused"
+    assert path.read_bytes() == before
 
 
 # Puts a link to `outside` and the directory `inside` in each other's place, without end.
