@@ -39,7 +39,6 @@ SAFE_INTEGER: Final = 2**53 - 1  # what every JSON reader holds exactly
 
 # --- Objects ---
 KEY_BYTES: Final = 1_024
-NAMESPACE_CHARACTERS: Final = 63
 REFERENCES: Final = 10_000
 REFERENCE_BYTES: Final = 255
 USER_METADATA_BYTES: Final = 16 * KIB  # the `user` member, as CBOR
@@ -63,7 +62,6 @@ CHUNK_SIZE_MAX: Final = 4 * MIB
 SHARES_MAX: Final = 255  # m; a block index is one byte
 CHUNKS_MAX: Final = 2**32 - 1  # chunk number 2³² − 1 seals the chunk table
 CHUNK_TABLE_INLINE_BYTES: Final = 32 * KIB  # longer tables become a sealed blob in every share
-BYTES_IN_FLIGHT: Final = 32 * MIB  # plain bytes being coded at once, over all calls
 
 # --- Directory shards ---
 SMALL_SHARE_BYTES: Final = 64 * KIB  # a share up to this size is a log entry, a larger one a file

@@ -206,15 +206,6 @@ def test_what_is_loaded_is_all_in_the_one_file(tmp_path: Path) -> None:
         assert metastore.state() == parts[1].state
 
 
-def test_fold_puts_everything_into_the_one_file(sqlite: SqliteMetastore, path: str, tmp_path: Path) -> None:
-    sqlite.commit(transaction(row("a", 1)))
-    sqlite.fold()
-    copy = str(tmp_path / "copy.sqlite")
-    shutil.copy(path, copy)
-    with closing(SqliteMetastore(copy)) as metastore:
-        assert metastore.get(SPACE, "a") == envelope(1)
-
-
 # --- A file that is no metastore ---
 
 
@@ -298,7 +289,7 @@ def damage_page_of(path: str, number: int) -> None:
 def test_a_damaged_page_hurts_only_what_lies_on_it(path: str) -> None:
     with closing(SqliteMetastore(path)) as metastore:
         fill(metastore)
-        metastore.fold()
+        metastore.checkpoint()
     with closing(SqliteMetastore(path)) as metastore:
         damage_page_of(path, 200)
         good = hurt = 0

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from zstor_local.coding.block import TAG_BYTES
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, StoreId
 from zstor_local.model.masterkey import OlderKey
@@ -32,7 +31,6 @@ KEY_BYTES: Final = 32
 SALT_BYTES: Final = 32
 WRAPPED_KEY_BYTES: Final = KEY_BYTES + 8
 COMMITMENT_BYTES: Final = 16
-SEAL_OVERHEAD_BYTES: Final = SALT_BYTES + TAG_BYTES  # what a sealed record has more than its plain bytes
 
 _RECORD_KEY: Final = b"zstor/1 record key"
 _STORE_RECORDS: Final = b"zstor/1 store records"

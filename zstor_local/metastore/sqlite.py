@@ -252,10 +252,6 @@ class SqliteMetastore(SqliteLookups):
             self._open = False
             raise CommitUnknown(f"the metastore failed in a checkpoint: {error_name(error)}") from error
 
-    def fold(self) -> None:
-        """All of the WAL into the file, so that the file alone is the metastore (before it is renamed or copied)."""
-        self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
-
     def close(self) -> None:
         self._open = False
         with suppress(sqlite3.Error):

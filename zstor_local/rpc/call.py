@@ -211,11 +211,6 @@ class Call:
         await self.connection.state(ReplyRoom).wait()
         return False
 
-    @property
-    def commit_started(self) -> bool:
-        """Cancel, disconnect and deadline no longer apply."""
-        return self._committed
-
     def begin_commit(self) -> None:
         """From here on the call's true result is answered: a later cancel, deadline or disconnect does nothing.
 

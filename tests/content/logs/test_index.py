@@ -23,7 +23,7 @@ from zstor_local.formats.cid import raw
 )
 def test_no_look_goes_through_the_whole_log(look: Callable[[PageIndex], object], tmp_path: Path) -> None:
     index = PageIndex(str(tmp_path / "logs.sqlite"))
-    index.tip("log")  # the log has its number
+    index.page("log", raw(b""))  # the log has its number
     asked: list[str] = []
     connection = index._connection
     assert connection is not None

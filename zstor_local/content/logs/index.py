@@ -67,10 +67,6 @@ class PageIndex:
 
     # --- Look ---
 
-    def tip(self, name: str) -> PagePlace | None:
-        """The newest page that is known of a log."""
-        return self._place("select cid, first, last from page where log=? order by last desc limit 1", self._number(name))
-
     def page(self, name: str, cid: Cid) -> PagePlace | None:
         return self._place(
             "select cid, first, last from page indexed by page_cid where log=? and cid=?", self._number(name), cid.binary
