@@ -22,12 +22,12 @@ from zstor_local.access.authority import Authority
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
 from zstor_local.access.opening import open_authority
-from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key
+from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key, owner_keys
 from zstor_local.access.publishing import Publishing
 from zstor_local.access.spaces import Spaces
 from zstor_local.access.trust import TrustDocument
 from zstor_local.activation import inherited_listener
-from zstor_local.coding.keys import KeyRing, NamespaceKeys
+from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.index import PageIndex
@@ -68,11 +68,11 @@ from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
-from zstor_local.store.create import begin_key, shard_places
+from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
-from zstor_local.store.opening import make_store, open_store
+from zstor_local.store.opening import known_keys, make_store, open_store
 from zstor_local.store.paths import Paths, Protected
 from zstor_local.store.store import Store
 from zstor_local.system import RealClientFiles, real_runtime
@@ -132,9 +132,8 @@ def own_trust(config: Config) -> TrustDocument:
     os.umask(0o077)
     runtime = real_runtime()
     with _refusing():
-        master = begin_key(runtime, SqliteEngines(runtime.files), config)
-    key = owner_key(KeyRing(master.key, master.store_id).store_wide())
-    return owner_document(key, master.store_id, config.authority.organization)
+        ring = known_keys(runtime, SqliteEngines(runtime.files), config)
+    return owner_document(owner_keys(ring.store_wide()), ring.store_id, config.authority.organization)
 
 
 def keep_key(path: str, key: MasterKey) -> None:
@@ -218,6 +217,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     await letters.soon()
 
                 registry = _registry(store, authority, told, joining, config, paths, logs, leftovers, names, cas)
+                key_methods.register(registry, store, told=publishing.publish)
                 sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
                 server = Server(registry, runtime.randomness, jobs=store.jobs, mounts_of=paths.client_files.mount_namespace)
 
@@ -311,7 +311,6 @@ def _registry(
     name_methods.register(registry, names)
     log_methods.register(registry, logs, cas)
     log_care_methods.register(registry, store, paths, logs, cas)
-    key_methods.register(registry, store)
     namespace_methods.register(registry, store, Spaces(store, authority), joining)
     access_methods.register(registry, authority, told=told)
     shard_methods.register(registry, store)

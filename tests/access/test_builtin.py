@@ -17,12 +17,11 @@ from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.access.authority import Revoked
 from zstor_local.access.builtin import BuiltInAuthority
 from zstor_local.access.keyring import REVOCATIONS_MAX, KeyRing
-from zstor_local.access.ownership import owner_key
+from zstor_local.access.owner import Owner
 from zstor_local.access.trust import Revocation, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, Verified, verify, verify_trust
 from zstor_local.errors import InvalidParams, NotFound
 from zstor_local.model.permission import OWNER, Rights
-from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.store import Store
@@ -50,7 +49,7 @@ class World:
             runtime,
             store.rows,
             store.sealer.store_id,
-            owner_key(store.sealer.keys(STORE_WIDE)),
+            Owner(store),
             organization="local",
             exists=lambda name: store.rows.get(PERMISSIONS_TABLE, name) is not None,
         )

@@ -55,7 +55,7 @@ async def housing(
         network = await stack.enter_async_context(open_network())
         bare = Config(store=f"{path}/store", socket=f"{path}/socket", master_key_file=f"{path}/config/master.key", policy=policy)
         master = begin_key(runtime, SqliteEngines(runtime.files), bare)
-        trust = owner_document(owner_key(KeyRing(master.key, master.store_id).store_wide()), master.store_id, "local")
+        trust = owner_document([owner_key(KeyRing(master.key, master.store_id).store_wide())], master.store_id, "local")
         document = path / "trust.json"
         document.write_text(json.dumps(trust))
         running = []

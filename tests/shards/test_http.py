@@ -17,7 +17,7 @@ from zstor_local.network import open_network
 from zstor_local.shards.base import Notices, ScannedEntry, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
 from zstor_local.shards.http.shard import HttpShard
-from zstor_local.shards.http.wire import NEXT, Batch
+from zstor_local.shards.http.wire import NEXT, Batch, pack_batch
 from zstor_local.system import real_runtime
 
 
@@ -50,9 +50,9 @@ def test_what_was_sent_before_the_shard_was_lost_is_waited_for(ground: HttpGroun
 def test_a_server_that_sends_its_log_in_circles_is_not_followed(ground: HttpGround, following: list[str]) -> None:
     shard = ground.new()
     assert isinstance(shard, HttpShard)
-    page = Batch([ScannedEntry(entry(1), 0)])
+    page = pack_batch(Batch([ScannedEntry(entry(1), 0)]))
     answers = iter([*following, *following])
-    shard._batch = lambda ask: (page, Reply(200, {NEXT: next(answers)}, b""))  # type: ignore[method-assign]
+    shard._run = lambda work: Reply(200, {NEXT: next(answers)}, page)  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(ShardError, match="in circles"):
         list(shard.scan())
     assert shard.check() == "failed"

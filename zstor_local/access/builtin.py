@@ -7,14 +7,14 @@ from typing import Final
 
 from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
 from zstor_local.access.keyring import KeyRing
-from zstor_local.access.ownership import issuer_name, owner_key
+from zstor_local.access.owner import Owner
+from zstor_local.access.ownership import issuer_name
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
-from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.store import Store
@@ -38,12 +38,12 @@ class BuiltInAuthority:
         runtime: Runtime,
         rows: StoreWide,
         store_id: StoreId,
-        owner: SigningKey,
+        owner: Owner,
         *,
         organization: str,
         exists: Callable[[str], bool],
     ) -> None:
-        """`owner` signs the store's own tokens (access/ownership.py), and vouches for each newer trust document."""
+        """`owner` vouches for each newer trust document."""
         self._runtime = runtime
         self._rows = rows
         self._owner = owner
@@ -144,13 +144,13 @@ class BuiltInAuthority:
             "organization": self.organization,
             "profile": "zstor",
             "audience": AUDIENCE,
-            "keys": [self._owner.jwk(), *(kept.key.jwk() for kept in ring.keys)],
+            "keys": [key.jwk() for key in (*self._owner.keys(), *(kept.key for kept in ring.keys))],
             "revoked": [each.document() for each in ring.revoked],
-            "updated": 0 if row is None else row.sequence,
+            "updated": max(self._owner.updated(), 0 if row is None else row.sequence),
         }
 
     async def signed_trust(self) -> str:
-        return sign_trust(self._owner, await self.trust())
+        return sign_trust(self._owner.keys()[0], await self.trust())
 
     async def rotate(self, *, signs_in_seconds: int) -> str:
         key = self._new_key()
@@ -206,7 +206,7 @@ def builtin_authority(store: Store) -> BuiltInAuthority:
         store.runtime,
         store.rows,
         store.sealer.store_id,
-        owner_key(store.sealer.keys(STORE_WIDE)),
+        Owner(store),
         organization=store.config.authority.organization,
         exists=lambda name: store.namespaces.find(name) is not None,
     )

@@ -8,6 +8,7 @@ Each is for one shard: a server that shows to others what it was shown gets noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
@@ -30,20 +31,27 @@ def issuer_name(store_id: StoreId) -> str:
 
 
 def owner_key(keys: NamespaceKeys) -> SigningKey:
-    """The key of a store's own tokens, from the keys of its store-wide records."""
-    return SigningKey.from_seed(keys.derive(_INFO, SEED_BYTES))
+    """The key that signs a store's own tokens, from the oldest known key of its store-wide records: servers know it from the start."""
+    return owner_keys(keys)[0]
 
 
-def owner_document(key: SigningKey, store_id: StoreId, organization: str) -> TrustDocument:
-    """What a shard server must know of a store before it has seen anything of it."""
+def owner_keys(keys: NamespaceKeys) -> tuple[SigningKey, ...]:
+    """That one, and those of the master keys since. Servers are told of all of them: who has only the newest master key, and is to
+    make the store anew from what they hold, must be let in to learn of the older ones.
+    """
+    return tuple(map(SigningKey.from_seed, keys.derive_each(_INFO, SEED_BYTES)))
+
+
+def owner_document(keys: Sequence[SigningKey], store_id: StoreId, organization: str, updated: int = 0) -> TrustDocument:
+    """What a shard server must know of a store before it has seen anything of it, and after a rotation of its master key."""
     return {
         "issuer": issuer_name(store_id),
         "organization": organization,
         "profile": "zstor",
         "audience": AUDIENCE,
-        "keys": [key.jwk()],
+        "keys": [key.jwk() for key in keys],
         "revoked": [],
-        "updated": 0,
+        "updated": updated,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from zstor_local.access.authority import Authority
+from zstor_local.access.owner import Owner
 from zstor_local.access.ownership import issuer_name
 from zstor_local.errors import NotSupported, ZstorError
 from zstor_local.model.ids import NamespaceId
@@ -29,6 +30,7 @@ class Publishing:
     def __init__(self, store: Store, authority: Authority) -> None:
         self._store = store
         self._authority = authority
+        self._owner = Owner(store)
         self._told: dict[int, tuple[Shard, Notices]] = {}
         self._turn = trio.Lock()
 
@@ -78,9 +80,12 @@ class Publishing:
         try:
             document = await self._authority.trust()
             issuer, updated = str(document["issuer"]), document.get("updated", 0)
-            trust = await self._authority.signed_trust() if issuer == own else None
         except NotSupported:
-            issuer, updated, trust = self._authority.kind, 0, None
+            issuer, updated = self._authority.kind, 0
+        if issuer == own:
+            trust: str | None = await self._authority.signed_trust()
+        else:
+            trust, updated = self._owner.signed_trust(), self._owner.updated()
         named = [
             each for each in self._store.namespaces.all() if not each.name.startswith("_")
         ]  # no token is for one of the store's own

@@ -127,6 +127,10 @@ class NamespaceKeys:
         """Bytes for a purpose of their own, the same after a rotation: from the oldest key that is known."""
         return self._opening[-1].derive(info, length)
 
+    def derive_each(self, info: bytes, length: int) -> tuple[bytes, ...]:
+        """The same from every key that is known, the oldest first."""
+        return tuple(key.derive(info, length) for key in reversed(self._opening))
+
     def wrap(self, data_key: bytes) -> bytes:
         """The 32-byte data key as 40 bytes that only this namespace opens (AES-KW)."""
         return aes_key_wrap(self._sealing.wrapping, _sized(data_key, KEY_BYTES, "data key"))
@@ -153,12 +157,12 @@ class KeyRing:
     then `limit` what the one before may open.
     """
 
-    __slots__ = ("_lock", "_masters", "_opened", "_sealing", "_store_id")
+    __slots__ = ("_lock", "_masters", "_opened", "_sealing", "store_id")
 
     def __init__(self, master: bytes, store_id: StoreId, older: Sequence[OlderKey] = ()) -> None:
         for key in (master, *(each.key for each in older)):
             _sized(key, KEY_BYTES, "master key")
-        self._store_id = _sized(store_id, ID_BYTES, "store id")
+        self.store_id = _sized(store_id, ID_BYTES, "store id")
         self._masters: tuple[OlderKey, ...] = (OlderKey(master), *older)  # the newest first
         self._sealing = 0  # which of them seals
         self._opened: dict[NamespaceId | None, NamespaceKeys] = {}
@@ -229,7 +233,7 @@ class KeyRing:
     def _record_key(self, master: bytes, namespace: NamespaceId | None) -> bytes:
         if namespace is None:
             return expand(master, _STORE_RECORDS)
-        return expand(master, _RECORD_KEY + self._store_id + _sized(namespace, ID_BYTES, "namespace id"))
+        return expand(master, _RECORD_KEY + self.store_id + _sized(namespace, ID_BYTES, "namespace id"))
 
 
 class KeyHasher:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import StoreId
+from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
 from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log import Log
 from zstor_local.shards.marker import NAME, BadMarker, Marker
 from zstor_local.shards.share_files import SHARES, TEMPORARY
 
@@ -39,6 +41,10 @@ class ShardEngine(Protocol):
 
     def identify(self, url: str) -> Identified | None:
         """The marker that lies there, authenticated; None if there is none, BadMarker if it is none of this store."""
+        ...
+
+    def older_keys(self, url: str) -> Iterator[Envelope]:
+        """The records of older master keys that lie there, unopened: a marker may open with one of those alone."""
         ...
 
     def create(self, url: str, identity: Marker) -> None:
@@ -68,6 +74,9 @@ class ShardOpener:
 
     def identify(self, url: str) -> Identified | None:
         return self._engine(url).identify(url)
+
+    def older_keys(self, url: str) -> Iterator[Envelope]:
+        return self._engine(url).older_keys(url)
 
     def create(self, url: str, identity: Marker) -> None:
         self._engine(url).create(url, identity)
@@ -115,6 +124,17 @@ class DirectoryEngine:
         except OSError as error:
             raise ShardError("missing", f"{root}: {os.strerror(error.errno or 0)}") from error
         return Identified(found, (status.device, status.inode))
+
+    def older_keys(self, url: str) -> Iterator[Envelope]:
+        log_directory = f"{directory_of(url)}/{LOG}"
+        try:
+            with (
+                closing(LogIndex(":memory:")) as index,
+                closing(Log(self._runtime.files, log_directory, shard=0, store_id=self._store_id, index=index)) as log,
+            ):
+                yield from (Envelope.parse(record) for record in log.records() if record[0] == Kind.KEYS)
+        except OSError as error:
+            raise ShardError("missing", f"{log_directory}: {os.strerror(error.errno or 0)}") from error
 
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)

@@ -11,11 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-import cbor2
-
 from zstor_local.errors import CorruptRecord, NotEnoughShards, NotFound, ZstorError
 from zstor_local.metastore.base import Metastore
-from zstor_local.model.fields import decode
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime
@@ -208,7 +206,7 @@ class Drain:
         return _Cursor(NamespaceId(space) if isinstance(space, bytes) else None, key, moved, seen)
 
     async def _save(self, number: int, cursor: _Cursor) -> None:
-        value = cbor2.dumps({0: 1, 1: cursor.space, 2: cursor.key, 3: cursor.moved, 4: cursor.seen})
+        value = encode({0: 1, 1: cursor.space, 2: cursor.key, 3: cursor.moved, 4: cursor.seen})
         await self._rows.put(TABLE, str(number), value)
 
     def forgotten(self, number: int) -> Mapping[RowName, NewRecord]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 
 import trio
 
-from zstor_local.coding.keys import KeyHasher
+from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Metastore, MetastoreDamaged, MetastoreInUse, MetastoreNotOpened
@@ -19,7 +19,7 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.shards.pool import Absent, ShardPool
-from zstor_local.store.create import SHARDS_ROW, STORE_ROW, create_store, look
+from zstor_local.store.create import SHARDS_ROW, STORE_ROW, begin_key, create_store, look
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.keyfile import make_directories, read_key
@@ -27,7 +27,7 @@ from zstor_local.store.lock import store_lock
 from zstor_local.store.places import Places, check_names
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.store import Store
-from zstor_local.store.unlocking import KEYS_ROW, settled_ring
+from zstor_local.store.unlocking import KEYS_ROW, ring_beside, settled_ring
 
 log = logging.getLogger("zstor.store")
 
@@ -104,28 +104,44 @@ def _locked(runtime: Runtime, engines: Engines, config: Config) -> Iterator[None
 
 
 def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
-    with ExitStack() as opened:
-        try:
-            metastore = engines.open_metastore(config.store)
-            opened.callback(metastore.close)
-            sealer, hasher, shards = _unlock(runtime, config, metastore)
-            for name in check_names(config, shards):
-                log.warning("the configuration names shard %s, which this store does not have any more", name)
-            index = engines.open_index(config.store)
-            opened.callback(index.close)
-            opener = ShardOpener(engines.shard_engines(runtime, sealer.store_id, sealer.keys(STORE_WIDE), index))
-            places = Places(config, opener, shards)
-            pool = places.open_all()
-            opened.callback(pool.close)
-            store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool, sealer))
-        except MetastoreInUse as error:
-            raise StoreInUse(f"{config.store}: {error}") from None
-        except MetastoreNotOpened as error:
-            raise StoreFault(f"{config.store}: {error}", error.hint) from None
-        except MetastoreDamaged as error:
-            raise StoreFault(f"{config.store}: {error.message}", error.hint or "") from None
+    with ExitStack() as opened, _as_faults(config):
+        metastore = engines.open_metastore(config.store)
+        opened.callback(metastore.close)
+        sealer, hasher, shards = _unlock(runtime, config, metastore)
+        for name in check_names(config, shards):
+            log.warning("the configuration names shard %s, which this store does not have any more", name)
+        index = engines.open_index(config.store)
+        opened.callback(index.close)
+        opener = ShardOpener(engines.shard_engines(runtime, sealer.store_id, sealer.keys(STORE_WIDE), index))
+        places = Places(config, opener, shards)
+        pool = places.open_all()
+        opened.callback(pool.close)
+        store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool, sealer))
         opened.pop_all()
         return store
+
+
+def known_keys(runtime: Runtime, engines: Engines, config: Config) -> KeyRing:
+    """The keys of a store that may be in use, or of one that is not made yet: then the one that its first start will take. StoreFault
+    or StoreInUse as for opening it.
+    """
+    master = begin_key(runtime, engines, config)
+    if not engines.metastore_exists(config.store):
+        return KeyRing(master.key, master.store_id)
+    with _as_faults(config), closing(engines.open_metastore(config.store)) as metastore:
+        return ring_beside(runtime, config.master_key_file, metastore.get(STORE_WIDE, KEYS_ROW))
+
+
+@contextmanager
+def _as_faults(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except MetastoreInUse as error:
+        raise StoreInUse(f"{config.store}: {error}") from None
+    except MetastoreNotOpened as error:
+        raise StoreFault(f"{config.store}: {error}", error.hint) from None
+    except MetastoreDamaged as error:
+        raise StoreFault(f"{config.store}: {error.message}", error.hint or "") from None
 
 
 def _unlock(runtime: Runtime, config: Config, metastore: Metastore) -> tuple[RecordSealer, KeyHasher, ShardsRecord]:

@@ -67,6 +67,12 @@ class Rotation:
         return None if envelope is None else KeysRecord.decode(self._sealer.open(envelope))
 
     @property
+    def changed(self) -> int:
+        """The sequence of the last change of that; 0 if there was none."""
+        envelope = self._metastore.get(STORE_WIDE, KEYS_ROW)
+        return 0 if envelope is None else envelope.sequence
+
+    @property
     def pending(self) -> bool:
         """Whether there may be records that are still to be sealed anew."""
         record = self.record()

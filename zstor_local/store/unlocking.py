@@ -46,6 +46,14 @@ def settled_ring(runtime: Runtime, path: str, envelope: Envelope | None) -> KeyR
     return KeyRing(master.key, master.store_id, record.older)
 
 
+def ring_beside(runtime: Runtime, path: str, envelope: Envelope | None) -> KeyRing:
+    """The same beside whoever may have the store: nothing is settled, and a key that does not open the record stands alone."""
+    masters = key_files(runtime.files, path)
+    found = None if envelope is None else older_keys(runtime, masters, [envelope])
+    master, older = (masters[-1], ()) if found is None else (found[0], found[1].older)
+    return KeyRing(master.key, master.store_id, older)
+
+
 def key_files(files: Files, path: str) -> list[MasterKey]:
     """The key of a rotation that was broken off, if there is one, then the key file's. StoreFault without a key file."""
     present = read_key(files, path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypedDict
 
 import trio
 
-from zstor_local.errors import Busy, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable
+from zstor_local.errors import Busy, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.store import Store
@@ -20,8 +22,8 @@ class Rotated(TypedDict):
     job: str
 
 
-def register(registry: Registry, store: Store) -> None:
-    """Add the methods."""
+def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[None]]) -> None:
+    """Add the methods. `told` tells the shard servers that are there of the new key, and waits for them."""
 
     @registry.method("key.rotate", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
     async def rotate(call: Call, /) -> Rotated:
@@ -34,4 +36,6 @@ def register(registry: Registry, store: Store) -> None:
         call.begin_commit()
         with trio.CancelScope(shield=True):
             job = await store.rotation.rotate()
+            with suppress(ZstorError):  # they are told again
+                await told()  # before anybody destroys the words of the key that they know
         return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}

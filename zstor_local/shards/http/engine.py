@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,13 +13,14 @@ import blake3
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Bearer, Deadlines, OwnTokens, Peer
-from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about
+from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about, read_log
 from zstor_local.shards.http.wire import DIGEST, FENCE, Fence, digest, space_path
-from zstor_local.shards.marker import BadMarker, Marker
+from zstor_local.shards.marker import BadMarker, Marker, claimed_shard
 from zstor_local.shards.opening import Identified
 
 SCHEMES: Final = ("http", "https", "http+unix")
@@ -86,6 +88,20 @@ class HttpEngine:
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
         return Identified(Marker.parse(about.marker, self._keys, self._store_id), (peer.url, space))
+
+    def older_keys(self, url: str) -> Iterator[Envelope]:
+        peer, space = self._place(url)
+        try:
+            uid = claimed_shard(self._network.run(lambda: ask_about(peer, space)).marker)
+            if uid is None:
+                return
+            bearer = peer.bearing(self._tokens.of(uid))
+            log_path = f"{space}/log?namespace={STORE_WIDE.hex()}&"
+            for scanned in read_log(url, log_path, lambda ask: self._network.run(lambda: bearer.ask(ask))):
+                if scanned.entry.envelope.kind is Kind.KEYS:
+                    yield scanned.entry.envelope
+        except ShareMissing:
+            raise ShardError("failed", f"{url} answers something else than was asked") from None
 
     def create(self, url: str, identity: Marker) -> None:
         peer, space = self._place(url)

@@ -76,6 +76,27 @@ async def ask_about(peer: Bearer, space: str) -> About:
     return About(peer, reply.body)
 
 
+def read_log(url: str, path: str, ask: Callable[[Ask], Reply]) -> Iterator[ScannedEntry]:
+    """The entries that a server sends under the path, which ends where the cursor belongs; ShardError for anything else."""
+    after = "0.0.0"
+    while True:
+        reply = ask(Ask("GET", f"{path}after={after}", expect=(200,), most=2 * PAGE_BYTES))
+        batch, following = _batch(url, reply), reply.headers.get(NEXT, "")
+        yield from batch.entries
+        if not batch.entries or following == after:
+            return
+        if not cursor(after) < cursor(following):
+            raise ShardError("failed", f"{url} sends its log in circles")
+        after = following
+
+
+def _batch(url: str, reply: Reply) -> Batch:
+    try:
+        return parse_batch(reply.body)
+    except BadWire as error:
+        raise ShardError("failed", f"{url}: {error}") from None
+
+
 class HttpShard:
     """See the laws of shards.base.Shard."""
 
@@ -148,7 +169,10 @@ class HttpShard:
 
     def unsettled(self) -> Sequence[Envelope]:
         ask = Ask("GET", f"{self.space}/unsettled", expect=(200,), most=16 * PAGE_BYTES)
-        return [each.entry.envelope for each in self._batch(ask)[0].entries]
+        try:
+            return [each.entry.envelope for each in _batch(self.url, self._run(lambda: self.peer.ask(ask))).entries]
+        except ShardError as error:
+            raise self.failed(error) from None
 
     def check(self) -> ShardState:
         if self._lost is None and self.peer.broken is not None:
@@ -232,27 +256,13 @@ class HttpShard:
             raise ShardError("failed", f"{self.url} says that it stored a share and has another one")
 
     def scan(self) -> Iterator[ScannedEntry]:
-        after = "0.0.0"
-        while True:
-            ask = Ask("GET", f"{self.space}/log?after={after}", expect=(200,), most=2 * PAGE_BYTES)
-            batch, reply = self._batch(ask)
-            yield from batch.entries
-            following = reply.headers.get(NEXT, "")
-            if not batch.entries or following == after:
-                return
-            if not cursor(after) < cursor(following):
-                raise self.failed(ShardError("failed", f"{self.url} sends its log in circles"))
-            after = following
+        try:
+            yield from read_log(self.url, f"{self.space}/log?", lambda ask: self._run(lambda: self.peer.ask(ask)))
+        except ShardError as error:
+            raise self.failed(error) from None
 
     def records(self) -> Iterator[bytes]:
         return (scanned.entry.envelope.pack() for scanned in self.scan())
-
-    def _batch(self, ask: Ask) -> tuple[Batch, Reply]:
-        reply = self._run(lambda: self.peer.ask(ask))
-        try:
-            return parse_batch(reply.body), reply
-        except BadWire as error:
-            raise self.failed(ShardError("failed", f"{self.url}: {error}")) from None
 
     # --- Shares ---
 

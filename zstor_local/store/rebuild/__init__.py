@@ -47,6 +47,7 @@ from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.opening import Opening, keys_in_logs, open_shards, record_sealer
 from zstor_local.store.rebuild.report import Report
 from zstor_local.store.rebuild.scratch import Scratch
+from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import KEYS_ROW, key_files
 
 BATCH: Final = 5_000  # rows in a transaction
@@ -72,11 +73,15 @@ def _rebuild(
     progress: Callable[[str, int], None],
 ) -> Report:  # fmt: skip
     master = masters[-1]
-    sealer = record_sealer(runtime, masters, keys_in_logs(runtime, config, masters))
     with ExitStack() as opened:
         index = engines.open_index(config.store)
         opened.callback(index.close)
-        opener = ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+
+        def opening_with(sealer: RecordSealer) -> ShardOpener:
+            return ShardOpener(engines.shard_engines(runtime, master.store_id, sealer.keys(STORE_WIDE), index))
+
+        alone = opening_with(record_sealer(runtime, masters, ()))
+        opener = opening_with(record_sealer(runtime, masters, keys_in_logs(config, masters, alone)))
         opening = Opening(opener, open_shards(config, opener, master.store_id, opened), opened)
         try:
             scratch = opened.enter_context(closing(Scratch()))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from zstor_local.coding.keys import KeyRing
 from zstor_local.config import Config
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.directory import LOG, marker_store, read_identity
-from zstor_local.shards.index import LogIndex
-from zstor_local.shards.log import Log
 from zstor_local.shards.marker import BadMarker
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.create import shard_places
@@ -35,23 +32,14 @@ def record_sealer(runtime: Runtime, masters: list[MasterKey], envelopes: Iterabl
     return RecordSealer(KeyRing(master.key, master.store_id, older), master.store_id, runtime.randomness)
 
 
-def keys_in_logs(runtime: Runtime, config: Config, masters: list[MasterKey]) -> Iterator[Envelope]:
-    """Records of older keys, where the master key alone does not open the marker of a shard."""
-    store_id = masters[-1].store_id
-    keys = KeyRing(masters[-1].key, store_id).store_wide()
+def keys_in_logs(config: Config, masters: list[MasterKey], opener: ShardOpener) -> Iterator[Envelope]:
+    """Records of older keys, where the master key alone, which the opener has, does not open the marker of a shard."""
     for place in shard_places(config):
-        if marker_store(runtime.files, place.root) != store_id:
-            continue
-        with suppress(BadMarker, OSError):
-            read_identity(runtime.files, place.root, keys, store_id)
-            if len(masters) == 1:
-                continue
-        with (
-            suppress(ShardError, OSError),
-            closing(LogIndex(":memory:")) as index,
-            closing(Log(runtime.files, f"{place.root}/{LOG}", shard=0, store_id=store_id, index=index)) as log,
-        ):
-            yield from (Envelope.parse(record) for record in log.records() if record[0] == Kind.KEYS)
+        with suppress(ShardError):
+            with suppress(BadMarker):
+                if opener.identify(place.root) is None or len(masters) == 1:
+                    continue
+            yield from opener.older_keys(place.root)
 
 
 def open_shards(config: Config, opener: ShardOpener, store_id: StoreId, opened: ExitStack) -> dict[int, Shard]:
@@ -68,8 +56,9 @@ def open_shards(config: Config, opener: ShardOpener, store_id: StoreId, opened: 
                     f"both {found[marker.number].url} and {place.root} are shard {place.id}", "one is a copy: take it away"
                 )
             shard = opener.open(ShardEntry(marker.number, marker.uid, place.id, place.root, place.group), place.root)
-        except (BadMarker, ShardError):
-            continue  # reported as unseen
+        except (BadMarker, ShardError) as error:
+            log.warning("shard %s is left out, as it cannot be read: %s", place.id, error)
+            continue
         opened.callback(shard.close)
         found[marker.number] = shard
     if not found:
