@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.draining import Drain
 from zstor_local.store.health import Health, Repaired
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
@@ -327,6 +329,65 @@ async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, mon
             assert await get(store, f"{number}") == content(number, 5_000)
             assert 1 not in store.objects.find(name(f"{number}")).record.placement
         assert store.rows.scan("drain") == []
+
+
+class Stuck:
+    """A stream whose end comes when it is let go."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.reached = trio.Event()
+        self.go = trio.Event()
+
+    async def read_into(self, buffer: memoryview) -> int:
+        if not self.left:
+            self.reached.set()
+            await self.go.wait()
+        count = min(self.left, len(buffer))
+        self.left -= count
+        return count
+
+
+async def test_a_drain_waits_for_a_large_write_that_began_before_and_looks_at_nothing_meanwhile(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, rounds = Drain._pages, 0
+
+    def counted(self: Drain, cursor: object) -> AsyncGenerator[list[Stored], None]:
+        nonlocal rounds
+        rounds += 1
+        return pages(self, cursor)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Drain, "_pages", counted)
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        stuck = Stuck(3 * CHUNK)
+        placement: tuple[int, ...] = ()
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                nonlocal placement
+                placement = (await put(store, "late", stuck)).record.placement
+
+            nursery.start_soon(write)
+            with trio.fail_after(SAFETY_NET_SECONDS):
+                await stuck.reached.wait()
+            (intent,) = store.metastore.intents()
+            leaving = intent.shards[0]
+            nursery.start_soon(store.membership.remove, store.pool.name(leaving), Nobody())
+            with trio.fail_after(SAFETY_NET_SECONDS):
+                while not any("waiting for large writes" in warning for warning in store.warnings()):
+                    await store.committer.news().wait()
+            before = rounds
+            for number in range(20):
+                await put(store, f"{number}", b"")
+            assert rounds == before
+            stuck.go.set()
+        assert leaving in placement
+        assert await get(store, "late") == bytes(3 * CHUNK)
+        assert leaving not in store.objects.find(name("late")).record.placement
+        await check_objects(store)
 
 
 async def drained(store: Store, number: int) -> None:

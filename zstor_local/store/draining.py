@@ -81,7 +81,6 @@ class Drain:
         """Until no object has a share on the shard. NotEnoughShards, naming some, if shares cannot be moved; what could be has been."""
         cursor = self._load(number)
         while True:
-            news = self._committer.news()
             moved_before, failed = cursor.moved, {}
             async with aclosing(self._pages(cursor)) as pages:
                 async for page in pages:
@@ -93,12 +92,21 @@ class Drain:
                 break
             cursor = _Cursor(moved=cursor.moved)
             await self._save(number, cursor)
-            if self._expected(number) and cursor.moved == moved_before:
-                await news.wait()  # a large write that began before the drain
+            if cursor.moved == moved_before:
+                await self._writes_ended(number, job)
         while self._pool.get(number) is not None and self._metastore.garbage(number, 1):
             if not await self._freeing.free_some():
                 break  # what is being read is freed with the whole shard
         return Drained(cursor.moved, cursor.seen)
+
+    async def _writes_ended(self, number: int, job: Job) -> None:
+        """Wait for large writes that began before the drain; they may take as long as whoever sends their bytes."""
+        while True:
+            news = self._committer.news()
+            if not self._expected(number):
+                return
+            job.progress(job.done, job.total, "waiting for large writes that began before")
+            await news.wait()
 
     async def _move_page(self, number: int, page: list[Stored], cursor: _Cursor, job: Job) -> tuple[_Cursor, dict[str, ZstorError]]:
         failed: dict[str, ZstorError] = {}

@@ -30,7 +30,7 @@ def _drained(pool: ShardPool, membership: Membership) -> list[str]:
         name = pool.name(number)
         if (job := membership.job_of(number)) is not None:
             percent = "" if not job.total else f", {min(100, int(100 * job.done / job.total))} % looked at"
-            found.append(f"shard {name} is being drained by job {job.id}{percent}")
+            found.append(f"shard {name} is being drained by job {job.id}{percent}{job.message and f'; {job.message}'}")
         else:
             found.append(f"shard {name} is not drained yet; `zstor shard rm {name}` goes on with it and says what is in the way")
     return found
