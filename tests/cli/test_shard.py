@@ -24,7 +24,7 @@ def test_disks_are_added_listed_drained_and_replaced(daemon: PrivateDaemon) -> N
     assert (missing.returncode, b"there is no shard '2'" in missing.stderr) == (1, True)
 
     shutil.rmtree(spare)
-    assert done(zstor(daemon, "shard", "replace", "6")).startswith(b"replaced shard 6: 5 shares made elsewhere")
+    assert done(zstor(daemon, "shard", "replace", "6")).startswith(b"replaced shard 6: 5 shares made anew")
     for number in range(5):
         assert done(zstor(daemon, "get", f"object {number}", "-")) == b"x" * 10_000 * number
         assert done(zstor(daemon, "check", f"object {number}")).startswith(b"optimal")

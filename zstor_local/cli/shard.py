@@ -75,7 +75,7 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
     """
     params: Object = {"shard": shard_id} | ({"url": _url(place)} if place else {})
     hint = f"`zstor shard replace {shard_id}` without a place waits for it"
-    _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced")
+    _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced", "made anew")
 
 
 @shard.command()
@@ -92,7 +92,7 @@ def rm(options: Options, shard_id: str, force: bool) -> None:
     """
     params: Object = {"shard": shard_id, "force": force}
     hint = f"`zstor shard rm {shard_id}` waits for it, `zstor shard add` with its directory keeps the shard after all"
-    _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}", hint), "removed")
+    _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}", hint), "removed", "made elsewhere")
 
 
 shard.add_command(serve)
@@ -118,11 +118,11 @@ def _wait(options: Options, method: str, params: Object, label: str, hint: str) 
         return cast("Removed", client.call(method, params, progress=show))
 
 
-def _tell(options: Options, removed: Removed, what: str) -> None:
+def _tell(options: Options, removed: Removed, what: str, where: str) -> None:
     if options.json:
         click.echo(json.dumps(removed))
         return
-    click.echo(f"{what} shard {removed['shard']}: {text.count(removed['moved'], 'share')} made elsewhere")
+    click.echo(f"{what} shard {removed['shard']}: {text.count(removed['moved'], 'share')} {where}")
     if removed["lacking"]:
         click.echo(
             f"{text.count(removed['lacking'], 'object')} with a share less: `zstor shard add` gives room, `zstor repair` fills it"
