@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.formats.vectors import BY_NAME, SCHEMAS, VECTORS, message, of_kind, pattern
 from zstor_local.formats import messages
-from zstor_local.formats.protobuf import Malformed, encoded_field, read_varint, varint
+from zstor_local.formats.protobuf import Malformed, encoded_field, read_varint
+from zstor_local.formats.varint import packed as varint
 
 
 def wire(vector: dict[str, Any], encoded: bytes) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from tests.formats.samples import SAMPLES, Sample, pattern
 from zstor_local.formats import cid, unixfs
-from zstor_local.formats.protobuf import Malformed, varint
+from zstor_local.formats.protobuf import Malformed
 from zstor_local.formats.unixfs import LEAF_BYTES, WIDTH, Builder, Link, Node
+from zstor_local.formats.varint import packed as varint
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.formats.cid import DAG_PB, BadCid, Cid, from_binary
-from zstor_local.formats.protobuf import LENGTH, Malformed, records, varint
+from zstor_local.formats.protobuf import LENGTH, Malformed, records
+from zstor_local.formats.varint import packed as varint
 
 DIRECTORY_BYTES_MAX: Final = 256 << 10
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
 
+from zstor_local.formats.varint import packed as varint
+
 T = TypeVar("T")
 Scalar: TypeAlias = Literal["bytes", "string", "int64", "uint64", "bool"]
 Value: TypeAlias = "bytes | str | int | bool | Message"
@@ -164,16 +166,6 @@ class Message:
 
 
 # --- The wire ---
-
-
-def varint(value: int) -> bytes:
-    """A number from 0 to 2⁶⁴ − 1 in the fewest bytes."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from typing import Final, Literal, TypeAlias
 
 from zstor_local.formats.cid import BadCid, Cid, from_binary, parse
 from zstor_local.formats.messages import PAIR
-from zstor_local.formats.protobuf import Field, Malformed, Message, Schema, varint
+from zstor_local.formats.protobuf import Field, Malformed, Message, Schema
+from zstor_local.formats.varint import packed as varint
 
 Encoding: TypeAlias = Literal["protobuf", "json"]
 ENCODINGS: Final[tuple[Encoding, ...]] = ("protobuf", "json")

@@ -17,7 +17,8 @@ from typing import Final
 
 from zstor_local.formats.cid import DAG_PB, DIGEST_BYTES, RAW, BadCid, Cid
 from zstor_local.formats.cid import read as read_cid
-from zstor_local.formats.protobuf import LENGTH, VARINT, Malformed, records, varint
+from zstor_local.formats.protobuf import LENGTH, VARINT, Malformed, records
+from zstor_local.formats.varint import packed as varint
 
 PROFILE: Final = "unixfs-v1-2025"
 LEAF_BYTES: Final = 1 << 20

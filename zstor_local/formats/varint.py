@@ -1,4 +1,4 @@
-"""Multiformats' variable-length numbers: seven bits a byte, the lowest first, in the fewest bytes (multiformats/unsigned-varint)."""
+"""Variable-length numbers: seven bits a byte, the lowest first. Protobuf's, and in the fewest bytes multiformats' (unsigned-varint)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BYTES_MAX: Final = 9  # 2⁶³ − 1, the specification's limit
 
 
 def packed(value: int) -> bytes:
-    """A number from 0 to 2⁶³ − 1."""
+    """A number from 0 on, in the fewest bytes."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
