@@ -11,7 +11,8 @@ from zstor_local.content.cas import Cas
 from zstor_local.runtime import Runtime
 from zstor_local.store.store import Store
 
-DAY = 24 * 3_600
+HOUR = 3_600
+DAY = 24 * HOUR
 
 
 class Clock:

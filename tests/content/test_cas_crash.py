@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.content.ground import DAY, Chunks
+from tests.content.ground import DAY, HOUR, Chunks
 from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.house import STORE, House, policy
 from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares
@@ -185,21 +185,28 @@ async def beside(world: World, house: House) -> None:
             cas.find(unixfs.content_id(b"never"))
 
 
-def test_a_store_collects_by_itself_once_a_day() -> None:
+def test_a_store_collects_by_itself_an_hour_after_a_start_and_then_once_a_day() -> None:
     world = APART.world()
+    kept = {(str(unixfs.content_id(SMALL)), ("alice",))}
 
     async def days() -> None:
         async with opened(world, APART) as (_, cas), trio.open_nursery() as nursery:
             await upload(SMALL)(cas)
             await upload(SMALL_2, None)(cas)
+            world.clock.advance(8 * DAY * 1_000_000)
             nursery.start_soon(cas.collect_daily)
-            await trio.sleep(DAY + 1)
+            await trio.sleep(HOUR - 10)
+            assert len(await seen(cas)) == 2
+            await trio.sleep(20)
+            assert await seen(cas) == kept
+            await upload(SMALL_2, None)(cas)
+            await trio.sleep(DAY)
             assert len(await seen(cas)) == 2
             world.clock.advance(7 * DAY * 1_000_000)
-            await trio.sleep(DAY - 10)
+            await trio.sleep(DAY - 20)
             assert len(await seen(cas)) == 2
-            await trio.sleep(10)
-            assert await seen(cas) == {(str(unixfs.content_id(SMALL)), ("alice",))}
+            await trio.sleep(20)
+            assert await seen(cas) == kept
             nursery.cancel_scope.cancel()
 
     run(world, days)

@@ -22,6 +22,7 @@ from zstor_local.store.namespaces import Namespace
 from zstor_local.store.stored import Stored, open_object, with_debts
 
 DAY_SECONDS: Final = 24 * 3_600
+FIRST_SECONDS: Final = 3_600  # from a start to the first collection: many machines do not run for a day on end
 BATCH: Final = 200  # contents looked at, and collected in one commit: some milliseconds of the committer's time
 
 
@@ -124,9 +125,11 @@ class Keeping:
         return result
 
     async def collect_daily(self, before: Callable[[], Awaitable[object]] | None = None) -> None:
-        """Collect once a day, for ever, and call `before` each time; what goes wrong is logged, and tried again a day later."""
+        """Collect an hour after a start, then once a day, for ever, and call `before` each time; what goes wrong is logged, and tried
+        again a day later.
+        """
+        await trio.sleep(FIRST_SECONDS)
         while True:
-            await trio.sleep(DAY_SECONDS)
             try:
                 if before is not None:
                     await before()
@@ -135,6 +138,7 @@ class Keeping:
                 log.warning("contents were not collected: %s", error)
             else:
                 log.info("collected %d of %d contents: %d bytes", found.contents, found.looked_at, found.bytes)
+            await trio.sleep(DAY_SECONDS)
 
     def _unkept(self, rows: Sequence[Row]) -> list[ObjectRecord]:
         """Those of the rows that nobody keeps now."""
