@@ -359,6 +359,6 @@ class RealReadiness:
         await trio.lowlevel.wait_writable(fd)
 
 
-def real_runtime() -> Runtime:
-    """The world of production. Call it inside or outside of trio."""
-    return Runtime(RealFiles(), RealClock(), RealRandomness(), RealThreads(), RealReadiness())
+def real_runtime(workers: int | None = None) -> Runtime:
+    """The world of production, with so many worker threads (None: as many as cores). Call it inside or outside of trio."""
+    return Runtime(RealFiles(), RealClock(), RealRandomness(), RealThreads(workers), RealReadiness())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,19 +14,18 @@ import trio
 from zstor_local.access.trust import parse_trust
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.runtime import Runtime
-from zstor_local.shardserver.answer import Send
+from zstor_local.shardserver.answer import JSON, Answer
 from zstor_local.shardserver.app import App
-from zstor_local.shardserver.connections import serve_http
+from zstor_local.shardserver.connections import Connections, Give
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
-from zstor_local.shardserver.request import Receive, Scope
-from zstor_local.shardserver.serve import Settings, _bind, _config
+from zstor_local.shardserver.request import Request
+from zstor_local.shardserver.serve import _bind
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import TRUST, Volume
 
 SECOND: Final = 1_000_000
 PAGE: Final = b"<html><body>Internal Server Error</body></html>"
-Message = MutableMapping[str, Any]
 
 
 class Liar:
@@ -36,104 +36,99 @@ class Liar:
         self.lie: str | None = None
         self.told = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, request: Request, give: Give) -> None:
         lie = self.lie
-        share = "/shares/" in scope.get("path", "")
-        if scope["type"] != "http" or lie is None or not (share or (lie in STORING and scope["method"] in ("PUT", "POST"))):
-            await self._app(scope, receive, send)
-            return
-        if lie in STORING and share:
-            await self._app(scope, receive, send)
+        share = "shares" in request.path[:-1]
+        if lie is None or not (share or (lie in STORING and request.method in ("PUT", "POST"))) or (lie in STORING and share):
+            await self._app.serve(request, give)
             return
         self.told += 1
-        await LIES[lie](self._app, scope, receive, send)
+        await LIES[lie](self._app, request, give)
 
 
-async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [*headers]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def _honest(app: App, request: Request) -> Answer:
+    """What the server would have answered, its body whole."""
+    answers: list[Answer] = []
+
+    async def keep(answer: Answer) -> None:
+        body = answer.body
+        while answer.pieces is not None and len(body) < answer.length and request.method != "HEAD":
+            body += await answer.pieces(len(body))
+        answers.append(replace(answer, body=body))
+
+    await app.serve(request, keep)
+    return answers[0]
 
 
-async def _honest(app: App, scope: Scope, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """What the server would have answered."""
-    messages: list[Message] = []
-
-    async def keep(message: Message) -> None:
-        messages.append(message)
-
-    await app(scope, receive, keep)
-    return messages[0]["status"], messages[0]["headers"], b"".join(each.get("body", b"") for each in messages[1:])
+async def _nothing(at: int) -> bytes:
+    return b""
 
 
-async def wrong_share(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def wrong_share(app: App, request: Request, give: Give) -> None:
     """As many bytes as were asked for, other ones."""
-    status, headers, body = await _honest(app, scope, receive)
-    await _answer(send, status, bytes(byte ^ 0x55 for byte in body), *headers)
+    honest = await _honest(app, request)
+    await give(replace(honest, body=bytes(byte ^ 0x55 for byte in honest.body)))
 
 
-async def short_body(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def short_body(app: App, request: Request, give: Give) -> None:
     """Fewer bytes than the headers say."""
-    status, headers, body = await _honest(app, scope, receive)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": False})
+    honest = await _honest(app, request)
+    await give(replace(honest, body=honest.body[: len(honest.body) // 2], pieces=_nothing, length=honest.size))
 
 
-async def shorter_range(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def shorter_range(app: App, request: Request, give: Give) -> None:
     """A stretch that is consistent and shorter than what was asked for."""
-    status, headers, body = await _honest(app, scope, receive)
-    half = body[: max(1, len(body) // 2)]
-    kept = [(name, value) for name, value in headers if name not in (b"content-length", b"content-range")]
-    await _answer(send, status, half, *kept, (b"content-length", str(len(half)).encode()), (b"content-range", b"bytes 0-0/1"))
+    honest = await _honest(app, request)
+    half = honest.body[: max(1, len(honest.body) // 2)]
+    await give(Answer(half, honest.status, [("content-range", "bytes 0-0/1")]))
 
 
-async def endless_body(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    headers = [(b"content-type", b"application/octet-stream"), (b"content-range", b"bytes 0-99/100")]
-    await send({"type": "http.response.start", "status": 206, "headers": headers})
-    while True:
-        await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+async def endless_body(app: App, request: Request, give: Give) -> None:
+    async def more(at: int) -> bytes:
+        return b"x" * 65_536
+
+    await give(Answer(status=206, headers=[("content-range", "bytes 0-99/100")], pieces=more, length=1 << 60))
 
 
-async def redirect(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    await _answer(send, 307, b"", (b"location", b"http://127.0.0.1:9/"), (b"content-length", b"0"))
+async def redirect(app: App, request: Request, give: Give) -> None:
+    await give(Answer(status=307, headers=[("location", "http://127.0.0.1:9/")]))
 
 
-async def compressed(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    status, headers, body = await _honest(app, scope, receive)
-    await _answer(send, status, body, *headers, (b"content-encoding", b"gzip"))
+async def compressed(app: App, request: Request, give: Give) -> None:
+    honest = await _honest(app, request)
+    await give(replace(honest, headers=[*honest.headers, ("content-encoding", "gzip")]))
 
 
-async def error_page(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def error_page(app: App, request: Request, give: Give) -> None:
     """A proxy's page, with a status that says all is well."""
-    await _answer(send, 200, PAGE, (b"content-type", b"text/html"), (b"content-length", str(len(PAGE)).encode()))
+    await give(Answer(PAGE, kind="text/html"))
 
 
-async def error_page_in_place(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def error_page_in_place(app: App, request: Request, give: Give) -> None:
     """The same, with the status of a range."""
-    await _answer(send, 206, PAGE, (b"content-type", b"text/html"), (b"content-length", str(len(PAGE)).encode()))
+    await give(Answer(PAGE, 206, kind="text/html"))
 
 
-async def missing(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    body = json.dumps({"type": "not_found", "message": "never seen"}).encode()
-    await _answer(send, 404, body, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
+async def missing(app: App, request: Request, give: Give) -> None:
+    await give(Answer(json.dumps({"type": "not_found", "message": "never seen"}).encode(), 404, kind=JSON))
 
 
-async def nonsense(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    body = b'{"type": ' + b"[" * 3_000
-    await _answer(send, 500, body, (b"content-length", str(len(body)).encode()))
+async def nonsense(app: App, request: Request, give: Give) -> None:
+    await give(Answer(b'{"type": ' + b"[" * 3_000, 500))
 
 
-async def not_stored(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def not_stored(app: App, request: Request, give: Give) -> None:
     """Says that everything was done, and does nothing of it."""
-    path = scope["path"]
-    if not path.endswith("/log") and "/uploads/" not in path:
-        await app(scope, receive, send)
+    upload = "uploads" in request.path
+    if not upload and request.path[-1] != "log":
+        await app.serve(request, give)
         return
-    while (await receive()).get("more_body", False):
+    while await request.receive():
         pass
-    await _answer(send, 201 if scope["method"] == "POST" and "/uploads/" in path else 204, b"")
+    await give(Answer(status=201 if request.method == "POST" and upload else 204))
 
 
-LIES: Final[dict[str, Callable[[App, Scope, Receive, Send], Any]]] = {
+LIES: Final[dict[str, Callable[[App, Request, Give], Any]]] = {
     each.__name__: each
     for each in (
         wrong_share,
@@ -159,15 +154,13 @@ async def lying(runtime: Runtime, data: Path, trust: object) -> AsyncIterator[tu
     verifier = TokenVerifier([parse_trust(json.dumps(trust))])
     app = App(volume, Guard(verifier, lambda: runtime.clock.now() // SECOND), TrustKeeper(runtime, f"{data}/{TRUST}"), Metrics())
     liar = Liar(app)
-    listen = f"unix:{data}.sock"
-    config = _config(Settings(listen, str(data), []), _bind(listen))
-    config.graceful_timeout = 0.1
+    listener = _bind(f"unix:{data}.sock")
     stopping = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
 
             async def serve() -> None:
-                await serve_http(liar, config, until=stopping.wait)  # type: ignore[arg-type]
+                await Connections(liar).serve(listener, None, until=stopping.wait, grace=0.1)
 
             nursery.start_soon(serve)
             yield f"http+unix://{data}.sock", liar

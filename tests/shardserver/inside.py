@@ -17,10 +17,10 @@ from zstor_local.access.verify import TokenVerifier
 from zstor_local.network import RealNetwork, open_network
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.app import App
-from zstor_local.shardserver.connections import serve_http
+from zstor_local.shardserver.connections import CONNECTIONS, Connections
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
-from zstor_local.shardserver.serve import Settings, _bind, _config
+from zstor_local.shardserver.serve import _bind
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import TRUST, Volume
 
@@ -31,8 +31,9 @@ SECOND: Final = 1_000_000
 class Inside:
     """One server at `url`, and the network to ask it, until `close`. `restart` is what a kill and a new start would be."""
 
-    def __init__(self, runtime: Runtime, data: Path, issuer: Issuer) -> None:
+    def __init__(self, runtime: Runtime, data: Path, issuer: Issuer, *, connections: int = CONNECTIONS) -> None:
         self.data = data
+        self._connections = connections
         self._runtime = runtime
         self._issuer = issuer
         self._socket = f"{data}.sock"
@@ -69,13 +70,10 @@ class Inside:
         self.verifier = TokenVerifier([parse_trust(json.dumps(self._issuer.document()))])
         guard = Guard(self.verifier, lambda: self._runtime.clock.now() // SECOND)
         app = App(self.volume, guard, TrustKeeper(self._runtime, f"{self.data}/{TRUST}"), Metrics())
-        listen = f"unix:{self._socket}"
-        listener = _bind(listen)
-        config = _config(Settings(listen, str(self.data), []), listener)
-        config.graceful_timeout = 1.0
+        listener = _bind(f"unix:{self._socket}")
         self._ready.put(None)
         try:
-            await serve_http(app, config, until=self._stopping.wait)  # type: ignore[arg-type]
+            await Connections(app, self._connections).serve(listener, None, until=self._stopping.wait, grace=1.0)
         finally:
             self.volume.close()
 

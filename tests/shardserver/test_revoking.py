@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import httpx
 import pytest
@@ -18,8 +20,7 @@ from zstor_local.access.trust import parse_trust
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.shards.http.wire import DIGEST, Batch, digest, share_name
-from zstor_local.shardserver import app as server_app
-from zstor_local.shardserver.answer import SEND_BYTES
+from zstor_local.shardserver.answer import SEND_BYTES, Answer
 from zstor_local.shardserver.app import App
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.large import LargeShares
@@ -28,9 +29,10 @@ from zstor_local.shardserver.request import Request
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import Volume
-from zstor_local.system import real_runtime
+from zstor_local.system import RealThreads, real_runtime
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 SHARE = ShareId(version(1), 0)
 EVERYTHING = [{"until": 4_000_000_000, "issued_until": 4_000_000_000, "sub": "alice"}]
 
@@ -91,7 +93,7 @@ def test_a_long_answer_ends(house: House, monkeypatch: pytest.MonkeyPatch) -> No
     def opening(self: LargeShares, namespace: NamespaceId | None, share: ShareId) -> Any:
         nonlocal times
         times += 1
-        if times == 3:  # once for its size, then for each piece
+        if times == 3:  # once for each piece
             house.revoke()
         return opened(self, namespace, share)
 
@@ -108,39 +110,42 @@ def test_who_only_reads_is_not_held_up(house: House) -> None:
     assert house.guest.get(f"/v1/{SPACE}/log?namespace={NAMESPACE.hex()}&wait=1").status_code == 200
 
 
-async def test_of_two_documents_at_once_the_newer_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_two_documents_at_once_the_newer_one_counts(tmp_path: Path) -> None:
     """The older one is slow to be written down."""
-    runtime, issuer = real_runtime(), Issuer()
+
+    class SlowThreads(RealThreads):
+        async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
+            if older in args:
+                writing.set()
+                await wait_all_tasks_blocked()
+            return work(*args)
+
+    runtime, issuer = replace(real_runtime(), threads=SlowThreads()), Issuer()
     volume = Volume(runtime, str(tmp_path / "data"))
     verifier = TokenVerifier([parse_trust(json.dumps(issuer.document()))])
     app = App(
         volume, Guard(verifier, lambda: runtime.clock.now() // 1_000_000), TrustKeeper(runtime, f"{volume.root}/trust"), Metrics()
     )
-
     writing = trio.Event()
-
-    async def in_thread(work: Callable[..., T], *args: Any) -> T:
-        if args[-1] == older:
-            writing.set()
-            await wait_all_tasks_blocked()
-        return work(*args)
+    answers: list[Answer] = []
 
     async def put(document: bytes) -> None:
-        def receive() -> Awaitable[dict[str, Any]]:
-            return _message(document)
+        body = [document]
+
+        async def receive() -> bytes:
+            return body.pop() if body else b""
+
+        async def keep(answer: Answer) -> None:
+            answers.append(answer)
 
         headers = {"authorization": f"Bearer {issuer.owner()}", "content-length": str(len(document)), DIGEST: digest(document)}
-        await app._answer(Request("PUT", ["v1", "trust"], {}, headers, receive))
+        await app.serve(Request("PUT", ["v1", "trust"], {}, headers, receive, nullcontext), keep)
 
     older, newer = (issuer.signed_document(updated=number).encode() for number in (1, 2))
-    monkeypatch.setattr(server_app, "_in_thread", in_thread)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(put, older)
         await writing.wait()
         nursery.start_soon(put, newer)
+    assert [answer.status for answer in answers] == [204, 204]
     assert verifier.trusts[issuer.name].updated == 2
     volume.close()
-
-
-async def _message(body: bytes) -> dict[str, Any]:
-    return {"type": "http.request", "body": body, "more_body": False}

@@ -11,6 +11,7 @@ from zstor_local.store.faults import Refused
 
 _REFUSED = 78  # EX_CONFIG of sysexits(3)
 _IN_USE = 75  # EX_TEMPFAIL
+_WORKERS = 40  # worker threads: they wait for disks and compute little
 
 
 @click.command()
@@ -52,7 +53,7 @@ def serve(
 
     settings = Settings(listen, os.path.abspath(data), trust, tls_cert, tls_key, quota, plaintext)
     try:
-        trio.run(run, real_runtime(), settings, ready)
+        trio.run(run, real_runtime(_WORKERS), settings, ready)
     except VolumeInUse as error:
         raise Refused("in_use", str(error), getattr(error, "hint", None), _IN_USE) from None
     except ServerFault as error:

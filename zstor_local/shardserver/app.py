@@ -1,4 +1,4 @@
-"""The shard server's requests: paths and methods to what a space does. ASGI, for hypercorn under trio; docs/shard-server.md.
+"""The shard server's requests: paths and methods to what a space does; docs/shard-server.md.
 
 Each request goes: bearer token → route → body, bounded and compared with its digest → the space, in a worker thread → answer. Errors
 are JSON `{"type", "message"}`. Nothing of a token is ever logged.
@@ -7,8 +7,9 @@ are JSON `{"type", "message"}`. Nothing of a token is ever logged.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
@@ -17,15 +18,16 @@ from zstor_local import limits
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, verify_trust
 from zstor_local.errors import InvalidParams
 from zstor_local.model.ids import NamespaceId, ShardUid, check_namespace
-from zstor_local.runtime import read_exactly
 from zstor_local.shards import marker
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import BadWire, parse_id, parse_share_name
-from zstor_local.shardserver.answer import SEND_BYTES, Answer, Send, as_json, give, refused
+from zstor_local.shardserver.answer import SEND_BYTES, Answer, as_json, refused
+from zstor_local.shardserver.connections import Give
 from zstor_local.shardserver.guard import Guard, Guest
+from zstor_local.shardserver.memory import Memory
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.refusal import Refusal, of_system
-from zstor_local.shardserver.request import Bodies, Receive, Request, Scope, parse_range
+from zstor_local.shardserver.request import Request, parse_range
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import Volume
@@ -34,7 +36,10 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 WAIT_SECONDS: Final = 60  # a page that is waited for, at most
 LIST_NAMES: Final = 10_000
+LIST_BYTES: Final = limits.MIB  # that so many names take, in JSON
 LETTER_BYTES: Final = 32 * limits.KIB
+
+log = logging.getLogger("zstor.shardserver")
 
 
 class App:
@@ -45,7 +50,7 @@ class App:
         self._guard = guard
         self._trust = trust
         self._metrics = metrics
-        self._bodies = Bodies()
+        self._memory = Memory()
         self._news: dict[ShardUid, trio.Event] = {}  # set when the next batch was appended to a space
         self._stopping = False
         self._trusting = trio.Lock()  # one document at a time: an older one that is slower must not be the last
@@ -56,12 +61,9 @@ class App:
         for news in self._news.values():
             news.set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await _live(scope, receive, send)
-            return
-        request = Request.of(scope, receive)
-        with self._metrics.counting(request.method) as outcome:
+    async def serve(self, request: Request, give: Give) -> None:
+        """See connections.Application."""
+        with self._metrics.counting(request.method) as outcome, request.held:
             try:
                 answer = await self._answer(request)
             except Refusal as error:
@@ -70,8 +72,11 @@ class App:
                 answer = refused(Refusal("bad_request", str(error)))
             except OSError as error:
                 answer = refused(of_system(error))
+            except Exception:
+                log.exception("a request failed")
+                answer = refused(Refusal("failed", "a fault of the shard server's; its log has more"))
             outcome(answer.status)
-            await give(answer, send, head=request.method == "HEAD")
+            await give(answer)
 
     async def _answer(self, request: Request) -> Answer:
         if request.path == ["health"] and request.method in ("GET", "HEAD"):
@@ -79,7 +84,7 @@ class App:
         match request.method, request.path:
             case "GET", ["v1", uid, "letters", name]:  # sealed to whoever it is for: no token is asked, who has none comes for one
                 space = await self._space(ShardUid(parse_id(uid)))
-                return Answer(await _in_space(space, space.letter, parse_id(name)))
+                return Answer(await self._in_space(space, space.letter, parse_id(name)))
         guest = self._guard.admit(request.headers.get("authorization"))
         match request.path:
             case ["metrics"] if request.method == "GET":
@@ -107,7 +112,7 @@ class App:
             case ("GET", ["unsettled"]):
                 space = await self._space(uid)
                 guest.check_owner(space)
-                return Answer(wire.pack_batch(await _in_space(space, space.unsettled)))
+                return Answer(wire.pack_batch(await self._in_space(space, space.unsettled)))
             case (("GET" | "HEAD"), ["shares", name]):
                 return await self._read(request, guest, uid, name)
             case "GET", ["shares"]:
@@ -131,24 +136,24 @@ class App:
     # --- Spaces ---
 
     async def _create(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
-        body = await self._bodies.take(request, marker.MAX_BYTES)
+        body = await request.body(marker.MAX_BYTES, self._memory, guest.bearer)
         if not guest.may_make(marker.claimed_shard(body)):
             raise Refusal("forbidden", "only the owner of a store may make its shards, each with a token for it")
         async with self._volume.lock(uid):
-            await _in_thread(self._volume.create, uid, guest.token.issuer, body)
+            await self._in_thread(self._volume.create, uid, guest.token.issuer, body)
         return Answer(status=204)
 
     async def _space(self, uid: ShardUid) -> Space:
         space = self._volume.spaces.get(uid)
         if space is None:
             async with self._volume.lock(uid):
-                space = await _in_thread(self._volume.find, uid)
+                space = await self._in_thread(self._volume.find, uid)
         return space
 
     async def _describe(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
         guest.check_store(space)
-        room = await _in_thread(self._volume.room)
+        room = await self._in_thread(self._volume.room)
         return as_json(
             {
                 "marker": space.marker.hex(),
@@ -175,7 +180,7 @@ class App:
         guest.check_owner(space)
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_thread(self._volume.remove, uid)
+            await self._in_thread(self._volume.remove, uid)
         return Answer(status=204)
 
     async def _raise_fence(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
@@ -183,19 +188,19 @@ class App:
         guest.check_owner(space)
         fence = request.fence()
         async with self._volume.lock(uid):
-            await _in_space(space, space.raise_fence, fence)
+            await self._in_space(space, space.raise_fence, fence)
         return as_json({"writer": space.fence.writer, "committed": space.newest_committed})
 
     async def _put_trust(self, request: Request, guest: Guest) -> Answer:
         """A newer trust document of the bearer's issuer: it proves itself."""
-        body = await self._bodies.take(request, TRUST_BYTES)
+        body = await request.body(TRUST_BYTES, self._memory, guest.bearer)
         async with self._trusting:
             try:
                 known = self._guard.verifier.trusts[guest.token.issuer]
                 trust = verify_trust(body.decode("ascii", "replace"), known)
             except TokenRefused as error:
                 raise Refusal("bad_request", str(error)) from None
-            await _in_thread(self._trust.keep, trust.issuer, body)
+            await self._in_thread(self._trust.keep, trust.issuer, body)
             self._guard.verifier.trust(trust)
         return Answer(status=204)
 
@@ -205,14 +210,16 @@ class App:
         space = await self._space(uid)
         number = request.number("batch")
         fence = request.fence()
-        body = await self._bodies.take(request, wire.BATCH_BYTES_MAX)
+        guest.check_anywhere(space, "write")
+        space.check_fence(fence)  # before anything is taken in: whoever has not taken the space over has nothing to send
+        body = await request.body(wire.BATCH_BYTES_MAX, self._memory, guest.bearer)
         batch = wire.parse_batch(body)
         for namespace in {scanned.entry.envelope.namespace for scanned in batch.entries}:
             guest.check(space, namespace, "write")
         if batch.freed:
             guest.check_owner(space)
         async with self._volume.lock(uid):
-            await _in_space(space, space.append, fence, number, batch)
+            await self._in_space(space, space.append, fence, number, batch)
         self._news.pop(uid, trio.Event()).set()
         return Answer(status=204)
 
@@ -226,13 +233,15 @@ class App:
         deadline = trio.current_time() + seconds
         while True:
             news = self._news.setdefault(uid, trio.Event())
-            batch, after = await _in_space(space, space.page, namespace, cursor, limit)
-            if batch.entries or guest.expired or self._stopping or trio.current_time() >= deadline:
-                break
-            with trio.move_on_at(deadline):
+            with ExitStack() as looking:
+                looking.enter_context(self._memory.holding(guest.bearer, limit))
+                batch, after = await self._in_space(space, space.page, namespace, cursor, limit)
+                if batch.entries or guest.expired or self._stopping or trio.current_time() >= deadline:
+                    request.held.push(looking.pop_all())
+                    return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
+            with request.waiting(), trio.move_on_at(deadline):
                 await news.wait()
             guest.again().check(space, namespace, "read")  # it may have been revoked meanwhile
-        return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
 
     # --- Shares ---
 
@@ -240,67 +249,70 @@ class App:
         space, share = await self._space(uid), parse_share_name(name)
         namespace = request.namespace()
         guest.check(space, namespace, "read")
-        wanted = request.headers.get("range")
+        wanted, small = request.headers.get("range"), request.query.get("small") == "1"
+        most = SEND_BYTES if request.method == "GET" else 0
+        request.held.enter_context(self._memory.holding(guest.bearer, most))
 
-        def large(offset: int, length: int) -> tuple[bytes, int]:
-            with space.large.open(namespace, share) as (fd, size):
-                return bytes(read_exactly(self._volume.runtime.files, fd, length, offset)), size
+        def piece(at: int) -> tuple[bytes, int, int, int]:
+            """Some of what was asked for, `at` bytes in it; where that begins in the share, its length, and the share's."""
+            with space.opened(namespace, share, small=small) as (size, read):
+                offset, length = (0, size) if wanted is None else parse_range(wanted, size)
+                return read(offset + at, min(length - at, most)), offset, length, size
 
-        def small(offset: int, length: int) -> tuple[bytes, int]:
-            return space.small_share(namespace, share, offset, length)
+        async def pieces(at: int) -> bytes:
+            """While a long answer goes out the token may expire or be revoked, and the share may be freed."""
+            with suppress(Refusal):
+                guest.again().check(space, namespace, "read")
+                return b"" if guest.expired else (await self._in_space(space, piece, at))[0]
+            return b""
 
-        read = small if request.query.get("small") == "1" else large
-        _, size = await _in_space(space, read, 0, 0)
+        first, offset, length, size = await self._in_space(space, piece, 0)
         if wanted is None:
-
-            async def piece(offset: int) -> bytes:
-                """While a long answer goes out the token may expire or be revoked, and the share may be freed."""
-                with suppress(Refusal):
-                    guest.again().check(space, namespace, "read")
-                    return b"" if guest.expired else (await _in_space(space, read, offset, SEND_BYTES))[0]
-                return b""
-
-            return Answer(pieces=piece, length=size)
-        offset, length = parse_range(wanted, size)
-        data, _ = await _in_space(space, read, offset, length)
-        headers = [("content-range", f"bytes {offset}-{offset + len(data) - 1}/{size}" if data else f"bytes */{size}")]
-        return Answer(data, 206 if data else 416, headers)
+            return Answer(first, pieces=pieces, length=length)
+        if length == 0:
+            return Answer(status=416, headers=[("content-range", f"bytes */{size}")])
+        span = ("content-range", f"bytes {offset}-{offset + length - 1}/{size}")
+        return Answer(first, 206, [span], pieces=pieces, length=length)
 
     async def _list(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
         guest.check_owner(space)
         limit = request.number("limit", 1_000, most=LIST_NAMES)
         names = space.list_small if request.query.get("small") == "1" else space.large.names
-        return as_json({"shares": await _in_space(space, names, request.query.get("after", ""), limit)})
+        request.held.enter_context(self._memory.holding(guest.bearer, LIST_BYTES))
+        return as_json({"shares": await self._in_space(space, names, request.query.get("after", ""), limit)})
 
     async def _put_part(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
         offset, fence = request.number("offset"), request.fence()
-        body = await self._bodies.take(request, wire.PART_BYTES_MAX)
-        await _in_space(space, space.large.put_part, fence, namespace, share, offset, body)
+        space.check_fence(fence)
+        body = await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer)
+        await self._in_space(space, space.large.put_part, fence, namespace, share, offset, body)
         return Answer(status=204)
 
     async def _finish(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share, namespace = await self._space(uid), parse_share_name(name), request.must_namespace()
         guest.check(space, namespace, "write")
-        await _in_space(space, space.large.finish, request.fence(), namespace, share, request.number("length"))
+        await self._in_space(space, space.large.finish, request.fence(), namespace, share, request.number("length"))
         return Answer(status=201)
 
     async def _abort(self, request: Request, guest: Guest, uid: ShardUid, name: str) -> Answer:
         space, share = await self._space(uid), parse_share_name(name)
         guest.check(space, request.must_namespace(), "write")
         space.check_fence(request.fence())
-        await _in_space(space, space.large.abort, share, request.must_namespace())
+        await self._in_space(space, space.large.abort, share, request.must_namespace())
         return Answer(status=204)
 
     async def _free(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space, namespace = await self._space(uid), request.namespace()
         guest.check(space, namespace, "delete")
-        batch = wire.parse_batch(await self._bodies.take(request, wire.PART_BYTES_MAX))
+        fence = request.fence()
+        space.check_fence(fence)
+        batch = wire.parse_batch(await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer))
         async with self._volume.lock(uid):
-            await _in_space(space, space.large.free, request.fence(), namespace, batch.freed)
-            await _in_thread(self._volume.keep_room)
+            await self._in_space(space, space.large.free, fence, namespace, batch.freed)
+            await self._in_thread(self._volume.keep_room)
         return Answer(status=204)
 
     # --- Namespaces ---
@@ -309,7 +321,7 @@ class App:
         space = await self._space(uid)
         guest.check_owner(space)
         try:
-            members = json.loads(await self._bodies.take(request, 4_096))
+            members = json.loads(await request.body(4_096, self._memory, guest.bearer))
             name, issuer, quota = members["namespace"], members.get("issuer"), members.get("quota_bytes")
             check_namespace(name)
         except (ValueError, KeyError, TypeError, AttributeError, InvalidParams):
@@ -318,7 +330,7 @@ class App:
             raise Refusal("bad_request", "issuer is text, quota_bytes a number")
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_space(space, space.rooms.describe, namespace, name, issuer, quota)
+            await self._in_space(space, space.rooms.describe, namespace, name, issuer, quota)
         return Answer(status=204)
 
     async def _retire(self, request: Request, guest: Guest, uid: ShardUid, namespace: NamespaceId) -> Answer:
@@ -326,7 +338,7 @@ class App:
         guest.check_owner(space)
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_thread(space.retire, namespace)
+            await self._in_thread(space.retire, namespace)
         return Answer(status=204)
 
     # --- Letters ---
@@ -334,31 +346,22 @@ class App:
     async def _put_letter(self, request: Request, guest: Guest, uid: ShardUid, name: bytes) -> Answer:
         space = await self._space(uid)
         guest.check_owner(space)
-        body = await self._bodies.take(request, LETTER_BYTES)
+        body = await request.body(LETTER_BYTES, self._memory, guest.bearer)
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
-            await _in_space(space, space.put_letter, name, body)
+            await self._in_space(space, space.put_letter, name, body)
         return Answer(status=204)
 
+    # --- Worker threads ---
 
-async def _live(scope: Scope, receive: Receive, send: Send) -> None:
-    """The server's own beginning and end, of which nothing is asked here; WebSockets are not spoken."""
-    while scope["type"] == "lifespan":
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
+    async def _in_space(self, space: Space, work: Callable[[*Args], T], *args: *Args) -> T:
+        """In a worker thread, while the space is there."""
 
+        def done() -> T:
+            with space.turns.using():
+                return work(*args)
 
-async def _in_space(space: Space, work: Callable[[*Args], T], *args: *Args) -> T:
-    """In a worker thread, while the space is there."""
+        return await self._in_thread(done)
 
-    def done() -> T:
-        with space.turns.using():
-            return work(*args)
-
-    return await _in_thread(done)
-
-
-async def _in_thread(work: Callable[[*Args], T], *args: *Args) -> T:
-    return await trio.to_thread.run_sync(work, *args)
+    async def _in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        return await self._volume.runtime.threads.run(work, *args)

@@ -10,6 +10,7 @@ from zstor_local.access.verify import TokenRefused, TokenVerifier, Verified
 from zstor_local.model.ids import NamespaceId, ShardUid
 from zstor_local.model.permission import STORE_NAMESPACE, Permission
 from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.rooms import Room
 from zstor_local.shardserver.space import Space
 
 log = logging.getLogger("zstor.shardserver")
@@ -22,6 +23,11 @@ class Guest:
     token: Verified
     now: Callable[[], int]
     again: Callable[[], Guest]
+
+    @property
+    def bearer(self) -> str:
+        """Whose token it is."""
+        return f"{self.token.issuer} {self.token.user}"
 
     def may_make(self, shard: ShardUid | None) -> bool:
         """Whether this is the daemon of a store, and speaks of this shard."""
@@ -42,12 +48,18 @@ class Guest:
 
     def check(self, space: Space, namespace: NamespaceId | None, permission: Permission) -> None:
         """Refusal `forbidden` unless the token gives the permission in the namespace; without one the owner alone is meant."""
-        if self.owns(space):
-            return
-        room = next((room for room in space.rooms if room.id == namespace), None)
-        known = room is not None and room.name is not None and self.token.issuer == (room.issuer or space.issuer)
-        if room is None or room.name is None or not known or not self.token.allows(room.name, permission):
+        if not self.owns(space) and not self._may(space, space.rooms.find(namespace), permission):
             raise Refusal("forbidden", f"the token does not give {permission} there")
+
+    def check_anywhere(self, space: Space, permission: Permission) -> None:
+        """Refusal `forbidden` unless there is a namespace in which the token gives the permission."""
+        if not self.owns(space) and not any(self._may(space, room, permission) for room in space.rooms):
+            raise Refusal("forbidden", f"the token does not give {permission} there")
+
+    def _may(self, space: Space, room: Room | None, permission: Permission) -> bool:
+        if room is None or room.name is None:
+            return False
+        return self.token.issuer == (room.issuer or space.issuer) and self.token.allows(room.name, permission)
 
     @property
     def expired(self) -> bool:

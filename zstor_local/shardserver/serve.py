@@ -17,13 +17,12 @@ from typing import Final
 
 import httpx
 import trio
-from hypercorn.config import Config as Hypercorn
 
 from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
 from zstor_local.errors import InvalidParams
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.app import App
-from zstor_local.shardserver.connections import serve_http
+from zstor_local.shardserver.connections import CONNECTIONS, CONNECTIONS_PART, Connections
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.trusting import TrustKeeper
@@ -32,7 +31,6 @@ from zstor_local.signals import heed
 
 BACKLOG: Final = 128
 GRACE_SECONDS: Final = 20.0
-IDLE_SECONDS: Final = 75.0  # longer than a daemon keeps an idle connection, so that it is never cut off in the middle of asking
 TRUST_SECONDS: Final = 300  # between two looks at a trust URL
 FETCH_SECONDS: Final = 10.0
 SECOND: Final = 1_000_000
@@ -67,6 +65,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
     ServerFault, VolumeInUse.
     """
     check(settings)
+    tls = _tls(settings)
     volume = _open(runtime, settings)
     try:
         keeper = TrustKeeper(runtime, f"{settings.data}/{TRUST}")
@@ -74,6 +73,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
         await _load_trust(settings.trust, keeper, verifier, must=True)
         guard = Guard(verifier, lambda: runtime.clock.now() // SECOND)
         app = App(volume, guard, keeper, Metrics())
+        connections = Connections(app, min(CONNECTIONS, runtime.files.descriptors() // CONNECTIONS_PART))
         listener = _bind(settings.listen)
         try:
             async with trio.open_nursery() as nursery:
@@ -89,7 +89,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
                     nursery.start_soon(heeding)
                     nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
                     ready(_url(settings, listener))
-                    await serve_http(app, _config(settings, listener), until=stopping.wait)  # type: ignore[arg-type]
+                    await connections.serve(listener, tls, until=stopping.wait, grace=GRACE_SECONDS)
                     nursery.cancel_scope.cancel()
         finally:
             listener.close()
@@ -104,23 +104,31 @@ def check(settings: Settings) -> None:
     """ServerFault where the settings do not go together."""
     if not settings.trust:
         raise ServerFault("nobody is trusted", "give --trust FILE with what `zstor shard trust` prints, as often as there are stores")
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise ServerFault("a certificate needs its key, and the other way round", "give --tls-cert and --tls-key")
-    if settings.tls_certificate is not None and settings.tls_key is not None:
-        try:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")  # else OpenSSL would ask for one
-        except OSError as error:  # ssl.SSLError is one
-            what = f"{settings.tls_certificate} and {settings.tls_key}"
-            raise ServerFault(
-                f"{what} are no certificate and its key: {_words(error)}", "give both in PEM, the key without a password"
-            ) from None
     host = None if settings.listen.startswith("unix:") else _host_and_port(settings.listen)[0]
     if host is not None and settings.tls_certificate is None and not settings.plaintext and not _is_loopback(host):
         raise ServerFault(
             f"{settings.listen} can be reached from other machines, and tokens would go there in the clear",
             "give --tls-cert and --tls-key, listen on 127.0.0.1, or say --plaintext where the network itself is encrypted",
         )
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """With its certificate, if it has one; ServerFault for what is none."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ServerFault("a certificate needs its key, and the other way round", "give --tls-cert and --tls-key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key, password="")  # else OpenSSL would ask for one
+    except OSError as error:  # ssl.SSLError is one
+        what = f"{certificate} and {key}"
+        raise ServerFault(
+            f"{what} are no certificate and its key: {_words(error)}", "give both in PEM, the key without a password"
+        ) from None
+    return context
 
 
 def _open(runtime: Runtime, settings: Settings) -> Volume:
@@ -193,21 +201,6 @@ def _url(settings: Settings, listener: socket.socket) -> str:
     host = _host_and_port(settings.listen)[0]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if settings.tls_certificate else 'http'}://{shown}:{listener.getsockname()[1]}"
-
-
-def _config(settings: Settings, listener: socket.socket) -> Hypercorn:
-    config = Hypercorn()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.certfile, config.keyfile = settings.tls_certificate, settings.tls_key
-    config.alpn_protocols = ["http/1.1"]
-    config.keep_alive_timeout = IDLE_SECONDS
-    config.keep_alive_max_requests = 1 << 40
-    config.graceful_timeout = GRACE_SECONDS
-    config.include_server_header = False
-    config.accesslog = None
-    config.errorlog = logging.getLogger("zstor.shardserver.http")
-    config.errorlog.setLevel(logging.WARNING)
-    return config
 
 
 # --- Whom to trust ---

@@ -17,14 +17,15 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from heapq import merge
 from itertools import groupby, islice
 from typing import Final
 
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
-from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.runtime import Runtime, read_exactly, sync_directory
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, share_name
@@ -242,13 +243,21 @@ class Space:
     def newest_committed(self) -> int:
         return max((self._index.progress(room.number).committed for room in self.rooms), default=0)
 
-    def small_share(self, namespace: NamespaceId | None, share: ShareId, offset: int, length: int) -> tuple[bytes, int]:
-        """Bytes of a small share, and its size; Refusal `not_found`."""
+    @contextmanager
+    def opened(
+        self, namespace: NamespaceId | None, share: ShareId, *, small: bool
+    ) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+        """A share's size, and what reads so many bytes from an offset; Refusal `not_found`, as where it is another namespace's."""
+        if not small:
+            with self.large.open(namespace, share) as (fd, size):
+                yield size, lambda offset, length: read_exactly(self._files, fd, length, offset)
+            return
         with answering():
             for room in self._holding(share):
                 place = self._index.find(room.number, share) if namespace in (None, room.id) else None
                 if place is not None:
-                    return bytes(self.rooms.log(room).read(place, offset, length)), place.length
+                    yield place.length, partial(self.rooms.log(room).read, place)
+                    return
         raise Refusal("not_found", "that share is not here")
 
     def _holding(self, share: ShareId) -> Iterator[Room]:
