@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,10 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
+from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
+from zstor_local.shards.base import ScannedEntry, Shard, ShardError
+from zstor_local.store import plausible
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import Pace
 from zstor_local.store.scrub import DAY, Scrub
@@ -291,6 +297,40 @@ async def test_a_fault_on_the_way_lets_it_rest_and_never_ends_the_daemon(home: H
         await trio.testing.wait_all_tasks_blocked()
         assert store.scrub.status().state == "running"
         assert (await scrubbed(store)).objects == 1
+
+
+async def test_a_shard_that_tells_no_truth_keeps_the_others_from_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor from being gone through again."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        first, *others = store.pool.opened()
+
+        def refuses(**_: object) -> Iterator[ShareId]:
+            raise ShardError("failed", "it lists something that is no share")
+
+        def scans() -> Iterator[ScannedEntry]:
+            while True:
+                yield from entries
+
+        def lists(**_: object) -> Iterator[ShareId]:
+            return (ShareId(Version(number.to_bytes(16, "big")), 0) for number in count())
+
+        entries = [*first.scan()]
+        for what, lie in (("held", refuses), ("held", lists), ("scan", scans)):
+            looked_at: list[str] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(first, what, lie)
+                patch.setattr(plausible, "ALWAYS", 100)
+                for shard in others:
+                    patch.setattr(shard, "held", partial(_noted, looked_at, shard))
+                await scrubbed(store)
+            assert {*looked_at} == {shard.id for shard in others}
+        assert store.scrub.status().last_ended is not None
+
+
+def _noted(looked_at: list[str], shard: Shard, *, small: bool) -> Iterator[ShareId]:
+    looked_at.append(shard.id)
+    return type(shard).held(shard, small=small)
 
 
 async def test_after_a_rotation_of_the_key_nothing_is_taken_for_damage(home: Home) -> None:

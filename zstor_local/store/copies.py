@@ -21,6 +21,7 @@ from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.store.pace import Spend
+from zstor_local.store.plausible import no_more_than_written
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object
 
@@ -71,7 +72,7 @@ class CopyCheck:
 
     def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[tuple[int, int]]) -> Generator[int, None, None]:
         """The log into the table, a page at a time; yields the bytes that were read."""
-        entries = shard.scan()
+        entries = no_more_than_written(shard, shard.scan(), self._metastore)
         while page := list(islice(entries, PAGE)):
             envelopes = [scanned.entry.envelope for scanned in page]
             voids.update(void for envelope in envelopes if (void := self._void(envelope)) is not None)

@@ -21,6 +21,7 @@ from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.pool import ShardPool
+from zstor_local.store.plausible import no_more_than_written
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object
 
@@ -92,7 +93,7 @@ class Strays:
         What is being written now is among them too: judge it again when what was under way is settled.
         """
         for small in (True, False):
-            held = shard.held(small=small)
+            held = no_more_than_written(shard, shard.held(small=small), self._metastore)
             while page := list(islice(held, PAGE)):
                 yield len(page), [stray for share in page if not self._wanted(stray := Stray(shard.number, share, small))]
 
@@ -107,7 +108,7 @@ class Strays:
         """Read every log for what it says of these strays; yields how many bytes were read since. `judge` then tells."""
         self._heard = heard = _Heard({stray.share.version: set() for stray in strays})
         for shard in self._pool.opened():
-            entries = shard.scan()
+            entries = no_more_than_written(shard, shard.scan(), self._metastore)
             while page := list(islice(entries, PAGE)):
                 for scanned in page:
                     self._take(scanned.entry.envelope, heard)
