@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.descriptors import open_descriptors
 from tests.shardserver.server import MARKER, NAMESPACE, SESSION, scanned, share_file, version
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.shards import index
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shardserver import rooms
 from zstor_local.shardserver.large import AHEAD_MAX
@@ -111,6 +113,66 @@ def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk
     with space.opened(namespace(1), ShareId(version(1), 0), small=True) as (size, read):
         assert (size, read(0, 9)) == (1, b"1")
     assert [room.name for room in space.rooms] == ["name2", None]
+
+
+def test_namespaces_keep_apart_where_one_could_not_be_made_at_first(disk: Disk) -> None:
+    space = disk.open()
+    disk.files.fail("open", lambda path: path.endswith("/rooms"), errno.EMFILE)
+
+    def append(number: int) -> None:
+        disk.opened[0].append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+
+    assert refused(lambda: append(1)) == "failed"
+    append(2)
+    disk.files.heal()
+    space = disk.open()
+    append(1)
+    assert len({room.number for room in space.rooms}) == 2
+    for number in (1, 2):
+        with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
+            assert read(0, 9) == b"%d" % number
+
+
+def test_two_namespaces_of_one_number_are_told_apart(disk: Disk) -> None:
+    """As an earlier version may have left them."""
+    space = disk.open()
+    for number in (1, 2, 3):
+        space.append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+        space.rooms.describe(namespace(number), f"name{number}", None, None)
+    about = Path(disk.root, "rooms", namespace(2).hex(), "about.json")
+    about.write_text(about.read_text().replace('"number": 2', '"number": 1'))
+    space = disk.open()
+    assert sorted(room.name or "" for room in space.rooms) == ["name1", "name2", "name3"]
+    assert len({room.number for room in space.rooms}) == 3
+    for number in (1, 2, 3):
+        with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
+            assert read(0, 9) == b"%d" % number
+
+
+def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_before(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = disk.open()
+    for number in range(1, 21):
+        entry = scanned(number, b"share", namespace=namespace(number % 3))
+        more = replace(entry, entry=replace(entry.entry, share_index=10))
+        space.append(FENCE, number, Batch([entry, more]))
+    every = sorted(share_name(ShareId(version(number), index)) for number in range(1, 21) for index in (0, 10))
+    found: list[str] = []
+    while page := space.list_small(found[-1] if found else "", 3):
+        found += page
+    assert found == every
+    looked_at: list[bytes] = []
+    unpack = index._unpack
+
+    def unpacking(places: bytes) -> dict[tuple[int, int], index.Place | None]:
+        looked_at.append(places)
+        return unpack(places)
+
+    monkeypatch.setattr(index, "_PAGE", 2)
+    monkeypatch.setattr(index, "_unpack", unpacking)
+    assert space.list_small(every[30], 3) == every[31:34]
+    assert len(looked_at) <= 4
 
 
 def test_on_a_full_disk_a_new_life_takes_over_and_deletes(disk: Disk) -> None:

@@ -157,23 +157,26 @@ class LogIndex:
         return held
 
     def shares(self, shard: int) -> Iterator[ShareId]:
-        """Every small share the shard holds, by version; for comparing both ways. Flushes first, takes little memory.
+        """Every small share the shard holds, by version; for comparing both ways."""
+        for version, held in self.versions():
+            yield from (ShareId(version, index) for number, index in held if number == shard)
 
-        Shares that come or go meanwhile may be among them or not.
+    def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Sequence[_Key]]]:
+        """Every version of which small shares are held, in their order from a first one on, and who holds which: shard number and
+        share index. Flushes first, takes little memory.
+
+        What comes or goes meanwhile may be among them or not.
         """
         self.flush()
-        after = b""
-        while rows := self._page(after):
-            after = rows[-1][0]
+        while rows := self._page(first):
             for version, places in rows:
-                for (number, index), place in _unpack(places).items():
-                    if number == shard and place is not None:
-                        yield ShareId(Version(version), index)
+                yield Version(version), [*_unpack(places)]
+            first = rows[-1][0] + b"\0"
 
-    def _page(self, after: bytes) -> list[tuple[bytes, bytes]]:
+    def _page(self, first: bytes) -> list[tuple[bytes, bytes]]:
         with self._lock, self._noticing_damage():
-            query = "select version, places from entry where version > ? order by version limit ?"
-            return self._reader.execute(query, (after, _PAGE)).fetchall()
+            query = "select version, places from entry where version >= ? order by version limit ?"
+            return self._reader.execute(query, (first, _PAGE)).fetchall()
 
     @property
     def waiting(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,27 +57,32 @@ class Rooms:
         self._lock = threading.Lock()  # held for moments, around what several threads count
         self._making = threading.Lock()  # held while a room is made, or its log is opened: each is once
         self._read: dict[NamespaceId, Log] = {}  # logs that may have segments open, the least recently asked for first
-        damaged = []
+        self._numbered: dict[int, Room] = {}  # the same by their numbers, in their order
+        found = []
         for name in self._files.list(f"{root}/{ROOMS}"):
-            namespace = NamespaceId(parse_id(name))
             with suppress(FileNotFoundError):  # a crash came before its about.json: nothing lies there
-                room = self._described(namespace)
-                if room is None:
-                    damaged.append(namespace)
-                    continue
-                self._rooms[room.id] = room
-        for namespace in damaged:
-            self._number_anew(namespace)
-        for room in self._rooms.values():
+                found.append(self._described(NamespaceId(parse_id(name))))
+        numbers = Counter(room.number for room in found)
+        self._last_number = max(numbers, default=0)
+        anew = [room for room in found if room.number == 0 or numbers[room.number] > 1]
+        for room in sorted(found, key=lambda room: room.number):
+            if room not in anew:
+                self._add(room)
+        for room in anew:
+            self._number_anew(room)
+        for room in self:
             room.used_bytes = self._log_bytes(room)
             self.log(room)  # catches the index up with it
 
     def __iter__(self) -> Iterator[Room]:
         """By their numbers."""
-        return iter(sorted(self._rooms.values(), key=lambda room: room.number))
+        return iter(list(self._numbered.values()))
 
-    def _described(self, namespace: NamespaceId) -> Room | None:
-        """The room as its about.json tells of it; None if that is damaged."""
+    def _add(self, room: Room) -> None:
+        self._rooms[room.id] = self._numbered[room.number] = room
+
+    def _described(self, namespace: NamespaceId) -> Room:
+        """The room as its about.json tells of it; without a number if that is damaged."""
         try:
             about = json.loads(read_file(self._runtime, f"{self._root}/{ROOMS}/{namespace.hex()}/{ABOUT}"))
             number, name, issuer, quota = (about[member] for member in ("number", "name", "issuer", "quota_bytes"))
@@ -84,24 +90,30 @@ class Rooms:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.error("what the namespace %s is called and may hold cannot be read (%s)", namespace.hex(), type(error).__name__)
-            return None
+            return Room(namespace, 0)
         valid = (
             type(number) is int and isinstance(name, str | None) and isinstance(issuer, str | None) and isinstance(quota, int | None)
         )
-        return Room(namespace, number, name, issuer, quota) if valid else None
+        return Room(namespace, number, name, issuer, quota) if valid else Room(namespace, 0)
 
-    def _number_anew(self, namespace: NamespaceId) -> None:
-        """A room that lost its about.json: its log is indexed from the beginning, its owner tells again what tokens call it."""
-        room = Room(namespace, self._next_number())
+    def _number_anew(self, room: Room) -> None:
+        """Its log is indexed from the beginning. One that lost its about.json is told again by its owner what tokens call it."""
+        room.number = self._next_number()
         self._write_about(room)
-        self._rooms[namespace] = room
+        self._add(room)
 
     def _next_number(self) -> int:
-        return max((other.number for other in self._rooms.values()), default=0) + 1
+        """One that no room has, nor one that could not be made."""
+        self._last_number += 1
+        return self._last_number
 
     def find(self, namespace: NamespaceId | None) -> Room | None:
         """The room of a namespace, if there is one."""
         return None if namespace is None else self._rooms.get(namespace)
+
+    def numbered(self, number: int) -> Room | None:
+        """The room of that number, if there is one."""
+        return self._numbered.get(number)
 
     def make(self, namespace: NamespaceId) -> Room:
         """The room of a namespace, made if it is new."""
@@ -116,7 +128,7 @@ class Rooms:
             room = Room(namespace, self._next_number())
             self._write_about(room)
             sync_directory(self._files, f"{self._root}/{ROOMS}")
-            self._rooms[namespace] = room
+            self._add(room)
             return room
 
     def describe(self, namespace: NamespaceId, name: str, issuer: str | None, quota_bytes: int | None) -> None:
@@ -170,7 +182,7 @@ class Rooms:
 
     def _let_others_rest(self) -> None:
         """Not more than OPEN_LOGS logs hold a segment that is allocated."""
-        writing = [room for room in self._rooms.values() if room.log is not None and room.writer]
+        writing = [room for room in self if room.log is not None and room.writer]
         for room in writing[: max(0, len(writing) - OPEN_LOGS + 1)]:
             if room.log is not None:
                 room.log.rest()

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from heapq import merge
 from itertools import groupby, islice
 from typing import Final
 
@@ -28,7 +27,7 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.runtime import Runtime, read_exactly, sync_directory
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.http.wire import Batch, Fence, share_name
+from zstor_local.shards.http.wire import Batch, Fence, parse_share_name, share_name
 from zstor_local.shards.index import IndexDamaged, LogIndex
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.marker import claimed_shard, claimed_store
@@ -205,9 +204,10 @@ class Space:
     def _append_freed(self, batch: Batch) -> None:
         """Append and flush what says which shares are gone; some may have come with the entries."""
         freed: dict[NamespaceId, list[ShareId]] = {}
-        for share in batch.freed:
-            for room in self._holding(share):
-                freed.setdefault(room.id, []).append(share)
+        with _answering_damage():
+            for share in batch.freed:
+                for room in self._holding(share):
+                    freed.setdefault(room.id, []).append(share)
         for namespace, shares in freed.items():
             room = self.rooms.make(namespace)
             log = self.rooms.started(room, self.fence.writer)
@@ -252,7 +252,7 @@ class Space:
             with self.large.open(namespace, share) as (fd, size):
                 yield size, lambda offset, length: read_exactly(self._files, fd, length, offset)
             return
-        with answering():
+        with answering(), _answering_damage():
             for room in self._holding(share):
                 place = self._index.find(room.number, share) if namespace in (None, room.id) else None
                 if place is not None:
@@ -261,19 +261,22 @@ class Space:
         raise Refusal("not_found", "that share is not here")
 
     def _holding(self, share: ShareId) -> Iterator[Room]:
-        """Rooms whose log holds a small share."""
-        try:
-            yield from [room for room in self.rooms if self._index.find(room.number, share) is not None]
-        except IndexDamaged as error:
-            raise Refusal("failed", str(error)) from None
+        """Rooms whose log holds a small share. IndexDamaged."""
+        for number, index in sorted(self._index.held([share.version]).get(share.version, ())):
+            if index == share.index and (room := self.rooms.numbered(number)) is not None:
+                yield room
 
     def list_small(self, after: str, limit: int) -> list[str]:
         """The names of small shares in their order, behind one."""
-        try:
-            names = merge(*(map(share_name, self._index.shares(room.number)) for room in self.rooms))
-            return [*islice((name for name in names if name > after), limit)]
-        except IndexDamaged as error:
-            raise Refusal("failed", str(error)) from None
+        first = parse_share_name(after).version if after else b""
+        with _answering_damage():
+            names = (
+                name
+                for version, held in self._index.versions(first)
+                for name in sorted({share_name(ShareId(version, index)) for _, index in held})
+                if name > after
+            )
+            return [*islice(names, limit)]
 
     # --- Namespaces ---
 
@@ -298,3 +301,12 @@ class Space:
             self.large.abort_all()
             self.rooms.close()
             self._index.close()
+
+
+@contextmanager
+def _answering_damage() -> Iterator[None]:
+    """A damaged index as a refusal."""
+    try:
+        yield
+    except IndexDamaged as error:
+        raise Refusal("failed", str(error)) from None
