@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.descriptors import open_descriptors
-from tests.shardserver.server import MARKER, NAMESPACE, SESSION, scanned, share_file, version
+from tests.shardserver.server import LIMIT, MARKER, NAMESPACE, SESSION, scanned, share_file, version
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.runtime import Buffer
 from zstor_local.shards import index
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shardserver import rooms
@@ -23,6 +25,7 @@ from zstor_local.shardserver.space import Cursor, Space
 FENCE = Fence(1, 1, SESSION)
 SHARE = ShareId(version(1), 0)
 FILE = share_file(SHARE, b"blocks" * 100)
+A_MOMENT = 0.2  # in which what is not held up gets done; a machine that takes longer notices less
 
 
 class Disk:
@@ -279,3 +282,62 @@ def test_a_share_on_its_way_in_is_given_up_in_its_own_namespace_alone(disk: Disk
     space.large.abort(SHARE, namespace(9))
     space.large.free(FENCE, namespace(9), [SHARE])
     space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
+
+
+def finished(space: Space) -> None:
+    put(space, SHARE, FILE)
+    space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
+
+
+def test_what_could_not_be_freed_is_not_said_to_be(disk: Disk) -> None:
+    space = disk.open()
+    finished(space)
+    for operation, code, kind in (("unlink", errno.EROFS, "readonly"), ("open", errno.EMFILE, "failed")):
+        disk.files.fail(operation, lambda path: path.endswith(share_name(SHARE)), code)
+        assert refused(lambda: space.large.free(FENCE, None, [SHARE])) == kind
+        assert space.large.names("", 9) == [share_name(SHARE)]
+        assert [(room.used_bytes, room.shares) for room in space.rooms] == [(len(FILE), 1)]
+    space.large.free(FENCE, None, [SHARE])
+    assert space.large.names("", 9) == []
+
+
+def test_what_is_freed_again_is_made_to_last(disk: Disk) -> None:
+    """The first time it was gone, and may have come back with a power loss."""
+    space = disk.open()
+    finished(space)
+    disk.files.fail("fsync", lambda path: path.endswith(f"/shares/{share_name(SHARE)[:2]}"), errno.EIO, times=2)
+    for _ in range(2):
+        assert refused(lambda: space.large.free(FENCE, None, [SHARE])) == "failed"
+    space.large.free(FENCE, None, [SHARE, ShareId(version(9), 0)])
+
+
+def test_a_part_that_comes_again_does_not_change_what_was_published(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passed for one of the namespace that it was let in as."""
+    space = disk.open()
+    put(space, SHARE, FILE)
+    writing, ending, published = threading.Event(), threading.Event(), threading.Event()
+    write, fsync = disk.files.pwritev, disk.files.fsync
+
+    def slowly(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        writing.set()
+        assert ending.wait(LIMIT)
+        return write(fd, buffers, offset)
+
+    def flush(fd: int) -> None:
+        published.set()
+        fsync(fd)
+
+    monkeypatch.setattr(disk.files, "pwritev", slowly)
+    monkeypatch.setattr(disk.files, "fsync", flush)
+    late = threading.Thread(target=put, args=(space, SHARE, share_file(SHARE, b"", namespace(9))))
+    late.start()
+    assert writing.wait(LIMIT)
+    outcome: list[str] = []
+    finishing = threading.Thread(target=lambda: outcome.append(refused(lambda: space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE)))))
+    finishing.start()
+    published.wait(A_MOMENT)  # where the late part does not hold it up
+    ending.set()
+    for thread in (late, finishing):
+        thread.join(LIMIT)
+    assert outcome == ["bad_request"]
+    assert space.large.names("", 9) == []

@@ -82,8 +82,8 @@ class LargeShares:
             if upload.room.id != namespace or upload.ending:
                 raise Refusal("exists", "that share is on its way in already")
             with upload.lock:
-                if upload.closed:
-                    raise Refusal("unfinished", "that share was given up")
+                if upload.closed or upload.ending:
+                    raise Refusal("unfinished", "that share was given up, or finished")
                 if not data:
                     return
                 new = upload.is_new(offset, len(data))
@@ -119,7 +119,7 @@ class LargeShares:
 
     def _publish(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> int | None:
         """The share durable under its name. Returns the size of what lay there before, None where nothing did."""
-        with answering():
+        with answering(), upload.lock:  # a part that comes again is not to change what was looked at
             self._check_header(upload, namespace, share)
             self._files.fsync(upload.fd)
             directory = os.path.dirname(self._path(share))
@@ -176,20 +176,24 @@ class LargeShares:
                 self._files.close(fd)
 
     def free(self, fence: Fence, namespace: NamespaceId | None, shares: Sequence[ShareId]) -> None:
-        """Remove large shares, durably. What is not there is fine."""
+        """Remove large shares, durably. What is not there is fine, but whoever removed it may not have made that last."""
         self._check_fence(fence)
-        directories = set()
         with answering():
             for share in shares:
                 self.abort(share, namespace)
-                with suppress(Refusal), self.open(namespace, share) as (fd, size):
-                    room = self._rooms.find(self._namespace_of(fd))
-                    self._files.unlink(self._path(share))
-                    directories.add(os.path.dirname(self._path(share)))
-                    if room is not None:
-                        self._rooms.account(room, -size, shares=-1)
-            for directory in sorted(directories):
-                sync_directory(self._files, directory)
+                try:
+                    with self.open(namespace, share) as (fd, size):
+                        room = self._rooms.find(self._namespace_of(fd))
+                except Refusal as refusal:
+                    if refusal.type != "not_found":
+                        raise
+                    continue
+                self._files.unlink(self._path(share))
+                if room is not None:
+                    self._rooms.account(room, -size, shares=-1)
+            for directory in sorted({os.path.dirname(self._path(share)) for share in shares}):
+                with suppress(FileNotFoundError):
+                    sync_directory(self._files, directory)
 
     def names(self, after: str, limit: int) -> list[str]:
         """The names of large shares in their order, behind one."""
