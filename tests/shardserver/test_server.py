@@ -35,7 +35,7 @@ from tests.shardserver.server import (
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId
 from zstor_local.shards.base import ScannedEntry
-from zstor_local.shards.http.wire import PART_BYTES_MAX, parse_batch
+from zstor_local.shards.http.wire import BATCH_ENTRIES_MAX, PART_BYTES_MAX, BadWire, Batch, pack_batch, parse_batch
 from zstor_local.shardserver import serve
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.system import real_runtime
@@ -291,8 +291,6 @@ def test_an_abort_leaves_what_was_there(owner: httpx.Client) -> None:
 
 
 def test_a_freed_large_share_is_gone(owner: httpx.Client) -> None:
-    from zstor_local.shards.http.wire import Batch, pack_batch
-
     upload(owner, SHARE, b"good" * 100)
     for _ in range(2):
         assert send(owner, "POST", f"/v1/{SPACE}/free", pack_batch(Batch([], [SHARE]))).status_code == 204
@@ -315,6 +313,16 @@ def test_a_body_must_be_what_its_digest_names(owner: httpx.Client) -> None:
 @pytest.mark.parametrize("body", [b"", b"ZSTBATCH", b"x" * 24, b"ZSTBATCH\1\0\0\0\xff\xff\xff\xff" + bytes(8)])
 def test_a_batch_that_is_none_is_refused(owner: httpx.Client, body: bytes) -> None:
     assert kind(send(owner, "POST", f"/v1/{SPACE}/log?batch=1", body)) == "bad_request"
+
+
+def test_a_batch_of_more_entries_than_fit_into_memory_is_refused() -> None:
+    for most, fits in ((BATCH_ENTRIES_MAX, True), (BATCH_ENTRIES_MAX + 1, False)):
+        data = pack_batch(Batch([], [SHARE] * most))
+        if fits:
+            assert len(parse_batch(data).freed) == most
+        else:
+            with pytest.raises(BadWire):
+                parse_batch(data)
 
 
 @pytest.mark.parametrize(

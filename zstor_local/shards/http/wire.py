@@ -32,6 +32,7 @@ DIGEST: Final = "content-digest"  # RFC 9530, sha-256
 BATCH_BYTES_MAX: Final = 64 * limits.MIB  # a group: 256 changes with a share of 64 KiB each, records and room
 PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
+BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has: each takes some hundreds of bytes of memory
 
 COUNT_MAX: Final = 2**62  # of sequences, writers and bytes: what a server may tell, far above what there is
 
@@ -81,6 +82,8 @@ def parse_batch(data: bytes) -> Batch:
         raise BadWire(f"that is no batch of format {_FORMAT}")
     if entries * _ENTRY.size + freed * _FREED.size > len(data):
         raise BadWire("a batch is cut short")
+    if max(entries, freed) > BATCH_ENTRIES_MAX:
+        raise BadWire(f"a batch holds more than {BATCH_ENTRIES_MAX} entries")
     at = _HEADER.size
     scanned = []
     for _ in range(entries):
