@@ -341,3 +341,32 @@ def test_a_part_that_comes_again_does_not_change_what_was_published(disk: Disk, 
         thread.join(LIMIT)
     assert outcome == ["bad_request"]
     assert space.large.names("", 9) == []
+
+
+def counted(space: Space) -> list[tuple[int, int]]:
+    return [(room.used_bytes, room.shares) for room in space.rooms]
+
+
+def test_a_start_opens_no_share(disk: Disk) -> None:
+    """There may be a million."""
+    finished(disk.open())
+    disk.files.fail("open", lambda path: path.endswith(share_name(SHARE)), errno.EIO, times=None)
+    assert counted(disk.open()) == [(len(FILE), 1)]
+
+
+def test_a_start_counts_what_lies_there_whatever_is_remembered_of_it(disk: Disk) -> None:
+    finished(disk.open())
+    place = Path(disk.root, "shares", share_name(SHARE)[:2])
+    other = ShareId(SHARE.version, 1)
+    (place / share_name(other)).write_bytes(share_file(other, b"found"))
+    two = len(FILE) + len(share_file(other, b"found"))
+    assert counted(disk.open()) == [(two, 2)]
+    (place / share_name(SHARE)).unlink()
+    assert counted(disk.open()) == [(two - len(FILE), 1)]
+    for damage in (b"", b"no database" * 1_000):
+        disk.opened.pop().close()
+        Path(disk.root, "large.sqlite").write_bytes(damage)
+        assert counted(disk.open()) == [(two - len(FILE), 1)]
+    disk.open().retire(NAMESPACE)
+    assert counted(disk.open()) == [(0, 0)]
+    assert not list(place.iterdir())

@@ -15,9 +15,11 @@ from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards.http.wire import Fence, share_name
 from zstor_local.shards.share_claims import claimed_header
 from zstor_local.shardserver.disk import SHARES, TEMPORARY, answering
+from zstor_local.shardserver.large_index import LargeIndex
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
 
+INDEX: Final = "large.sqlite"
 UPLOADS_MAX: Final = 256  # large shares on their way in at once, in a space
 AHEAD_MAX: Final = 64  # parts of a share that came before the one that they follow; a daemon has four on their way
 
@@ -69,9 +71,28 @@ class LargeShares:
         self._check_fence = check_fence
         self._uploads: dict[ShareId, Upload] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads change
-        for _, size, namespace in self.all():
-            if (owner := rooms.find(namespace)) is not None:
-                rooms.account(owner, size, shares=1)
+        self._index = LargeIndex(f"{root}/{INDEX}")
+        try:
+            for directory in self._files.list(f"{root}/{SHARES}"):
+                self._count(directory)
+        except BaseException:
+            self._index.close()
+            raise
+
+    def _count(self, directory: str) -> None:
+        """Count what lies in one directory: what the index knows is not opened, which would take minutes where there are many."""
+        known = self._index.known(directory)
+        new = []
+        for name in self._files.list(f"{self._root}/{SHARES}/{directory}"):
+            about = known.pop(name, None)
+            if about is None:
+                about = self._look(name)
+                if about[1]:  # one that cannot be read now may be another time
+                    new.append((name, *about))
+            if (room := self._rooms.find(about[1])) is not None:
+                self._rooms.account(room, about[0], shares=1)
+        self._index.put(new)
+        self._index.drop(known)
 
     def put_part(self, fence: Fence, namespace: NamespaceId, share: ShareId, offset: int, data: bytes) -> None:
         """A part of a large share, at its offset in the share's file; nothing is visible yet."""
@@ -127,8 +148,10 @@ class LargeShares:
                 self._files.mkdir(directory)
             sync_directory(self._files, os.path.dirname(directory))
             before = self._size(share)
+            self._index.drop([share_name(share)])
             self._files.rename(upload.path, self._path(share))
             sync_directory(self._files, directory)
+            self._index.put([(share_name(share), upload.end, namespace)])
         return before
 
     def _check_header(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> None:
@@ -189,6 +212,7 @@ class LargeShares:
                         raise
                     continue
                 self._files.unlink(self._path(share))
+                self._index.drop([share_name(share)])
                 if room is not None:
                     self._rooms.account(room, -size, shares=-1)
             for directory in sorted({os.path.dirname(self._path(share)) for share in shares}):
@@ -207,17 +231,13 @@ class LargeShares:
                     break
         return found[:limit]
 
-    def all(self) -> Iterator[tuple[str, int, NamespaceId]]:
-        """Each one's name, size and namespace; of one whose header cannot be read no namespace. OSError."""
-        after = ""
-        while names := self.names(after, 1_000):
-            for name in names:
-                fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
-                try:
-                    yield name, self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
-                finally:
-                    self._files.close(fd)
-            after = names[-1]
+    def _look(self, name: str) -> tuple[int, NamespaceId]:
+        """The size and namespace of one; of one whose header cannot be read no namespace. OSError."""
+        fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
+        try:
+            return self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
+        finally:
+            self._files.close(fd)
 
     def remove_all(self, namespace: NamespaceId) -> None:
         """Remove a namespace's, also those on their way in, durably. OSError."""
@@ -225,11 +245,18 @@ class LargeShares:
             coming = [share for share, upload in self._uploads.items() if upload.room.id == namespace]
         for share in coming:
             self.abort(share)
-        for name, _, owner in list(self.all()):
-            if owner == namespace:
-                self._files.unlink(f"{self._root}/{SHARES}/{name[:2]}/{name}")
         for directory in self._files.list(f"{self._root}/{SHARES}"):
+            known = self._index.known(directory)
+            for name in self._files.list(f"{self._root}/{SHARES}/{directory}"):
+                if known.get(name, (0, namespace))[1] == namespace and self._look(name)[1] == namespace:
+                    self._files.unlink(f"{self._root}/{SHARES}/{directory}/{name}")
+                    self._index.drop([name])
             sync_directory(self._files, f"{self._root}/{SHARES}/{directory}")
+
+    def close(self) -> None:
+        """Give up whatever is on its way in."""
+        self.abort_all()
+        self._index.close()
 
     def abort_all(self) -> None:
         """Give up whatever is on its way in."""

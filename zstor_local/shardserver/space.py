@@ -4,6 +4,7 @@ about.json      issuer of the owner's tokens, format
 marker          the shard's marker, as its owner wrote it; sealed, of no meaning here but for the store id in clear
 fence           which life of the owner's daemon may write
 index.sqlite    where small shares lie in the logs; made anew from them if it is lost
+large.sqlite    sizes and namespaces of the large shares; made anew from them if it is lost
 rooms/<namespace id>/log/…       a log for each namespace, of the same segments as a directory shard's
 rooms/<namespace id>/about.json  its number in the index; its name and quota, once the owner told them
 shares/ab/ab12…ef.3              large shares, of the same layout as a directory shard's
@@ -298,7 +299,7 @@ class Space:
         """When nobody uses it any more; whoever comes later is refused: `no_space_here`."""
         with self.turns.alone():
             self.turns.end()
-            self.large.abort_all()
+            self.large.close()
             self.rooms.close()
             self._index.close()
 
