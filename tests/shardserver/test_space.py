@@ -168,7 +168,7 @@ def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_be
     looked_at: list[bytes] = []
     unpack = index._unpack
 
-    def unpacking(places: bytes) -> dict[tuple[int, int], index.Place | None]:
+    def unpacking(places: bytes) -> dict[tuple[int, int], index.Place]:
         looked_at.append(places)
         return unpack(places)
 

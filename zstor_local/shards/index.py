@@ -100,7 +100,8 @@ class LogIndex:
         self._flushing: dict[Version, _Places] = {}
         self._unflushed: set[int] = set()
         self._due_at = 0  # versions that have to wait before a flush is tried again that was in vain
-        self._looked_up: tuple[Version | None, _Places] = None, {}  # in the file, last: a version's shares are asked for in a row
+        # In the file, last: a version's shares are asked for in a row.
+        self._looked_up: tuple[Version | None, Mapping[_Key, Place]] = None, {}
         try:
             self._db, self._progress = _load(path)
         except _DAMAGE:
@@ -158,11 +159,11 @@ class LogIndex:
 
     def shares(self, shard: int) -> Iterator[ShareId]:
         """Every small share the shard holds, by version; for comparing both ways."""
-        for version, held in self.versions():
-            yield from (ShareId(version, index) for number, index in held if number == shard)
+        for version, places in self.versions():
+            yield from (ShareId(version, index) for number, index in places if number == shard)
 
-    def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Sequence[_Key]]]:
-        """Every version of which small shares are held, in their order from a first one on, and who holds which: shard number and
+    def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Mapping[_Key, Place]]]:
+        """Every version of which small shares are held, in their order from a first one on, and where they lie, by shard number and
         share index. Flushes first, takes little memory.
 
         What comes or goes meanwhile may be among them or not.
@@ -170,7 +171,7 @@ class LogIndex:
         self.flush()
         while rows := self._page(first):
             for version, places in rows:
-                yield Version(version), [*_unpack(places)]
+                yield Version(version), _unpack(places)
             first = rows[-1][0] + b"\0"
 
     def _page(self, first: bytes) -> list[tuple[bytes, bytes]]:
@@ -228,7 +229,7 @@ class LogIndex:
             [(version, _pack(self._flushing[version])) for version in fresh],
         )
         for version in changed:
-            merged = {**self._stored(self._db, version), **self._flushing[version]}
+            merged: _Places = {**self._stored(self._db, version), **self._flushing[version]}
             alive: _Places = {key: place for key, place in merged.items() if place is not None}
             if alive:
                 self._db.execute("insert or replace into entry values(?, ?)", (version, _pack(alive)))
@@ -237,7 +238,7 @@ class LogIndex:
         rows = [(n, p.segment, p.segment_id, p.offset, p.sequence, p.committed, *p.settled) for n, p in progress.items()]
         self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def _stored(self, db: sqlite3.Connection, version: Version) -> _Places:
+    def _stored(self, db: sqlite3.Connection, version: Version) -> Mapping[_Key, Place]:
         with self._noticing_damage():
             row = db.execute("select places from entry where version=?", (version,)).fetchone()
             return {} if row is None else _unpack(row[0])
@@ -271,7 +272,7 @@ def _pack(places: _Places) -> bytes:
     )
 
 
-def _unpack(places: bytes) -> _Places:
+def _unpack(places: bytes) -> dict[_Key, Place]:
     """Behind a share's older place a newer one may stand: the last counts."""
     return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in _PLACE.iter_unpack(places)}
 

@@ -8,12 +8,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import ScannedEntry
+from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.http.wire import parse_id
 from zstor_local.shards.index import LogIndex, Place, Progress
 from zstor_local.shards.log import Log
@@ -40,6 +41,7 @@ class Room:
     shares: int = 0  # large ones
     log: Log | None = None
     writer: int = 0  # whose segments the log begins now; 0: nobody's yet
+    in_vain: dict[int, int] = field(default_factory=dict)  # segments with too little dead in them: how many bytes of shares were alive
 
 
 class Rooms:
@@ -179,6 +181,23 @@ class Rooms:
             log.start(writer, self._runtime.randomness)
             room.writer = writer
         return log
+
+    def alive(self) -> Counter[tuple[int, int]]:
+        """How many bytes of small shares lie in each segment: by the room's number, and the segment's. IndexDamaged."""
+        alive: Counter[tuple[int, int]] = Counter()
+        for _, places in self._index.versions():
+            for (number, _), place in places.items():
+                alive[number, place.segment] += place.length
+        return alive
+
+    def sealed(self, room: Room) -> list[tuple[int, int]]:
+        """The segments of its log that nothing is appended to any more, with their sizes."""
+        log = self.log(room)
+        return [(number, self._files.path_status(log.path(number)).size) for number in log.sealed()]
+
+    def segments(self, room: Room, writer: int) -> LogSegments:
+        """Its log for compaction, open for writing by that life of the owner's daemon."""
+        return LogSegments(room.number, self.started(room, writer), self._index, answering)
 
     def _let_others_rest(self) -> None:
         """Not more than OPEN_LOGS logs hold a segment that is allocated."""

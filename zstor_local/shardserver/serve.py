@@ -22,6 +22,7 @@ from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
 from zstor_local.errors import InvalidParams
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.app import App
+from zstor_local.shardserver.compaction import Compaction
 from zstor_local.shardserver.connections import CONNECTIONS, CONNECTIONS_PART, Connections
 from zstor_local.shardserver.guard import Guard
 from zstor_local.shardserver.metrics import Metrics
@@ -87,6 +88,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
 
                     heeding = partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel)
                     nursery.start_soon(heeding)
+                    nursery.start_soon(Compaction(volume).run)
                     nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
                     ready(_url(settings, listener))
                     await connections.serve(listener, tls, until=stopping.wait, grace=GRACE_SECONDS)

@@ -87,6 +87,7 @@ class Space:
         store_id = claimed_store(self.marker) or StoreId(bytes(16))
         self._index = LogIndex(f"{root}/{INDEX}")
         self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away
+        self.freed = True  # small shares, since its logs were looked at for what compaction would bring
         self._done: tuple[str, int] = "", 0  # the last batch that was taken, so that asking again does nothing twice
         try:
             with answering():
@@ -213,6 +214,7 @@ class Space:
             room = self.rooms.make(namespace)
             log = self.rooms.started(room, self.fence.writer)
             log.free(shares)
+            self.freed = True
             log.flush()
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:

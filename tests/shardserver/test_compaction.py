@@ -1,0 +1,214 @@
+"""The logs of a server are compacted: freed small shares give their room back, and nothing else is lost by it."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.shardserver.server import MARKER, NAMESPACE, SESSION, STORE, scanned, version
+from tests.troubled_files import TroubledFiles, troubled_runtime
+from zstor_local import limits
+from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
+from zstor_local.shards.http.wire import Batch, Fence
+from zstor_local.shardserver.compaction import Compaction
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.space import Cursor, Space
+from zstor_local.shardserver.volume import Volume
+from zstor_local.store.pace import unpaced
+
+UID = ShardUid(bytes(STORE))
+OTHER = NamespaceId(b"another name 16b")
+SHARE_BYTES = 1_000
+EVERY = range(1, 41)
+KEPT = {number for number in EVERY if number % 4 == 0}
+AGAIN = 20  # was freed and is here again
+
+
+class House:
+    """A volume with one space, on a disk that can be told to fail; `open` is a start of the server."""
+
+    def __init__(self, parent: Path) -> None:
+        self.files = TroubledFiles()
+        self.root = parent / "data"
+        self.volume = self._volume()
+        self.volume.create(UID, "issuer", MARKER)
+        self.life = 0
+        self.number = 0
+        self.space = self.open()
+
+    def _volume(self) -> Volume:
+        return Volume(troubled_runtime(self.files), str(self.root))
+
+    def open(self, *, forget: bool = False) -> Space:
+        """Forgetting where the shares lie: the logs alone tell."""
+        self.volume.close()
+        if forget:
+            for path in self.path().glob("index.sqlite*"):
+                path.unlink()
+        self.volume = self._volume()
+        self.space = self.volume.find(UID)
+        self.life += 1
+        self.fence = Fence(self.life, 1, SESSION)
+        self.space.raise_fence(self.fence)
+        return self.space
+
+    def path(self) -> Path:
+        return self.root / "spaces" / UID.hex()
+
+    def append(self, *numbers: int, namespace: NamespaceId = NAMESPACE) -> None:
+        self._send(Batch([scanned(number, share(number), namespace=namespace, committed=number - 1) for number in numbers]))
+
+    def free(self, *numbers: int) -> None:
+        self._send(Batch([], [ShareId(version(number), 0) for number in numbers]))
+
+    def _send(self, batch: Batch) -> None:
+        self.number += 1
+        self.space.append(self.fence, self.number, batch)
+
+    def compact(self) -> int:
+        return trio.run(lambda: Compaction(self.volume).compact(unpaced))
+
+    def log_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path().glob("rooms/*/log/*"))
+
+    def content(self) -> dict[int, bytes]:
+        return {number: found for number in EVERY if (found := self.read(number)) is not None}
+
+    def read(self, number: int) -> bytes | None:
+        try:
+            with self.space.opened(NAMESPACE, ShareId(version(number), 0), small=True) as (size, read):
+                return read(0, size)
+        except Refusal as refusal:
+            if refusal.type != "not_found":
+                raise
+            return None
+
+    def records(self) -> set[int]:
+        return {each.entry.envelope.sequence for each in self.space.page(None, Cursor(), 1 << 40)[0].entries}
+
+
+def share(number: int) -> bytes:
+    return bytes([number]) * SHARE_BYTES
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 8 * 1_024)
+    monkeypatch.setattr(limits, "SEGMENT_STEP_BYTES", 2 * 1_024)
+    house = House(tmp_path)
+    yield house
+    house.files.heal()
+    house.volume.close()
+
+
+def fill(house: House) -> None:
+    """Several segments, of which three quarters are freed."""
+    for number in EVERY:
+        house.append(number)
+    house.free(*(number for number in EVERY if number not in KEPT), AGAIN)
+    house.append(AGAIN)
+
+
+def holds_what_it_should(house: House) -> None:
+    assert house.content() == {number: share(number) for number in KEPT}
+    assert house.records() >= {*EVERY}
+
+
+def test_freed_shares_give_their_room_back_and_count_no_more(house: House) -> None:
+    fill(house)
+    before, used = house.log_bytes(), sum(room.used_bytes for room in house.space.rooms)
+    assert house.compact() > 2
+    freed = (len(EVERY) - len(KEPT)) * SHARE_BYTES
+    assert house.log_bytes() < before - 0.7 * freed
+    assert sum(room.used_bytes for room in house.space.rooms) < used - 0.7 * freed
+    assert house.compact() == 0
+    for forget in (False, True, False):
+        holds_what_it_should(house)
+        house.open(forget=forget)
+
+
+def test_it_goes_on_with_what_is_freed_later_and_after_a_restart(house: House) -> None:
+    fill(house)
+    assert house.compact()
+    house.free(*KEPT)
+    house.open()
+    assert house.compact()
+    for forget in (False, True):
+        house.open(forget=forget)
+        assert house.content() == {}
+        assert house.records() >= {*EVERY}
+
+
+def test_other_namespaces_and_whoever_reads_a_log_miss_nothing(house: House) -> None:
+    house.append(100, namespace=OTHER)
+    fill(house)
+    batch, after = house.space.page(None, Cursor(), 10_000)
+    assert house.compact()
+    found = {each.entry.envelope.sequence for each in batch.entries}
+    found |= {each.entry.envelope.sequence for each in house.space.page(None, after, 1 << 40)[0].entries}
+    assert found == {*EVERY, 100}
+
+
+def test_a_segment_with_damage_in_it_stays(house: House) -> None:
+    fill(house)
+    first = min(house.path().glob("rooms/*/log/*"))
+    data = bytearray(first.read_bytes())
+    data[data.index(b"ZENT", 2_000) + 60] ^= 1
+    first.write_bytes(data)
+    assert house.compact()
+    assert first.read_bytes() == data
+
+
+def test_a_full_disk_is_compacted_with_what_is_in_reserve(house: House) -> None:
+    fill(house)
+    house.files.fail("allocate", lambda path: "/rooms/" in path, errno.ENOSPC, times=1)
+    assert house.compact() > 2
+    holds_what_it_should(house)
+
+
+def test_it_may_break_off_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each change of the disk, once and for good. A start goes on from there, whether it remembers where shares lie or not."""
+    fill(house)
+    untouched = house.root.rename(house.root.with_name("untouched"))
+    for times, forget in ((1, False), (None, True)):
+        for at in count(1):
+            _copy(untouched, house.root)
+            house.open()
+            fault = _Nth(at)
+            house.files.fail("*", fault.met, errno.EIO, times)
+            house.compact()
+            house.files.heal()
+            if not fault.reached:
+                break
+            house.open(forget=forget)
+            holds_what_it_should(house)
+            house.compact()
+            holds_what_it_should(house)
+        assert at > 10
+
+
+class _Nth:
+    """From the nth change of a log on."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    @property
+    def reached(self) -> bool:
+        return self._left <= 0
+
+    def met(self, path: str) -> bool:
+        if "/log" in path:
+            self._left -= 1
+        return self.reached
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)

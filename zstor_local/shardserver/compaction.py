@@ -1,0 +1,130 @@
+"""Compaction of the logs of spaces while they are used: small shares that were freed take no room any more, nor count against a quota.
+
+A segment of which enough is dead is copied to the end of its log without them, then it goes. Records stay: which of them still count
+their owner alone can tell. What says that a share was freed stays too, unless the share is here again. A segment in which something is
+damaged is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from zstor_local import limits
+from zstor_local.model.ids import ShardUid
+from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
+from zstor_local.shards.index import IndexDamaged
+from zstor_local.shards.log import LogClosed
+from zstor_local.shards.segment import Freed, Located
+from zstor_local.shardserver.disk import answering
+from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.rooms import Room
+from zstor_local.shardserver.space import Space
+from zstor_local.shardserver.volume import Volume
+from zstor_local.store.pace import Pace, Spend
+
+EVERY: Final = 600.0  # seconds between two looks
+RATE: Final = 20 * limits.MIB  # bytes a second that are read
+LEAST_DEAD: Final = 0.25  # of a segment, for compacting it: the records stay, which may be most of it
+
+log = logging.getLogger("zstor.shardserver")
+
+
+class Compaction:
+    """One task for a server."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._threads = volume.runtime.threads
+        self._pace = Pace(RATE)
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(EVERY)
+            await self.compact(self._pace.spend)
+
+    async def compact(self, spend: Spend, *, least: float = LEAST_DEAD) -> int:
+        """Compact the segments of which at least that part is dead. Returns how many went."""
+        gone = 0
+        for uid, space in list(self._volume.spaces.items()):
+            if space.freed and space.fence.writer:  # else nobody has taken it over yet
+                space.freed = False
+                try:
+                    gone += await self._compact_space(uid, space, spend, least)
+                except (Refusal, ShardError, LogClosed, IndexDamaged) as error:
+                    space.freed = True
+                    log.warning("a log of shard %s was not compacted: %s", uid.hex(), error)
+        return gone
+
+    async def _compact_space(self, uid: ShardUid, space: Space, spend: Spend, least: float) -> int:
+        gone = 0
+        for room, number, live in await self._threads.run(self._candidates, space, least):
+            async with self._volume.lock(uid):
+                size, went = await self._threads.run(self._compact_making_room, space, room, number, least)
+            if went:
+                gone += 1
+            else:
+                room.in_vain[number] = live
+            await spend(size)
+        return gone
+
+    # --- In worker threads ---
+
+    def _candidates(self, space: Space, least: float) -> Sequence[tuple[Room, int, int]]:
+        """Sealed segments that may hold so much that is dead, as far as can be told without reading them, each with the bytes of shares
+        that are alive there.
+        """
+        found = []
+        with space.turns.using(), answering():
+            alive = space.rooms.alive()
+            for room in space.rooms:
+                for number, size in space.rooms.sealed(room):
+                    live = alive[room.number, number]
+                    if size - live >= least * size and live != room.in_vain.get(number):
+                        found.append((room, number, live))
+        return found
+
+    def _compact_making_room(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+        """On a full disk with what is kept in reserve: it needs some room before it gives more back."""
+        try:
+            with answering():
+                return self._compact(space, room, number, least)
+        except Refusal as refusal:
+            if refusal.type != "full" or not self._volume.make_room():
+                raise
+            with answering():
+                return self._compact(space, room, number, least)
+        finally:
+            self._volume.keep_room()
+
+    def _compact(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+        """Under the space's lock: nothing is appended meanwhile. Returns the bytes of its entries, and whether it went."""
+        with space.turns.using():
+            segments = space.rooms.segments(room, space.fence.writer)
+            entries = segments.read(number)
+            if entries is None:
+                return limits.SEGMENT_BYTES, False
+            size = sum(each.end - each.offset for each in entries)
+            dead = sum(each.share_length for each in entries if not segments.lies_at(number, each))
+            if dead < least * size:
+                return size, False
+            kept = [item for each in entries if (item := _kept(segments, number, each)) is not None]
+            segments.copy(kept)
+            segments.flush()
+        with space.turns.alone():  # whoever has found a share there has read it then
+            segments.remove(number)
+        space.rooms.account(room, -dead)
+        return size, True
+
+
+def _kept(segments: Segments, number: int, located: Located) -> ScannedEntry | Freed | None:
+    """What is to be copied for an entry; None for nothing."""
+    item = located.item
+    if isinstance(item, Freed):
+        return None if segments.holds(item.share) else item
+    if item.entry.share_index is None or segments.lies_at(number, located):
+        return item
+    return ScannedEntry(Entry(item.entry.envelope), item.committed)
