@@ -6,20 +6,26 @@ import base64
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.shardserver.server import Issuer, scanned
 from tests.store.home import Home, get, put
+from zstor_local.access import joined as joined_module
 from zstor_local.access.builtin import builtin_authority
-from zstor_local.access.invitation import PLACES_MAX, Pass, Place, parse_public_key, seal_invitation, seal_letter
-from zstor_local.access.joining import TABLE, Joining, _Joined
-from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, ZstorError
-from zstor_local.model.ids import NamespaceId, StoreId
-from zstor_local.model.record import STORE_WIDE
+from zstor_local.access.invitation import PLACES, PLACES_MAX, Pass, Place, parse_public_key, seal_invitation, seal_letter
+from zstor_local.access.joined import TABLE, Joined
+from zstor_local.access.joining import Joining
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, Unauthenticated, Unavailable, ZstorError
+from zstor_local.metastore.base import CommitRefused
+from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone, associated_data
 from zstor_local.network import open_network
-from zstor_local.shards.base import ShardError
+from zstor_local.shards.base import Entry, ScannedEntry, ShardError
 from zstor_local.shards.http.peer import Ask, Peer, Reply
 from zstor_local.shards.http.wire import NEXT, Batch, pack_batch
 from zstor_local.store.store import Store
@@ -51,7 +57,7 @@ class Reader:
         invitation = seal_invitation(given, parse_public_key(await self.joining.public_key()))
         await self.joining.join(invitation, name, lambda objects: None)
 
-    def joined(self, name: str = "photos") -> _Joined:
+    def joined(self, name: str = "photos") -> Joined:
         return self.joining._joined[name]
 
 
@@ -96,6 +102,7 @@ BAD: Mapping[str, Change] = {
     "number of another store's shard": places(Place(PLACES_MAX, "one", SOCKET)),
     "number of one of ours": places(Place(-PLACES_MAX + 1, "one", SOCKET)),
     "one number twice": places(Place(0, "one", SOCKET), Place(0, "two", SOCKET)),
+    "more places than there are servers": places(*(Place(number, "one", SOCKET) for number in range(PLACES + 1))),
     "name that steers a terminal": places(Place(0, "\x1b[2J", SOCKET)),
     "socket with a NUL": places(Place(0, "one", "http+unix:///a\0b")),
 }
@@ -184,14 +191,102 @@ async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(hom
 
     issuer = Issuer()
     monkeypatch.setattr(Peer, "_send", circles)
-    monkeypatch.setattr(_Joined, "follow", _no_follow)
+    monkeypatch.setattr(Joined, "follow", _no_follow)
     async with home.open() as store, reading(store) as bob:
         with pytest.raises(ZstorError, match="in circles"):
             await bob.join(replace(GOOD, token=issuer.token("photos", "read")))
 
 
-async def _no_follow(self: _Joined) -> None:
+async def _no_follow(self: Joined) -> None:
     pass
+
+
+async def test_who_joins_and_who_follows_may_look_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither takes the other's pages for the log's end, nor the server for one that sends it in circles."""
+    later = {"0.0.0": "1.1.5", "1.1.5": "1.1.9", "1.1.9": "1.1.9"}
+    asked: list[str] = []
+
+    async def pages(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+        asked.append(after := ask.path.partition("after=")[2].partition("&")[0])
+        await trio.testing.wait_all_tasks_blocked()
+        return Reply(200, {NEXT: later[after]}, pack_batch(Batch([scanned(1)] if later[after] != after else [])))
+
+    monkeypatch.setattr(Peer, "_send", pages)
+    monkeypatch.setattr(Joined, "follow", _no_follow)
+    async with home.open() as store, reading(store) as bob:
+        await bob.join(replace(GOOD, token=Issuer().token("photos", "read")))
+        [shard] = bob.joined().shards.values()
+        shard._after = "0.0.0"
+        asked.clear()
+        async with trio.open_nursery() as both:
+            for _ in range(2):
+                both.start_soon(shard.catch_up, lambda: None)
+        assert [*asked].count("1.1.9") == 2
+
+
+async def test_an_invitation_of_somebody_else_does_not_take_the_place_of_one(home: Home, shown: list[str]) -> None:
+    """Whoever knows the namespace's id may write one for it; only its owner knows the key of the letters."""
+    async with home.open() as store, reading(store) as bob:
+        for made, changes in ((1, {}), (2, {"letter_key": b"x" * 32}), (3, {"store_id": StoreId(b"one more store16")}), (4, {})):
+            given = replace(GOOD, made=made, **changes)
+            with suppress(Unavailable, Unauthenticated):  # no server answers
+                if changes:
+                    with pytest.raises(AlreadyExists):
+                        await bob.join(given)
+                else:
+                    await bob.join(given)
+            assert bob.joined().given.made == (made if not changes else 1)
+
+
+async def test_places_that_a_letter_names_no_more_are_left(home: Home, shown: list[str]) -> None:
+    async with home.open() as store, reading(store) as bob:
+        with suppress(ZstorError):
+            await bob.join(GOOD)
+        joined = bob.joined()
+        [before] = joined.shards.values()
+        joined.renew(places(Place(7, "two", f"{SOCKET}2"))(GOOD))
+        [after] = joined.shards.values()
+        assert store.pool.joined == {after.number: after}
+        await before.follow()  # ends
+        assert joined.follows(after)
+
+
+def page(*keys: str) -> bytes:
+    """A page of a log of the owner's, with deletions."""
+    keys_of, entries = NamespaceKeys.of(GOOD.record_keys), []
+    for sequence, key in enumerate(keys, 1):
+        key_hash, version = KeyHash(key.encode().ljust(16)), Version(sequence.to_bytes(16, "big"))
+        bound = associated_data(GOOD.store_id, Kind.TOMBSTONE, GOOD.namespace_id, key_hash, version, sequence)
+        sealed = keys_of.seal_record(bytes(32), bound, Tombstone(key, 1).encode())
+        entries.append(ScannedEntry(Entry(Envelope(Kind.TOMBSTONE, GOOD.namespace_id, key_hash, version, sequence, sealed)), 0))
+    return pack_batch(Batch(entries))
+
+
+async def test_records_have_a_bound_and_what_keeps_them_may_fail(home: Home, shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store, reading(store) as bob:
+        with suppress(ZstorError):
+            await bob.join(GOOD)
+        rows = bob.joined().rows
+        assert await bob.joined().take(page("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(joined_module, "ROWS_BYTES", 1_000)
+            with pytest.raises(ShardError, match="more than 1000 bytes"):
+                await bob.joined().take(page("a", "b"))
+        with monkeypatch.context() as patch:
+            patch.setattr(rows, "commit", _refuse)
+            with pytest.raises(ShardError, match="cannot be kept: the disk is full"):
+                await bob.joined().take(page("a", "b"))
+        assert rows.tombstone(GOOD.namespace_id, "a") is not None
+        assert rows.tombstone(GOOD.namespace_id, "b") is None
+        assert await bob.joined().take(page("a", "b"))
+        assert rows.tombstone(GOOD.namespace_id, "b") is not None
+        assert list(Path(home.store).glob("joined-*"))
+        await bob.joining.leave("photos")
+        assert not list(Path(home.store).glob("joined-*"))
+
+
+def _refuse(*_: object) -> None:
+    raise CommitRefused("the disk is full", no_space=True)
 
 
 def test_what_is_malformed_is_told_by_name() -> None:

@@ -26,6 +26,7 @@ from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
 TokenSourceKind = Literal["letters", "authority"]
 PREFIX: Final = "zstor1"
 PLACES_MAX: Final = 10_000  # numbers of a store's shards are below it
+PLACES: Final = 500  # at once: each costs its reader a connection
 _SCHEMA: Final = 1
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{0,8192}\Z")  # goes into a header as it is
 _TEXT_CHARACTERS: Final = 4_096
@@ -61,6 +62,11 @@ class Pass:
     letter_key: bytes
     letter_id: bytes
     made: int
+
+    def is_of_one_owner_with(self, other: Pass) -> bool:
+        """Whether who wrote one of them has written the other: nobody else but its reader knows the key of the letters."""
+        one, another = ((each.store_id, each.namespace_id, each.letter_id, each.letter_key) for each in (self, other))
+        return one == another
 
     def encode(self) -> bytes:
         places = [[place.number, place.id, place.url] for place in self.places]
@@ -111,6 +117,8 @@ class Pass:
 
 def _are_places(places: Sequence[object]) -> bool:
     """Whoever wrote them may be up to anything: they become requests, and are shown to people."""
+    if len(places) > PLACES:
+        return False
     numbers = set()
     for place in places:
         if not isinstance(place, list) or [type(each) for each in place] != [int, str, str]:

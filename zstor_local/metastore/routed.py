@@ -1,11 +1,10 @@
-"""A store's own metastore, with what is known of other users' namespaces beside it, in memory: reads go where the namespace lies."""
+"""A store's own metastore, with what is known of other users' namespaces beside it: reads go where the namespace lies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from zstor_local.metastore.base import Metastore, Row, Usage
-from zstor_local.metastore.memory import MemoryMetastore
 from zstor_local.model.ids import NamespaceId, ReferenceHash
 from zstor_local.model.record import Envelope
 
@@ -14,7 +13,7 @@ class RoutedMetastore:
     """See the laws of metastore.base.Metastore. What is committed, and all that is not of a `joined` space, is the own one's."""
 
     def __init__(self, own: Metastore) -> None:
-        self.joined: dict[NamespaceId, MemoryMetastore] = {}
+        self.joined: dict[NamespaceId, Metastore] = {}
         self._own = own
         self.store_id = own.store_id
         self.kind = own.kind
