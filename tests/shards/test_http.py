@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import trio
+import trio.testing
 
 from tests.shards.conformance import ShardLaws
 from tests.shards.ground import entry, version
@@ -209,6 +212,46 @@ async def test_a_refused_token_is_renewed_once() -> None:
     error = await asked(Script(no(), no()), Ask("PUT", "/v1/x"))
     assert isinstance(error, ShardError)
     assert error.code == "unauthenticated"
+
+
+async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(autojump_clock: trio.testing.MockClock) -> None:
+    """It answers probes, but its disk hangs: each time commits wait for it."""
+    hangs = True
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        if hangs and request.url.path != "/health":
+            await trio.sleep_forever()
+        return answer(200)
+
+    async with open_network() as network:
+        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
+        peer._client = httpx.AsyncClient(transport=httpx.MockTransport(server), base_url="http://shard")
+        network.at_end(peer.close)
+
+        async def waited(seconds: float) -> float:
+            """How long it is waited for, of so many seconds."""
+            began, waited = trio.current_time(), 0.0
+            while trio.current_time() < began + seconds:
+                if peer.broken is not None:
+                    await trio.sleep(1)
+                    continue
+                asked = trio.current_time()
+                with suppress(ShardError):
+                    await peer.ask(Ask("POST", "/v1/x", expect=(200,)))
+                    await trio.sleep(1)
+                waited += trio.current_time() - asked
+            return waited
+
+        assert await waited(3_600) < 150
+        assert await waited(3_600) < 70
+        hangs = False
+        await waited(3_600)
+        assert peer.broken is None
+        hangs = True
+        with pytest.raises(ShardError):
+            await peer.ask(Ask("POST", "/v1/x"))
+        await trio.sleep(2)
+        assert peer.broken is None  # as if it were the first time
 
 
 async def test_a_servers_words_do_no_harm_where_they_are_shown() -> None:

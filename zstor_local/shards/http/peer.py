@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -27,6 +29,8 @@ CONNECTIONS: Final = 32  # of one daemon to one server
 IDLE_SECONDS: Final = 30.0  # that a connection is kept; the server keeps it longer
 ERROR_BYTES: Final = 4_096  # of an error that are read
 PROBE_SECONDS: Final = (0.5, 10.0)  # between two probes: at first, and at most
+REST_SECONDS: Final = (5.0, 600.0)  # without a probe for one that was late again, at first and at most: commits wait for it, each time
+CALM_SECONDS: Final = 600.0  # of being well, after which one that is late is one that was never late before
 RETRY_SECONDS: Final = 0.1  # about so long is waited before a safe request is sent once more
 USUAL_SECONDS: Final = (0.1, 1.0)  # what takes longer than usual is no less and no more than this
 USUAL_FACTOR: Final = 4.0
@@ -124,6 +128,8 @@ class Peer:
         self._client: httpx.AsyncClient | None = None
         self._limiter = trio.CapacityLimiter(CONNECTIONS)
         self._broken: str | None = None
+        self._well_since = -math.inf
+        self._rested = 0.0
         self._usual = 0.0
 
     @property
@@ -167,13 +173,13 @@ class Peer:
         except _Broke as broke:
             unsent = broke.unsent
             if not ask.safe or broke.late:
-                self._trip(str(broke))
+                self._trip(broke)
                 raise ShardError("missing", str(broke), untouched=unsent) from None
         await trio.sleep(RETRY_SECONDS * (0.5 + self._randomness.bytes(1)[0] / 256))
         try:
             return await self._send(ask, token, last=last)
         except _Broke as broke:
-            self._trip(str(broke))
+            self._trip(broke)
             raise ShardError("missing", str(broke), untouched=unsent and broke.unsent) from None
 
     async def _send(self, ask: Ask, token: str, *, last: bool) -> Reply:
@@ -259,17 +265,27 @@ class Peer:
 
     # --- The breaker ---
 
-    def _trip(self, reason: str) -> None:
+    def _trip(self, broke: _Broke) -> None:
         """Ask nothing more until a probe was answered."""
         if self._broken is None:
-            log.warning("%s", reason)
-            self._network.start(self._probe)
-        self._broken = reason
+            log.warning("%s", broke)
+            self._network.start(partial(self._probe, self._rest() if broke.late else 0.0))
+        self._broken = str(broke)
 
-    async def _probe(self) -> None:
+    def _rest(self) -> float:
+        """Seconds for which one that was late is left alone, whatever it answers to probes: more each time, but after a long calm."""
+        if trio.current_time() - self._well_since > CALM_SECONDS:
+            self._rested = 0.0
+        else:
+            least, most = REST_SECONDS
+            self._rested = max(least, min(most, 2 * self._rested))
+        return self._rested
+
+    async def _probe(self, rest: float) -> None:
         import httpx
 
         pause, longest = PROBE_SECONDS
+        await trio.sleep(rest)
         while True:
             await trio.sleep(pause * (0.5 + self._randomness.bytes(1)[0] / 256))
             pause = min(longest, pause * 2)
@@ -282,7 +298,7 @@ class Peer:
                 continue
             if well:
                 log.warning("%s answers again", self.url)
-                self._broken = None
+                self._broken, self._well_since = None, trio.current_time()
                 return
 
     async def close(self) -> None:
