@@ -118,6 +118,17 @@ def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk
     assert [room.name for room in space.rooms] == ["name2", None]
 
 
+def test_a_name_that_is_told_again_is_not_written_again(disk: Disk) -> None:
+    """All of a store's are, whenever one of them changes."""
+    space = disk.open()
+    for text in ("photos", "mail", "photos"):
+        for changes in (True, False):
+            before = disk.files.calls["fsync"]
+            space.rooms.describe(NAMESPACE, text, None, None)
+            assert (disk.files.calls["fsync"] > before) is changes
+    assert [room.name for room in disk.open().rooms] == ["photos"]
+
+
 def test_namespaces_keep_apart_where_one_could_not_be_made_at_first(disk: Disk) -> None:
     space = disk.open()
     disk.files.fail("open", lambda path: path.endswith("/rooms"), errno.EMFILE)

@@ -137,6 +137,8 @@ class Rooms:
         """What whose tokens call a namespace, and how much it may hold. A name goes to one room only: the last that was given it."""
         with answering():
             room = self.make(namespace)
+            if (room.name, room.issuer, room.quota_bytes) == (name, issuer, quota_bytes):
+                return  # all of a store's are told whenever one of them changes
             for other in self:
                 if other.name == name and other is not room:
                     other.name = None
