@@ -141,7 +141,7 @@ def test_what_a_failed_flush_left_is_not_taken_for_durable(house: House, overwri
     killed = Run(start.world.copy(), start.account)
     rebuilt(killed.world, house, accept_loss=True)
     killed.world = killed.world.crash(NOTHING)
-    examine(killed, house, thoroughly=True, tidy=False)
+    examine(killed, house, thoroughly=True, tidy=False, faulty=True)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
