@@ -141,6 +141,7 @@ def test_what_a_failed_flush_left_is_not_taken_for_durable(house: House, overwri
     killed = Run(start.world.copy(), start.account)
     rebuilt(killed.world, house, accept_loss=True)
     killed.world = killed.world.crash(NOTHING)
+    # Where no log kept the refused write's record, its large shares have none: `collect` tells of them (no_record) and keeps them.
     examine(killed, house, thoroughly=True, tidy=False, faulty=True)
 
 
