@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tests.shards.conformance import ShardLaws
-from tests.shards.ground import entry, version
+from tests.shards.ground import NAMESPACE, POLICY, entry, version
 from tests.shards.http_ground import HttpGround
 from zstor_local.model.ids import ShareId
 from zstor_local.network import open_network
@@ -47,6 +47,28 @@ def test_what_was_sent_before_the_shard_was_lost_is_waited_for(ground: HttpGroun
     with pytest.raises(ShardError) as caught:
         shard.append([entry(2)], 0)
     assert caught.value.untouched
+
+
+def test_a_share_is_given_up_behind_what_was_sent_of_it(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that comes to the server later would begin the share anew, and nobody would give that up."""
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+    events: list[str] = []
+
+    class Sent:
+        def wait(self, seconds: float | None = None) -> Reply:
+            events.append("answered")
+            return Reply(204, {}, b"")
+
+        def cancel(self) -> None:
+            events.append("cancelled")
+
+    monkeypatch.setattr(shard.network, "start", lambda ask: Sent())
+    monkeypatch.setattr(shard.network, "run", lambda ask: events.append("given up"))
+    writer = shard.begin(ShareId(version(1), 0), NAMESPACE, POLICY)
+    writer.write(0, [b"block"])
+    writer.abort()
+    assert events == ["answered", "answered", "given up"]
 
 
 @pytest.mark.parametrize("following", [["0.1.9", "0.1.5", "0.1.9"], ["nowhere"], ["0.2.1", ""]])

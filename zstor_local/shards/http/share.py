@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -211,8 +212,11 @@ class HttpShareWriter:
         self._over = True
         with self._lock:
             sent, self._sent = self._sent, deque()
-        for pending in sent:
-            pending.cancel()
+        for pending in sent:  # a part that arrives behind the end would begin the share anew
+            if self._shard.peer.broken is not None:
+                pending.cancel()
+            with suppress(ShardError, ShareMissing, TimeoutError):
+                pending.wait()
         try:
             ask = Ask("DELETE", self._path, headers=self._shard.fenced())
             self._shard.network.run(lambda: self._shard.peer.ask(ask))
