@@ -546,3 +546,23 @@ async def test_by_force_no_shard_goes_that_holds_the_last_good_shares(home: Home
                 await store.membership.remove(good, Nobody(), force=True)
             assert caught.value.data["objects"] == [f"default/{key}"]
             await delete(store, key)
+
+
+async def test_of_shards_removed_by_force_at_once_each_sees_the_others_gone(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        refused = 0
+
+        async def remove(shard: str) -> None:
+            nonlocal refused
+            try:
+                await store.membership.remove(shard, Nobody(), force=True)
+            except NotEnoughShards:
+                refused += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove, "1")
+            nursery.start_soon(remove, "2")
+        assert refused == 1
+        for seed, (key, size) in enumerate(OBJECTS.items()):
+            assert await get(store, key) == content(seed, size)

@@ -103,6 +103,7 @@ class Membership:
         self._jobs = jobs
         self._on_change = on_change
         self._turn = trio.Lock()
+        self._forcing = trio.Lock()  # what one looks at before it forgets a shard no other one may forget meanwhile
         self._draining: dict[int, Job] = {}
 
     def resume(self) -> None:
@@ -275,13 +276,15 @@ class Membership:
             return running
 
         async def work(job: Job) -> object:
+            place = self._places.place(entry)
             if force:
-                await self._drain.check_force(entry, job)
                 drained = Drained(0, 0)
+                async with self._forcing:
+                    await self._drain.check_force(entry, job)
+                    await self._forget(entry)
             else:
                 drained = await self._drain.move_all(entry.number, job)
-            place = self._places.place(entry)
-            await self._forget(entry)
+                await self._forget(entry)
             lacking = await self._drain.make_whole(entry.number, job)
             await self._runtime.threads.run(self._places.opener.retire, entry, place)
             return {"shard": entry.id, "moved": drained.moved, "lacking": lacking}
