@@ -1,47 +1,43 @@
 """Where small shares lie in the logs of directory shards: one SQLite file for all of a store's, derived from the logs alone.
 
-It can be thrown away: a shard's log is then read again from its first segment. What it knows and how far it knows each log commit in
-one transaction (WAL, synchronous=NORMAL), so after a power loss it is older, never wrong. New entries wait in memory until `flush`.
+It can be thrown away (`index_file.py`): a shard's log is then read again from its first segment. What it knows and how far it knows
+each log commit in one transaction. New entries wait in memory until `flush`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
+from zstor_local.index_file import DAMAGE, IndexFormat, give_up, is_damage, open_index, transaction
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.value import value
 
 FLUSH_AT: Final = 500  # versions waiting in memory: so many of each log's entries are read again at a start after a kill
-FORMAT: Final = 2
 
 _PAGE: Final = 500  # versions read at once
 _PLACE: Final = struct.Struct("<HBIII")
 _HOLDER: Final = struct.Struct("<HB12x")  # the same without where it lies
-_SCHEMA: Final = f"""
-begin;
+_FORMAT: Final = IndexFormat(
+    index="the index of the logs",
+    number=2,
+    tables="""
 create table entry(version blob primary key, places blob not null) without rowid;
 create table progress(shard integer primary key, segment integer not null, segment_id blob not null,
     offset integer not null, sequence integer not null, committed integer not null,
-    settled_segment integer not null, settled_offset integer not null);
-pragma user_version={FORMAT};
-commit;
-"""
-_FROM_FORMAT_1: Final = f"""
-begin;
+    settled_segment integer not null, settled_offset integer not null)""",
+    older={
+        1: """
 alter table progress add settled_segment integer not null default 0;
-alter table progress add settled_offset integer not null default 0;
-pragma user_version={FORMAT};
-commit;
-"""
-_PROGRESS: Final = "shard, segment, segment_id, offset, sequence, committed, settled_segment, settled_offset"
-_DAMAGE: Final = (sqlite3.DatabaseError, struct.error, TypeError)
+alter table progress add settled_offset integer not null default 0"""
+    },
+)
+_PROGRESS: Final = "select shard, segment, segment_id, offset, sequence, committed, settled_segment, settled_offset from progress"
 
 log = logging.getLogger("zstor.shards")
 
@@ -102,11 +98,8 @@ class LogIndex:
         self._due_at = 0  # versions that have to wait before a flush is tried again that was in vain
         # In the file, last: a version's shares are asked for in a row.
         self._looked_up: tuple[Version | None, Mapping[_Key, Place]] = None, {}
-        try:
-            self._db, self._progress = _load(path)
-        except _DAMAGE:
-            _remove(path)
-            self._db, self._progress = _load_or_do_without(path)
+        self._db = open_index(path, _FORMAT, _progress)
+        self._progress = _progress(self._db)
         self._reader = _reader(self._db)
 
     def progress(self, shard: int) -> Progress:
@@ -196,17 +189,14 @@ class LogIndex:
                 progress = {shard: self._progress[shard] for shard in sorted(self._unflushed)}
                 self._unflushed.clear()
             try:
-                self._db.execute("begin")
-                self._store(progress)
-                self._db.execute("commit")
+                with transaction(self._db):
+                    self._store(progress)
             except (sqlite3.Error, IndexDamaged) as error:
                 log.warning("the index of the logs was not written: %s", error)
-                with suppress(sqlite3.Error):
-                    self._db.execute("rollback")
                 self._put_back(progress)
                 self._due_at = 2 * len(self._waiting)
-                if not isinstance(error, sqlite3.OperationalError):  # no full disk, and nobody else who holds it
-                    self._give_up()
+                if is_damage(error):
+                    give_up(self._db)
             else:
                 self._due_at = 0
             with self._lock:
@@ -248,14 +238,9 @@ class LogIndex:
         """Errors as IndexDamaged, and the index is given up."""
         try:
             yield
-        except _DAMAGE as error:
-            self._give_up()
+        except DAMAGE as error:
+            give_up(self._db)
             raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
-
-    def _give_up(self) -> None:
-        """Mark the file so that the next start begins it anew. In a transaction that is taken back the mark is too."""
-        with suppress(sqlite3.Error):
-            self._db.execute("pragma user_version=0")
 
     def close(self) -> None:
         self.flush()
@@ -283,40 +268,11 @@ def _reader(db: sqlite3.Connection) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False) if path else db
 
 
-def _load(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("pragma journal_mode=wal")
-        db.execute("pragma synchronous=normal")
-        version = db.execute("pragma user_version").fetchone()[0]
-        if version == 0 and not db.execute("select count(*) from sqlite_schema").fetchone()[0]:
-            db.executescript(_SCHEMA)
-        elif version == 1:
-            db.executescript(_FROM_FORMAT_1)
-        elif version != FORMAT:
-            raise sqlite3.DatabaseError("an index of another format, or one that was given up")
-        return db, {shard: _progress(*fields) for shard, *fields in db.execute(f"select {_PROGRESS} from progress")}  # noqa: S608
-    except BaseException:
-        db.close()
-        raise
-
-
-def _progress(segment: int, segment_id: bytes, *numbers: int) -> Progress:
-    if not isinstance(segment_id, bytes) or not all(isinstance(each, int) for each in (segment, *numbers)):
-        raise TypeError
-    return Progress(segment, segment_id, *numbers)
-
-
-def _load_or_do_without(path: str) -> tuple[sqlite3.Connection, dict[int, Progress]]:
-    try:
-        return _load(path)
-    except sqlite3.Error as error:
-        log.warning("the index of the logs is kept in memory, as its file cannot be made: %s", error)
-        return _load(":memory:")
-
-
-def _remove(path: str) -> None:
-    """Take a damaged index away, with what SQLite keeps beside it."""
-    for name in (path, f"{path}-wal", f"{path}-shm"):
-        with suppress(OSError):
-            os.unlink(name)
+def _progress(db: sqlite3.Connection) -> dict[int, Progress]:
+    """How far each log is known; TypeError where that is damaged."""
+    progress: dict[int, Progress] = {}
+    for shard, segment, segment_id, *numbers in db.execute(_PROGRESS):
+        if not isinstance(segment_id, bytes) or not all(isinstance(each, int) for each in (segment, *numbers)):
+            raise TypeError("a number or an id is damaged")
+        progress[shard] = Progress(segment, segment_id, *numbers)
+    return progress

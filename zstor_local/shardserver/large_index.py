@@ -1,26 +1,25 @@
 """What is known of a space's large shares without opening each: size and namespace by name, in an SQLite file.
 
-It can be thrown away: the files tell the same. It may lack some and name some that are gone, after a crash or where the disk was full.
+It can be thrown away (`index_file.py`): the files tell the same. It may lack some and name some that are gone, after a crash or where
+the disk was full.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
+from zstor_local.index_file import IndexFormat, open_index, transaction
 from zstor_local.model.ids import NamespaceId
 
-FORMAT: Final = 1
-
-_SCHEMA: Final = f"""
-create table share(name text primary key, size integer not null, namespace blob not null) without rowid;
-pragma user_version={FORMAT};
-"""
+_FORMAT: Final = IndexFormat(
+    index="the index of large shares",
+    number=1,
+    tables="create table share(name text primary key, size integer not null, namespace blob not null) without rowid",
+)
 
 log = logging.getLogger("zstor.shardserver")
 
@@ -30,13 +29,7 @@ class LargeIndex:
 
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
-        try:
-            self._db = _opened(path)
-        except sqlite3.Error:
-            for name in (path, f"{path}-wal", f"{path}-shm"):
-                with suppress(OSError):
-                    os.unlink(name)
-            self._db = _opened_or_in_memory(path)
+        self._db = open_index(path, _FORMAT)
 
     def known(self, part: str) -> dict[str, tuple[int, NamespaceId]]:
         """Size and namespace of shares whose names begin so."""
@@ -59,7 +52,7 @@ class LargeIndex:
     def _change(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         with self._lock:
             try:
-                with self._db:
+                with transaction(self._db):
                     self._db.executemany(statement, rows)
             except sqlite3.Error as error:
                 log.warning("the index of large shares was not written: %s", error)
@@ -67,27 +60,3 @@ class LargeIndex:
     def close(self) -> None:
         with self._lock:
             self._db.close()
-
-
-def _opened(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False)
-    try:
-        db.execute("pragma journal_mode=wal")
-        db.execute("pragma synchronous=normal")
-        version = db.execute("pragma user_version").fetchone()[0]
-        if version == 0 and not db.execute("select count(*) from sqlite_schema").fetchone()[0]:
-            db.executescript(_SCHEMA)
-        elif version != FORMAT:
-            raise sqlite3.DatabaseError("an index of another format")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _opened_or_in_memory(path: str) -> sqlite3.Connection:
-    try:
-        return _opened(path)
-    except sqlite3.Error as error:
-        log.warning("the index of large shares is kept in memory, as its file cannot be made: %s", error)
-        return _opened(":memory:")

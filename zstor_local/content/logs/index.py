@@ -1,38 +1,36 @@
 """Where in its log's pages an entry lies: by sequence number, by local hash, by content id. Derived from the pages alone.
 
-One SQLite file for all logs, which can be thrown away: a log is then read again from its newest page on. Pages are named by their hash
-and name the page before, so the index of a log is right as a whole if its newest page is the tail of the log's head. Head pages are not
-in it. WAL with synchronous=NORMAL: after a power loss it is older, never wrong.
+One SQLite file for all logs, which can be thrown away (`index_file.py`): a log is then read again from its newest page on. Pages are
+named by their hash and name the page before, so the index of a log is right as a whole if its newest page is the tail of the log's
+head. Head pages are not in it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from zstor_local.errors import IoError
 from zstor_local.formats.cid import BadCid, Cid, from_binary
 from zstor_local.formats.remotelog import Page
+from zstor_local.index_file import IndexFormat, open_index, remove_index, transaction
 
-FORMAT: Final = 1
-
-_SCHEMA: Final = f"""
-begin;
+_FORMAT: Final = IndexFormat(
+    index="the index of remote logs",
+    number=1,
+    tables="""
 create table log(log integer primary key, name text not null unique);
 create table page(log integer not null, last integer not null, first integer not null, cid blob not null,
     primary key(log, last)) without rowid;
 create index page_cid on page(log, cid);
 create table entry(log integer not null, seq integer not null, hash blob not null, cid blob, primary key(log, seq)) without rowid;
 create index entry_hash on entry(log, hash);
-create index entry_cid on entry(log, cid);
-pragma user_version={FORMAT};
-commit;
-"""
+create index entry_cid on entry(log, cid)""",
+)
 
 log = logging.getLogger("zstor.content")
 
@@ -134,11 +132,7 @@ class PageIndex:
     @property
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            try:
-                self._connection = _load(self._path)
-            except sqlite3.DatabaseError:
-                _remove(self._path)
-                self._connection = _load_or_do_without(self._path)
+            self._connection = open_index(self._path, _FORMAT)
         return self._connection
 
     def _number(self, name: str) -> int:
@@ -159,10 +153,8 @@ class PageIndex:
 
     def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """All or nothing."""
-        with self._noticing_failure():
-            self._db.execute("begin immediate")
+        with self._noticing_failure(), transaction(self._db):
             change(self._db)
-            self._db.execute("commit")
 
     @contextmanager
     def _noticing_failure(self) -> Iterator[None]:
@@ -173,40 +165,10 @@ class PageIndex:
             self.close()
             self._numbers = {}
             self.life += 1
-            self._connection = _load(":memory:")
-            _remove(self._path)
+            self._connection = open_index(":memory:", _FORMAT)
+            remove_index(self._path)
             raise IoError("the index of the logs failed", hint="try again: it is made anew", retryable=True) from None
 
 
 def _opened(row: tuple[bytes, int, int]) -> PagePlace:
     return PagePlace(from_binary(row[0]), row[1], row[2])
-
-
-def _load(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.execute("pragma journal_mode=wal")
-        db.execute("pragma synchronous=normal")
-        (version,) = db.execute("pragma user_version").fetchone()
-        if version == 0:
-            db.executescript(_SCHEMA)
-        elif version != FORMAT:
-            raise sqlite3.DatabaseError(f"the index of the logs has format {version}")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _load_or_do_without(path: str) -> sqlite3.Connection:
-    try:
-        return _load(path)
-    except sqlite3.DatabaseError as error:
-        log.warning("the index of the logs is kept in memory: %s", error)
-        return _load(":memory:")
-
-
-def _remove(path: str) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        with suppress(OSError):
-            os.unlink(path + suffix)
