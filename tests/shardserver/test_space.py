@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -381,3 +383,24 @@ def test_a_start_counts_what_lies_there_whatever_is_remembered_of_it(disk: Disk)
     disk.open().retire(NAMESPACE)
     assert counted(disk.open()) == [(0, 0)]
     assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "drop table share",
+        "update share set name = cast(x'ff' as text)",
+        "update share set namespace = cast(namespace as text)",
+        "update share set size = 'many'",
+    ],
+)
+def test_an_index_of_large_shares_that_is_damaged_within_is_used_by_no_later_start(disk: Disk, damage: str) -> None:
+    finished(disk.open())
+    disk.opened.pop().close()
+    with closing(sqlite3.connect(f"{disk.root}/large.sqlite", isolation_level=None)) as db:
+        db.execute("pragma writable_schema=on")
+        db.execute(damage)
+    for _ in ("found", "begun anew"):
+        assert counted(disk.open()) == [(len(FILE), 1)]
+    disk.files.fail("open", lambda path: path.endswith(share_name(SHARE)), errno.EIO, times=None)
+    assert counted(disk.open()) == [(len(FILE), 1)]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from zstor_local.index_file import IndexFormat, open_index, transaction
+from zstor_local.index_file import DAMAGE, IndexFormat, give_up, is_damage, open_index, transaction
 from zstor_local.model.ids import NamespaceId
 
 _FORMAT: Final = IndexFormat(
@@ -25,7 +25,7 @@ log = logging.getLogger("zstor.shardserver")
 
 
 class LargeIndex:
-    """One for a space. Any thread may call it; none of it fails."""
+    """One for a space. Any thread may call it; none of it fails. The start after damage was met begins it anew."""
 
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
@@ -36,9 +36,10 @@ class LargeIndex:
         with self._lock:
             try:
                 rows = self._db.execute("select name, size, namespace from share where name >= ? and name < ?", (part, f"{part}g"))
-                return {name: (size, NamespaceId(namespace)) for name, size, namespace in rows}
-            except sqlite3.Error as error:
+                return {name: _checked(size, namespace) for name, size, namespace in rows}
+            except DAMAGE as error:
                 log.warning("the index of large shares cannot be read: %s", error)
+                give_up(self._db)
                 return {}
 
     def put(self, shares: Iterable[tuple[str, int, NamespaceId]]) -> None:
@@ -56,7 +57,15 @@ class LargeIndex:
                     self._db.executemany(statement, rows)
             except sqlite3.Error as error:
                 log.warning("the index of large shares was not written: %s", error)
+                if is_damage(error):
+                    give_up(self._db)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+def _checked(size: object, namespace: object) -> tuple[int, NamespaceId]:
+    if not isinstance(size, int) or not isinstance(namespace, bytes):
+        raise TypeError("a size or a namespace is damaged")
+    return size, NamespaceId(namespace)

@@ -262,6 +262,18 @@ async def test_an_index_that_fails_in_use_is_made_anew_in_memory(home: Home, tmp
         await ground.whole()
 
 
+@pytest.mark.parametrize("damage", ["update page set cid = x'00'", "update page set cid = 'text'", "update page set first = 'text'"])
+async def test_a_damaged_row_of_the_index_is_told_once(home: Home, damage: str) -> None:
+    async with opened(home) as ground:
+        await ground.create(page_size=2)
+        await ground.append_all(texts(5))
+        ground.index._db.execute(damage)
+        with pytest.raises(IoError):
+            await ground.contents()
+        assert await ground.contents() == texts(5)
+        await ground.whole()
+
+
 async def test_a_rebuild_brings_logs_back(home: Home, tmp_path: Path) -> None:
     async with opened(home) as ground:
         await ground.create(page_size=3, embed_last=1, encoding="json")

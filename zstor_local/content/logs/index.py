@@ -12,12 +12,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from zstor_local.errors import IoError
-from zstor_local.formats.cid import BadCid, Cid, from_binary
+from zstor_local.formats.cid import Cid, from_binary
 from zstor_local.formats.remotelog import Page
-from zstor_local.index_file import IndexFormat, open_index, remove_index, transaction
+from zstor_local.index_file import DAMAGE, IndexFormat, open_index, remove_index, transaction
 
 _FORMAT: Final = IndexFormat(
     index="the index of remote logs",
@@ -77,21 +77,24 @@ class PageIndex:
 
     def pages_above(self, name: str, seq: int) -> list[PagePlace]:
         """Pages whose newest entry has at least this number, the oldest first."""
-        rows = self._rows("select cid, first, last from page where log=? and last>=? order by last", self._number(name), seq)
-        return [_opened(row) for row in rows]
+        return self._places("select cid, first, last from page where log=? and last>=? order by last", self._number(name), seq)
 
     def find(self, name: str, local_hash: bytes) -> tuple[int, Cid | None] | None:
         """The number and content id of the entry with this local hash."""
         # Left to itself SQLite would rather go through the log in the order of its numbers.
         query = "select seq, cid from entry indexed by entry_hash where log=? and hash=? order by seq limit 1"
-        rows = self._rows(query, self._number(name), local_hash)
-        return (rows[0][0], None if rows[0][1] is None else from_binary(rows[0][1])) if rows else None
+        number = self._number(name)
+        with self._noticing_failure():
+            for seq, cid in self._db.execute(query, (number, local_hash)):
+                return _checked(seq), None if cid is None else from_binary(cid)
+        return None
 
     def uses(self, name: str, cid: Cid) -> bool:
         """Whether some entry has this content."""
-        return bool(
-            self._rows("select 1 from entry indexed by entry_cid where log=? and cid=? limit 1", self._number(name), cid.binary)
-        )
+        query = "select 1 from entry indexed by entry_cid where log=? and cid=? limit 1"
+        number = self._number(name)
+        with self._noticing_failure():
+            return self._db.execute(query, (number, cid.binary)).fetchone() is not None
 
     # --- Change ---
 
@@ -140,16 +143,18 @@ class PageIndex:
         number = self._numbers.get(name)
         if number is None:
             self._change(lambda db: db.execute("insert or ignore into log(name) values(?)", (name,)))
-            number = self._numbers[name] = int(self._rows("select log from log where name=?", name)[0][0])
+            with self._noticing_failure():
+                number = self._numbers[name] = int(self._db.execute("select log from log where name=?", (name,)).fetchone()[0])
         return number
 
     def _place(self, query: str, *parameters: object) -> PagePlace | None:
-        rows = self._rows(query, *parameters)
-        return _opened(rows[0]) if rows else None
+        places = self._places(query, *parameters)
+        return places[0] if places else None
 
-    def _rows(self, query: str, *parameters: object) -> list[Any]:
+    def _places(self, query: str, *parameters: object) -> list[PagePlace]:
         with self._noticing_failure():
-            return self._db.execute(query, parameters).fetchall()
+            rows = self._db.execute(query, parameters)
+            return [PagePlace(from_binary(cid), _checked(first), _checked(last)) for cid, first, last in rows]
 
     def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """All or nothing."""
@@ -160,7 +165,7 @@ class PageIndex:
     def _noticing_failure(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, BadCid) as error:
+        except DAMAGE as error:
             log.warning("the index of the logs failed and is made anew in memory: %s", error)
             self.close()
             self._numbers = {}
@@ -170,5 +175,7 @@ class PageIndex:
             raise IoError("the index of the logs failed", hint="try again: it is made anew", retryable=True) from None
 
 
-def _opened(row: tuple[bytes, int, int]) -> PagePlace:
-    return PagePlace(from_binary(row[0]), row[1], row[2])
+def _checked(number: object) -> int:
+    if not isinstance(number, int):
+        raise TypeError("a number is damaged")
+    return number
