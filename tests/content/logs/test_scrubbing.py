@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 import trio
 
 from tests.content.logs.ground import Ground, hash_of, opened, text, texts
 from tests.store.home import Home
 from zstor_local.content.cas import Owner
-from zstor_local.errors import Conflict, NotFound, ZstorError
+from zstor_local.content.logs.held import Held
+from zstor_local.content.logs.index import PageIndex
+from zstor_local.errors import Conflict, IoError, NotFound, ZstorError
 from zstor_local.formats import unixfs
-from zstor_local.formats.cid import Cid
+from zstor_local.formats.cid import Cid, raw
 from zstor_local.formats.remotelog import ENCODINGS, Encoding
 
 
@@ -124,3 +129,45 @@ async def test_what_a_broken_scrub_left_is_let_go_at_the_next_opening(home: Home
 
 class ZstorErrorOfTest(ZstorError):
     code, type = 9_999, "of_a_test"
+
+
+@pytest.mark.parametrize("later", [2, 5])
+async def test_an_index_that_another_log_loses_costs_no_content(home: Home, later: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each moment in which a log waits for its content, twice: the second time while it is made anew."""
+    calls, losses = 0, (0, later)
+    async with opened(home) as ground:
+
+        def losing(method: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+            async def call(*arguments: Any, **options: Any) -> object:
+                nonlocal calls
+                if calls in losses:
+                    lose(ground.index)
+                calls += 1
+                return await method(*arguments, **options)
+
+            return call
+
+        for name in ("put", "get", "hold", "let_go"):
+            monkeypatch.setattr(Held, name, losing(getattr(Held, name)))
+        moment = 0
+        while calls >= moment:
+            calls, losses = 0, (moment, moment + later)
+            log = f"log{moment}"
+            await ground.create(log, page_size=2)
+            await ground.append_all(texts(3), log)
+            await ground.append(text(1), log, local_hash=b"again")
+            await ground.append_all(texts(8, 4), log)
+            scrubbed = await ground.scrub(1, 3, log)
+            assert scrubbed.gone == [unixfs.content_id(text(number)) for number in (2, 3)], moment
+            assert not (await ground.append(text(4), log)).new, moment
+            assert await ground.contents(log) == [None, None, None, text(1), *texts(8, 4)], moment
+            await ground.whole(log)
+            moment += 1
+        assert moment > 20
+
+
+def lose(index: PageIndex) -> None:
+    """Somebody else finds the index damaged."""
+    index._db.execute("drop table entry")
+    with pytest.raises(IoError):
+        index.uses("another log", raw(b""))

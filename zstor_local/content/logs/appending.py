@@ -142,7 +142,6 @@ async def _let_go_of_refused(log: OpenLog, batch: list[_Waiting], closed: list[C
     if not refused:
         return
     with suppress(ZstorError):
-        await log.load()
         await log.let_go([*refused, *(each.cid for each in closed)])
 
 

@@ -54,7 +54,6 @@ class Leftovers:
             needless: list[Cid] = [each.id for each in contents if _since(each, owner) < old and not opened.needs(each.id)]
             if needless:
                 async with opened.lock:
-                    await opened.load()
                     gone, kept = await opened.let_go(needless, forget=False)
                     found += len(gone) + len(kept)
         return found

@@ -57,14 +57,14 @@ class OpenLog:
 
     async def load(self) -> None:
         """Read what there is, if that was not done yet or a change failed since. The caller holds the lock."""
-        if self.loaded:
-            return
-        name = self._names.find(head_name(self.name))
-        head = NO_HEAD if name is None else Head(checked_page(name.value, head_name(self.name)), raw(name.value), name.seq)
-        await self._complete_index(head.page.tail)
-        self.head, self._loaded_in = head, self._index.life
-        if self.record.unsettled:
-            await self._settle()
+        while not self.loaded:
+            life = self._index.life
+            name = self._names.find(head_name(self.name))
+            head = NO_HEAD if name is None else Head(checked_page(name.value, head_name(self.name)), raw(name.value), name.seq)
+            await self._complete_index(head.page.tail)
+            self.head, self._loaded_in = head, life
+            if self.loaded and self.record.unsettled:
+                await self._settle()
 
     @property
     def loaded(self) -> bool:
@@ -72,7 +72,11 @@ class OpenLog:
         return self._loaded_in == self._index.life
 
     async def _complete_index(self, newest: Cid | None) -> None:
-        """Index the pages from this one down to one that the index knows; what it knows above that is of another history."""
+        """Index the pages from this one down to one that the index knows; what it knows above that is of another history.
+
+        Once another log has met a failure of the index, nothing is added to the new one: pages below would lack there for good.
+        """
+        life = self._index.life
         unknown: list[Cid] = []
         known: PagePlace | None = None
         while newest is not None and (known := self._index.page(self.name, newest)) is None:
@@ -82,7 +86,10 @@ class OpenLog:
         self._index.cut(self.name, 0 if known is None else known.last)
         for cid in reversed(unknown):
             await trio.lowlevel.checkpoint()
-            self._index.add(self.name, cid, await self.page(cid))
+            page = await self.page(cid)
+            if self._index.life != life:
+                return
+            self._index.add(self.name, cid, page)
 
     async def _settle(self) -> None:
         """Let go of whatever the log pins and does not need: what a scrub or an import left that was broken off."""
@@ -130,9 +137,10 @@ class OpenLog:
         for each in closed:
             await self.held.put(each.data, PAGE)
         await self._set_head(head)
-        with suppress(IoError):  # the change has happened; the index, in another life now, is completed before the next look
-            for each in closed:
-                self._index.add(self.name, each.cid, each.page)
+        if self.loaded:  # else the pages below lack in the index too
+            with suppress(IoError):  # the change has happened; the index, in another life now, is completed before the next look
+                for each in closed:
+                    self._index.add(self.name, each.cid, each.page)
 
     async def rewrite(self, first: int, last: int, pages: Iterable[tuple[int, Cid]], head: Page) -> None:
         """Set a head whose pages below (newest number, new id) are stored already, without what the entries `first` to `last` had."""
@@ -167,6 +175,7 @@ class OpenLog:
         kept: list[Cid] = []
         self.let_go_times += 1
         for cid in cids:
+            await self.load()  # another log may have met a failure of the index, which knows nothing then
             if not self.needs(cid):
                 (gone if await self.held.let_go(cid, forget=forget) else kept).append(cid)
         return gone, kept

@@ -56,20 +56,21 @@ class Scrubbing:
             await log.load()
             if not 1 <= first <= last <= log.head.last:
                 raise NotFound(f"log {name!r} has no entries {first} to {last}", hint=f"it has 1 to {log.head.last}")
-            contents = await _contents(log, first, last)
+            places = log.places(first)  # once: another log may meet a failure of the index meanwhile, which knows nothing then
+            contents = await _contents(log, places, first, last)
             if not contents:
                 return Scrubbed()
             caller.begin_commit()
             scrubbed = Scrubbed(entries=len(contents))
             with trio.CancelScope(shield=True):
-                await _scrub(log, first, last, contents, scrubbed, caller)
+                await _scrub(log, first, last, places, contents, scrubbed, caller)
             return scrubbed
 
 
-async def _contents(log: OpenLog, first: int, last: int) -> list[Cid | None]:
+async def _contents(log: OpenLog, places: list[PagePlace], first: int, last: int) -> list[Cid | None]:
     """The content of each entry in question that was not scrubbed yet (None: it is only embedded)."""
     found: list[Cid | None] = []
-    for place in log.places(first):
+    for place in places:
         if place.first > last:
             break
         await trio.lowlevel.checkpoint()
@@ -81,12 +82,12 @@ def _of_page(page: Page, first: int, last: int) -> list[Cid | None]:
     return [entry.cid for entry in page.entries if first <= entry.seq <= last and not entry.scrubbed]
 
 
-async def _scrub(log: OpenLog, first: int, last: int, contents: list[Cid | None], found: Scrubbed, caller: Caller) -> None:
-    places = log.places(first)
+async def _scrub(
+    log: OpenLog, first: int, last: int, places: list[PagePlace], contents: list[Cid | None], found: Scrubbed, caller: Caller
+) -> None:
     await log.mark(unsettled=True)
     tail, pages = await _rewritten(log, first, last, places, caller)
     await log.rewrite(first, last, pages, without(log.head.page, first, last, tail))
-    await log.load()  # the index may have failed: what is needed yet is looked up there
     await log.let_go(place.cid for place in places)
     cids = list(dict.fromkeys(cid for cid in contents if cid is not None))
     found.gone, _ = await log.let_go(cids)
