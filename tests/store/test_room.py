@@ -29,11 +29,12 @@ from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Room
 from zstor_local.store import engines, mending
-from zstor_local.store.caller import Nobody
+from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import RESERVE, SqliteEngines
 from zstor_local.store.mending import MANY_IN_VAIN
 from zstor_local.store.room import Rooms, kept_free
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 from zstor_local.system import RealFiles
 
 GIB = 1 << 30
@@ -137,6 +138,39 @@ async def test_where_there_is_no_other_a_full_shard_is_owed_its_shares_and_keeps
         await store.mending.mend()
         assert full.has(share, small=stored.record.small)
         assert store.metastore.debts_count() == 0
+
+
+async def test_a_full_shard_is_not_offered_what_it_is_owed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.policy = Policy(2, 4, chunk_size=256 * 1024)
+    async with home.open() as store:
+        with_rooms(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
+        assert (await put(store, "a", content(1, 10_000))).owed == 1
+        offered: list[Stored] = []
+
+        async def note(stored: Stored, caller: Caller) -> None:
+            offered.append(stored)
+
+        monkeypatch.setattr(store.shares_health, "repair", note)  # which would read all other shares first
+        await store.mending.mend()
+        assert not offered
+        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        await store.mending.mend()
+        assert len(offered) == 1
+
+
+@pytest.mark.parametrize("size", [10_000, 700_000])
+async def test_a_share_whose_shard_is_away_does_not_go_to_a_full_one(tmp_path: Path, size: int) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * 1024), shards=4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        (spare,) = {0, 1, 2, 3} - set(stored.record.placement)
+        home.take_away(stored.record.placement[0])
+        with_rooms(store, PLENTY, {**dict.fromkeys(range(4), PLENTY), spare: FULL})
+        repaired = await store.shares_health.repair(stored, Nobody())
+        assert (repaired.lacking, repaired.stored.record.placement) == (1, stored.record.placement)
+        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        repaired = await store.shares_health.repair(stored, Nobody())
+        assert (repaired.lacking, repaired.stored.record.placement) == (0, (spare, *stored.record.placement[1:]))
 
 
 async def test_a_shard_that_takes_nothing_is_not_offered_all_that_it_is_owed(home: Home) -> None:
