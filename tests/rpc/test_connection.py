@@ -203,6 +203,27 @@ async def test_a_cancelled_call_gets_its_one_reply(
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
+@pytest.mark.parametrize("method", ["hold", "hold_plain"])
+async def test_a_cancel_that_comes_with_its_call_is_heard(world: World, gate: Gate, method: str) -> None:
+    """The call has been begun, and no task has run a step of it yet."""
+
+    @world.registry.method("hold_plain")
+    def hold_plain(call: Call, /, name: str) -> Soon[str]:
+        """Have a task run until the test lets go."""
+
+        async def hold() -> str:
+            await trio.sleep_forever()
+            return name
+
+        return hold()
+
+    async with world.serving(), world.client() as client:
+        cancel = json.dumps({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": 1}})
+        await client.send(f"{request(method, ['x'])}\n{cancel}\n{request('rpc.ping', id=2)}\n")
+        replies = {reply["id"]: reply for reply in (await client.reply(), await client.reply())}
+        assert error_type(replies[1]) == "cancelled"
+
+
 async def test_a_cancel_passes_a_full_gate_and_reaches_waiting_calls(world: World, gate: Gate) -> None:
     limit = limits.CALLS_PER_CONNECTION
     async with world.serving(), world.client() as client:

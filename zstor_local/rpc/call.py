@@ -282,6 +282,8 @@ class Call:
         self._scope = scope = trio.CancelScope()
         if self._deadline != inf:
             scope.deadline = self._deadline
+        if self._reason is not None:  # cancelled between its beginning and the first step of its task
+            scope.cancel()
         return scope
 
 
