@@ -104,7 +104,11 @@ def test_a_dataclass_is_written_as_an_object() -> None:
     assert encode(Point(1, Base64(b""))) == b'{"x":1,"y":""}'
 
 
-@pytest.mark.parametrize("value", [b"raw", {1, 2}, float("nan"), object()])
+def test_a_number_that_is_none_is_written_as_null() -> None:
+    assert encode([float("nan"), float("inf"), 1e300]) == b"[null,null,1e300]"
+
+
+@pytest.mark.parametrize("value", [object(), "\udcff", {"\udcff": 1}, 1j])
 def test_what_is_not_json_is_not_written(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode([value])

@@ -7,17 +7,15 @@ than its length suggests. `encode` writes one compact line of ASCII.
 from __future__ import annotations
 
 import binascii
-import dataclasses
 import json
 import re
-from collections.abc import Callable
 from typing import Final, TypeAlias
 
+import msgspec
 import pybase64
 
 from zstor_local import limits
 from zstor_local.errors import ParseError
-from zstor_local.value import value
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
@@ -43,15 +41,15 @@ _HINTS: Final = {
 _BYTE_ORDER_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _STRUCTURE: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
-_SPLICE: Final = "\0base64\0"
-_SPLICED: Final = json.dumps(_SPLICE).encode()
 
 
-@value()
 class Base64:
-    """Bytes in a result: written as base64, spliced into the line as they are."""
+    """Bytes in a result: written as base64. No dataclass, which would be written as an object."""
 
-    data: bytes | bytearray | memoryview
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.data: Final = data
 
 
 def parse_error(reason: str, detail: str | None = None) -> ParseError:
@@ -86,45 +84,21 @@ def decode(text: bytes | bytearray, start: int = 0, end: int | None = None) -> J
 
 
 def encode(value: object) -> bytes:
-    """One line of compact ASCII JSON, without its newline. Dataclasses become objects. Raises TypeError or ValueError otherwise.
+    """One line of compact ASCII JSON, without its newline. Dataclasses become objects; a number that is none becomes null.
 
-    In the place of each `Base64` a mark is encoded, and replaced afterwards: escaping megabytes of base64 is waste.
+    Raises TypeError or ValueError for what is not JSON, lone surrogates too.
     """
-    payloads: list[bytes] = []
-
-    def marked(item: object) -> object:
-        if isinstance(item, Base64):
-            payloads.append(pybase64.b64encode(item.data))
-            return _SPLICE
-        return _plain(item)
-
-    line = _encoder(marked).encode(value).encode("ascii")
-    return _spliced(line, payloads, value) if payloads else line
+    line = _ENCODER.encode(value)
+    return line if line.isascii() else json.dumps(json.loads(line), separators=(",", ":")).encode("ascii")
 
 
-def _spliced(line: bytes, payloads: list[bytes], value: object) -> bytes:
-    pieces = line.split(_SPLICED)
-    if len(pieces) != len(payloads) + 1:  # somebody's text reads like the mark: the slow way is always right
-        texts = iter(payloads)
-        return (
-            _encoder(lambda item: next(texts).decode("ascii") if isinstance(item, Base64) else _plain(item))
-            .encode(value)
-            .encode("ascii")
-        )
-    parts = [pieces[0]]
-    for payload, piece in zip(payloads, pieces[1:], strict=True):
-        parts += (b'"', payload, b'"', piece)
-    return b"".join(parts)
-
-
-def _encoder(default: Callable[[object], object]) -> json.JSONEncoder:
-    return json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False, default=default)
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+def _as_text(value: object) -> str:
+    if isinstance(value, Base64):
+        return pybase64.b64encode_as_string(value.data)
     raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_as_text)
 
 
 def decode_base64(text: str) -> bytes:
