@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, cast
 
 import trio
@@ -22,7 +22,7 @@ from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.content_length import ContentLengthFramer
-from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Descriptors, Receiver, Truncated, close_all
+from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Arrivals, Descriptors, Receiver, Truncated, close_all
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
 from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
 from zstor_local.rpc.http import HttpFramer, NoDescriptors
@@ -56,8 +56,7 @@ class Connection:
         self._reading = trio.CancelScope()
         self._read_size = _READ_BYTES
         self._first = True
-        self._fds: list[int] = []  # they came with a message that is not complete yet
-        self._live: list[Descriptors] = []  # of messages that are not answered yet
+        self._arrivals = Arrivals()
         self._held = 0  # bytes of the budget that the incomplete message holds
         self._undecided: Ending | None = None
         self._bad_in_a_row = 0
@@ -117,9 +116,7 @@ class Connection:
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
             logger.debug("client %s: %s", self._peer, gone.exceptions[0])
         finally:
-            close_all(self._fds)
-            for descriptors in self._live:
-                descriptors.close()
+            self._arrivals.close()
             self._budget.give(self._held)
             self._receiver.detach()
             self._socket.close()
@@ -195,12 +192,13 @@ class Connection:
         events: list[Event] = []
         while (event := self._framer.next_event()) is not None:
             events.append(event)
-        if len(events) == 1 and isinstance(events[0], Message) and not fds and not self._fds and not self._closing:
+        if len(events) == 1 and isinstance(events[0], Message) and not fds and not self._arrivals.early and not self._closing:
             await self._message(events[0], NO_DESCRIPTORS)  # as nearly always
             if self._framer.pending or self._held:
                 await self._hold(self._framer.pending)
             return
-        owners = self._owners(events, fds)
+        messages = sum(not isinstance(event, Terminator) for event in events)
+        owners = self._arrivals.share_out(fds, messages, begun=self._framer.pending > 0)
         for event in events:
             descriptors = next(owners, NO_DESCRIPTORS) if not isinstance(event, Terminator) else NO_DESCRIPTORS
             if self._closing:
@@ -235,29 +233,10 @@ class Connection:
         await self._hold(http.pending)
         self._closing = self._closing or http.closing
 
-    def _owners(self, events: list[Event], fds: list[int]) -> Iterator[Descriptors]:
-        """The descriptors of each message: those of one read belong to the message that holds its last byte."""
-        if not fds and not self._fds:
-            return iter(())
-        count = sum(not isinstance(event, Terminator) for event in events)
-        owned: list[list[int]] = [[] for _ in range(count)]
-        if count:
-            owned[0] += self._fds
-            self._fds = []
-        if self._framer.pending:
-            self._fds += fds
-        elif count:
-            owned[-1] += fds
-        else:
-            close_all(fds)
-        owners = [Descriptors(numbers) for numbers in owned]
-        self._live = [descriptors for descriptors in (*self._live, *owners) if descriptors.open]
-        return iter(owners)
-
     async def _hold(self, size: int) -> None:
         """Have the input budget hold just the bytes of the incomplete message."""
-        if len(self._fds) > KERNEL_MAX:
-            close_all(self._fds)
+        if self._arrivals.early > KERNEL_MAX:
+            self._arrivals.drop_early()
             await self._refuse(InvalidParams(f"a call takes at most {limits.FDS_PER_CALL} descriptors"))
         if size == self._held:
             return
@@ -265,7 +244,7 @@ class Connection:
         self._held = size if self._budget.take(size) else 0
         if self._held != size:
             self._framer.discard()
-            close_all(self._fds)
+            self._arrivals.drop_early()
             error = Busy("the daemon holds too much unread input", limit=limits.INPUT_BUDGET_BYTES)
             await self._outbox.put(error_reply(None, error) + b"\n")
 

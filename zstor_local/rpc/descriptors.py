@@ -1,10 +1,11 @@
-"""The file descriptors that came with one message: each is taken by a call or closed, never left open."""
+"""File descriptors that come with messages: each is taken by a call or closed, never left open."""
 
 from __future__ import annotations
 
 import array
 import os
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -109,3 +110,44 @@ class Descriptors:
 
 
 NO_DESCRIPTORS: Final = Descriptors([])
+
+
+class Arrivals:
+    """Whose the descriptors of a connection are: those of one read belong to the message that holds its last byte."""
+
+    def __init__(self) -> None:
+        self._early: list[int] = []  # of a message that is not complete yet
+        self._owned: list[Descriptors] = []  # by messages that are not answered yet
+
+    @property
+    def early(self) -> int:
+        """How many came with a message that is not complete yet."""
+        return len(self._early)
+
+    def share_out(self, fds: list[int], messages: int, *, begun: bool) -> Iterator[Descriptors]:
+        """Those of each message that a read completed. `begun`: what it brought last is the beginning of another one."""
+        if not fds and not self._early:
+            return iter(())
+        numbers: list[list[int]] = [[] for _ in range(messages)]
+        if messages:
+            numbers[0] += self._early
+            self._early = []
+        if begun:
+            self._early += fds
+        elif messages:
+            numbers[-1] += fds
+        else:
+            close_all(fds)
+        owners = [Descriptors(each) for each in numbers]
+        self._owned = [descriptors for descriptors in (*self._owned, *owners) if descriptors.open]
+        return iter(owners)
+
+    def drop_early(self) -> None:
+        """The message that they came with is given up."""
+        close_all(self._early)
+
+    def close(self) -> None:
+        """Close whatever nobody took."""
+        self.drop_early()
+        for descriptors in self._owned:
+            descriptors.close()
