@@ -30,9 +30,9 @@ from zstor_local.activation import inherited_listener
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
-from zstor_local.content.logs.index import PageIndex
 from zstor_local.content.logs.leftovers import Leftovers
 from zstor_local.content.logs.logs import Logs
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId

@@ -17,7 +17,7 @@ from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, read_exactly, write_all
 from zstor_local.shards.base import Entry, Shard, ShareReader
 from zstor_local.shards.directory import DirectoryShard, create_directory_shard
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import Marker
 from zstor_local.shards.share_files import TEMPORARY
 

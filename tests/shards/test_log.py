@@ -18,7 +18,7 @@ from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.segment_files import OPEN_PART
 
 

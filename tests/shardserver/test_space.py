@@ -17,7 +17,7 @@ from tests.shardserver.server import LIMIT, MARKER, NAMESPACE, SESSION, scanned,
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer
-from zstor_local.shards import index
+from zstor_local.shards import log_index
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shardserver import rooms
 from zstor_local.shardserver.large import AHEAD_MAX
@@ -179,14 +179,14 @@ def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_be
         found += page
     assert found == every
     looked_at: list[bytes] = []
-    unpack = index._unpack
+    unpack = log_index._unpack
 
-    def unpacking(places: bytes) -> dict[tuple[int, int], index.Place]:
+    def unpacking(places: bytes) -> dict[tuple[int, int], log_index.Place]:
         looked_at.append(places)
         return unpack(places)
 
-    monkeypatch.setattr(index, "_PAGE", 2)
-    monkeypatch.setattr(index, "_unpack", unpacking)
+    monkeypatch.setattr(log_index, "_PAGE", 2)
+    monkeypatch.setattr(log_index, "_unpack", unpacking)
     assert space.list_small(every[30], 3) == every[31:34]
     assert len(looked_at) <= 4
 

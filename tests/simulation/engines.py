@@ -16,7 +16,7 @@ from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDa
 from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Runtime
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
 COMMIT: Final = "metastore:commit"  # the names of the crash points: followed by " before" or " after"

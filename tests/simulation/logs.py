@@ -10,7 +10,7 @@ from tests.simulation.house import House
 from tests.simulation.sweep import opened
 from tests.simulation.world import World
 from zstor_local.content.cas import Cas
-from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
 
 

@@ -281,7 +281,7 @@ async def test_a_large_write_that_was_killed_is_freed_by_the_next_start(home: Ho
 
 
 async def test_more_streams_than_there_is_memory_for_are_refused_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zstor_local.store.streams.STREAM_BUDGET_BYTES", 7 * CHUNK)
+    monkeypatch.setattr("zstor_local.store.stream_budget.STREAM_BUDGET_BYTES", 7 * CHUNK)
     async with home.open() as store:
         await put(store, "a", OLD)
         sources = [EndlessStream(), EndlessStream()]

@@ -28,7 +28,7 @@ from zstor_local.metastore.base import CommitRefused, CommitUnknown, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
-from zstor_local.shards import index
+from zstor_local.shards import log_index
 from zstor_local.store import committer, publishing
 from zstor_local.store.change import Decision
 from zstor_local.store.objects import Stored, WriteOptions
@@ -473,7 +473,7 @@ async def test_a_failed_checkpoint_stops_writes_and_not_reads(home: Home, monkey
 
 
 async def test_the_index_is_written_now_and_then_and_an_error_of_it_stops_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "FLUSH_AT", 3)
+    monkeypatch.setattr(log_index, "FLUSH_AT", 3)
     async with opened(home) as store:
         for number in range(10):
             await put(store, str(number), content(number, 100))

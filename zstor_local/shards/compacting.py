@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ScannedEntry, ShardError
-from zstor_local.shards.index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.log import Log
+from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.segment import Freed, Located
 
 

@@ -25,8 +25,8 @@ from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.disk import Disk, error_name
-from zstor_local.shards.index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.log import Log
+from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.share_files import SHARES, TEMPORARY, FileShareWriter, ShareFiles
 

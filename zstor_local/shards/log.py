@@ -13,7 +13,7 @@ from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.index import LogIndex, Place, Progress
+from zstor_local.shards.log_index import LogIndex, Place, Progress
 from zstor_local.shards.recovery import CatchingUp, flush_the_end, release_rest
 from zstor_local.shards.segment import (
     ENTRY_HEADER_BYTES,

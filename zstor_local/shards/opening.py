@@ -15,8 +15,8 @@ from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
-from zstor_local.shards.index import LogIndex
 from zstor_local.shards.log import Log
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import NAME, BadMarker, Marker
 from zstor_local.shards.share_files import SHARES, TEMPORARY
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Files, read_exactly, settle_file
-from zstor_local.shards.index import FLUSH_AT, LogIndex, Place, Progress
+from zstor_local.shards.log_index import FLUSH_AT, LogIndex, Place, Progress
 from zstor_local.shards.segment import HEADER_BYTES, Freed, SegmentHeader
 from zstor_local.shards.segment_directory import SegmentDirectory
 

@@ -16,8 +16,8 @@ import trio
 from zstor_local import limits
 from zstor_local.model.ids import ShardUid
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
-from zstor_local.shards.index import IndexDamaged
 from zstor_local.shards.log import LogClosed
+from zstor_local.shards.log_index import IndexDamaged
 from zstor_local.shards.segment import Freed, Located
 from zstor_local.shardserver.disk import answering
 from zstor_local.shardserver.refusal import Refusal

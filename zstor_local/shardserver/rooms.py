@@ -16,8 +16,8 @@ from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.http.wire import parse_id
-from zstor_local.shards.index import LogIndex, Place, Progress
 from zstor_local.shards.log import Log
+from zstor_local.shards.log_index import LogIndex, Place, Progress
 from zstor_local.shardserver.disk import ABOUT, ROOMS, answering, read_file, write_file
 from zstor_local.shardserver.refusal import Refusal
 

@@ -29,8 +29,8 @@ from zstor_local.runtime import Runtime, read_exactly, sync_directory
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, parse_share_name, share_name
-from zstor_local.shards.index import IndexDamaged, LogIndex
 from zstor_local.shards.log import Log, LogClosed
+from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import entry_size
 from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, answering, read_file, write_file

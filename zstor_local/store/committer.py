@@ -22,7 +22,7 @@ from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decide, RowName
 from zstor_local.store.later import Later

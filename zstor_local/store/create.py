@@ -23,7 +23,7 @@ from zstor_local.model.storewide import Record, ShardEntry, ShardsRecord, StoreR
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ShardError
 from zstor_local.shards.directory import marker_store
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.engines import Engines

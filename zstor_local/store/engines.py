@@ -14,7 +14,7 @@ from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Files, Runtime, settle_file, sync_directory
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
 METASTORE: str = "metastore.sqlite"

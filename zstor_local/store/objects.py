@@ -16,7 +16,7 @@ from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
-from zstor_local.store.streams import StreamBudget
+from zstor_local.store.stream_budget import StreamBudget
 from zstor_local.store.writes import DIGEST_PREFIX, ObjectWriter, Source, WriteOptions
 
 __all__ = ["DIGEST_PREFIX", "Objects", "Source", "Stored", "WriteOptions"]

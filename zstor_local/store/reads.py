@@ -26,7 +26,7 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
-from zstor_local.store.streams import StreamBudget
+from zstor_local.store.stream_budget import StreamBudget
 
 LIST_TURN: Final = 50  # records opened between two turns of other tasks
 

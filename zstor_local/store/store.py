@@ -23,7 +23,7 @@ from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShardState
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collect

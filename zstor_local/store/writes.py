@@ -39,7 +39,7 @@ from zstor_local.store.placing import Placing
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
-from zstor_local.store.streams import StreamBudget
+from zstor_local.store.stream_budget import StreamBudget
 from zstor_local.value import value
 
 DIGEST_PREFIX: Final = "blake3:"

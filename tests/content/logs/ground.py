@@ -10,9 +10,9 @@ from hashlib import sha256
 from tests.store.home import Home
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.appending import Appended, Appending, NewEntry
-from zstor_local.content.logs.index import PageIndex
 from zstor_local.content.logs.leftovers import Leftovers
 from zstor_local.content.logs.logs import Logs
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.content.logs.reading import LogReading
 from zstor_local.content.logs.scrubbing import Scrubbed, Scrubbing

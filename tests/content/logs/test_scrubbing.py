@@ -12,7 +12,7 @@ from tests.content.logs.ground import Ground, hash_of, opened, text, texts
 from tests.store.home import Home
 from zstor_local.content.cas import Owner
 from zstor_local.content.logs.held import Held
-from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.errors import Conflict, IoError, NotFound, ZstorError
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid, raw

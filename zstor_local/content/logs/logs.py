@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.held import Held
-from zstor_local.content.logs.index import PageIndex
 from zstor_local.content.logs.opened import OpenLog
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.logs.policy import DEFAULT_LOG, TABLE, LogPolicy, LogRecord, check_log
 from zstor_local.content.names import Names
 from zstor_local.errors import AlreadyExists, NotFound

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from zstor_local.content.logs.held import PAGE, Held
-from zstor_local.content.logs.index import PageIndex, PagePlace
+from zstor_local.content.logs.page_index import PageIndex, PagePlace
 from zstor_local.content.logs.paging import Closed
 from zstor_local.content.logs.policy import TABLE, LogRecord, head_name
 from zstor_local.content.names import Names

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import trio
 
 from zstor_local.content.logs.held import PAGE
-from zstor_local.content.logs.index import PagePlace
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
+from zstor_local.content.logs.page_index import PagePlace
 from zstor_local.content.logs.paging import close, without
 from zstor_local.errors import NotFound
 from zstor_local.formats.cid import Cid

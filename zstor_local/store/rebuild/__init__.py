@@ -31,7 +31,7 @@ from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import NamespaceRecord, RowRecord, ShardsRecord, StoreRecord, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.index import LogIndex
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.engines import Engines

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import ObjectRecord
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.index import IndexDamaged, LogIndex
+from zstor_local.shards.log_index import IndexDamaged, LogIndex
 
 
 class Holding:

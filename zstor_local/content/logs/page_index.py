@@ -166,13 +166,13 @@ class PageIndex:
         try:
             yield
         except DAMAGE as error:
-            log.warning("the index of the logs failed and is made anew in memory: %s", error)
+            log.warning("the index of remote logs failed and is made anew in memory: %s", error)
             self.close()
             self._numbers = {}
             self.life += 1
             self._connection = open_index(":memory:", _FORMAT)
             remove_index(self._path)
-            raise IoError("the index of the logs failed", hint="try again: it is made anew", retryable=True) from None
+            raise IoError("the index of remote logs failed", hint="try again: it is made anew", retryable=True) from None
 
 
 def _checked(number: object) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zstor_local.content.logs.index import PageIndex
+from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.formats.cid import raw
 
 

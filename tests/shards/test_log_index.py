@@ -20,7 +20,7 @@ from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
-from zstor_local.shards.index import IndexDamaged, LogIndex, Place, Progress
+from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place, Progress
 from zstor_local.shards.segment import Located, SegmentHeader, scan_segment
 
 
@@ -112,7 +112,7 @@ def test_every_share_of_a_shard_is_told(path: str) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_held_of_many_versions_is_what_is_found_of_each(path: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zstor_local.shards.index._PAGE", 3)
+    monkeypatch.setattr("zstor_local.shards.log_index._PAGE", 3)
     random = Random(seed)
     every = [(shard, share(number, index)) for shard in range(3) for number in range(8) for index in range(3)]
     with opened(path) as index:
@@ -238,7 +238,7 @@ def test_damage_that_a_flush_comes_upon_is_told_to_the_next_start(path: str, cha
 
 
 def test_a_flush_in_vain_is_not_tried_again_for_every_group(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zstor_local.shards.index.FLUSH_AT", 3)
+    monkeypatch.setattr("zstor_local.shards.log_index.FLUSH_AT", 3)
     tried = []
     with opened(path) as index:
         index._db.execute("drop table entry")
