@@ -353,8 +353,10 @@ def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tmp_path: Path, short_segments: int, seed: int) -> None:
-    """Appends that say what is committed, some groups never committed, shares freed, copies of old entries; with any index."""
-    random, kept = Random(seed), tmp_path / "kept.sqlite"
+    """Appends that say what is committed, some groups never committed, shares freed, copies of old entries; with any index, and
+    with one of an earlier version, which knows no settled place.
+    """
+    random, kept, older = Random(seed), tmp_path / "kept.sqlite", tmp_path / "without.sqlite"
     index = LogIndex(path)
     shard, sequence, committed = real.new(index=index), 0, 0
     for step in range(60):
@@ -381,7 +383,11 @@ def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tm
     expected = [found.entry.envelope.sequence for found in shard.scan() if found.entry.envelope.sequence > newest]
     real.close()
     index.close()
-    for known in (path, str(kept), ":memory:"):
+    with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(older)) as copy:
+        other.backup(copy)
+        copy.execute("update progress set settled_segment=0, settled_offset=0")
+        copy.commit()
+    for known in (path, str(kept), str(older), ":memory:"):
         with opened(known) as index:
             assert [each.sequence for each in real.open(index=index, writer=None).unsettled()] == expected
             real.close()

@@ -201,16 +201,8 @@ class Log:
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
         known = self._known
-        found: list[Envelope] = []
-        for number, header in reversed(self._segments.headers(known.settled_segment)):
-            start = known.settled_offset if number == known.settled_segment else HEADER_BYTES
-            located = self._segments.entries(number, header, start)
-            here = [each.item.entry.envelope for each in located if isinstance(each.item, ScannedEntry)]
-            later = [envelope for envelope in here if envelope.sequence > known.committed]
-            found = later + found
-            if len(later) < len(here) and not known.settled_segment:
-                break  # what lies before is older
-        return found
+        entries = (scanned.entry.envelope for scanned, _, _ in self.scan_after(*known.settled))
+        return [envelope for envelope in entries if envelope.sequence > known.committed]
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
         """Entries behind a place (0, 0: the beginning), each with the place behind it: its segment, and the offset of its end."""
