@@ -243,6 +243,16 @@ async def test_it_is_overdue_when_no_pass_ended_for_too_long(home: Home) -> None
         assert not store.scrub.overdue()
 
 
+async def test_a_pass_that_began_by_a_clock_that_was_wrong_does_not_keep_the_next_one_from_being_due(home: Home) -> None:
+    async with home.open() as store:
+        await scrubbed(store)
+        row, days = store.scrub._row, store.scrub._config.days
+        assert row.started is not None
+        assert 0 < store.scrub._due_in() <= days * DAY
+        row.started += 10 * 365 * DAY  # the clock was set back since
+        assert store.scrub._due_in() == 0
+
+
 async def test_a_pass_is_spread_over_its_days_but_never_faster_than_its_rate(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))

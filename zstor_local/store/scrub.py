@@ -222,9 +222,10 @@ class Scrub:
 
     def _due_in(self) -> int:
         """Microseconds until the next pass is due by itself."""
-        if self._row.started is None:
+        now = self._runtime.clock.now()
+        if self._row.started is None or self._row.started > now:  # by a clock that was wrong then: nobody knows how long ago that was
             return 0
-        return self._row.started + self._config.days * DAY - self._runtime.clock.now()
+        return self._row.started + self._config.days * DAY - now
 
     def _begin(self, *, by_hand: bool) -> None:
         self._row = ScrubRow(
