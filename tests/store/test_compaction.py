@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from zstor_local.model.record import Kind
 from zstor_local.shards.base import Room
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
+from zstor_local.store import compaction
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import Spend, unpaced
 from zstor_local.store.placing import Placing
@@ -69,6 +71,31 @@ async def test_overwritten_objects_leave_their_room(home: Home) -> None:
             assert await get(store, f"{key}") == content(190 + key, 4_000)
             checked = await store.shares_health.check(store.objects.find(name(f"{key}")), Nobody())
             assert checked.status == "optimal"
+
+
+async def test_the_event_loop_opens_no_record_and_asks_for_none(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment has thousands of them."""
+    for _ in range(3):  # so that there is a void in a segment of which most is dead
+        async with home.open() as store:
+            for key in range(20):
+                await put(store, f"{key}", content(key, 4_000))
+            await freed(store)
+    async with home.open() as store:
+        threads: dict[str, set[threading.Thread]] = {"void": set(), "newest": set()}
+
+        def noting(what: str, ask: Callable[..., object]) -> Callable[..., object]:
+            def noted(*given: object) -> object:
+                threads[what].add(threading.current_thread())
+                return ask(*given)
+
+            return noted
+
+        monkeypatch.setattr(compaction, "void_of", noting("void", compaction.void_of))
+        monkeypatch.setattr(store.metastore, "newest", noting("newest", store.metastore.newest))
+        assert await store.compaction.compact(unpaced, least=0.1) > 0
+        for met in threads.values():
+            assert met
+            assert threading.main_thread() not in met
 
 
 async def test_deleted_objects_leave_nothing_and_do_not_come_back(home: Home) -> None:
