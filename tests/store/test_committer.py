@@ -331,8 +331,9 @@ async def test_when_the_metastore_fails_nobody_knows_and_reads_go_on(home: Home)
         assert store.health == "failed"
         heal(home)  # the disk is well again: that must not count
         for attempt in (put(store, "c", b""), put(store, "c", content(1, 700_000)), delete(store, "a")):
-            with pytest.raises(Unavailable, match="SQLITE_IOERR_FSYNC"):
+            with pytest.raises(Unavailable, match="SQLITE_IOERR_FSYNC") as refused:
                 await attempt
+            assert "disk" in (refused.value.hint or "")  # that became read-only is still so after a restart
         assert await get(store, "a") == content(1, 10_000)
         assert (await get_version(store, "a")) == old.version
     async with home.open() as store:
