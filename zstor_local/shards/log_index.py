@@ -11,7 +11,6 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 from zstor_local.index_file import DAMAGE, IndexFormat, give_up, is_damage, open_index, transaction
@@ -101,6 +100,7 @@ class LogIndex:
         self._db = open_index(path, _FORMAT, _progress)
         self._progress = _progress(self._db)
         self._reader = _reader(self._db)
+        self._noticing_damage = _NoticingDamage(self._db)
 
     def progress(self, shard: int) -> Progress:
         return self._progress.get(shard, Progress())
@@ -137,7 +137,7 @@ class LogIndex:
         Versions of which none is held may be left out.
         """
         held: dict[Version, set[_Key]] = {}
-        with self._lock, self._noticing_damage():
+        with self._lock, self._noticing_damage:
             for start in range(0, len(versions), _PAGE):
                 some = versions[start : start + _PAGE]
                 query = f"select version, places from entry where version in ({','.join('?' * len(some))})"  # noqa: S608 (question marks)
@@ -168,7 +168,7 @@ class LogIndex:
             first = rows[-1][0] + b"\0"
 
     def _page(self, first: bytes) -> list[tuple[bytes, bytes]]:
-        with self._lock, self._noticing_damage():
+        with self._lock, self._noticing_damage:
             query = "select version, places from entry where version >= ? order by version limit ?"
             return self._reader.execute(query, (first, _PAGE)).fetchall()
 
@@ -229,24 +229,32 @@ class LogIndex:
         self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _stored(self, db: sqlite3.Connection, version: Version) -> Mapping[_Key, Place]:
-        with self._noticing_damage():
+        with self._noticing_damage:
             row = db.execute("select places from entry where version=?", (version,)).fetchone()
             return {} if row is None else _unpack(row[0])
-
-    @contextmanager
-    def _noticing_damage(self) -> Iterator[None]:
-        """Errors as IndexDamaged, and the index is given up."""
-        try:
-            yield
-        except DAMAGE as error:
-            give_up(self._db)
-            raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
 
     def close(self) -> None:
         self.flush()
         if self._reader is not self._db:
             self._reader.close()
         self._db.close()
+
+
+class _NoticingDamage:
+    """While it is entered: errors come as IndexDamaged, and the index is given up. Made once: every lookup of a share enters it."""
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, DAMAGE):
+            give_up(self._db)
+            raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
 
 
 def _pack(places: _Places) -> bytes:
