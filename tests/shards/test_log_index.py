@@ -213,8 +213,31 @@ def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> Non
             index.find(0, share(1))
         with pytest.raises(IndexDamaged):
             index.held([version(1)])
+        with pytest.raises(IndexDamaged):
+            dict(index.versions())
     with opened(path) as index:
         assert index.progress(0) == Progress()
+
+
+def test_of_a_log_that_is_begun_anew_nothing_older_is_known(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where a crash came in between: then it is begun anew again."""
+    monkeypatch.setattr("zstor_local.shards.log_index.FLUSH_AT", 10)
+    late = str(tmp_path / "late.sqlite")
+    with opened(path) as index:
+        for shard in (1, 2):
+            index.record(shard, [(share(number), place(number)) for number in range(105)], PROGRESS)
+        index.forget(1)
+        shutil.copy(path, late)
+        for suffix in ("-wal", "-shm"):
+            shutil.copy(f"{path}{suffix}", f"{late}{suffix}")
+        for _ in ("waiting", "flushed"):
+            assert [*index.shares(1)] == []
+            assert index.progress(1) == Progress()
+        assert len([*index.shares(2)]) == 105
+        assert index.progress(2) == PROGRESS
+    with opened(late) as index:
+        assert 0 < len([*index.shares(1)]) < 105
+        assert index.progress(1) == PROGRESS
 
 
 @pytest.mark.parametrize("change", [place(2), None], ids=["appended", "freed"])

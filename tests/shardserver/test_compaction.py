@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -168,6 +170,17 @@ def test_a_segment_with_damage_in_it_stays(house: House) -> None:
 def test_a_full_disk_is_compacted_with_what_is_in_reserve(house: House) -> None:
     fill(house)
     house.files.fail("allocate", lambda path: "/rooms/" in path, errno.ENOSPC, times=1)
+    assert house.compact() > 2
+    holds_what_it_should(house)
+
+
+def test_a_damaged_index_ends_nothing_and_is_made_anew(house: House) -> None:
+    fill(house)
+    house.space.list_small("", 1)
+    with closing(sqlite3.connect(house.path() / "index.sqlite")) as db, db:
+        db.execute("update entry set places = x'00'")
+    assert house.compact() == 0
+    house.open()
     assert house.compact() > 2
     holds_what_it_should(house)
 

@@ -165,6 +165,18 @@ def test_two_namespaces_of_one_number_are_told_apart(disk: Disk) -> None:
             assert read(0, 9) == b"%d" % number
 
 
+def test_namespaces_whose_descriptions_are_damaged_do_not_take_each_others_shares(disk: Disk) -> None:
+    space = disk.open()
+    for number in (3, 2, 1):  # another order than that of their names
+        space.append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+    for number in (1, 2):
+        Path(disk.root, "rooms", namespace(number).hex(), "about.json").write_bytes(b"\0" * 60)
+    space = disk.open()
+    for number in (1, 2, 3):
+        with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
+            assert read(0, 9) == b"%d" % number
+
+
 def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_before(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

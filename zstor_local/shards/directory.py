@@ -107,6 +107,9 @@ class DirectoryShard:
         except OSError as error:
             self._files.close(self._lock_fd)
             raise ShardError("failed", f"{root}: {error_name(error)}") from None
+        except IndexDamaged as error:
+            self._files.close(self._lock_fd)
+            raise ShardError("failed", str(error)) from None
         except BaseException:
             self._files.close(self._lock_fd)
             raise

@@ -106,10 +106,16 @@ class LogIndex:
         return self._progress.get(shard, Progress())
 
     def forget(self, shard: int) -> None:
-        """Start a shard's log from the beginning: its progress did not match what lies there."""
-        with self._lock:
-            self._progress[shard] = Progress()
-            self._unflushed.add(shard)
+        """Start a shard's log from the beginning: nothing that was known of it holds. Takes little memory. IndexDamaged.
+
+        What a crash leaves of that is still known with the old progress, which does not match the log any more.
+        """
+        known = self.progress(shard)
+        for share in self.shares(shard):
+            self.record(shard, [(share, None)], known)
+            if self.is_due:
+                self.flush()
+        self.record(shard, (), Progress())
 
     def record(self, shard: int, places: Iterable[tuple[ShareId, Place | None]], progress: Progress) -> None:
         """Take what was appended to a shard's log (None: freed), and how far the log is known now."""
@@ -157,18 +163,19 @@ class LogIndex:
 
     def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Mapping[_Key, Place]]]:
         """Every version of which small shares are held, in their order from a first one on, and where they lie, by shard number and
-        share index. Flushes first, takes little memory.
+        share index. Flushes first, takes little memory. IndexDamaged.
 
         What comes or goes meanwhile may be among them or not.
         """
         self.flush()
-        while rows := self._page(first):
-            for version, places in rows:
-                yield Version(version), _unpack(places)
-            first = rows[-1][0] + b"\0"
+        with self._noticing_damage:
+            while rows := self._page(first):
+                for version, places in rows:
+                    yield Version(version), _unpack(places)
+                first = rows[-1][0] + b"\0"
 
     def _page(self, first: bytes) -> list[tuple[bytes, bytes]]:
-        with self._lock, self._noticing_damage:
+        with self._lock:
             query = "select version, places from entry where version >= ? order by version limit ?"
             return self._reader.execute(query, (first, _PAGE)).fetchall()
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.model.ids import NamespaceId, StoreId
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.http.wire import parse_id
 from zstor_local.shards.log import Log
-from zstor_local.shards.log_index import LogIndex, Place, Progress
+from zstor_local.shards.log_index import LogIndex
 from zstor_local.shardserver.disk import ABOUT, ROOMS, answering, read_file, write_file
 from zstor_local.shardserver.refusal import Refusal
 
@@ -101,6 +101,7 @@ class Rooms:
     def _number_anew(self, room: Room) -> None:
         """Its log is indexed from the beginning. One that lost its about.json is told again by its owner what tokens call it."""
         room.number = self._next_number()
+        self._index.forget(room.number)  # it may have been another one's
         self._write_about(room)
         self._add(room)
 
@@ -152,8 +153,7 @@ class Rooms:
             room.log.close()
             self._read.pop(room.id, None)
             room.log, room.writer = None, 0
-        gone: list[tuple[ShareId, Place | None]] = [(share, None) for share in self._index.shares(room.number)]
-        self._index.record(room.number, gone, Progress())
+        self._index.forget(room.number)
         at = f"{self._root}/{ROOMS}/{room.id.hex()}"
         for name in self._files.list(f"{at}/log"):
             self._files.unlink(f"{at}/log/{name}")
