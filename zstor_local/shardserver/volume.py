@@ -52,11 +52,11 @@ class Volume:
         for directory in (root, f"{root}/{SPACES}", f"{root}/{TRUST}"):
             with suppress(FileExistsError):
                 files.mkdir(directory)
-        sync_directory(files, root)
         self._lock_fd = files.open(f"{root}/{LOCK}", os.O_RDWR | os.O_CREAT)
         if not files.lock(self._lock_fd):
             files.close(self._lock_fd)
             raise VolumeInUse(f"another shard server has {root}")
+        files.syncfs(self._lock_fd)  # what a killed server has left is told of from now on, and must not be gone with a power loss
         for name in files.list(f"{root}/{SPACES}"):
             if "." in name:  # a space that was being made or removed when the server ended
                 shutil.rmtree(f"{root}/{SPACES}/{name}")
