@@ -1,14 +1,21 @@
-"""Whose tokens count on a shard server: the documents it was started with, and newer ones that their issuers sent since."""
+"""Whose tokens count on a shard server: the documents it was started with, and newer ones that their issuers sent since.
+
+A newer document is signed with a key of the one before it, which the first one, given at the start, need not hold. So beside each that
+is kept stands which keys it all began with. Who gives other ones at the start begins anew: then only what those signed is believed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from zstor_local.access.trust import Trust, parse_trust
-from zstor_local.access.verify import TRUST_BYTES, TokenRefused, verify_trust
+from zstor_local.access.verify import TRUST_BYTES, TokenRefused, read_trust, verify_trust
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
+
+_ROOT_BYTES: Final = 64  # a SHA-256 in hex
 
 
 class TrustKeeper:
@@ -17,6 +24,7 @@ class TrustKeeper:
     def __init__(self, runtime: Runtime, directory: str) -> None:
         self._runtime = runtime
         self._directory = directory
+        self._roots: dict[str, str] = {}  # by issuer, of the documents given at the start
 
     def keep(self, issuer: str, document: bytes) -> None:
         """Remember a signed document that was verified; durable when this returns."""
@@ -24,7 +32,7 @@ class TrustKeeper:
         path = self._path(issuer)
         fd = files.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            write_all(files, fd, [document], 0)
+            write_all(files, fd, [document, f"\n{self._roots.get(issuer, '')}\n".encode()], 0)
             files.fsync(fd)
         finally:
             files.close(fd)
@@ -35,18 +43,29 @@ class TrustKeeper:
         """The documents given at the start, or in place of each the newer one that was sent. InvalidParams for what is none."""
         for text in given:
             trust = parse_trust(text)
+            root = self._roots[trust.issuer] = _root(trust)
             try:
-                yield verify_trust(self._read(trust.issuer), trust)
+                document, kept_root = self._read(trust.issuer)
+                yield read_trust(document, trust) if kept_root == root else verify_trust(document, trust)
             except (FileNotFoundError, TokenRefused):
                 yield trust
 
-    def _read(self, issuer: str) -> str:
+    def _read(self, issuer: str) -> tuple[str, str]:
+        """A document, and the root of those that led to it."""
         files = self._runtime.files
         fd = files.open(self._path(issuer), os.O_RDONLY)
         try:
-            return read_exactly(files, fd, TRUST_BYTES, 0).decode("ascii", "replace")
+            text = read_exactly(files, fd, TRUST_BYTES + _ROOT_BYTES + 2, 0).decode("ascii", "replace")
         finally:
             files.close(fd)
+        document, _, root = text.partition("\n")
+        return document, root.strip()
 
     def _path(self, issuer: str) -> str:
         return f"{self._directory}/{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
+
+
+def _root(trust: Trust) -> str:
+    """Which keys a document holds."""
+    numbers = sorted((kid, key.public_numbers()) for kid, key in trust.keys.items())
+    return hashlib.sha256("".join(f"{kid} {each.x} {each.y}\n" for kid, each in numbers).encode()).hexdigest()

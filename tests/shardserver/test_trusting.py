@@ -1,0 +1,74 @@
+"""Which trust document a server goes by after a restart: the newest that it was sent, if that goes back to what it is given again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.shardserver.server import STORE, Issuer
+from zstor_local.access.signing import sign_trust
+from zstor_local.access.trust import Trust
+from zstor_local.access.verify import verify_trust
+from zstor_local.shardserver.trusting import TrustKeeper
+from zstor_local.system import real_runtime
+
+FIRST, SECOND, THIRD = Issuer(STORE), Issuer(STORE), Issuer(STORE)
+
+
+def started(directory: Path, given: Issuer, updated: int = 0) -> tuple[TrustKeeper, Trust]:
+    """A server that is given this one's document."""
+    keeper = TrustKeeper(real_runtime(), str(directory))
+    (trust,) = keeper.newest([json.dumps(given.document(updated=updated)).encode()])
+    return keeper, trust
+
+
+def send(keeper: TrustKeeper, known: Trust, signer: Issuer, holds: Issuer, updated: int) -> Trust:
+    document = sign_trust(signer.key, holds.document(updated=updated))
+    trust = verify_trust(document, known)
+    keeper.keep(trust.issuer, document.encode())
+    return trust
+
+
+def kids(trust: Trust) -> list[str]:
+    return [*trust.keys]
+
+
+def test_a_key_that_took_the_place_of_others_stays_after_restarts(tmp_path: Path) -> None:
+    keeper, trust = started(tmp_path, FIRST)
+    trust = send(keeper, trust, FIRST, SECOND, 1)
+    send(keeper, trust, SECOND, THIRD, 2)
+    for _ in range(2):
+        keeper, trust = started(tmp_path, FIRST)
+        assert kids(trust) == [THIRD.key.kid]
+    send(keeper, trust, THIRD, THIRD, 3)
+    _, trust = started(tmp_path, FIRST)
+    assert (kids(trust), trust.updated) == ([THIRD.key.kid], 3)
+
+
+def test_who_gives_other_keys_begins_anew(tmp_path: Path) -> None:
+    """As where somebody with an older key has shut the owner out."""
+    keeper, trust = started(tmp_path, FIRST)
+    send(keeper, trust, FIRST, SECOND, 1 << 60)
+    keeper, trust = started(tmp_path, THIRD)
+    assert kids(trust) == [THIRD.key.kid]
+    send(keeper, trust, THIRD, THIRD, 1)
+    _, trust = started(tmp_path, THIRD)
+    assert trust.updated == 1
+    _, trust = started(tmp_path, FIRST)
+    assert kids(trust) == [FIRST.key.kid]
+
+
+def test_a_newer_document_that_is_given_counts(tmp_path: Path) -> None:
+    keeper, trust = started(tmp_path, FIRST)
+    send(keeper, trust, FIRST, SECOND, 1)
+    _, trust = started(tmp_path, FIRST, updated=2)
+    assert (kids(trust), trust.updated) == ([FIRST.key.kid], 2)
+
+
+def test_what_an_earlier_version_kept_counts_by_its_signature(tmp_path: Path) -> None:
+    keeper, trust = started(tmp_path, FIRST)
+    send(keeper, trust, FIRST, SECOND, 1)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes().split(b"\n")[0])
+    _, trust = started(tmp_path, FIRST)
+    assert kids(trust) == [SECOND.key.kid]
