@@ -22,7 +22,7 @@ from zstor_local.access.authority import Authority
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
 from zstor_local.access.opening import open_authority
-from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key, owner_keys
+from zstor_local.access.ownership import OwnerKeys, OwnerTokens, owner_document
 from zstor_local.access.publishing import Publishing
 from zstor_local.access.spaces import Spaces
 from zstor_local.access.trust import TrustDocument
@@ -133,7 +133,7 @@ def own_trust(config: Config) -> TrustDocument:
     runtime = real_runtime()
     with _refusing():
         ring = known_keys(runtime, SqliteEngines(runtime.files), config)
-    return owner_document(owner_keys(ring.store_wide()), ring.store_id, config.authority.organization)
+    return owner_document(OwnerKeys(ring.store_wide()).now()[:1], ring.store_id, config.authority.organization)
 
 
 def keep_key(path: str, key: MasterKey) -> None:
@@ -188,7 +188,7 @@ def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
     """Where everything is kept: SQLite files, directories, and shard servers that the store's own tokens open."""
 
     def remote(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
-        tokens = OwnerTokens(owner_key(keys), store_id, config.authority.organization, runtime.clock, runtime.randomness)
+        tokens = OwnerTokens(OwnerKeys(keys).now, store_id, config.authority.organization, runtime.clock, runtime.randomness)
         return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys))
 
     return SqliteEngines(runtime.files, remote)
@@ -216,8 +216,12 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     await publishing.soon()
                     await letters.soon()
 
-                registry = _registry(store, authority, told, joining, config, paths, logs, leftovers, names, cas)
-                key_methods.register(registry, store, told=publishing.publish)
+                async def all_told() -> None:
+                    await publishing.publish()
+                    await letters.soon()  # with tokens of keys that count
+
+                registry = _registry(store, authority, publishing, told, joining, config, paths, logs, leftovers, names, cas)
+                key_methods.register(registry, store, told=all_told)
                 sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
                 server = Server(registry, runtime.randomness, jobs=store.jobs, mounts_of=paths.client_files.mount_namespace)
 
@@ -289,14 +293,14 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
 
 
 def _registry(
-    store: Store, authority: Authority, told: Callable[[], Awaitable[None]], joining: Joining, config: Config, paths: Paths,
-    logs: Logs, leftovers: Leftovers, names: Names, cas: Cas,
+    store: Store, authority: Authority, publishing: Publishing, told: Callable[[], Awaitable[None]], joining: Joining, config: Config,
+    paths: Paths, logs: Logs, leftovers: Leftovers, names: Names, cas: Cas,
 ) -> Registry:  # fmt: skip
     """Every method of this daemon."""
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
     registry = Registry()
     rpc_methods.register(registry, version=__version__)
-    daemon_methods.register(registry, store, identity)
+    daemon_methods.register(registry, store, identity, publishing.warnings)
     health_methods.register(registry, store)
     upkeep_methods.register(registry, store)
     object_methods.register(registry, store, paths)

@@ -310,7 +310,6 @@ async def test_what_the_service_cannot_do_is_said(world: World) -> None:
     for attempt in (
         world.authority.rotate(signs_in_seconds=1),
         world.authority.revoke(Revoked(user="bob")),
-        world.authority.signed_trust(),
     ):
         with pytest.raises(NotSupported):
             await attempt

@@ -75,7 +75,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tokens that went out; nobody answers."""
     tokens: list[str] = []
 
-    async def nobody(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def nobody(self: Peer, ask: Ask, token: str) -> Reply:
         tokens.append(token)
         raise ShardError("missing", f"{self.url} does not answer")
 
@@ -140,7 +140,7 @@ async def test_an_odd_invitation_harms_nobody_but_itself(home: Home, shown: list
 async def test_a_letter_like_that_does_not_end_the_daemon(home: Home, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     letter = seal_letter(replace(change(GOOD), made=2), bytes(32))
 
-    async def answer(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def answer(self: Peer, ask: Ask, token: str) -> Reply:
         if "/letters/" in ask.path:
             return Reply(200, {}, letter)
         raise ShardError("missing", "nobody answers")
@@ -186,7 +186,7 @@ async def test_our_own_authority_signs_nothing_for_somebody_elses_servers(home: 
 async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     following = iter(["1.1.5", "1.1.4"])
 
-    async def circles(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def circles(self: Peer, ask: Ask, token: str) -> Reply:
         return Reply(200, {NEXT: next(following)}, pack_batch(Batch([scanned(1)])))
 
     issuer = Issuer()
@@ -206,7 +206,7 @@ async def test_who_joins_and_who_follows_may_look_at_once(home: Home, monkeypatc
     later = {"0.0.0": "1.1.5", "1.1.5": "1.1.9", "1.1.9": "1.1.9"}
     asked: list[str] = []
 
-    async def pages(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def pages(self: Peer, ask: Ask, token: str) -> Reply:
         asked.append(after := ask.path.partition("after=")[2].partition("&")[0])
         await trio.testing.wait_all_tasks_blocked()
         return Reply(200, {NEXT: later[after]}, pack_batch(Batch([scanned(1)] if later[after] != after else [])))

@@ -101,6 +101,7 @@ ASKING = {
     "shard rm": "shard rm 0",
     "call": "call rpc.ping",
     "key rotate": "key rotate --yes",
+    "key retire": "key retire",
 }
 
 # Those that ask nobody, in a way that fails; the exit code.

@@ -293,6 +293,7 @@ def shards(call: Ledger, place: Path) -> None:
     call("object.write", key="rotated", value="still there")
     rotated = call("key.rotate")
     assert call("job.wait", job=rotated["job"], timeout_seconds=60)["state"] == "done"
+    assert call("key.retire")["store"] == rotated["store"]
     assert call("object.read", key="rotated", encoding="utf-8")["value"] == "still there"
 
 

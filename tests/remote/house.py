@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.remote.liar import Liar, lying
 from tests.shardserver.server import Server
-from zstor_local.access.ownership import OwnerTokens, owner_document, owner_key
+from zstor_local.access.ownership import OwnerKeys, OwnerTokens, owner_document
 from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.config import Config, ShardConfig
 from zstor_local.model.ids import StoreId
@@ -55,7 +55,7 @@ async def housing(
         network = await stack.enter_async_context(open_network())
         bare = Config(store=f"{path}/store", socket=f"{path}/socket", master_key_file=f"{path}/config/master.key", policy=policy)
         master = begin_key(runtime, SqliteEngines(runtime.files), bare)
-        trust = owner_document([owner_key(KeyRing(master.key, master.store_id).store_wide())], master.store_id, "local")
+        trust = owner_document(OwnerKeys(KeyRing(master.key, master.store_id).store_wide()).now(), master.store_id, "local")
         document = path / "trust.json"
         document.write_text(json.dumps(trust))
         running = []
@@ -77,7 +77,7 @@ async def housing(
         )
 
         def remote(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
-            tokens = OwnerTokens(owner_key(keys), store_id, "local", runtime.clock, runtime.randomness)
+            tokens = OwnerTokens(OwnerKeys(keys).now, store_id, "local", runtime.clock, runtime.randomness)
             return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys, deadlines))
 
         engines = SqliteEngines(runtime.files, remote)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -14,6 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.daemon.process import Daemon
 from tests.remote.test_permissions import zstor
 from tests.shardserver.server import Server
+from zstor_local.access.ownership import OwnerKeys, issuer_name
+from zstor_local.access.signing import Claims, sign_token
+from zstor_local.access.trust import AUDIENCE
+from zstor_local.coding.keys import KeyRing
+from zstor_local.model.masterkey import MasterKey
+from zstor_local.model.permission import OWNER, STORE_NAMESPACE, scope
 
 LARGE = bytes(range(256)) * 4_000
 SERVICE = """
@@ -91,5 +99,100 @@ def test_a_server_that_is_new_is_told_of_the_key_that_signs(daemon: Daemon, tmp_
         beside = kids(zstor(tmp_path, daemon, "shard", "trust"))
         daemon.stop()
         assert beside == kids(zstor(tmp_path, daemon, "shard", "trust"))
-        assert (len(before), len(beside)) == (1, 2)
-        assert beside[0] == before[0]
+        assert (len(before), len(beside)) == (1, 1)
+        assert beside != before
+
+
+def key_of(daemon: Daemon) -> MasterKey:
+    return MasterKey.from_text(daemon.key_file.read_text())
+
+
+def lets_in(server: Server, master: MasterKey) -> bool:
+    """Whether somebody with this master key is the owner there."""
+    key, *_ = OwnerKeys(KeyRing(master.key, master.store_id).store_wide()).now()
+    now = int(time.time())
+    scopes = [scope("local", STORE_NAMESPACE, "admin")]
+    claims = Claims(
+        issuer=issuer_name(master.store_id), audience=AUDIENCE, user=OWNER, scopes=scopes, issued=now, expires=now + 60, jti="j"
+    )
+    return asked(server, master, sign_token(key, claims)) == 200
+
+
+def asked(server: Server, master: MasterKey, token: str) -> int:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=server.url.removeprefix("http+unix://"))) as client:
+        headers = {"authorization": f"Bearer {token}"}
+        return client.get(f"http://server/v1/{master.store_id.hex()}", headers=headers).status_code
+
+
+def warnings(daemon: Daemon) -> list[str]:
+    with daemon.client() as client:
+        found = client.result("daemon.status")["warnings"]
+    return [warning for warning in found if "an older master key" in warning]
+
+
+def test_an_older_key_is_good_for_nothing_once_it_is_retired(daemon: Daemon, tmp_path: Path) -> None:
+    """Wherever the daemon or a server ends meanwhile; and the newest key alone brings everything back as before."""
+    with ExitStack() as servers:
+        running = [serving(tmp_path, number) for number in range(3)]
+        for server in running:
+            servers.callback(server.kill)
+        daemon.start()
+        old = key_of(daemon)
+        with daemon.client() as client:
+            client.write("before", LARGE)
+        assert warnings(daemon) == []
+        rotate(daemon)
+        new = key_of(daemon)
+        assert [lets_in(server, key) for server in running for key in (old, new)] == [True] * 6
+        assert "zstor key retire" in warnings(daemon)[0]
+
+        running[0].kill()
+        with daemon.client() as client:
+            client.result("key.retire")
+            client.write("after", b"small")
+        assert [lets_in(server, old) for server in running[1:]] == [False] * 2
+        assert ["shard s0" in warning for warning in warnings(daemon)] == [True]
+        daemon.kill()
+        daemon.start()
+        assert ["shard s0" in warning for warning in warnings(daemon) if "s0" in warning] == [True]
+        running[0] = serving(tmp_path, 0)
+        servers.callback(running[0].kill)
+        while warnings(daemon):
+            with daemon.client() as client:
+                client.result("shard.list")
+        assert not lets_in(running[0], old)
+
+        for number in range(3):  # each is given the same document as in the beginning
+            running[number].kill()
+            running[number] = serving(tmp_path, number)
+            servers.callback(running[number].kill)
+        assert [lets_in(server, key) for server in running for key in (old, new)] == [False, True] * 3
+        daemon.stop()
+        for file in daemon.store.glob("*.sqlite*"):
+            file.unlink()
+        zstor(tmp_path, daemon, "rebuild")
+        daemon.start()
+        with daemon.client() as client:
+            assert client.read("before") == LARGE
+            assert client.read("after") == b"small"
+        assert [lets_in(server, old) for server in running] == [False] * 3
+
+
+@pytest.mark.parametrize("daemon", [""], indirect=True)
+def test_what_signed_tokens_ends_with_an_older_key(daemon: Daemon, tmp_path: Path) -> None:
+    """Who has that key may have read it in the logs."""
+    with ExitStack() as servers:
+        server = serving(tmp_path, 0)
+        servers.callback(server.kill)
+        for number in (1, 2):
+            servers.callback(serving(tmp_path, number).kill)
+        daemon.start()
+        rotate(daemon)
+        with daemon.client() as client:
+            client.result("namespace.create", namespace="photos")
+            token = client.result("token.create", namespace="photos", permission=["read"])["token"]
+            assert asked(server, key_of(daemon), token) == 403  # known, of somebody who is not the owner
+            client.result("key.retire")
+            assert asked(server, key_of(daemon), token) == 401
+            another = client.result("token.create", namespace="photos", permission=["read"])["token"]
+            assert asked(server, key_of(daemon), another) == 403

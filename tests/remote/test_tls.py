@@ -79,7 +79,7 @@ async def use(url: str, issuer: Issuer) -> str:
     """Make a shard there and open it, as a daemon does. Returns its state, or why that did not come to pass."""
     runtime = real_runtime()
     async with open_network() as network:
-        tokens = OwnerTokens(issuer.key, STORE, "local", runtime.clock, runtime.randomness)
+        tokens = OwnerTokens(lambda: [issuer.key], STORE, "local", runtime.clock, runtime.randomness)
         engine = HttpEngine(runtime, network, tokens, STORE, keys())
 
         def make_and_open() -> str:

@@ -35,7 +35,7 @@ class HttpGround:
 
     def _engine(self) -> HttpEngine:
         """That of a new life of the daemon."""
-        tokens = OwnerTokens(self.issuer.key, STORE, "local", self.runtime.clock, self.runtime.randomness)
+        tokens = OwnerTokens(lambda: [self.issuer.key], STORE, "local", self.runtime.clock, self.runtime.randomness)
         return HttpEngine(self.runtime, self.server.network, tokens, STORE, keys())
 
     def url(self, number: int = 0) -> str:

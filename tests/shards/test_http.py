@@ -106,9 +106,9 @@ def test_what_one_server_is_shown_is_of_no_use_at_another(ground: HttpGround, mo
     shown: dict[str, set[str]] = {}
     send = Peer._send
 
-    async def overheard(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def overheard(self: Peer, ask: Ask, token: str) -> Reply:
         shown.setdefault(ask.path.split("?")[0].split("/")[2], set()).add(token)
-        return await send(self, ask, token, last=last)
+        return await send(self, ask, token)
 
     monkeypatch.setattr(Peer, "_send", overheard)
     shards = [ground.new(number) for number in range(2)]
@@ -129,7 +129,7 @@ def told(ground: HttpGround, monkeypatch: pytest.MonkeyPatch, lie: Exception | R
     shard = ground.new()
     assert isinstance(shard, HttpShard)
 
-    async def lying(self: Peer, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def lying(self: Peer, ask: Ask, token: str) -> Reply:
         if isinstance(lie, Exception):
             raise lie
         return lie
@@ -142,7 +142,7 @@ def test_a_server_that_knows_no_trust_is_away(ground: HttpGround, monkeypatch: p
     """Nobody looks for a share there, and whoever tells it something expects nothing but a shard's error."""
     shard = told(ground, monkeypatch, ShareMissing())
     with pytest.raises(ShardError):
-        shard.tell(Notices("a document", 1, ()))
+        shard.tell(Notices(["a document"], 1, ()))
     assert shard.check() == "failed"
 
 
@@ -191,8 +191,10 @@ class Script:
 
 
 class NoTokens:
-    async def token(self, *, anew: bool = False) -> str:
-        return "new" if anew else "old"
+    behind = False
+
+    async def token(self, refused: int = 0) -> str | None:
+        return None if refused > 1 else "new" if refused else "old"
 
 
 async def asked(script: Script, ask: Ask) -> ShardError | Reply:

@@ -83,10 +83,6 @@ class Authority(Protocol):
         """What shard servers must know to check its tokens (access/trust.py)."""
         ...
 
-    async def signed_trust(self) -> str:
-        """The same, signed, for shard servers that know one of its keys already."""
-        ...
-
     async def rotate(self, *, signs_in_seconds: int) -> str:
         """Make a new signing key, known at once and used after that time; the old one is known until its last token has expired.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
 from zstor_local.access.keyring import KeyRing
 from zstor_local.access.owner import Owner
 from zstor_local.access.ownership import issuer_name
-from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
+from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.fields import decode, encode
@@ -43,7 +44,7 @@ class BuiltInAuthority:
         organization: str,
         exists: Callable[[str], bool],
     ) -> None:
-        """`owner` vouches for each newer trust document."""
+        """`owner` is known to servers beside the authority's own keys."""
         self._runtime = runtime
         self._rows = rows
         self._owner = owner
@@ -136,21 +137,18 @@ class BuiltInAuthority:
 
     async def trust(self) -> TrustDocument:
         await self._signing()
+        owner, changed = self._owner.known()
         row = self._rows.get(_AUTHORITY, _KEYS)
-        now = self._now()
-        ring = _ring(row).pruned(now)
+        ring = self._ring(row).pruned(self._now())
         return {
             "issuer": self._issuer,
             "organization": self.organization,
             "profile": "zstor",
             "audience": AUDIENCE,
-            "keys": [key.jwk() for key in (*self._owner.keys(), *(kept.key for kept in ring.keys))],
+            "keys": [key.jwk() for key in (*owner, *(kept.key for kept in ring.keys))],
             "revoked": [each.document() for each in ring.revoked],
-            "updated": max(self._owner.updated(), 0 if row is None else row.sequence),
+            "updated": max(changed, 0 if row is None else row.sequence),
         }
-
-    async def signed_trust(self) -> str:
-        return sign_trust(self._owner.keys()[0], await self.trust())
 
     async def rotate(self, *, signs_in_seconds: int) -> str:
         key = self._new_key()
@@ -175,7 +173,7 @@ class BuiltInAuthority:
 
     async def _signing(self) -> tuple[SigningKey, KeyRing]:
         """The key that signs now, made if there is none yet, and its ring."""
-        ring = _ring(self._rows.get(_AUTHORITY, _KEYS))
+        ring = self._ring(self._rows.get(_AUTHORITY, _KEYS))
         if ring.signer(self._now()) is None:
             ring = await self._change_ring(lambda ring: self._able(ring, self._now()))
         key = ring.signer(self._now())
@@ -187,14 +185,17 @@ class BuiltInAuthority:
         """The ring with a key that signs now. A later one that waits stays in it: with the clock set back it would else be lost."""
         if ring.signer(now) is not None:
             return ring
-        return KeyRing((*KeyRing().with_key(self._new_key(), now, now).keys, *ring.keys), ring.revoked)
+        return replace(ring, keys=(*KeyRing().with_key(self._new_key(), now, now).keys, *ring.keys))
 
     def _new_key(self) -> SigningKey:
         return SigningKey.from_seed(self._runtime.randomness.bytes(SEED_BYTES))
 
     async def _change_ring(self, change: Callable[[KeyRing], KeyRing]) -> KeyRing:
-        row = await self._rows.change(_AUTHORITY, _KEYS, lambda current: change(_ring(current)).encode())
-        return _ring(row)
+        row = await self._rows.change(_AUTHORITY, _KEYS, lambda current: change(self._ring(current)).encode())
+        return self._ring(row)
+
+    def _ring(self, row: StoredRow | None) -> KeyRing:
+        return (KeyRing() if row is None else KeyRing.decode(row.value)).since(self._owner.retired())
 
     def _now(self) -> int:
         return self._runtime.clock.now() // SECOND
@@ -210,10 +211,6 @@ def builtin_authority(store: Store) -> BuiltInAuthority:
         organization=store.config.authority.organization,
         exists=lambda name: store.namespaces.find(name) is not None,
     )
-
-
-def _ring(row: StoredRow | None) -> KeyRing:
-    return KeyRing() if row is None else KeyRing.decode(row.value)
 
 
 def _encode(users: Mapping[str, Rights]) -> bytes:

@@ -223,9 +223,6 @@ class ItsYouOnline:
             "updated": 0,
         }
 
-    async def signed_trust(self) -> str:
-        raise self._not_supported("signs no list of its keys")
-
     async def rotate(self, *, signs_in_seconds: int) -> str:
         raise self._not_supported("rotates its keys itself")
 

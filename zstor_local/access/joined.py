@@ -100,8 +100,10 @@ def remove_rows(files: Files, directory: str, given: Pass | None = None) -> None
 class _NoTokens:
     """For letters, which need none."""
 
-    async def token(self, *, anew: bool = False) -> str:
-        return "none"
+    behind = False
+
+    async def token(self, refused: int = 0) -> str | None:
+        return None if refused else "none"
 
 
 class Joined:
@@ -141,8 +143,12 @@ class Joined:
 
     # --- Tokens: see shards.http.peer.TokenSource ---
 
-    async def token(self, *, anew: bool = False) -> str:
-        if anew or self._expires() <= self._store.runtime.clock.now() // 1_000_000 + RENEW_SECONDS:
+    behind = False
+
+    async def token(self, refused: int = 0) -> str | None:
+        if refused > 1:
+            return None
+        if refused or self._expires() <= self._store.runtime.clock.now() // 1_000_000 + RENEW_SECONDS:
             old = self.given.token
             async with self._renewing:
                 if self.given.token == old:

@@ -23,10 +23,13 @@ class KeptKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """Keys in the order in which they sign, and what was revoked. Times are seconds since 1970 UTC."""
+    """Keys in the order in which they sign, and what was revoked. Times are seconds since 1970 UTC. `retired`: how many older master
+    keys counted no more when they were made.
+    """
 
     keys: tuple[KeptKey, ...] = ()
     revoked: tuple[Revocation, ...] = ()
+    retired: int = 0
 
     def signer(self, now: int) -> SigningKey | None:
         """The newest key whose time has come; None if there is none."""
@@ -80,11 +83,16 @@ class KeyRing:
         successors = [*(kept.signs_from for kept in self.keys[1:]), None]
         over = now - TOKEN_SECONDS_MAX - LEEWAY_SECONDS
         keys = (kept for kept, until in zip(self.keys, successors, strict=False) if until is None or until > over)
-        return KeyRing(tuple(keys), tuple(each for each in self.revoked if each.until > now))
+        return KeyRing(tuple(keys), tuple(each for each in self.revoked if each.until > now), self.retired)
+
+    def since(self, retired: int) -> KeyRing:
+        """The ring without keys that are older than this: whoever has a master key that counts no more may have them too."""
+        return self if self.retired >= retired else KeyRing((), self.revoked, retired)
 
     def encode(self) -> bytes:
         revoked = [[each.until, each.jti, each.issued_until, each.sub, each.namespace] for each in self.revoked]
-        return encode({0: SCHEMA, 1: [[kept.key.secret, kept.signs_from] for kept in self.keys], 2: revoked})
+        plain: dict[int, object] = {0: SCHEMA, 1: [[kept.key.secret, kept.signs_from] for kept in self.keys], 2: revoked}
+        return encode(plain | {3: self.retired} if self.retired else plain)
 
     @classmethod
     def decode(cls, data: bytes) -> KeyRing:
@@ -94,6 +102,7 @@ class KeyRing:
             if plain[0] != SCHEMA:
                 raise CorruptRecord("the signing keys were written by a newer version", hint="use the newer zstor that wrote them")
             keys = tuple(KeptKey(SigningKey.parse(secret), signs_from) for secret, signs_from in plain[1])  # type: ignore[attr-defined]
-            return cls(keys, tuple(Revocation(*each) for each in plain[2]))  # type: ignore[attr-defined]
+            revoked = tuple(Revocation(*each) for each in plain[2])  # type: ignore[attr-defined]
+            return cls(keys, revoked, int(plain.get(3, 0)))  # type: ignore[call-overload]
         except (KeyError, TypeError, ValueError):
             raise CorruptRecord("the signing keys are malformed") from None

@@ -8,7 +8,7 @@ Each is for one shard: a server that shows to others what it was shown gets noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
@@ -30,16 +30,21 @@ def issuer_name(store_id: StoreId) -> str:
     return f"zstor:{store_id.hex()}"
 
 
-def owner_key(keys: NamespaceKeys) -> SigningKey:
-    """The key that signs a store's own tokens, from the oldest known key of its store-wide records: servers know it from the start."""
-    return owner_keys(keys)[0]
-
-
-def owner_keys(keys: NamespaceKeys) -> tuple[SigningKey, ...]:
-    """That one, and those of the master keys since. Servers are told of all of them: who has only the newest master key, and is to
-    make the store anew from what they hold, must be let in to learn of the older ones.
+class OwnerKeys:
+    """The keys that sign a store's own tokens, one from each master key. Servers know that of the first one from the start, and are
+    told of later ones: who has only the newest master key, and is to make the store anew from what they hold, must be let in.
     """
-    return tuple(map(SigningKey.from_seed, keys.derive_each(_INFO, SEED_BYTES)))
+
+    def __init__(self, keys: NamespaceKeys) -> None:
+        """`keys`: those of the store-wide records."""
+        self._keys = keys
+        self._made: dict[bytes, SigningKey] = {}
+
+    def now(self) -> tuple[SigningKey, ...]:
+        """The newest first."""
+        seeds = self._keys.derive_each(_INFO, SEED_BYTES)
+        self._made = {seed: self._made.get(seed) or SigningKey.from_seed(seed) for seed in seeds}
+        return tuple(self._made.values())
 
 
 def owner_document(keys: Sequence[SigningKey], store_id: StoreId, organization: str, updated: int = 0) -> TrustDocument:
@@ -56,18 +61,22 @@ def owner_document(keys: Sequence[SigningKey], store_id: StoreId, organization: 
 
 
 class OwnerTokens:
-    """One token after the other, each used until shortly before it expires. Without a shard they ask for nothing but a marker."""
+    """One token after the other, each used until shortly before it expires. Without a shard they ask for nothing but a marker.
+
+    A server may know none but an older key, or no more than the newest: whichever it took last signs, until it is refused.
+    """
 
     def __init__(
         self,
-        key: SigningKey,
+        keys: Callable[[], Sequence[SigningKey]],
         store_id: StoreId,
         organization: str,
         clock: Clock,
         randomness: Randomness,
         shard: ShardUid | None = None,
     ) -> None:
-        self._key = key
+        self._keys = keys
+        self._signer: SigningKey | None = None
         self._store_id = store_id
         self._organization = organization
         self._clock = clock
@@ -80,17 +89,28 @@ class OwnerTokens:
     def of(self, shard: ShardUid) -> OwnerTokens:
         """Those for one shard, always the same ones."""
         if shard not in self._of:
-            self._of[shard] = OwnerTokens(self._key, self._store_id, self._organization, self._clock, self._randomness, shard)
+            self._of[shard] = OwnerTokens(self._keys, self._store_id, self._organization, self._clock, self._randomness, shard)
         return self._of[shard]
 
-    async def token(self, *, anew: bool = False) -> str:
-        """A token that is good for half a minute at least. `anew`: not the one that was refused just now."""
+    @property
+    def behind(self) -> bool:
+        """Whether the last one was signed with an older key than the newest."""
+        return self._signer is not None and self._signer.kid != self._keys()[0].kid
+
+    async def token(self, refused: int = 0) -> str | None:
+        """A token that is good for half a minute at least. `refused`: how many were refused just now, for the same; None where no
+        other one is left to try.
+        """
         now = self._clock.now() // _SECOND
-        if anew or not self._token or not self._expires - TOKEN_SECONDS <= now < self._expires - RENEW_SECONDS:
+        if refused or not self._token or not self._expires - TOKEN_SECONDS <= now < self._expires - RENEW_SECONDS:
+            keys = self._keys()
+            if refused > len(keys):
+                return None
+            signer = self._signer = keys[refused - 1] if refused else self._signer or keys[0]
             self._expires = now + TOKEN_SECONDS
             jti = self._randomness.bytes(_JTI_BYTES).hex()
             self._token = sign_token(
-                self._key,
+                signer,
                 Claims(
                     issuer=issuer_name(self._store_id),
                     audience=AUDIENCE,

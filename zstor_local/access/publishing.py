@@ -6,6 +6,7 @@ The daemon itself needs none of it, so nothing waits for a server that is away: 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -32,6 +33,8 @@ class Publishing:
         self._authority = authority
         self._owner = Owner(store)
         self._told: dict[int, tuple[Shard, Notices]] = {}
+        self._newest: dict[int, Shard] = {}  # those that go by the owner's newest key
+        self._signed: tuple[object, Sequence[str]] = None, ()  # the newest document, by its number
         self._turn = trio.Lock()
 
     async def run(self) -> None:
@@ -69,25 +72,48 @@ class Publishing:
 
     async def _tell(self, shard: Shard, notices: Notices) -> None:
         try:
-            await self._store.runtime.threads.run(shard.tell, notices)
+            newest = await self._store.runtime.threads.run(shard.tell, notices)
         except ShardError as error:
             log.warning("shard %s was not told of namespaces and keys: %s", shard.id, error)
         else:
             self._told[shard.number] = shard, notices
+            self._newest.pop(shard.number, None)
+            if newest:
+                self._newest[shard.number] = shard
+
+    def warnings(self) -> list[str]:
+        """Where who has an older master key is let in, with what to do; one line each."""
+        store = self._store
+        record = store.rotation.record()
+        servers = store.places.on_servers()
+        if record is None or not servers:
+            return []
+        if record.retired < len(record.older):
+            return [
+                "shard servers let in who has an older master key: once the words of the present one are kept, "
+                "`zstor key retire` has them do so no more"
+            ]
+        return [
+            f"shard {store.pool.name(number)} may let in who has an older master key: its server is told as soon as it is there"
+            for number in servers
+            if self._newest.get(number) is None or self._newest[number] is not store.pool.get(number)
+        ]
 
     async def _notices(self) -> Notices:
         own = issuer_name(self._store.sealer.store_id)
         try:
             document = await self._authority.trust()
-            issuer, updated = str(document["issuer"]), document.get("updated", 0)
+            issuer = str(document["issuer"])
         except NotSupported:
-            issuer, updated = self._authority.kind, 0
-        if issuer == own:
-            trust: str | None = await self._authority.signed_trust()
-        else:
-            trust, updated = self._owner.signed_trust(), self._owner.updated()
+            document, issuer = None, self._authority.kind
+        if issuer != own:
+            document = self._owner.trust()
+        updated = document.get("updated") if document else None
+        if document and updated != self._signed[0]:
+            self._signed = updated, self._owner.sign(document)
         named = [
             each for each in self._store.namespaces.all() if not each.name.startswith("_")
         ]  # no token is for one of the store's own
         spaces = [NamespaceNotice(NamespaceId(each.id), each.name, None if issuer == own else issuer) for each in named]
+        trust = self._signed[1] if document else ()
         return Notices(trust, updated if isinstance(updated, int) else 0, tuple(spaces))

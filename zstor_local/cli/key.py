@@ -18,7 +18,7 @@ from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
 
 if TYPE_CHECKING:
-    from zstor_local.rpc.methods.keys import Rotated
+    from zstor_local.rpc.methods.keys import Retired, Rotated
 
 
 _PER_LINE = 4
@@ -59,13 +59,29 @@ def rotate(options: Options, yes: bool) -> None:
     The words of earlier backups open nothing that is written from now on: destroy them once you have the new ones on paper. The records
     are sealed anew in the background, over restarts if need be; `zstor status` tells until when.
 
-    This does not shut out somebody who has the old key and copies of the shards: those copies stay readable to them.
+    This does not shut out somebody who has the old key and copies of the shards: those copies stay readable to them. Shard servers let
+    in who has the old key until `zstor key retire`.
     """
     if not sys.stdout.isatty() and not yes:
         raise click.UsageError("the new words are secret and standard output is no terminal: --yes prints them all the same")
     with options.connect() as client:
         rotated = cast("Rotated", client.call("key.rotate", {}))
     _print_words(options, Path(rotated["key_file"]))
+
+
+@key.command()
+@as_json
+@connection
+@pass_options
+def retire(options: Options) -> None:
+    """Have shard servers let in nobody with an older master key.
+
+    Run it once the words of the present key are kept: on shard servers the older ones are good for nothing from then on. Tokens that
+    the daemon has signed for users until now end with it. Servers that are away are told later; `zstor status` names them until then.
+    """
+    with options.connect() as client:
+        retired = cast("Retired", client.call("key.retire", {}))
+    click.echo(json.dumps(retired) if options.json else "no shard server that is there lets in who has an older master key")
 
 
 def _print_words(options: Options, path: Path) -> None:

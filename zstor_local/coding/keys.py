@@ -128,8 +128,8 @@ class NamespaceKeys:
         return self._opening[-1].derive(info, length)
 
     def derive_each(self, info: bytes, length: int) -> tuple[bytes, ...]:
-        """The same from every key that is known, the oldest first."""
-        return tuple(key.derive(info, length) for key in reversed(self._opening))
+        """The same from every key that is known, the newest first."""
+        return tuple(key.derive(info, length) for key in self._opening)
 
     def wrap(self, data_key: bytes) -> bytes:
         """The 32-byte data key as 40 bytes that only this namespace opens (AES-KW)."""

@@ -160,17 +160,20 @@ class RowRecord:
 class KeysRecord:
     """The master keys before the present one, the newest first, schema 1. Sealed under the present one: who has that has all.
 
-    `settled` once every record was sealed anew after the last rotation.
+    `settled` once every record was sealed anew after the last rotation. The `retired` oldest of them let nobody in on shard servers.
     """
 
     older: tuple[OlderKey, ...]
     rotated: int  # microseconds since 1970 UTC
     settled: bool = False
+    retired: int = 0
 
     def encode(self) -> bytes:
         plain: dict[int, object] = {0: 1, 1: [[key.key, key.through] for key in self.older], 4: self.rotated}
         if self.settled:
             plain[5] = True
+        if self.retired:
+            plain[6] = self.retired
         return encode(plain)
 
     @classmethod
@@ -184,7 +187,7 @@ class KeysRecord:
             for each in older
         ):
             raise CorruptRecord("the record of the older master keys is malformed")
-        return cls(tuple(older), take(plain, 4, int), take(plain, 5, bool, False))
+        return cls(tuple(older), take(plain, 4, int), take(plain, 5, bool, False), take(plain, 6, int, 0))
 
 
 Record = ObjectRecord | Tombstone | NamespaceRecord | StoreRecord | ShardsRecord | VoidRecord | RowRecord | KeysRecord

@@ -79,9 +79,11 @@ class NamespaceNotice:
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """What a shard server must know to let users in. `trust` is a signed trust document (access/trust.py), `updated` its number."""
+    """What a shard server must know to let users in. `trust` is a trust document (access/trust.py), signed with each key of which the
+    server may know one alone, the newest first; empty if there is none. `updated` is its number.
+    """
 
-    trust: str | None
+    trust: Sequence[str]
     updated: int
     namespaces: tuple[NamespaceNotice, ...]
 
@@ -306,8 +308,8 @@ class Shard(ReadableShard, Protocol):
         ...
 
     def begin(self, share: ShareId, namespace: NamespaceId, policy: Policy) -> ShareWriter: ...
-    def tell(self, notices: Notices) -> None:
-        """Tell a shard server whom to let in. A directory lets in nobody."""
+    def tell(self, notices: Notices) -> bool:
+        """Tell a shard server whom to let in; a directory lets in nobody. Returns whether the owner's newest key is what it goes by."""
         ...
 
     def held(self, *, small: bool) -> Iterator[ShareId]:

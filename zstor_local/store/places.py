@@ -85,6 +85,11 @@ class Places:
         except ShardError:
             return entry.url
 
+    def on_servers(self) -> list[int]:
+        """The numbers of the shards that lie with shard servers."""
+        places = {entry.number: self.place(entry).removeprefix("file://") for entry in self.record.shards}
+        return [number for number, place in places.items() if not place.startswith("/")]
+
     def _open(self, entry: ShardEntry, marked: Mapping[bytes, Mapping[Hashable, str]]) -> Shard:
         """`marked` tells at which places each identity was seen; of two with one identity neither is opened."""
         places = sorted(marked.get(entry.uid, {}).values())

@@ -63,14 +63,12 @@ class Rotation:
 
     def record(self) -> KeysRecord | None:
         """What the store keeps of its older keys; None if it was never given another one."""
-        envelope = self._metastore.get(STORE_WIDE, KEYS_ROW)
-        return None if envelope is None else KeysRecord.decode(self._sealer.open(envelope))
+        return self.dated()[0]
 
-    @property
-    def changed(self) -> int:
-        """The sequence of the last change of that; 0 if there was none."""
+    def dated(self) -> tuple[KeysRecord | None, int]:
+        """That, and the sequence of its last change; 0 if there was none."""
         envelope = self._metastore.get(STORE_WIDE, KEYS_ROW)
-        return 0 if envelope is None else envelope.sequence
+        return self._decoded(envelope), 0 if envelope is None else envelope.sequence
 
     @property
     def pending(self) -> bool:
@@ -80,7 +78,7 @@ class Rotation:
 
     async def rotate(self) -> Job:
         """Give the store a new master key. The key file has it when this returns, and all that is written from now on needs it. The
-        job seals the records anew.
+        job seals the records anew. Shard servers let in who has the older ones too, until `retire`.
 
         Busy while the records of an earlier rotation are being sealed anew. After an error the old key stays; after OutcomeUnknown or
         IoError the next start of the daemon tells.
@@ -105,7 +103,7 @@ class Rotation:
         now = self._runtime.clock.now()
         ring.announce(master.key)
         try:
-            await self._commit(lambda: KeysRecord(older, now))
+            await self._commit(lambda before: KeysRecord(older, now, retired=0 if before is None else before.retired))
         except OutcomeUnknown:
             raise  # the next start of the daemon sees what came of it
         except ZstorError:
@@ -117,6 +115,20 @@ class Rotation:
             await self._commit(self._switched)
         except ZstorError as error:
             log.warning("the end of the old master key is not recorded yet: %s", error)
+
+    async def retire(self) -> None:
+        """From now on the older keys are for no shard server any more: each is told when it is there. They still open what is old.
+
+        Durable when this returns; nothing to do is fine. Busy while there is a rotation.
+        """
+        if self._rotating:
+            raise Busy("the master key is being replaced", hint="try again when that is done")
+        record = self.record()
+        if record is None or record.retired == len(record.older):
+            return
+        count = len(record.older)  # and no key that is replaced meanwhile
+        with trio.CancelScope(shield=True):
+            await self._commit(lambda before: replace(_there(before), retired=count))
 
     async def _on_disk(self, work: Callable[[], None], then: str) -> None:
         try:
@@ -151,20 +163,18 @@ class Rotation:
                 job.progress(done, message="records")
         job.begin_commit()
         with trio.CancelScope(shield=True):
-            await self._commit(lambda: replace(self._kept(), settled=True))
+            await self._commit(lambda before: replace(self._kept(before), settled=True))
         return {"records": done}
 
-    def _switched(self) -> KeysRecord:
+    def _switched(self, before: KeysRecord | None) -> KeysRecord:
         """Step 4, in the committer's thread; also where a rotation did not come to it: nothing was sealed with the old key since."""
         ring = self._sealer.ring
         ring.switch()
         ring.limit(self._committer.last_given)
-        return self._kept()
+        return self._kept(before)
 
-    def _kept(self) -> KeysRecord:
-        record = self.record()
-        assert record is not None  # noqa: S101 (there was a rotation)
-        return replace(record, older=self._sealer.ring.older)
+    def _kept(self, before: KeysRecord | None) -> KeysRecord:
+        return replace(_there(before), older=self._sealer.ring.older)
 
     async def _renew(self, space: NamespaceId, rows: Sequence[Row]) -> None:
         stale = await self._runtime.threads.run(lambda: [row for row in rows if not self._sealer.is_sealed_anew(row.envelope)])
@@ -195,14 +205,23 @@ class Rotation:
                 yield NamespaceRecord.decode(self._sealer.open(row.envelope)).id
             after = rows[-1].name
 
-    async def _commit(self, make: Callable[[], KeysRecord]) -> None:
-        """The record of the older keys, made in the committer's thread, on a majority of the shards."""
+    async def _commit(self, make: Callable[[KeysRecord | None], KeysRecord]) -> None:
+        """The record of the older keys, made of the one before in the committer's thread, on a majority of the shards."""
 
-        def decide(_: Envelope | None) -> Decision:
+        def decide(before: Envelope | None) -> Decision:
             shards = self._pool.numbers
             majority = len(shards) // 2 + 1
             hashed = self._hasher.key_hash(STORE_WIDE, KEYS_ROW)
-            record = NewRecord(Kind.KEYS, hashed, NO_VERSION, make().encode(), shards, quorum=majority, k=majority)
+            record = NewRecord(Kind.KEYS, hashed, NO_VERSION, make(self._decoded(before)).encode(), shards, quorum=majority, k=majority)
             return Decision({(STORE_WIDE, KEYS_ROW): record})
 
         await self._committer.commit(STORE_WIDE, KEYS_ROW, decide)
+
+    def _decoded(self, envelope: Envelope | None) -> KeysRecord | None:
+        return None if envelope is None else KeysRecord.decode(self._sealer.open(envelope))
+
+
+def _there(record: KeysRecord | None) -> KeysRecord:
+    """Of a store that had a rotation."""
+    assert record is not None  # noqa: S101
+    return record

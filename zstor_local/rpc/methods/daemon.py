@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -97,8 +98,8 @@ def shard_views(store: Store) -> list[ShardView]:
     ]
 
 
-def register(registry: Registry, store: Store, identity: Identity) -> None:
-    """Add the methods."""
+def register(registry: Registry, store: Store, identity: Identity, warnings: Callable[[], list[str]]) -> None:
+    """Add the methods. `warnings`: those of what is built upon the store."""
 
     @registry.method("daemon.info")
     async def info(call: Call, /) -> Info:
@@ -129,5 +130,5 @@ def register(registry: Registry, store: Store, identity: Identity) -> None:
                 "collect": store.metastore.garbage_count(),
             },
             "scrub": scrub_view(store.scrub.status()),
-            "warnings": store.warnings(),
+            "warnings": [*store.warnings(), *warnings()],
         }

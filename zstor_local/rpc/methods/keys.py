@@ -22,8 +22,14 @@ class Rotated(TypedDict):
     job: str
 
 
+class Retired(TypedDict):
+    """Older master keys are for no shard server any more."""
+
+    store: str
+
+
 def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[None]]) -> None:
-    """Add the methods. `told` tells the shard servers that are there of the new key, and waits for them."""
+    """Add the methods. `told` tells the shard servers that are there of the keys as they are now, and waits for them."""
 
     @registry.method("key.rotate", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
     async def rotate(call: Call, /) -> Rotated:
@@ -31,7 +37,8 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
 
         The words of earlier backups open nothing that is written from now on: write the new ones down. The old key is kept, sealed
         under the new one, on every shard, and opens what is old until the job has sealed it anew; that goes on over restarts. Somebody
-        who had the old key and copies of the shards can read those copies for ever.
+        who had the old key and copies of the shards can read those copies for ever. Shard servers let in who has the old key until
+        `key.retire`.
         """
         call.begin_commit()
         with trio.CancelScope(shield=True):
@@ -39,3 +46,17 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
             with suppress(ZstorError):  # they are told again
                 await told()  # before anybody destroys the words of the key that they know
         return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}
+
+    @registry.method("key.retire", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
+    async def retire(call: Call, /) -> Retired:
+        """Have shard servers let in nobody any more who has an older master key; for when the words of the present one are kept.
+
+        With it end all tokens that the daemon has signed for users until now: who has an older key may have what signs them. Servers
+        that are away are told once they are there; until then `daemon.status` warns of them. The store still opens what is old.
+        """
+        call.begin_commit()
+        with trio.CancelScope(shield=True):
+            await store.rotation.retire()
+            with suppress(ZstorError):  # they are told again
+                await told()
+        return {"store": store.sealer.store_id.hex()}

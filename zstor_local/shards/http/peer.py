@@ -63,8 +63,15 @@ class Deadlines:
 class TokenSource(Protocol):
     """Where tokens for a server come from."""
 
-    async def token(self, *, anew: bool = False) -> str:
-        """One that is good for half a minute at least. `anew`: not the one that was refused just now."""
+    @property
+    def behind(self) -> bool:
+        """Whether the last one was of an older key of its owner's than the newest."""
+        ...
+
+    async def token(self, refused: int = 0) -> str | None:
+        """One that is good for half a minute at least. `refused`: how many were refused just now, for one request; None where no other
+        one is left to try.
+        """
         ...
 
 
@@ -113,6 +120,8 @@ class Bearer(Protocol):
     def patience(self) -> float: ...
     @property
     def host(self) -> str: ...
+    @property
+    def behind(self) -> bool: ...
     async def ask(self, ask: Ask) -> Reply: ...
 
 
@@ -148,6 +157,11 @@ class Peer:
         """What fails together with it."""
         return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
 
+    @property
+    def behind(self) -> bool:
+        """Whether it takes no token of its owner's newest key, as far as is known."""
+        return self._tokens.behind
+
     def bearing(self, tokens: TokenSource) -> Bearer:
         """The same server, over the same connections, asked with other tokens."""
         return _Bearing(self, tokens)
@@ -160,16 +174,18 @@ class Peer:
         """The same with tokens from elsewhere."""
         if self._broken is not None:
             raise ShardError("missing", self._broken, untouched=True)
-        token = await tokens.token()
-        try:
-            return await self._once_more(ask, token)
-        except _TokenRefused:
-            return await self._once_more(ask, await tokens.token(anew=True), last=True)
+        refusal, refused = ShardError("failed", f"there is no token for {self.url}", untouched=True), 0
+        while (token := await tokens.token(refused)) is not None:
+            try:
+                return await self._once_more(ask, token)
+            except _TokenRefused as error:
+                refusal, refused = error, refused + 1
+        raise refusal
 
-    async def _once_more(self, ask: Ask, token: str, *, last: bool = False) -> Reply:
+    async def _once_more(self, ask: Ask, token: str) -> Reply:
         """Send it; once more where the connection broke and that does no harm: a server may close one that was idle."""
         try:
-            return await self._send(ask, token, last=last)
+            return await self._send(ask, token)
         except _Broke as broke:
             unsent = broke.unsent
             if not ask.safe or broke.late:
@@ -177,12 +193,12 @@ class Peer:
                 raise ShardError("missing", str(broke), untouched=unsent) from None
         await trio.sleep(RETRY_SECONDS * (0.5 + self._randomness.bytes(1)[0] / 256))
         try:
-            return await self._send(ask, token, last=last)
+            return await self._send(ask, token)
         except _Broke as broke:
             self._trip(broke)
             raise ShardError("missing", str(broke), untouched=unsent and broke.unsent) from None
 
-    async def _send(self, ask: Ask, token: str, *, last: bool) -> Reply:
+    async def _send(self, ask: Ask, token: str) -> Reply:
         import httpx
 
         client = self._opened()
@@ -194,7 +210,7 @@ class Peer:
                 began = trio.current_time()
                 with trio.fail_after(seconds):
                     async with client.stream(ask.method, ask.path, content=ask.body or None, headers=headers) as response:
-                        reply = await self._read(ask, response, last=last)
+                        reply = await self._read(ask, response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = _untrusted(error) or f"cannot be reached ({type(error).__name__})"
             raise _Broke(f"{self.url} {reason}", unsent=True) from None
@@ -206,7 +222,7 @@ class Peer:
         self._usual += (took - self._usual) / 8
         return reply
 
-    async def _read(self, ask: Ask, response: httpx.Response, *, last: bool) -> Reply:
+    async def _read(self, ask: Ask, response: httpx.Response) -> Reply:
         headers = {name.lower(): value for name, value in response.headers.items()}
         expected = response.status_code in ask.expect
         most = ask.most if expected else ERROR_BYTES
@@ -224,9 +240,9 @@ class Peer:
             if body and headers.get("content-type") != "application/octet-stream" and headers.get("content-type") != "application/json":
                 raise ShardError("failed", f"{self.url} answers something that is no shard server's")
             return Reply(response.status_code, headers, bytes(body))
-        raise self._refused(response.status_code, bytes(body[:ERROR_BYTES]), last=last)
+        raise self._refused(response.status_code, bytes(body[:ERROR_BYTES]))
 
-    def _refused(self, status: int, body: bytes, *, last: bool) -> Exception:
+    def _refused(self, status: int, body: bytes) -> Exception:
         try:
             members = json.loads(body)
             kind, words = members["type"], _printable(str(members["message"]))
@@ -234,10 +250,9 @@ class Peer:
             kind, words = None, f"status {status}"
         if status == 404 and kind == "not_found":
             return ShareMissing()
-        if status == 401 and not last:
-            return _TokenRefused()
         state = _STATES.get(kind, "failed") if isinstance(kind, str) else "failed"
-        return ShardError(state, f"{self.url}: {words}", code=kind if isinstance(kind, str) and kind in _STATES else None)
+        refusal = _TokenRefused if status == 401 else ShardError
+        return refusal(state, f"{self.url}: {words}", code=kind if isinstance(kind, str) and kind in _STATES else None)
 
     def _opened(self) -> httpx.AsyncClient:
         """The client; httpx takes a while to import and is not needed without shards on other machines."""
@@ -331,6 +346,10 @@ class _Bearing:
     def host(self) -> str:
         return self._peer.host
 
+    @property
+    def behind(self) -> bool:
+        return self._tokens.behind
+
     async def ask(self, ask: Ask) -> Reply:
         return await self._peer.ask_with(self._tokens, ask)
 
@@ -351,8 +370,8 @@ def _printable(words: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in words[:200])
 
 
-class _TokenRefused(Exception):
-    """The first token of two."""
+class _TokenRefused(ShardError):
+    """Another token may be taken."""
 
 
 class _Broke(Exception):

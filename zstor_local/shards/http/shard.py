@@ -278,22 +278,29 @@ class HttpShard:
         fresh = self._fresh.get(share)
         return None if fresh is None else fresh[offset : offset + length]
 
-    def tell(self, notices: Notices) -> None:
-        if notices.trust is not None:
-            document = notices.trust.encode()
-            try:
-                self.network.run(lambda: self.peer.ask(Ask("PUT", f"{API}/trust", document, {DIGEST: digest(document)})))
-            except ShardError as error:
-                if error.code != "bad_request":  # it has this document already, or a newer one
-                    raise self.failed(error) from None
-            except ShareMissing:
-                raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+    def tell(self, notices: Notices) -> bool:
+        any(map(self._takes, notices.trust))  # if none it has this document already, or a newer one
+        self._run(lambda: ask_about(self.peer, self.space))  # with a token that it took before, unless that counts no more
         headers = self.writing()
         for notice in notices.namespaces:
             members = {"namespace": notice.name, "issuer": notice.issuer}
             body = json.dumps(members).encode()
             ask = Ask("PUT", f"{self.space}/namespaces/{notice.id.hex()}", body, {**headers, DIGEST: digest(body)})
             self._run(partial(self.peer.ask, ask))
+        return not self.peer.behind
+
+    def _takes(self, document: str) -> bool:
+        """Whether it takes the document, signed as this one is."""
+        body = document.encode()
+        try:
+            self.network.run(lambda: self.peer.ask(Ask("PUT", f"{API}/trust", body, {DIGEST: digest(body)})))
+        except ShardError as error:
+            if error.code != "bad_request":
+                raise self.failed(error) from None
+            return False
+        except ShareMissing:
+            raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+        return True
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))
