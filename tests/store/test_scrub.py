@@ -71,13 +71,16 @@ async def test_a_flipped_and_a_lost_share_are_found_and_made_anew(home: Home, si
         assert (await scrubbed(store)).bad_shares == 0
 
 
-async def test_what_cannot_be_mended_is_counted_and_told(home: Home) -> None:
+async def test_what_cannot_be_mended_is_counted_and_told(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "zstor.store")
     async with home.open() as store:
         stored = await put(store, "a", content(1, 10_000))
         for index in (0, 1):
             share_place(store, stored, index).flip(20)
         found = await scrubbed(store)
         assert (found.bad_shares, found.unreadable, found.damage) == (2, 1, True)
+    assert caplog.messages[0].endswith("has bad shares: 0 is corrupt, 1 is corrupt")
+    assert caplog.messages[-1].startswith("a scrub came to its end: 1 object looked at; 2 bad shares; 1 objects unreadable; ")
 
 
 async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:

@@ -150,6 +150,8 @@ def _summary(answer: Status) -> Table:
 
 def scrub_line(scrub: Scrub) -> str:
     """The scrub in a line."""
+    from zstor_local.store.scrubrow import WORDS
+
     parts: list[str] = [scrub["state"]]
     if scrub["state"] != "idle":
         parts[0] += f", {scrub.get('cursor_percent', 0):.1f} %"
@@ -158,23 +160,13 @@ def scrub_line(scrub: Scrub) -> str:
     if (ended := scrub.get("last_ended_epoch")) is not None:
         parts.append(f"last ended {text.when(ended)}")
     found = cast("dict[str, int]", scrub.get("found", {}))
-    told = [f"{found[name]:,} {words}" for name, words in _FOUND.items() if found.get(name)]
+    told = [f"{found[name]:,} {words}" for name, words in WORDS.items() if found.get(name)]
     if found.get("objects") and not told:
         told = [f"{text.count(found['objects'], 'object')} proved, all well"]
     parts += told
     if scrub.get("overdue"):
         parts.append("overdue")
     return "; ".join(parts)
-
-
-_FOUND: Final = {
-    "bad_shares": "bad shares",
-    "unreadable": "objects unreadable",
-    "lacking_records": "records given back to shards",
-    "strays_freed": "stray shares freed",
-    "strays_kept": "shares that no record names",
-    "unknown_keys": "keys that only a log knows",
-}
 
 
 def _shards(shards: list[Shard]) -> Table:

@@ -80,7 +80,8 @@ class Mending:
         worth = any(state != "unreachable" for state in states.values())
         if not worth or stored.version in self._suspects or self._just_tried(stored.version) or len(self._suspects) >= REMEMBERED:
             return
-        log.warning("version %s has bad shares: %s", stored.version.hex()[:8], dict(sorted(states.items())))
+        bad = ", ".join(f"{index} is {state}" for index, state in sorted(states.items()))
+        log.warning("version %s has bad shares: %s", stored.version.hex()[:8], bad)
         self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
         self._woken.set()
 

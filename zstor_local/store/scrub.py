@@ -254,7 +254,7 @@ class Scrub:
             await self._save()
         row.ended = row.last_ended = self._runtime.clock.now()
         await self._save()
-        log.info("a scrub came to its end: %s", row.found)
+        log.info("a scrub came to its end: %s", row.found.told())
 
     def _spread(self) -> float:
         """Bytes a second that take a pass through everything in its time."""

@@ -7,10 +7,20 @@ too, and nothing that was there all along is passed over.
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field, fields
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.fields import decode, encode
+
+# What people are told of each thing that was found.
+WORDS: Final = {
+    "bad_shares": "bad shares",
+    "unreadable": "objects unreadable",
+    "lacking_records": "records given back to shards",
+    "strays_freed": "stray shares freed",
+    "strays_kept": "shares that no record names",
+    "unknown_keys": "keys that only a log knows",
+}
 
 
 @dataclass(slots=True)
@@ -30,6 +40,12 @@ class Found:
     def damage(self) -> bool:
         """Whether a person should look."""
         return bool(self.unreadable or self.strays_kept or self.unknown_keys)
+
+    def told(self) -> str:
+        """For people."""
+        found = [f"{count:,} {words}" for name, words in WORDS.items() if (count := getattr(self, name))]
+        objects = f"{self.objects:,} {'object' if self.objects == 1 else 'objects'} looked at"
+        return "; ".join([objects, *(found or ["all well"])])
 
 
 @dataclass(slots=True)
