@@ -156,8 +156,11 @@ class Membership:
                 taken = {shard.id for shard in shards}
                 old_id = next(each for n in range(len(shards) + 2) if (each := _replaced(instead_of.id, n)) not in taken)
                 old = replace(instead_of, id=old_id, url=self._places.place(instead_of), draining=True, added=True)
-                shards = [old if shard.number == old.number else shard for shard in shards]
-            return replace(before, shards=(*shards, entry), numbers_used=number + 1, home=self._home)
+                position = next(each for each, shard in enumerate(shards) if shard.number == old.number)
+                shards[position : position + 1] = [entry, old]
+            else:
+                shards.append(entry)
+            return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._home)
 
         def extra() -> Decision:
             rows = self._metastore.scan(STORE_WIDE, "", None, ALL)

@@ -246,7 +246,9 @@ class Store:
         return [*found, *shard_warnings(self.pool, self.presence, self.membership, self.config.policy)]
 
     def shard_statuses(self) -> list[ShardStatus]:
-        return [self._shard_status(number) for number in self.pool.numbers]
+        """In the order in which they are listed: a replacement in the place of what it replaces."""
+        order = {entry.number: position for position, entry in enumerate(self.places.record.shards)}
+        return [self._shard_status(number) for number in sorted(self.pool.numbers, key=lambda number: order.get(number, len(order)))]
 
     def _shard_status(self, number: int) -> ShardStatus:
         entry, shard, sight = self.pool.entry(number), self.pool.get(number), self.presence.sight(number)
