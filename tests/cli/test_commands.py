@@ -157,6 +157,15 @@ def test_usage_is_exit_code_3(arguments: list[str], message: str, capsys: pytest
     assert message in err
 
 
+@pytest.mark.parametrize("command", [(), ("put",), ("shard",), ("shard", "add")])
+def test_help_is_a_word_too(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    shown = output(capsys)
+    assert shown[0].startswith(" ".join(["Usage: zstor", *command, "["]))
+    assert main(["help", *command]) == 0
+    assert output(capsys) == shown
+
+
 def test_a_wrong_configuration_is_named_with_file_and_line(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     (home / "c.toml").write_text("\nstroe = 1\n")
     assert main(["--config", "c.toml", "ls"]) == 3
