@@ -36,7 +36,7 @@ from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
-from zstor_local.model.masterkey import NEXT, MasterKey
+from zstor_local.model.masterkey import MasterKey
 from zstor_local.network import open_network
 from zstor_local.rpc.methods import access as access_methods
 from zstor_local.rpc.methods import cas as content_methods
@@ -68,12 +68,12 @@ from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
-from zstor_local.store.create import shard_places
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.faults import Refused, StoreFault, StoreInUse
-from zstor_local.store.keyfile import UNFINISHED, finish_key, key_exists, make_directories, write_unfinished_key
+from zstor_local.store.keyfile import finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.opening import known_keys, make_store, open_store
-from zstor_local.store.paths import Paths, Protected
+from zstor_local.store.paths import Paths
+from zstor_local.store.protected import Protected
 from zstor_local.store.store import Store
 from zstor_local.system import RealClientFiles, real_runtime
 from zstor_local.watchdog import keep_telling
@@ -322,12 +322,7 @@ def _registry(
 
 
 def _paths(store: Store, config: Config) -> Paths:
-    """The rules for clients' files: the store, the key, the socket's directory and the configuration are ours alone."""
-    key = config.master_key_file
-    shards = [place.root for place in shard_places(config) if place.root.startswith("/")]
-    directories = [config.store, *shards, os.path.dirname(config.socket)]
-    settings = (config.file, config.authority.credentials_file, config.authority.keys_file)
-    files = [key, key + UNFINISHED, key + NEXT, f"{config.store}/metastore.sqlite", *filter(None, settings)]
+    """The rules for clients' files."""
     real = functools.cache(os.path.realpath)
 
     def added() -> Iterator[str]:
@@ -339,12 +334,8 @@ def _paths(store: Store, config: Config) -> Paths:
                 if url and (root := url.removeprefix("file://")).startswith("/"):
                     yield real(root.rstrip("/"))
 
-    protected = Protected(
-        directories=[os.path.realpath(directory) for directory in directories],
-        files=[*files, *map(os.path.realpath, files)],
-        shards=added,
-    )
     runtime = store.runtime
+    protected = Protected.of(config, os.path.realpath, added)
     return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots, Sandbox.of_this_process())
 
 

@@ -13,10 +13,13 @@ import pytest
 
 from zstor_local.cli.handover import destination, source
 from zstor_local.errors import AlreadyExists, NotFound, PathRefused, ZstorError
+from zstor_local.store.protected import Protected
+
+NOTHING = Protected([], [])
 
 
 def fill(path: Path, *, force: bool = False, then: Callable[[], object] = lambda: None) -> None:
-    with destination(path, force=force) as handover:
+    with destination(path, force=force, own=NOTHING) as handover:
         os.write(handover.fd, b"new")
         then()
 
@@ -116,11 +119,26 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path, force: bool)
     assert not force or path.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("place", ["key", "link/key", "linked", "store/f", "link/store/f"])
+def test_what_is_the_daemons_own_is_not_written_over(tmp_path: Path, place: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("key", "linked", "store/f"):
+        (tmp_path / name).write_bytes(b"own")
+    own = Protected([str(tmp_path / "store")], [str(tmp_path / "key"), str(tmp_path / "linked")])
+    told = f"{place} (is one of the daemon's own files|lies in the daemon's own store)"
+    with pytest.raises(PathRefused, match=told), destination(tmp_path / place, force=True, own=own):
+        pass
+    assert (tmp_path / place).read_bytes() == b"own"
+    with destination(tmp_path / "other", force=True, own=own) as handover:
+        os.write(handover.fd, b"new")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # under nohup a hangup is ignored
     try:
-        with pytest.raises(SystemExit) as caught, destination(tmp_path / "f", force=False):
+        with pytest.raises(SystemExit) as caught, destination(tmp_path / "f", force=False, own=NOTHING):
             signal.raise_signal(number)
         assert caught.value.code == 128 + number
         assert os.listdir(tmp_path) == []
@@ -139,7 +157,7 @@ def test_under_nohup_a_hangup_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to_and_stays_a_device() -> None:
-    with destination(Path("/dev/null"), force=True) as handover:
+    with destination(Path("/dev/null"), force=True, own=NOTHING) as handover:
         assert handover.kind == "stream"
         os.write(handover.fd, b"gone")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)

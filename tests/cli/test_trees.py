@@ -209,6 +209,44 @@ def many(daemon: PrivateDaemon) -> Path:
     return top
 
 
+def test_the_daemons_own_files_are_no_part_of_a_tree(daemon: PrivateDaemon) -> None:
+    store, key = daemon.home / "data" / "zstor", daemon.home / "config" / "zstor" / "master.key"
+    secret = key.read_bytes()
+    (daemon.home / "data" / "other").write_bytes(b"other")
+    put = zstor(daemon, "put", "-r", "data", "own")
+    assert (put.returncode, put.stdout) == (1, b"stored own/: 2 objects, 5 B\n")
+    assert put.stderr.splitlines()[0] == b"zstor: warning: data/zstor: the daemon's own store; passed over"
+    (daemon.home / "data" / "other").unlink()
+    refused = zstor(daemon, "put", "-r", str(store))
+    assert f"{store} lies in the daemon's own store".encode() in refused.stderr
+    for name in ("master.key", "zstor/master.key.next", "config.toml"):
+        done(zstor(daemon, "put", "-", f"own/{name}", stdin=b"none"))
+    got = zstor(daemon, "get", "-rf", "own", str(key.parent))
+    assert (got.returncode, got.stdout) == (0, f"wrote {key.parent}/own/: 5 objects, 17 B\n".encode())
+    done(zstor(daemon, "put", "-", "zstor/master.key", stdin=b"none"))
+    done(zstor(daemon, "put", "-", "zstor/plain", stdin=b"plain"))
+    got = zstor(daemon, "get", "-rf", "zstor", str(key.parents[1]))
+    assert (got.returncode, key.read_bytes()) == (1, secret)
+    assert f"{key} is one of the daemon's own files".encode() in got.stderr
+    assert (key.parent / "plain").read_bytes() == b"plain"
+    got = zstor(daemon, "get", "-r", "own", str(store / "shards"))
+    assert got.returncode == 1
+    assert not (store / "shards" / "own").exists()
+    remove(key.parent / "own")
+    (key.parent / "plain").unlink()
+    done(zstor(daemon, "rm", "-r", "--yes", "own", "zstor"))
+
+
+def test_a_file_that_is_refused_is_named(daemon: PrivateDaemon) -> None:
+    key = daemon.home / "config" / "zstor" / "master.key"
+    for file in (key, Path("/proc/cpuinfo"), daemon.home / "data" / "zstor" / "lock"):
+        put = zstor(daemon, "put", str(file))
+        assert put.returncode == 1
+        assert put.stderr.startswith(f"zstor: error: {file} ".encode())
+    get = zstor(daemon, "get", "-f", "small", str(key))
+    assert (get.returncode, get.stderr.splitlines()[0]) == (1, f"zstor: error: {key} is one of the daemon's own files".encode())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_put_interrupted_leaves_whole_objects_only(daemon: PrivateDaemon, many: Path, number: signal.Signals) -> None:
     interrupted(daemon, number, "put", "-r", "many")

@@ -30,7 +30,8 @@ from zstor_local.rpc.server import Server
 from zstor_local.rpc.streams import Opened, Streams
 from zstor_local.store.caller import Caller
 from zstor_local.store.objects import WriteOptions
-from zstor_local.store.paths import Paths, Protected
+from zstor_local.store.paths import Paths
+from zstor_local.store.protected import Protected
 from zstor_local.store.reading import ObjectReader
 from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import StreamSource

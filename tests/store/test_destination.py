@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from zstor_local.errors import AlreadyExists
-from zstor_local.store.paths import Mode, Paths, Protected
+from zstor_local.store.paths import Mode, Paths
+from zstor_local.store.protected import Protected
 from zstor_local.system import RealClientFiles, RealFiles
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.store.test_destination import Random, fill
+from zstor_local.config import Config
 from zstor_local.errors import PathRefused
-from zstor_local.store.paths import Paths, Protected
+from zstor_local.store.paths import Paths
+from zstor_local.store.protected import Protected
 from zstor_local.system import RealClientFiles, RealFiles
 
 
@@ -74,6 +76,20 @@ def test_a_name_that_the_daemon_looks_for_is_not_given_to_a_clients_file(tmp_pat
         pass
     assert not next_key.exists()
     paths.close()
+
+
+def test_beside_the_socket_and_the_key_there_may_be_others_files(tmp_path: Path) -> None:
+    for name in ("key", "socket", "real"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "config").symlink_to(tmp_path / "real")
+    beneath = str(tmp_path / "link")
+    config = Config(f"{beneath}/store", f"{beneath}/socket", f"{beneath}/key", file=f"{beneath}/config")
+    own = Protected.of(config, os.path.realpath)
+    own.check_new(str(tmp_path / "other"), "other")
+    for name in ("store/f", "key", "key.new", "key.next", "socket", "socket.lock", "config", "real"):
+        with pytest.raises(PathRefused, match=f"^{name} "):
+            own.check_new(str(tmp_path / name), name)
 
 
 def test_what_took_the_files_place_is_not_appended_to(tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
     wanted: dict[str, Json] = {"offset": offset, "length": length, "verify": verify or None}
     params: dict[str, Json] = {"id": id_, "fd": 0, "sync": False}
     params.update((name, value) for name, value in wanted.items() if value is not None)
-    taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
+    taker: AbstractContextManager[Handover] = standard_output()
+    if path is not None:
+        taker = destination(path, force=force, own=options.daemons_own())
     with options.connect() as client, taker as taken, progress(id_[:12], wanted=not options.no_progress) as shown:
         sent = cast("Sent", client.call("cas.fetch", params, fds=[taken.fd], progress=shown))
     if path is None:

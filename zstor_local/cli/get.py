@@ -63,7 +63,9 @@ def get(
     wanted: dict[str, Json] = {"offset": offset, "length": length}
     params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
     params.update((name, value) for name, value in wanted.items() if value is not None)
-    taker: AbstractContextManager[Handover] = standard_output() if path is None else destination(path, force=force)
+    taker: AbstractContextManager[Handover] = standard_output()
+    if path is not None:
+        taker = destination(path, force=force, own=options.daemons_own())
     with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
         sent = cast("Sent", client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
     if path is None:

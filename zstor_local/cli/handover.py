@@ -18,9 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError
+
+if TYPE_CHECKING:
+    from zstor_local.store.protected import Protected
 
 Kind = Literal["file", "stream"]  # which of write_file and write_stream, read_file and read_stream takes the descriptor
 
@@ -79,11 +82,13 @@ def standard_output() -> Iterator[Handover]:
 
 
 @contextmanager
-def destination(path: Path, *, force: bool) -> Iterator[Handover]:
-    """A file that appears under its name, whole and durable, when the block ends well; never over an existing one without `force`.
+def destination(path: Path, *, force: bool, own: Protected) -> Iterator[Handover]:
+    """A file that appears under its name, whole and durable, when the block ends well; never over an existing one without `force`,
+    and never over one of the daemon's `own`.
 
     An existing file keeps its mode, a symbolic link is replaced and not written through; a device or FIFO is written to.
     """
+    own.check_new(os.path.join(os.path.realpath(path.parent), path.name), str(path))
     with naming_errors(str(path)):
         mode = _existing_mode(path, force=force)
     if mode is not None and not stat.S_ISREG(mode):
@@ -96,20 +101,20 @@ def destination(path: Path, *, force: bool) -> Iterator[Handover]:
             os.close(fd)
         return
     part = path.with_name(f".{path.name[:64]}.{token_hex(4)}.part")
-    own: int | None = None
+    new: int | None = None
     try:  # before there is a file: Ctrl-C may come at once
         with termination_raises():
             with naming_errors(str(path), missing=f"directory {path.parent}"):
-                own = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                new = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if mode is not None:
-                os.fchmod(own, stat.S_IMODE(mode))
-            yield Handover(own, "file")
+                os.fchmod(new, stat.S_IMODE(mode))
+            yield Handover(new, "file")
             with naming_errors(str(path)):
-                os.fsync(own)
+                os.fsync(new)
                 _publish(part, path, force=force)
     finally:
-        if own is not None:
-            os.close(own)
+        if new is not None:
+            os.close(new)
         with suppress(OSError):  # there is none, or nothing of ours
             part.unlink()
 

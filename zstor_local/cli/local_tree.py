@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from zstor_local.cli.handover import naming_errors
 from zstor_local.errors import AlreadyExists, PathRefused
+
+if TYPE_CHECKING:
+    from zstor_local.store.protected import Protected
 
 Type = Literal["file", "directory", "symlink"]
 
@@ -38,11 +41,13 @@ class Entry:
 class Tree:
     """An existing directory. A context manager; safe to use from several threads."""
 
-    def __init__(self, path: str) -> None:
-        """Open it, through a symbolic link if it is one: that is what the user named."""
+    def __init__(self, path: str, *, own: Protected) -> None:
+        """Open it, through a symbolic link if it is one: that is what the user named. What is the daemon's `own` is no part of it."""
         with naming_errors(path):
             self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._path = path
+        self._real = os.path.realpath(path)
+        self._own = own
 
     def __enter__(self) -> Tree:
         return self
@@ -58,7 +63,7 @@ class Tree:
     def walk(self) -> Iterator[Entry | OSError]:
         """Everything in it, each directory before what it holds, names in order; what cannot be read as its error.
 
-        FIFOs, devices and sockets come as an error too.
+        FIFOs, devices and sockets come as an error too, and so does the daemon's store as one thing.
         """
         found = os.fstat(self._top)
         yield Entry("", "directory", stat.S_IMODE(found.st_mode), found.st_mtime_ns)
@@ -77,10 +82,20 @@ class Tree:
                 if type_ is None:
                     yield OSError(None, "no file, directory or symbolic link; passed over", self._shown(inside))
                     continue
+                if type_ == "directory" and not self._may_read(inside):
+                    yield OSError(None, "the daemon's own store; passed over", self._shown(inside))
+                    continue
                 yield Entry(inside, type_, stat.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_size)
                 if type_ == "directory":
                     below.append(inside)
             todo += reversed(below)
+
+    def _may_read(self, path: str) -> bool:
+        try:
+            self._own.check_place(os.path.join(self._real, path), path)
+        except PathRefused:
+            return False
+        return True
 
     def _list(self, path: str) -> list[tuple[str, os.stat_result]]:
         with self._directory(path) as directory:
@@ -111,6 +126,7 @@ class Tree:
 
     def make_directory(self, path: str) -> None:
         """A directory with those above it, where they are not there yet; ours alone until `settle`."""
+        self._check_own(path)
         parts = path.split("/")
         with naming_errors(self._shown(path)):
             for depth in range(1, len(parts) + 1):
@@ -176,7 +192,11 @@ class Tree:
             self._check_free(directory, name, path, force=False)
             os.rename(part, name, src_dir_fd=directory, dst_dir_fd=directory)
 
+    def _check_own(self, path: str) -> None:
+        self._own.check_new(os.path.join(self._real, path), self._shown(path))
+
     def _check_free(self, directory: int, name: str, path: str, *, force: bool) -> None:
+        self._check_own(path)
         try:
             found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:

@@ -245,7 +245,7 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 @pass_options
 def export(options: Options, file: str, force: bool, log: str) -> None:
     """Write a whole log as one CAR file that any IPFS tool can read."""
-    taker = standard_output() if file == "-" else destination(Path(file), force=force)
+    taker = standard_output() if file == "-" else destination(Path(file), force=force, own=options.daemons_own())
     with (
         options.connect() as client,
         taker as taken,

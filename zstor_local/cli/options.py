@@ -18,6 +18,8 @@ from zstor_local.config import Config, ConfigError, config_file, load_config
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from zstor_local.store.protected import Protected
+
 Function = TypeVar("Function", bound=Callable[..., object])
 Completed: TypeAlias = Literal["keys", "namespaces", "names", "logs", "contents", "shards", "methods"]
 Completer: TypeAlias = "Callable[[click.Context, click.Parameter, str], list[CompletionItem]]"
@@ -56,6 +58,12 @@ class Options:
     def place(self) -> dict[str, Json]:
         """The parameter that names the namespace, where one was given."""
         return {"namespace": self.namespace} if self.namespace else {}
+
+    def daemons_own(self) -> Protected:
+        """What nothing is written over, here as by the daemon where it is given a path: files of its own."""
+        from zstor_local.store.protected import Protected
+
+        return Protected.of(self.load(), os.path.realpath)
 
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""

@@ -88,6 +88,8 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
     prefix = key.rstrip("/") or Path(os.path.abspath(directory)).name
     if not prefix:
         raise click.UsageError(f"{directory} has no name of its own: give a KEY")
+    own = options.daemons_own()
+    own.check_place(os.path.realpath(directory), directory)
 
     def store(client: Client, entry: Entry) -> Written:
         user = {
@@ -107,7 +109,7 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
 
     with (
         if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
-        Tree(directory) as tree,
+        Tree(directory, own=own) as tree,
         progress(prefix, wanted=not options.no_progress) as show,
         transfers(options.connect, _named(tree, account := _Account(options, show)), store) as answers,
     ):
@@ -185,9 +187,11 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         first = next(found, None)
         if first is None:
             raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
+        own = options.daemons_own()
+        own.check_new(os.path.realpath(top), str(top))
         with naming_errors(str(top), missing=f"directory {top.parent}"):
             top.mkdir(mode=0o700, exist_ok=True)
-        with Tree(str(top)) as tree:
+        with Tree(str(top), own=own) as tree:
             wanted = _files(tree, prefix, _chain(first, found), later, made, account)
             with transfers(options.connect, wanted, fetch) as answers:
                 for one, answer in answers:

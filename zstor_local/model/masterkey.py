@@ -16,6 +16,7 @@ from zstor_local.model.ids import ID_BYTES, StoreId
 
 KEY_BYTES: Final = 32
 MAX_FILE_BYTES: Final = 4_096
+UNFINISHED: Final = ".new"  # behind the key file's name: the key of an init under way
 NEXT: Final = ".next"  # behind the key file's name: the key that a rotation brings in
 
 _FIRST_LINE: Final = "zstor master key 1"

@@ -17,7 +17,7 @@ from zstor_local.coding.keys import KeyHasher, KeyRing, expand
 from zstor_local.config import Config
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
-from zstor_local.model.masterkey import KEY_BYTES, MasterKey
+from zstor_local.model.masterkey import KEY_BYTES, UNFINISHED, MasterKey
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import Record, ShardEntry, ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
@@ -29,7 +29,6 @@ from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import (
-    UNFINISHED,
     finish_key,
     key_exists,
     make_directories,

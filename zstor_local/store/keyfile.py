@@ -8,12 +8,11 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, BadKeyFile, MasterKey
+from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, UNFINISHED, BadKeyFile, MasterKey
 from zstor_local.runtime import Files, FileStatus, read_exactly, settle_file, sync_directory, write_all
 from zstor_local.store.faults import StoreFault
 
 _ROOT: Final = 0  # who may do as they like anyway
-UNFINISHED: Final = ".new"  # behind the key file's name while init is under way
 
 
 def key_exists(files: Files, path: str) -> bool:

@@ -10,31 +10,19 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
+from zstor_local.store.protected import Protected, own_file
 
 Mode = Literal["truncate", "append", "exclusive"]
 
 _UNREADABLE_KINDS: Final = frozenset({"proc", "sysfs"})  # files that are no files: reading may have effects, sizes lie
 _SANDBOXED: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})
 _DESCRIPTOR_HINT: Final = "open it yourself and hand the descriptor over (`fd`): that always works"
-
-
-@dataclass(frozen=True, slots=True)
-class Protected:
-    """What no client may read or write through the daemon: directories with all in them, and single files, there or not.
-
-    `shards` tells of directories that come and go.
-    """
-
-    directories: Sequence[str]
-    files: Sequence[str]
-    shards: Callable[[], Iterable[str]] = tuple
 
 
 class Surroundings(Protocol):
@@ -110,8 +98,7 @@ class Paths:
             raise PathRefused(f"{path} names no file", hint="give the path of the file to write")
         with self._found(posixpath.dirname(path), mounts, os.O_PATH | os.O_DIRECTORY, write=True) as parent:
             self._must_be_seen(parent, path, write=True)
-            self._must_be_free(parent, path)
-            self._must_be_nobodys_name(parent, name, path)
+            self._protected.check_new(posixpath.join(self.client_files.real_path(parent), name), path)
             beneath = f"/proc/self/fd/{parent}"
             target, part = f"{beneath}/{name}", f"{beneath}/.{self._randomness.bytes(8).hex()}.part"
             with self._errors(path, write=True):
@@ -176,7 +163,7 @@ class Paths:
         if not existing.is_regular and not stat.S_ISLNK(existing.mode):
             raise PathRefused(f"{path} is there and not a regular file", hint="name another file, or hand a descriptor over")
         if _identity(existing) in self._protected_identities():
-            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
+            raise own_file(path)
         return existing
 
     def _put_in_place(self, unnamed: int | None, part: str, target: str, path: str, mode: Mode) -> None:
@@ -243,7 +230,7 @@ class Paths:
         if flags & (os.O_PATH | os.O_DIRECT):
             raise PathRefused("the descriptor is of a kind that cannot be read piecemeal (O_PATH or O_DIRECT)", hint="open it plainly")
         if status.is_regular:
-            self._must_be_plain_file(fd, "the descriptor")
+            self._must_be_plain_file(fd)
         elif not (stat.S_ISFIFO(status.mode) or stat.S_ISSOCK(status.mode)):
             raise PathRefused("the descriptor is no regular file, pipe or socket", hint="hand over one of those")
         elif not stream:
@@ -254,27 +241,17 @@ class Paths:
 
     # --- What both share ---
 
-    def _must_be_plain_file(self, fd: int, path: str) -> None:
+    def _must_be_plain_file(self, fd: int, path: str | None = None) -> None:
+        real = self.client_files.real_path(fd)
+        path = path or real  # a descriptor has no other name
         status = self.files.status(fd)
         if not status.is_regular:
             raise PathRefused(f"{path} is not a regular file", hint="pipes and sockets go by descriptor to the _stream methods")
         if self.files.file_system(fd).kind in _UNREADABLE_KINDS:
             raise PathRefused(f"{path} lies in procfs or sysfs", hint="copy it to a regular file first")
-        self._must_be_free(fd, path)
+        self._protected.check_place(real, path)
         if _identity(status) in self._protected_identities():
-            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
-
-    def _must_be_free(self, fd: int, path: str) -> None:
-        """Not in one of the daemon's own directories."""
-        real = self.client_files.real_path(fd)
-        directories = (*self._protected.directories, *self._protected.shards())
-        if any(real == directory or real.startswith(directory + "/") for directory in directories):
-            raise PathRefused(f"{path} lies in the daemon's own store", hint="read and write objects by their keys")
-
-    def _must_be_nobodys_name(self, parent: int, name: str, path: str) -> None:
-        """Not the name of one of the daemon's own files: what it would find there at its next start is not a client's to say."""
-        if f"{self.client_files.real_path(parent)}/{name}" in self._protected.files:
-            raise PathRefused(f"{path} is one of the daemon's own files", hint="name another file")
+            raise own_file(path)
 
     def _must_be_seen(self, fd: int, path: str, *, write: bool) -> None:
         """Where a sandbox covers a directory, what is written there is lost, and what is read there is nobody's."""
