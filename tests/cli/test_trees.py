@@ -7,14 +7,20 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from tests.cli.fake_daemon import FakeDaemon, Message, Peer
 from tests.cli.test_end_to_end import ZSTOR, done, zstor
 from tests.daemon.client import Client
+from zstor_local.cli import main
+from zstor_local.cli.local_tree import Tree
 from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.errors import PathRefused
+from zstor_local.store.protected import Protected
 
 OLD = 1_500_000_000_123_456_789  # nanoseconds
 
@@ -245,6 +251,48 @@ def test_a_file_that_is_refused_is_named(daemon: PrivateDaemon) -> None:
         assert put.stderr.startswith(f"zstor: error: {file} ".encode())
     get = zstor(daemon, "get", "-f", "small", str(key))
     assert (get.returncode, get.stderr.splitlines()[0]) == (1, f"zstor: error: {key} is one of the daemon's own files".encode())
+
+
+@pytest.mark.parametrize("size", [0, 5, 100_000])
+@pytest.mark.parametrize("change", [b"", b"more"])
+def test_a_file_that_changes_while_it_is_read_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, change: bytes
+) -> None:
+    (tmp_path / "f").write_bytes(bytes(size))
+    read = os.read
+
+    def read_and_change(fd: int, count: int) -> bytes:
+        got = read(fd, count // 2 + 1)
+        if change:
+            with (tmp_path / "f").open("ab") as file:
+                file.write(change)
+        return got
+
+    with Tree(str(tmp_path), own=Protected([], [])) as tree, tree.reading("f") as fd:
+        monkeypatch.setattr(os, "read", read_and_change)
+        with pytest.raises(PathRefused, match="f changed while it was read") if change else nullcontext():
+            assert tree.content(fd, "f") == bytes(size)
+
+
+def test_what_has_grown_since_it_was_listed_comes_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ZSTOR_SOCKET", str(tmp_path / "s"))
+    monkeypatch.chdir(tmp_path)
+
+    def serve(peer: Peer) -> None:
+        while request := peer.receive():
+            if request["method"] == "object.list":
+                peer.answer(request, {"items": [{"key": "t/f", "metadata": {"size": 5, "user": {}}}], "cursor": None})
+            elif request["method"] == "object.read":
+                error: Message = {"code": 501, "message": "large", "data": {"type": "too_large", "retryable": False, "limit": 8}}
+                peer.send({"id": request["id"], "error": error})
+            else:
+                os.write(peer.fds[0], b"grown")
+                peer.answer(request, {"bytes": 5, "metadata": {}})
+
+    with FakeDaemon(tmp_path / "s", serve):
+        assert main(["get", "-r", "t"]) == 0
+    assert (tmp_path / "t" / "f").read_bytes() == b"grown"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -117,6 +117,18 @@ class Tree:
         finally:
             os.close(fd)
 
+    def content(self, fd: int, path: str) -> bytes:
+        """All that is in an open file of the tree; PathRefused if it changed meanwhile."""
+        with naming_errors(self._shown(path)):
+            before, content = os.fstat(fd), b""
+            while len(content) <= before.st_size and (piece := os.read(fd, before.st_size + 1 - len(content))):
+                content += piece
+            after = os.fstat(fd)
+        if (len(content), after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
+            shown = self._shown(path)
+            raise PathRefused(f"{shown} changed while it was read; the old value stays", hint="store it when nothing writes to it")
+        return content
+
     def target(self, path: str) -> str:
         """What a symbolic link of the tree says."""
         with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
@@ -230,6 +242,13 @@ class Tree:
         above, _, name = path.rpartition("/")
         with self._directory(above) as directory:
             yield directory, name
+
+
+def write_out(fd: int, content: bytes) -> None:
+    """Write every byte."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def check_path(path: str) -> str:

@@ -10,30 +10,35 @@ from __future__ import annotations
 import json
 import os
 import stat
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import click
 
+from zstor_local import limits
 from zstor_local.cli import report, text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.client import Progress as Show
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.listing import items
-from zstor_local.cli.local_tree import Entry, Tree, check_path
+from zstor_local.cli.local_tree import Entry, Tree, check_path, write_out
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
-from zstor_local.errors import InvalidParams, IoError, NotFound, ZstorError
+from zstor_local.errors import InvalidParams, IoError, NotFound, TooLarge, ZstorError
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
     from zstor_local.rpc.methods.objects import Deleted, Sent, Written
     from zstor_local.rpc.methods.objects import Value as Read
 
+
+BY_VALUE_BYTES: Final = 32 * limits.KIB  # smaller files go inside the messages: a descriptor costs the daemon more than their bytes
 
 _TYPES = ("file", "directory", "symlink")
 
@@ -103,7 +108,10 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
             with tree.reading(entry.path) as fd:
                 found = os.fstat(fd)
                 user.update(_times(found.st_mode, found.st_mtime_ns))
-                return cast("Written", client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
+                if found.st_size > BY_VALUE_BYTES:
+                    return cast("Written", client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
+                content = tree.content(fd, entry.path)
+            return cast("Written", client.call("object.write", {**params, "value_b64": b64encode(content).decode()}))
         value = tree.target(entry.path) if entry.type == "symlink" else ""
         return cast("Written", client.call("object.write", {**params, "value": value}))
 
@@ -176,9 +184,15 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
 
     def fetch(client: Client, wanted: _Wanted) -> Sent:
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
+            params: dict[str, Json] = {"key": wanted.item["key"], **options.place()}
+            if wanted.item["metadata"]["size"] <= BY_VALUE_BYTES:
+                with suppress(TooLarge):  # it was another when it was listed
+                    value = cast("Read", client.call("object.read", params))
+                    content = b64decode(cast(str, value["value_b64"]))
+                    write_out(fd, content)
+                    return {"metadata": value["metadata"], "bytes": len(content)}
             # `writing` makes the file durable, with its mode and time.
-            params: dict[str, Json] = {"key": wanted.item["key"], "fd": 0, "sync": False, **options.place()}
-            return cast("Sent", client.call("object.read_file", params, fds=[fd]))
+            return cast("Sent", client.call("object.read_file", {**params, "fd": 0, "sync": False}, fds=[fd]))
 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
