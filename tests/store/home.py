@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import trio
+
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local import limits
 from zstor_local.coding.share import SHARE_HEADER_BYTES
@@ -230,6 +233,13 @@ async def freed(store: Store) -> None:
     """Wait until everything is freed that can be."""
     while await store.freeing.free_some():
         pass
+
+
+async def freed_by_itself(store: Store) -> None:
+    """Wait until the store has freed everything."""
+    with trio.fail_after(SAFETY_NET_SECONDS):
+        while store.metastore.garbage_count():
+            await store.committer.news().wait()
 
 
 def small_shares(store: Store) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, small_shares
+from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, name, put, small_shares
 from zstor_local.errors import Incomplete
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
@@ -165,6 +165,14 @@ class SlowPipe:
             taken += part
 
 
+async def test_a_read_wakes_nothing_where_nothing_waited_for_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 6 * CHUNK))
+        await put(store, "b", content(2, 6 * CHUNK))
+        monkeypatch.setattr(store.freeing, "wake", pytest.fail)
+        assert await get(store, "a") == content(1, 6 * CHUNK)
+
+
 @pytest.mark.parametrize("change", ["overwrite", "delete"])
 async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str) -> None:
     old = content(1, 6 * CHUNK)
@@ -190,8 +198,7 @@ async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str)
             assert len(home.share_files()) == 3
             assert await pipe.take_everything() == old
         assert not store.objects.leased(stored.version)
-        await freed(store)
-        assert store.metastore.garbage_count() == 0
+        await freed_by_itself(store)
         assert home.share_files() == []
 
 

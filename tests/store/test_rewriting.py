@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put
+from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, keys, name, put
 from zstor_local.errors import NotFound, ZstorError
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.policy import Policy
@@ -60,7 +60,7 @@ async def test_an_object_is_the_same_but_for_how_it_is_stored(home: Home, size: 
         )
         assert same == old.record
         assert await get(store, "a") == content(1, size)
-        await freed(store)
+        await freed_by_itself(store)
         assert not any(old.version.hex() in path for path in home.share_files())
         assert store.namespaces.usage(store.namespaces.get("default")).bytes == size
 

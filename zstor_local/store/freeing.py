@@ -40,11 +40,18 @@ class Freeing:
         self._committer = committer
         self._leased = leased
         self._woken = trio.Event()
+        self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
         self.lock = trio.Lock()  # held while shares are freed
 
     def wake(self) -> None:
         self._woken.set()
+
+    def released(self, version: Version) -> None:
+        """Nobody reads the version any more."""
+        if version in self._passed_over:
+            self._passed_over.discard(version)
+            self.wake()
 
     async def run(self) -> None:
         while True:
@@ -63,12 +70,15 @@ class Freeing:
         freed: list[Garbage] = []
         for shard in self._pool.opened():
             try:
-                rows = [row for row in self._metastore.garbage(shard.number, BATCH) if not self._leased(row.share.version)]
+                rows = self._metastore.garbage(shard.number, BATCH)
             except ZstorError as error:
                 log.error("nothing can be freed on shard %s: %s", shard.id, error)
                 continue
+            read = {row.share.version for row in rows if self._leased(row.share.version)}
+            self._passed_over |= read
             for small in (True, False):
-                freed += await self._free(shard, [row for row in rows if row.small is small], small=small)
+                todo = [row for row in rows if row.small is small and row.share.version not in read]
+                freed += await self._free(shard, todo, small=small)
         if freed:
             try:
                 await self._committer.commit(STORE_WIDE, "", lambda _: Decision(garbage_freed=freed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from zstor_local.metastore.base import Metastore
+from zstor_local.model.ids import Version
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import ScratchPool
@@ -37,6 +38,7 @@ class Objects:
         write_quorum: int | None,
         rooms: Rooms,
         on_garbage: Callable[[], None],
+        on_released: Callable[[Version], None],
         on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
     ) -> None:
         shared = ScratchPool(), StreamBudget()
@@ -51,7 +53,9 @@ class Objects:
             placing=Placing(pool, namespaces, rooms, write_quorum),
             on_garbage=on_garbage,
         )
-        finder = ObjectFinder(runtime, metastore, pool, namespaces, sealer, *shared, on_garbage=on_garbage, on_bad_shares=on_bad_shares)
+        finder = ObjectFinder(
+            runtime, metastore, pool, namespaces, sealer, *shared, on_released=on_released, on_bad_shares=on_bad_shares
+        )
         self.write = writer.write
         self.write_value = writer.write_value
         self.store = writer.store

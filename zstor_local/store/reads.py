@@ -32,7 +32,9 @@ LIST_TURN: Final = 50  # records opened between two turns of other tasks
 
 
 class ObjectFinder:
-    """The use cases that only look. What a read found bad goes to `on_bad_shares`; `on_garbage` is called when a read has ended."""
+    """The use cases that only look. What a read found bad goes to `on_bad_shares`; `on_released` hears of each version when its last
+    reader has ended.
+    """
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class ObjectFinder:
         scratches: ScratchPool,
         streams: StreamBudget,
         *,
-        on_garbage: Callable[[], None],
+        on_released: Callable[[Version], None],
         on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
     ) -> None:
         self._runtime = runtime
@@ -54,7 +56,7 @@ class ObjectFinder:
         self._sealer = sealer
         self._scratches = scratches
         self._streams = streams
-        self._on_garbage = on_garbage
+        self._on_released = on_released
         self._on_bad_shares = on_bad_shares
         self._scratch = Scratch()  # of the event loop
         self._leases: Counter[Version] = Counter()
@@ -110,7 +112,7 @@ class ObjectFinder:
             self._leases[version] -= 1
             if not self._leases[version]:
                 del self._leases[version]
-                self._on_garbage()
+                self._on_released(version)
 
     def leased(self, version: Version) -> bool:
         """Whether somebody reads this version now."""

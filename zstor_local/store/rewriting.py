@@ -6,7 +6,7 @@ far it has come is a row of the store, so that a rewrite which a stop or crash b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -64,7 +64,11 @@ class Rewriting:
         sealer: RecordSealer,
         rows: StoreWide,
         objects: Objects,
+        *,
+        on_garbage: Callable[[], None],
     ) -> None:
+        """`on_garbage` is called when there is something to free."""
+        self._on_garbage = on_garbage
         self._runtime = runtime
         self._metastore = metastore
         self._committer = committer
@@ -127,6 +131,7 @@ class Rewriting:
             await self._committer.commit(
                 namespace.id, stored.record.key, lambda current: self._decide(current, stored, namespace, coded)
             )
+            self._on_garbage()
 
         if stored.record.small:
             await self._objects.store(namespace, BytesSource(await self._objects.read(stored)), publish, Nobody())

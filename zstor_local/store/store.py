@@ -108,6 +108,7 @@ class Store:
             write_quorum=config.write_quorum,
             rooms=self.rooms,
             on_garbage=lambda: self.freeing.wake(),
+            on_released=lambda version: self.freeing.released(version),
             on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
         )
         self.freeing = Freeing(runtime, metastore, pool, self.committer, self.objects.leased)
@@ -124,7 +125,9 @@ class Store:
             on_garbage=self.freeing.wake,
         )
         self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
-        self.rewriting = Rewriting(runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects)
+        self.rewriting = Rewriting(
+            runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects, on_garbage=self.freeing.wake
+        )
         self.mending = Mending(
             metastore, pool, self.committer, self.namespaces, self.shares_health, self.rooms.full_shards, self.objects.find
         )
