@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coding.samples import DATA_KEY, binding, coder, codes, forged_shape, opened
@@ -28,7 +28,6 @@ def plain_of(size: int, seed: int, compressible: bool) -> bytes:
     return (b"%d: the same again. " % seed * size)[:size] if compressible else Random(seed).randbytes(size)
 
 
-@settings(deadline=None)
 @given(codes(), st.integers(1, 3000), st.booleans(), paddings, st.integers(0, CHUNKS_MAX - 1))
 def test_any_k_blocks_give_the_chunk(code: tuple[int, int], size: int, compressible: bool, padding: Padding, seed: int) -> None:
     k, m = code
@@ -53,7 +52,6 @@ def test_sizes_at_the_edges(size: int, compressible: bool, padding: Padding) -> 
         assert chunks.decode(SCRATCH, 0, encoded.shape, opened(chunks, 0, encoded, indexes)) == plain
 
 
-@settings(deadline=None)
 @given(codes(), st.integers(1, 1000), st.integers(0, 2**32))
 def test_a_repaired_block_is_bit_identical(code: tuple[int, int], size: int, seed: int) -> None:
     k, m = code

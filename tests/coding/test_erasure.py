@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import zfec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coding.samples import codes
@@ -47,7 +47,6 @@ def watched(k: int, m: int) -> ErasureCode:
     return code
 
 
-@settings(deadline=None)
 @given(codes(), st.integers(0, 65), st.integers(0, 2**32))
 def test_any_k_blocks_give_the_data_and_every_lost_block(code: tuple[int, int], width: int, seed: int) -> None:
     k, m = code

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.content.ground import DAY, Chunks, ContentHome
@@ -121,7 +121,7 @@ class Model:
         return len(gone)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(STEPS)
 def test_any_history_of_contents_is_what_the_model_says(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.home import Home
@@ -76,7 +76,7 @@ class Model:
         return None
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(STEPS)
 def test_any_history_of_names_is_what_the_model_says(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as directory:

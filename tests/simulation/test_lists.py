@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.simulation.account import Account, Client, name
@@ -138,7 +138,7 @@ async def agree(store: Store, client: Client, model: Model) -> None:
     assert store.committer.state.objects == len(model.values)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(STEPS)
 def test_walks_agree_with_a_model(steps: list[tuple[str, str, str | None]]) -> None:
     world = HOUSE.world()

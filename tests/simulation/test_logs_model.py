@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.content.logs.ground import Ground
@@ -69,7 +69,7 @@ class Model:
         return next((number for number, entry in enumerate(self.entries, 1) if entry[0] == local_hash), None)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(STEPS, st.integers(1, 5), st.integers(0, 5), st.sampled_from(ENCODINGS))
 def test_any_history_of_a_log_is_what_a_list_says(steps: list[Step], page_size: int, embed_last: int, encoding: str) -> None:
     world, model, todo = HOUSE.world(), Model(), list(steps)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.home import CHUNK, Home, content, delete, get, keys, name, put, share_place
@@ -71,7 +71,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(st.lists(STEPS, min_size=3, max_size=14))
 def test_any_history_reads_as_a_dictionary(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as directory:
