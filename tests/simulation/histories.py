@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import pytest
@@ -32,22 +33,29 @@ from tests.simulation.house import KEY, STORE, House, policy
 from tests.simulation.linearizable import Kind
 from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares
 from tests.simulation.outcomes import ALL, NOTHING, Outcome, Subset
-from tests.simulation.peace import comes_back, mended, nothing_left, optimal, rebuilt, refuses_writes, without_spare_disks
+from tests.simulation.peace import (
+    can_spare,
+    comes_back,
+    given_shards,
+    goes_on,
+    mended,
+    nothing_left,
+    optimal,
+    rebuilt,
+    refuses_writes,
+    without_spare_disks,
+)
 from tests.simulation.points import PowerLoss
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import LONG, SPARES, Ground, Trouble, Upkeep, compact_some
+from tests.simulation.trouble import LONG, SPARES, Ground, Trouble, Upkeep, compact_some, staying
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local import limits
 from zstor_local.metastore.base import Owed
 from zstor_local.metastore.memory import Cell
-from zstor_local.model.ids import ObjectName
-from zstor_local.store.caller import Nobody
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import key_exists
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.rebuild import Report
-from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
 # --- What may happen, and how often; each history takes some of it often and some not at all ---
@@ -253,9 +261,10 @@ class _Simulation:
             await self.clients.read_all(store)
             if last:
                 await mended(store, accept_loss=not self.tidy)
-            await store.objects.write(ObjectName("default", "last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
+            await goes_on(ground, store)
             await trio.testing.wait_all_tasks_blocked()
             truth = cell(self.world, STORE)
+            ground.can_spare = can_spare(store, truth)
             check_rows(store, truth)
             if ground.rotten is None:
                 check_logs(store, truth)
@@ -267,23 +276,34 @@ class _Simulation:
         self.history.note("a quiet life")
 
     def _end(self) -> None:
-        """Upkeep comes to its end, over some lives as the open segments are looked at in the next one; then from the shards alone."""
-        for _ in range(3):
-            self._quiet_life(last=True)
-
-        async def look(store: Store) -> None:
-            await trio.testing.wait_all_tasks_blocked()
-            nothing_left(store, cell(self.world, STORE))
-            await optimal(store, self.clients.names)
-            await self.clients.read_all(store)
-
-        self._life("when all was mended", look)
+        """Upkeep comes to its end. A store with fewer shards than objects have shares is given more, and comes to it again."""
+        if self._mended() < self.house.policy.m:
+            self.history.counts["fewer shards than shares in the end"] += 1
+            self._life("given more shards", partial(given_shards, self.ground))
+            self._mended()
         # A segment whose removal no sync made durable may be back behind what was forgotten since. A log that rots may lose the
         # deletion of what a namespace held that is gone, and nobody looks after those any more.
         if self.ground.failed_sync:
             return
         if self.ground.rotten is None or not any(each.kind == "clear" for each in self.history.operations):
             comes_back(self.ground, self.clients.names)
+
+    def _mended(self) -> int:
+        """Upkeep comes to its end, over some lives as the open segments are looked at in the next one. Returns how many shards stay."""
+        shards = 0
+        for _ in range(3):
+            self._quiet_life(last=True)
+
+        async def look(store: Store) -> None:
+            nonlocal shards
+            await trio.testing.wait_all_tasks_blocked()
+            shards = staying(store)
+            nothing_left(store, cell(self.world, STORE), self.house.policy.m)
+            await optimal(store, self.clients.names)
+            await self.clients.read_all(store)
+
+        self._life("when all was mended", look)
+        return shards
 
 
 def _bad(when: str, error: Exception) -> BadState:

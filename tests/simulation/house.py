@@ -33,7 +33,7 @@ class House:
         return World(self.seed, [Mount(self.root(number), kind=self.kind) for number in range(self.shards)])
 
     def config(self) -> Config:
-        shards = () if self.kind is None else tuple(ShardConfig(str(n), f"file://{self.root(n)}") for n in range(self.shards))
+        shards = () if self.kind is None else tuple(ShardConfig(str(n), self.root(n)) for n in range(self.shards))
         return Config(store=STORE, socket="/run/zstor.sock", master_key_file=KEY, policy=self.policy, shards=shards)
 
     def root(self, number: int) -> str:

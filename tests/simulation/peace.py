@@ -12,20 +12,23 @@ import trio.testing
 
 from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.house import STORE
-from tests.simulation.oracle import BadState
+from tests.simulation.oracle import BadState, live_records
 from tests.simulation.points import under
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import Ground, scrub
+from tests.simulation.trouble import Ground, scrub, spare_disk, staying
 from tests.simulation.world import World, run
+from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed
 from zstor_local.metastore.memory import Cell
 from zstor_local.model.ids import ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.faults import StoreFault
+from zstor_local.store.objects import WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
 PATIENCE: Final = 10_000.0  # seconds in which upkeep comes to its end when nothing fails
@@ -57,8 +60,8 @@ async def mended(store: Store, *, accept_loss: bool) -> None:
         raise BadState(f"the upkeep does not come to its end: {[(job.method, job.state, job.message) for job in store.jobs.list()]}")
 
 
-def nothing_left(store: Store, truth: Cell) -> None:
-    """What is to be done by itself was done."""
+def nothing_left(store: Store, truth: Cell, m: int) -> None:
+    """What is to be done by itself was done; but for shards that cannot be drained, as fewer stay than objects have shares."""
     if truth.debts:
         raise BadState(f"{len(truth.debts)} debts are left: {[(debt.shard, debt.kind.name, debt.name) for debt in truth.debts]}")
     if truth.garbage:
@@ -69,37 +72,71 @@ def nothing_left(store: Store, truth: Cell) -> None:
         raise BadState("a namespace is half deleted")
     if store.rotation.pending:
         raise BadState("records are still to be sealed anew")
-    if draining := [entry.id for entry in store.places.record.shards if entry.draining]:
+    draining = [entry.id for entry in store.places.record.shards if entry.draining]
+    if draining and staying(store) >= m:
         raise BadState(f"shards are still being drained: {draining}; {[job.error for job in store.jobs.list()]}")
     if bad := {n: store.pool.reason(n) for n in store.pool.numbers if store.pool.state(n) != "ok"}:
         raise BadState(f"shards do not come back: {bad}")
 
 
 async def optimal(store: Store, names: Sequence[ObjectName]) -> None:
-    """No object lacks a share."""
+    """No object lacks a share for which there is a shard."""
     for name in names:
         namespace = store.namespaces.find(name.namespace)
         if namespace is None or store.metastore.get(namespace.id, name.key) is None:
             continue
-        checked = await store.shares_health.check(store.objects.find(name), Nobody())
-        if checked.status != "optimal":
-            raise BadState(f"{name} is {checked.status}: {checked.states}")
+        stored = store.objects.find(name)
+        checked = await store.shares_health.check(stored, Nobody())
+        if checked.states.count("ok") < min(stored.record.policy.m, staying(store)):
+            raise BadState(f"{name} is {checked.status}: {checked.states} with {staying(store)} shards")
+
+
+async def goes_on(ground: Ground, store: Store) -> None:
+    """The store takes a write, or refuses it where it has too few shards for one."""
+    enough = len(store.places.record.shards) >= ground.house.policy.write_quorum
+    try:
+        await store.objects.write(ObjectName("default", "last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
+    except NotEnoughShards as error:
+        if enough:
+            raise BadState(f"the store takes no writes any more: {error}") from error
+        ground.history.counts["a write refused for want of shards, at rest"] += 1
+    else:
+        if not enough:
+            raise BadState(f"a write is acknowledged with {len(store.places.record.shards)} shards")
+
+
+async def given_shards(ground: Ground, store: Store) -> None:
+    """As many shards as objects have shares, in new directories: what a removed one left was perhaps not cleared away."""
+    while staying(store) < ground.house.policy.m:
+        disk = spare_disk(ground, store)
+        await store.membership.add(f"{disk}/{store.places.record.next_number}", None)
+
+
+def can_spare(store: Store, truth: Cell) -> int:
+    """How many shards may be away with every object still readable: those that a share is owed to hold none."""
+    owed = {(debt.version, debt.shard) for debt in truth.debts if debt.kind is Owed.SHARE}
+    listed = {entry.number for entry in store.places.record.shards}
+    return min(
+        (
+            sum(number in listed and (version, number) not in owed for number in record.placement) - record.policy.k
+            for version, record in live_records(store, truth)
+        ),
+        default=len(listed) - 1,
+    )
 
 
 async def without_spare_disks(ground: Ground, store: Store, names: Sequence[ObjectName]) -> None:
-    """All that may be lost is lost, in each way: what is not owed still reads the same."""
-    owed = {debt.version for debt in cell(ground.world, STORE).debts if debt.kind is Owed.SHARE}
+    """All that may be lost is lost, in each way: everything still reads the same."""
+    owed = {(debt.version, debt.shard) for debt in cell(ground.world, STORE).debts if debt.kind is Owed.SHARE}
     roots = {shard.number: shard.url for shard in store.pool.opened()}
     for name in names:
         namespace = store.namespaces.find(name.namespace)
         if namespace is None or store.metastore.get(namespace.id, name.key) is None:
             continue
         stored = store.objects.find(name)
-        if stored.version in owed or not roots.keys() >= {*stored.record.placement}:
-            continue  # owed, or lost with a shard that was removed by force and not made again yet
         expected = await store.objects.read(stored)
-        policy = stored.record.policy
-        for out in combinations(stored.record.placement, policy.m - policy.k):
+        holders = [number for number in stored.record.placement if number in roots and (stored.version, number) not in owed]
+        for out in combinations(holders, max(len(holders) - stored.record.policy.k, 0)):
             for number in out:
                 ground.world.files.fail("*", under(roots[number]), errno.EIO, times=None)
             try:
@@ -118,7 +155,7 @@ def comes_back(ground: Ground, names: Sequence[ObjectName]) -> None:
     truth = cell(ground.world, STORE)
     tries: list[Sequence[str]] = [[]]
     if ground.apart:
-        spare = ground.house.policy.m - ground.house.policy.k
+        spare = max(0, min(ground.house.policy.m - ground.house.policy.k, ground.can_spare))
         tries.append(ground.draw.sample(ground.disks[1:], spare))
     for away in tries:
         trial = ground.world.copy()

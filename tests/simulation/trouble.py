@@ -41,6 +41,7 @@ class Ground:
     rotten: str | None  # the one disk on which bits flip
     weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
     failed_sync: bool = False
+    can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
     @property
     def apart(self) -> bool:
@@ -157,6 +158,7 @@ class Upkeep:
         self._weights = {kind: each * ground.draw.choice([0, 1, 1, 4]) for kind, each in weights.items()}
         self._pause = ground.draw.choice([(0,), (0, 0.5, 3)])
         self._cut = ground.draw.choice([0.0, 0.05, 0.2])
+        self._few = ground.draw.random() < 0.3  # whether shards are removed by force also where fewer stay than objects have shares
 
     async def run(self, store: Store) -> None:
         """Until it is cancelled."""
@@ -195,18 +197,18 @@ class Upkeep:
         await store.collect.everything(Nobody(), dry_run=False, accept_loss=False, spend=unpaced)
 
     async def _add(self, store: Store) -> None:
-        if spare := self._spare(store):
-            await store.membership.add(spare, None)
+        """Now and then a place that the store has: a shard that is being drained is taken back."""
+        taken_back = self._ground.draw.random() < 0.2
+        if place := self._ground.draw.choice(self._ground.disks) if taken_back else spare_disk(self._ground, store):
+            await store.membership.add(place, None)
 
     async def _replace(self, store: Store) -> None:
-        if spare := self._spare(store):
+        if len(store.places.record.shards) > 1 and (spare := spare_disk(self._ground, store)):
             await store.membership.replace(self._shard(store), spare, Nobody())
 
     async def _remove(self, store: Store) -> None:
-        """By force only where enough shards stay: else objects lack a share for good."""
-        force = self._ground.draw.random() < 0.3
-        staying = sum(not entry.draining for entry in store.places.record.shards)
-        if staying > self._ground.house.policy.m:
+        force = self._ground.draw.random() < (0.7 if self._few else 0.3)
+        if (staying(store) > self._ground.house.policy.m or (self._few and force)) and len(store.places.record.shards) > 1:
             await store.membership.remove(self._shard(store), Nobody(), force=force)
 
     async def _rotate(self, store: Store) -> None:
@@ -216,15 +218,21 @@ class Upkeep:
         self._clients.rewritten = True
         await ended(store.start_rewrite(self._ground.draw.choice(["default", OTHER])))
 
-    def _spare(self, store: Store) -> str | None:
-        """A disk that no shard lies on."""
-        used = {store.places.place(entry) for entry in store.places.record.shards}
-        free = [disk for disk in self._ground.disks if disk not in used]
-        return self._ground.draw.choice(free) if free else None
-
     def _shard(self, store: Store) -> str:
         """Any but the first: a rebuild begins at a place that the configuration names."""
         return self._ground.draw.choice([entry.id for entry in store.places.record.shards if entry.number])
+
+
+def spare_disk(ground: Ground, store: Store) -> str | None:
+    """A disk that no shard lies on."""
+    used = {store.places.place(entry) for entry in store.places.record.shards}
+    free = [disk for disk in ground.disks if disk not in used]
+    return ground.draw.choice(free) if free else None
+
+
+def staying(store: Store) -> int:
+    """How many shards the store has that are not being drained."""
+    return sum(not entry.draining for entry in store.places.record.shards)
 
 
 async def compact_some(ground: Ground, store: Store) -> None:
