@@ -193,10 +193,10 @@ class _Simulation:
         self.old = old if self.draw.random() < 0.5 else None
         if self.draw.random() < 0.5:
             self._life("compacted in part", self._compacted)
-        if self.ground.rotten is None and not self.ground.failed_sync and self.draw.random() < 0.3:
+        if not self.ground.rotted and not self.ground.failed_sync and self.draw.random() < 0.3:
             self._quiet_life()
             comes_back(self.ground, self.clients.names)
-        if self.ground.rotten is None and self.draw.random() < 0.3:
+        if not self.ground.rotted and self.draw.random() < 0.3:
             self._rebuild("the rebuild of a store at rest")
             self._quiet_life()
 
@@ -266,7 +266,7 @@ class _Simulation:
             truth = cell(self.world, STORE)
             ground.can_spare = can_spare(store, truth)
             check_rows(store, truth)
-            if ground.rotten is None:
+            if not ground.rotted:
                 check_logs(store, truth)
                 if not ground.failed_sync:
                     check_shares(store, truth, self.house, tidy=self.tidy)
@@ -285,7 +285,7 @@ class _Simulation:
         # deletion of what a namespace held that is gone, and nobody looks after those any more.
         if self.ground.failed_sync:
             return
-        if self.ground.rotten is None or not any(each.kind == "clear" for each in self.history.operations):
+        if not self.ground.rotted or not any(each.kind == "clear" for each in self.history.operations):
             comes_back(self.ground, self.clients.names)
 
     def _mended(self) -> int:

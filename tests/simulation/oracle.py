@@ -90,7 +90,12 @@ def _check_buried(store: Store, cell: Cell, valid: list[Copy], newest: dict[Row,
     for copy in valid:
         key = copy.shard, _row(copy.envelope)
         highest[key] = max(highest.get(key, 0), copy.envelope.sequence)
-    owed = {debt.shard for debt in cell.debts if debt.kind is Owed.RECORD}
+    newest_at = {**cell.tombstones, **cell.records}
+    owed = {
+        (debt.shard, _row(newest_at[place]))
+        for debt in cell.debts
+        if debt.kind is Owed.RECORD and (place := (debt.space, debt.name)) in newest_at
+    }
     bearers: dict[Envelope, set[int]] = {}
     for copy in valid:
         if copy.envelope.kind is Kind.OBJECT and newest[_row(copy.envelope)].sequence != copy.envelope.sequence:
@@ -100,7 +105,7 @@ def _check_buried(store: Store, cell: Cell, valid: list[Copy], newest: dict[Row,
         record = ObjectRecord.decode(store.sealer.open(envelope))
 
         def unaware(number: int, row: Row = row, envelope: Envelope = envelope) -> bool:
-            return highest.get((number, row), 0) <= envelope.sequence and number not in owed
+            return highest.get((number, row), 0) <= envelope.sequence and (number, row) not in owed
 
         holders = [n for at, n in enumerate(record.placement) if unaware(n) and _has(store, n, envelope.version, at, record)]
         if len(holders) >= record.policy.k and any(map(unaware, shards)):

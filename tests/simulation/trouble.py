@@ -40,7 +40,8 @@ class Ground:
     disks: Sequence[str]
     rotten: str | None  # the one disk on which bits flip
     weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
-    failed_sync: bool = False
+    rotted: bool = False  # a bit has flipped
+    failed_sync: bool = False  # a sync of a directory has failed
     can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
     @property
@@ -95,7 +96,7 @@ class Trouble:
         operation = ground.draw.choice(["pwritev", "fdatasync", "syncfs", "fsync", "fsync_directory", "rename", "open", "allocate"])
         where = under(disk) if ground.draw.random() < 0.6 else self._any_disk
         if operation == "fsync_directory":
-            ground.failed_sync, where = True, under(ground.weak)
+            where = self._weak_disk
         self._fail(operation, where, code)
 
     def _full(self, disk: str) -> None:
@@ -138,12 +139,19 @@ class Trouble:
         except (OSError, IndexError, ValueError):
             return
         ground.history.note(f"a bit flips in {path} at {at}")
+        ground.rotted = True
         files.damage(path, at, bytes([data[at] ^ 1 << ground.draw.randrange(8)]))
 
     def _fail(self, operation: str, where: Where, code: int, times: int | None = None) -> None:
         times = times or self._ground.draw.choice([1, 2, 3, 8])
         self._ground.history.note(f"{operation} will fail {times} times with {errno.errorcode[code]}")
         self._ground.world.files.fail(operation, where, code, times=times)
+
+    def _weak_disk(self, path: str) -> bool:
+        """Asked when a sync of a directory is about to fail."""
+        struck = under(self._ground.weak)(path)
+        self._ground.failed_sync |= struck
+        return struck
 
     def _any_disk(self, path: str) -> bool:
         return any(under(disk)(path) for disk in self._ground.disks)
