@@ -317,6 +317,17 @@ async def test_a_crash_in_the_middle_only_delays_it(home: Home) -> None:
         assert store.committer.state.objects == 0
 
 
+async def test_what_was_found_before_its_namespace_was_made_anew_is_not_there(home: Home) -> None:
+    """Its data key does not open with the new one's keys, which is no damage."""
+    async with home.open() as store:
+        stored = await put(store, "a", b"first", namespace="photos")
+        await remove(store, "photos")
+        await put(store, "a", b"second", namespace="photos")
+        for look in (store.objects.read, lambda it: store.shares_health.check(it, Nobody())):
+            with pytest.raises(NotFound):
+                await look(stored)
+
+
 async def test_a_metastore_that_cannot_be_read_is_told_and_ends_nothing_else(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(*_: object) -> list[Row]:
         raise IoError("the metastore cannot be read")

@@ -128,7 +128,7 @@ class Health:
         return VersionShares(self._pool, self._sealer.store_of(namespace.id), namespace, stored.version, stored.record)
 
     def _namespace(self, stored: Stored) -> Namespace:
-        return self._namespaces.get(stored.namespace)
+        return self._namespaces.get(stored.namespace, stored.envelope.namespace)
 
     # --- Repair ---
 

@@ -126,10 +126,10 @@ class Namespaces:
             found.gate.check(name)
         return found
 
-    def get(self, name: str) -> Namespace:
-        """The namespace, or NotFound."""
+    def get(self, name: str, identity: NamespaceId | None = None) -> Namespace:
+        """The namespace, or NotFound; that with this id if one is given: it may have been removed, and made anew under its name."""
         found = self.find(name)
-        if found is None:
+        if found is None or identity not in (None, found.id):
             raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
         return found
 

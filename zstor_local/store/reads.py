@@ -89,7 +89,7 @@ class ObjectFinder:
     @contextmanager
     def _reader(self, stored: Stored) -> Iterator[ObjectReader]:
         """The version, open; its shares are not freed meanwhile. What was found bad goes on the repair list."""
-        namespace = self._namespaces.get(stored.namespace)
+        namespace = self._namespaces.get(stored.namespace, stored.envelope.namespace)
         version = stored.version
         with self.lease(version):
             reader = ObjectReader(
@@ -120,7 +120,7 @@ class ObjectFinder:
 
     def read_value(self, stored: Stored, part: Range) -> bytes | None:
         """Bytes of a small object, if no disk has to be waited for and all is well; else None: `read` them."""
-        namespace = self._namespaces.get(stored.namespace)
+        namespace = self._namespaces.get(stored.namespace, stored.envelope.namespace)
         return peek(self._pool, self._sealer.store_of(namespace.id), namespace, stored, part, self._scratch)
 
     async def read(self, stored: Stored, part: Range | None = None) -> bytes:
