@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,15 +12,17 @@ import trio
 
 from tests.simulation.linearizable import ABSENT, Kind, Operation, Row, line
 from tests.simulation.oracle import BadState
-from zstor_local.errors import AlreadyExists, Conflict, NotFound, OutcomeUnknown, Unreadable, ZstorError
+from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, NotFound, OutcomeUnknown, Unreadable, ZstorError
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.store.caller import Nobody
 from zstor_local.store.links import Previous
 from zstor_local.store.objects import WriteOptions
+from zstor_local.store.reading import stretch, whole
 from zstor_local.store.references import References
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 
 CLIENTS: Final = 4
 OTHER: Final = "other"  # the namespace that is removed now and then
@@ -53,10 +55,15 @@ class History:
 
 
 class Clients:
-    """All clients of a history, over all lives of the daemon. `weights` says how often they do what."""
+    """All clients of a history, over all lives of the daemon. `weights` says how often they do what, `excuse` whether a version may be
+    unreadable.
+    """
 
-    def __init__(self, history: History, draw: random.Random, weights: Mapping[Kind, int]) -> None:
+    def __init__(
+        self, history: History, draw: random.Random, weights: Mapping[Kind, int], excuse: Callable[[Store, Stored], bool]
+    ) -> None:
         self.history = history
+        self._excuse = excuse
         self._draw = draw
         # After swarm testing (Groce, 2012): each history has some operations often and others not at all.
         always = ("get", "put", "delete")
@@ -168,6 +175,8 @@ class Clients:
         except OutcomeUnknown as error:
             self.history.counts[error.type] += 1
             return
+        except CorruptRecord as error:
+            raise BadState(f"{name}: {error}") from error
         except ZstorError as error:
             self._forget(operation, error)
             return
@@ -207,7 +216,8 @@ class Clients:
                 previous=Previous(operation.other) if kind == "link" else None,
             )
             data = self._bytes(operation.number)
-            stored = await store.objects.write(name, BytesSource(data), options, nobody)
+            at_once = store.objects.write_value(name, data, options, nobody) if self._draw.random() < 0.5 else None
+            stored = await (at_once or store.objects.write(name, BytesSource(data), options, nobody))
             self._versions[operation.number] = stored.version
 
     async def _get(self, store: Store, name: ObjectName, operation: Operation) -> None:
@@ -217,13 +227,30 @@ class Clients:
         with store.objects.lease(stored.version):
             if self._draw.random() < 0.2:
                 await trio.sleep(self._draw.choice([0, 0.1, 3]))
-            seen = await store.objects.read(stored)
+            try:
+                seen = await self._read(store, stored)
+            except Unreadable as error:
+                if not self._excuse(store, stored):
+                    raise BadState(f"{name} cannot be read, without need: {error}") from error
+                raise
         if bytes(seen) not in self._values:
             raise BadState(f"{name} has bytes that nobody wrote")
         operation.value = self._values[bytes(seen)]
         user = record.user.get("n", 0)
         assert isinstance(user, int)
         operation.seen = Row(operation.value, user, tuple(record.references), record.previous_key, record.next_key)
+
+    async def _read(self, store: Store, stored: Stored) -> bytes:
+        """At once if that goes, as the daemon does; of some a part too."""
+        seen = store.objects.read_value(stored, whole(stored.record)) if self._draw.random() < 0.5 else None
+        if seen is None:
+            seen = await store.objects.read(stored)
+        if self._draw.random() < 0.1:
+            begin = self._draw.randrange(stored.record.size)
+            part = stretch(stored.record, begin, self._draw.randrange(1, 5_000))
+            if await store.objects.read(stored, part) != seen[begin : begin + part.length]:
+                raise BadState(f"a part of {stored.record.key} is not what the whole says")
+        return seen
 
     def _forget(self, operation: Operation, error: ZstorError) -> None:
         """It was refused, and so certainly did not happen."""

@@ -106,7 +106,7 @@ class _Simulation:
             for spare in spares:
                 world.files.mount(spare, kind=house.kind or "ext4")
         mutate(world)
-        self.clients = Clients(self.history, draw, CLIENTS)
+        self.clients = Clients(self.history, draw, CLIENTS, self.ground.excuse)
         self.trouble = Trouble(self.ground, TROUBLE)
         self.upkeep = Upkeep(self.ground, self.clients, UPKEEP)
         self.old: Cell | None = None  # the metastore of an earlier life

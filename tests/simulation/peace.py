@@ -109,7 +109,7 @@ async def given_shards(ground: Ground, store: Store) -> None:
     """As many shards as objects have shares, in new directories: what a removed one left was perhaps not cleared away."""
     while staying(store) < ground.house.policy.m:
         disk = spare_disk(ground, store)
-        await store.membership.add(f"{disk}/{store.places.record.next_number}", None)
+        await store.membership.add(f"{disk}{'/' if ground.apart else '-'}{store.places.record.next_number}", None)
 
 
 def can_spare(store: Store, truth: Cell) -> int:

@@ -6,7 +6,7 @@ import errno
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pytest
@@ -18,12 +18,14 @@ from tests.simulation.house import House
 from tests.simulation.points import Where, under
 from tests.simulation.world import World
 from zstor_local.errors import ZstorError
+from zstor_local.metastore.base import Owed
 from zstor_local.shards.base import Shard
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 
 SPARES: Final = 3  # disks beside those of the first shards, for shards that are added or replaced
 LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
@@ -42,6 +44,7 @@ class Ground:
     weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
     rotted: bool = False  # a bit has flipped
     failed_sync: bool = False  # a sync of a directory has failed
+    unread: set[str] = field(default_factory=set)  # disks of which reads may fail in this life
     can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
     @property
@@ -56,8 +59,22 @@ class Ground:
 
     def heal(self, *, all_disks: bool) -> None:
         self.world.files.heal()
+        self.unread.clear()
         if all_disks:
             self.put_back()
+
+    def excuse(self, store: Store, stored: Stored) -> bool:
+        """Whether so much went wrong that a version may be unreadable: a share more than it can spare."""
+        owed = {debt.shard for debt in store.metastore.debts_of(stored.version) if debt.kind is Owed.SHARE}
+        bad = [number for number in stored.record.placement if number in owed or not self._reads(store, number)]
+        return len(bad) > stored.record.policy.m - stored.record.policy.k
+
+    def _reads(self, store: Store, number: int) -> bool:
+        entry = store.pool.entry(number)
+        if entry is None or store.pool.state(number) != "ok":
+            return False
+        place = store.places.place(entry)
+        return not any(under(disk)(place) for disk in [*self.unread, *([self.rotten] if self.rotted and self.rotten else [])])
 
     def crash_soon(self) -> None:
         files = self.world.files
@@ -97,6 +114,8 @@ class Trouble:
         where = under(disk) if ground.draw.random() < 0.6 else self._any_disk
         if operation == "fsync_directory":
             where = self._weak_disk
+        if operation == "open":
+            ground.unread.update(ground.disks)
         self._fail(operation, where, code)
 
     def _full(self, disk: str) -> None:
@@ -108,11 +127,12 @@ class Trouble:
             self._fail(operation, under(disk), errno.ENOSPC, times=40)
 
     def _read_error(self, disk: str) -> None:
-        self._fail(self._ground.draw.choice(["pread", "open"]), under(disk), errno.EIO)
+        self._ground.unread.add(disk)
+        self._fail(self._ground.draw.choice(["pread", "preadv", "preadv_nowait", "open"]), under(disk), errno.EIO)
 
     def _short(self, disk: str) -> None:
         draw = self._ground.draw
-        self._ground.world.files.shorten(draw.choice(["pwritev", "pread"]), under(disk), draw.randrange(1, 200), times=3)
+        self._ground.world.files.shorten(draw.choice(["pwritev", "pread", "preadv"]), under(disk), draw.randrange(1, 200), times=3)
 
     def _metastore(self, _: str) -> None:
         """Its disk is full and it refuses, or nobody knows what came of a commit."""
