@@ -106,8 +106,12 @@ def _states(program: Program, number: int, fault: Fault, mutate: Mutate) -> Iter
         lost.append((False, Run(world.crash(NOTHING), trial.account.copy())))
         await _true_or_typed(client)
         world.files.heal()
-        await _true_or_typed(client)
-        await client.put("after", b"the daemon lives")
+        await client.store.presence.look()
+        await _true_or_typed(client, healed=True)
+        answer = await client.put("after", b"the daemon lives")
+        enough = len(client.store.pool.usable()) >= program.house.policy.write_quorum  # a log that failed takes nothing in this life
+        if isinstance(answer, ZstorError) and enough and client.store.committer.failure is None:
+            raise BadState(f"all is well again, and the daemon takes no writes: {answer}")
 
     fault.strike(world, program.house, number)
     try:
@@ -121,11 +125,13 @@ def _states(program: Program, number: int, fault: Fault, mutate: Mutate) -> Iter
     yield True, Run(world.copy(), trial.account)
 
 
-async def _true_or_typed(client: Client) -> None:
+async def _true_or_typed(client: Client, *, healed: bool = False) -> None:
     for key in sorted(client.account.possible):
         try:
             value = await client.get(key)
-        except ZstorError:
+        except ZstorError as error:
+            if healed:
+                raise BadState(f"all is well again, and {key} cannot be read: {error}") from error
             continue
         if not client.account.allows(key, value):
             raise BadState(f"the daemon goes on with other bytes of {key}")
