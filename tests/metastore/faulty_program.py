@@ -10,10 +10,11 @@ import os
 import sys
 
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreClosed, Row, StoreState, Transaction
+from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
-from zstor_local.store.engines import METASTORE, SqliteEngines
+from zstor_local.store.engines import METASTORE, RESERVE, SqliteEngines
 from zstor_local.system import RealFiles
 
 SPACE = NamespaceId(b"namespace id 16b")
@@ -38,7 +39,9 @@ def program(store: str, told: int) -> None:
 
     SqliteEngines(RealFiles()).create_metastore(store, STORE, [transaction(1)])
     tell("a 1")
-    metastore = SqliteMetastore(f"{store}/{METASTORE}")
+    reserve = Reserve(RealFiles(), f"{store}/{RESERVE}", 4_096)
+    reserve.keep()
+    metastore = SqliteMetastore(f"{store}/{METASTORE}", reserve=reserve)
     for number in range(2, COMMITS + 1):
         try:
             metastore.commit(transaction(number))

@@ -18,9 +18,9 @@ import pytest
 from tests.lacking import lacking
 from tests.metastore.faulty_program import COMMITS, SPACE, envelope
 from zstor_local.metastore.sqlite import SqliteMetastore
-from zstor_local.store.engines import METASTORE
+from zstor_local.store.engines import METASTORE, RESERVE
 
-COUNT, KILL, TORN, SHORT, FAIL_ONCE, FAIL_ALL = range(6)
+COUNT, KILL, TORN, SHORT, FAIL_ONCE, FAIL_ALL, NO_ROOM = range(7)
 
 
 class Faulty:
@@ -118,6 +118,21 @@ def test_failing_at_each_call_alone_or_from_there_on(faulty: Faulty, mode: int, 
         noticed += any(not each.startswith(("a ", "points")) for each in told)
         check(store, told)
     assert noticed > total / 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_want_of_room_ends_nothing(faulty: Faulty, code: int) -> None:
+    """Wherever the room ends, be it by a quota: what is not acknowledged is refused, and goes on once the reserve was given up."""
+    total, given_up = points(faulty), 0
+    for number in range(1, total + 1):
+        store, status, told = faulty.run(number, NO_ROOM, code)
+        assert status == 0
+        made = "a 1" in told and not any(each.startswith("error") for each in told)  # it opened, or there was no room from the start
+        if made:
+            given_up += not (store / RESERVE).exists()
+            assert told[:-1] == [f"a {number}" for number in range(1, COMMITS + 1)]
+        check(store, told)
+    assert given_up > total / 8
 
 
 def test_short_writes_are_gone_on_with(faulty: Faulty) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
+from typing import Final
 
-from zstor_local.runtime import Files
+from zstor_local.runtime import Files, write_all
+
+PROBE_BYTES: Final = 64 * 1024
 
 
 class Reserve:
@@ -31,6 +35,22 @@ class Reserve:
                 self._files.close(fd)
         except OSError:  # a full disk, or one that allocates nothing: then there is no reserve
             self._kept = False
+
+    def is_needed(self) -> bool:
+        """Whether there is no room for a few bytes more, be it by a quota; tried."""
+        path = f"{self._path}.probe"
+        try:
+            fd = self._files.open(path, os.O_WRONLY | os.O_CREAT)
+            try:
+                write_all(self._files, fd, [bytes(PROBE_BYTES)], 0)
+            finally:
+                self._files.close(fd)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        finally:
+            with suppress(OSError):
+                self._files.unlink(path)
+        return False
 
     def give_up(self) -> bool:
         """Free what it holds; False if there was nothing."""

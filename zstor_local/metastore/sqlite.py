@@ -226,22 +226,31 @@ class SqliteMetastore(SqliteLookups):
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
-        full = primary_code(error) == sqlite3.SQLITE_FULL
         rolled_back = True
         try:
             if self._writer.in_transaction:
                 self._writer.execute("rollback")
         except sqlite3.Error:
             rolled_back = False
-        if full and rolled_back:
+        if rolled_back and self._lacks_room(error):
             raise CommitRefused("the disk of the metastore is full", no_space=True) from error
         if primary_code(error) == sqlite3.SQLITE_BUSY and rolled_back:
             raise CommitRefused("another process holds the metastore", no_space=False) from error
         self._open = False
         raise CommitUnknown(f"the metastore failed: {error_name(error)}") from error
 
+    def _lacks_room(self, error: sqlite3.Error) -> bool:
+        """Whether a write was refused for want of room and nothing else. SQLite says of a quota what it says of a disk that fails."""
+        if primary_code(error) == sqlite3.SQLITE_FULL:
+            return True
+        failed = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE
+        return failed and self._reserve is not None and self._reserve.is_needed()
+
     def checkpoint(self) -> None:
-        """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast."""
+        """Move the WAL into the file once it is long. The WAL keeps its room: allocated room is what makes FULL fast.
+
+        Where the file has no room to grow all stays in the WAL.
+        """
         if not self._open:
             return
         if self._reserve is not None:
@@ -249,6 +258,8 @@ class SqliteMetastore(SqliteLookups):
         try:
             self._writer.execute("pragma wal_checkpoint(passive)").fetchone()
         except sqlite3.Error as error:
+            if self._lacks_room(error):
+                return
             self._open = False
             raise CommitUnknown(f"the metastore failed in a checkpoint: {error_name(error)}") from error
 
