@@ -141,6 +141,15 @@ def test_what_cannot_be_read_as_http_1_is_answered_and_ended(house: House) -> No
         assert client.recv(4_096).startswith(b"HTTP/1.1 200")
 
 
+def test_a_request_whose_end_is_told_in_two_ways_is_the_last_one(house: House) -> None:
+    with connected(house.path) as client:
+        client.sendall(ASK[:-2] + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + ASK)
+        answer = b"".join(iter(lambda: client.recv(4_096), b""))
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"connection: close" in answer.lower()
+        assert answer.count(b"HTTP/1.1") == 1
+
+
 # --- Memory ---
 
 

@@ -1,4 +1,4 @@
-"""Twirp over HTTP/1.1: requests in, answers out, on h11 and a trio stream (twitchtv.github.io/twirp/docs/spec_v7).
+"""Twirp over HTTP/1.1: requests in, answers out (twitchtv.github.io/twirp/docs/spec_v7).
 
 A request is a POST whose content type says what its body is: protobuf or JSON; the answer is of the same kind, an error always JSON.
 Web pages may not ask: browsers send `Origin`, and a name in `Host` that is not this machine's was rebound to it.
@@ -18,7 +18,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
-from zstor_local.rpc import http1
+from zstor_local.rpc.http_connection import HttpConnection
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
 
@@ -30,7 +30,6 @@ LARGE_BODIES: Final = 4  # at once, over all connections
 CONNECTIONS: Final = 64
 IDLE_SECONDS: Final = 75.0
 BODY_SECONDS: Final = 60.0
-LINGER_SECONDS: Final = 2.0
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 log = logging.getLogger("zstor.twirp")
@@ -73,41 +72,20 @@ class Server:
             self._connections -= 1
 
 
-class _Connection:
-    """Requests of one client, one by one."""
+class _Connection(HttpConnection):
+    """Requests of one client."""
 
     def __init__(self, routes: Mapping[str, Route], large: trio.CapacityLimiter, stream: trio.SocketStream, rebound: bool) -> None:
+        super().__init__(stream, idle_seconds=IDLE_SECONDS, slow_seconds=limits.SLOW_READER_SECONDS)
         self._routes = routes
         self._large = large
-        self._stream = stream
         self._rebound = rebound
-        self._http = http1.new_connection()
 
-    async def serve(self) -> None:
-        while True:
-            try:
-                with trio.move_on_after(IDLE_SECONDS) as idle:
-                    request = await self._next()
-                if idle.cancelled_caught or not isinstance(request, h11.Request):
-                    return
-                await self._send(request, await self._answered(request))
-            except h11.RemoteProtocolError as error:
-                if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    refusal = Refusal("malformed", f"not HTTP/1.1: {error}")
-                    await self._send(None, _refused(refusal, status=error.error_status_hint))
-                    await self._linger()
-                return
-            if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
-                await self._linger()
-                return
-            self._http = http1.next_request(self._http)
+    async def answer(self, asked: h11.Request) -> None:
+        await self._send(await self._answered(asked), with_body=asked.method != b"HEAD")
 
-    async def _linger(self) -> None:
-        """Take in what is still coming: a close would throw away the answer with it (RFC 9112 §9.6)."""
-        with trio.move_on_after(LINGER_SECONDS):
-            await self._stream.send_eof()
-            while await self._stream.receive_some(64 * limits.KIB):
-                pass
+    async def refuse(self, status: int, why: str) -> None:
+        await self._send(_refused(Refusal("malformed", why), status=status))
 
     async def _answered(self, request: h11.Request) -> Answer:
         try:
@@ -140,8 +118,6 @@ class _Connection:
     def _route(self, request: h11.Request) -> tuple[Route, str]:
         """What was asked for, and the kind of its body; Refusal."""
         path = request.target.decode().partition("?")[0]
-        if http1.has_two_lengths(request):
-            raise Refusal("malformed", "Content-Length and Transfer-Encoding exclude each other")
         asked = f"{request.method.decode()} {path}"
         if _header(request, b"origin") or (self._rebound and _host(request) not in _HERE):
             raise Refusal("permission_denied", "this is not for web pages")
@@ -161,40 +137,17 @@ class _Connection:
         return route, kind
 
     async def _body(self) -> bytes:
-        if self._http.they_are_waiting_for_100_continue:
-            await self._write(h11.InformationalResponse(status_code=100, headers=[]))
         body = bytearray()
-        while not isinstance(event := await self._next(), (h11.EndOfMessage, h11.ConnectionClosed)):
-            if isinstance(event, h11.Data):
-                body += event.data
+        while piece := await self.receive():
+            body += piece
             if len(body) > BODY_BYTES:
                 raise Refusal("resource_exhausted", f"the body is longer than {BODY_BYTES} bytes")
         return bytes(body)
 
-    async def _next(self) -> h11.Event | type[h11.PAUSED]:
-        """What the client says next."""
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            try:
-                data = await self._stream.receive_some(64 * limits.KIB)
-            except trio.BrokenResourceError:
-                data = b""
-            http1.receive(self._http, data)
-        return event  # type: ignore[return-value]
-
-    async def _send(self, request: h11.Request | None, answer: Answer) -> None:
+    async def _send(self, answer: Answer, *, with_body: bool = True) -> None:
         headers = [("content-type", answer.kind), ("content-length", str(len(answer.body))), ("x-content-type-options", "nosniff")]
-        if self._http.their_state is not h11.DONE:
-            headers.append(("connection", "close"))  # what is left of the body is not read
-        await self._write(h11.Response(status_code=answer.status, headers=headers))
-        if request is None or request.method != b"HEAD":
-            await self._write(h11.Data(data=answer.body))
-        await self._write(h11.EndOfMessage())
-
-    async def _write(self, event: h11.Response | h11.InformationalResponse | h11.Data | h11.EndOfMessage) -> None:
-        data = self._http.send(event)
-        if data:
-            with trio.fail_after(limits.SLOW_READER_SECONDS):
-                await self._stream.send_all(data)
+        head = self.head(answer.status, headers)
+        await self.write(head + (self.data(answer.body) if with_body else b"") + self.end())
 
 
 def _parsed(route: Route, kind: str, body: bytes) -> Message:
