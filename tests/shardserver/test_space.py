@@ -20,6 +20,7 @@ from zstor_local.runtime import Buffer
 from zstor_local.shards import log_index
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shardserver import rooms
+from zstor_local.shardserver.disk import Directories
 from zstor_local.shardserver.large import AHEAD_MAX
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Cursor, Space
@@ -37,7 +38,7 @@ class Disk:
         self.files = TroubledFiles()
         self.runtime = troubled_runtime(self.files)
         self.root = str(parent / "space")
-        Space.create(self.runtime, self.root, "issuer", MARKER)
+        Space.create(self.runtime, self.root, "issuer", MARKER, Directories(self.files))
         self.opened: list[Space] = []
         self.reserve = False
 

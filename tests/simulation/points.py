@@ -1,9 +1,9 @@
 """Crash points, faults and call sites: everything about a simulated call but its work.
 
 Every call that changes something, or makes a change durable, is a *crash point*: it is counted, and logged with its *site*, the
-function that made it: `zstor_local.shards.log.Log.append:pwritev`. Functions of `runtime.py` stand for their callers; an fsync of a
-directory is called `fsync_directory`. The number lets a sweep cut the power before each call, the site lets it take a single call
-out of the program (`skip`) to see whether the sweep notices.
+function that made it: `zstor_local.shards.log.Log.append:pwritev`. Functions of `runtime.py` and `shardserver/disk.py` stand for
+their callers; an fsync of a directory is called `fsync_directory`. The number lets a sweep cut the power before each call, the site
+lets it take a single call out of the program (`skip`) to see whether the sweep notices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from tests.simulation.disk import failure
 
 SKIPPABLE: Final = ("fsync", "fsync_directory", "fdatasync", "syncfs", "rename")
 _WRITES: Final = ("pwritev", "writev")
-_OUTSIDE: Final = ("zstor_local.runtime", "tests.simulation.points", "tests.simulation.files", "tests.simulation.world")
+_OUTSIDE: Final = (
+    "zstor_local.runtime",
+    "zstor_local.shardserver.disk",
+    "tests.simulation.points",
+    "tests.simulation.files",
+    "tests.simulation.world",
+)
 
 Where = Callable[[str], bool]
 

@@ -116,12 +116,14 @@ class Promises:
     letter: set[Value] = field(default_factory=lambda: {None})
     writer: int = 0
     retiring: set[NamespaceId] = field(default_factory=set)  # asked for, and not answered
+    strays: dict[Share, set[Value]] = field(default_factory=dict)  # what was refused, and may be there for good: a scrub finds it
 
     def copy(self) -> Promises:
         shares = {share: values.copy() for share, values in self.shares.items()}
         names = {namespace: values.copy() for namespace, values in self.names.items()}
         homes, records = self.homes.copy(), self.records.copy()
-        return Promises(shares, homes, records, names, self.letter.copy(), self.writer, self.retiring.copy())
+        strays = {share: values.copy() for share, values in self.strays.items()}
+        return Promises(shares, homes, records, names, self.letter.copy(), self.writer, self.retiring.copy(), strays)
 
     def state(self) -> str:
         return repr((sorted(self.shares.items()), sorted(self.names.items()), self.letter, self.writer, self.retiring))
@@ -198,7 +200,7 @@ class Life:
             *((self._values(small(number)), None) for number in freed),
         ]
         self.batch += 1
-        with becoming(*changes):
+        with becoming(*changes), self._straying(*map(small, (number for some in [*numbers.values(), freed] for number in some))):
             self.space.append(self.fence, self.batch, Batch(entries, [small(number)[0] for number in freed]))
         self.promises.records |= {number: namespace for namespace, some in numbers.items() for number in some}
 
@@ -210,13 +212,13 @@ class Life:
         share = large(number)
         data = content(share, namespace, edition)
         half = len(data) // 2
-        with becoming((self._values(share, namespace), data)):
+        with becoming((self._values(share, namespace), data)), self._straying(share):
             for offset, part in ((half, data[half:]), (0, data[:half])):
                 self.space.large.put_part(self.fence, namespace, share[0], offset, part)
             self.space.large.finish(self.fence, namespace, share[0], len(data))
 
     def free_large(self, *numbers: int) -> None:
-        with becoming(*((self._values(large(number)), None) for number in numbers)):
+        with becoming(*((self._values(large(number)), None) for number in numbers)), self._straying(*map(large, numbers)):
             self.space.large.free(self.fence, None, [large(number)[0] for number in numbers])
 
     def describe(self, namespace: NamespaceId, name: str) -> None:
@@ -233,9 +235,10 @@ class Life:
         self.promises.retiring.add(namespace)
         records = self.promises.records
         self.promises.records = {sequence: where for sequence, where in records.items() if where != namespace}
-        mine = [self.promises.shares[share] for share, where in self.promises.homes.items() if where == namespace]
-        self.space.retire(namespace)
-        for values in [*mine, self.promises.names.setdefault(namespace, set())]:
+        mine = [share for share, where in self.promises.homes.items() if where == namespace]
+        with self._straying(*mine):
+            self.space.retire(namespace)
+        for values in [*(self.promises.shares[share] for share in mine), self.promises.names.setdefault(namespace, set())]:
             values.clear()
             values.add(None)
         self.promises.retiring.discard(namespace)
@@ -247,6 +250,16 @@ class Life:
         if namespace is not None:
             self.promises.homes[share] = namespace
         return self.promises.shares.setdefault(share, {None})
+
+    @contextmanager
+    def _straying(self, *shares: Share) -> Iterator[None]:
+        """While shares come or go: where that is refused, what they were and should be may stay for good."""
+        try:
+            yield
+        except (Refusal, OSError):
+            for share in shares:
+                self.promises.strays.setdefault(share, set()).update(self.promises.shares[share])
+            raise
 
     # --- Looking ---
 
@@ -262,6 +275,7 @@ class Life:
     def observe(self) -> None:
         """Everything is as promised; what may be one thing or the other is what it was found to be from now on."""
         for share, values in self.promises.shares.items():
+            values |= self.promises.strays.get(share, set()) - {None}
             _choose(f"{'small' if share[1] else 'large'} share {share[0].version[-1]}", values, self.read(share))
         names = {room.id: room.name for room in self.space.rooms}
         for namespace, values in self.promises.names.items():
@@ -304,8 +318,8 @@ def _show(value: Value) -> str:
 
 
 @contextmanager
-def living(world: World, promises: Promises) -> Iterator[Life]:
-    """A life of the server until it is stopped. PowerLoss where the power goes."""
+def living(world: World, promises: Promises, *, patient: bool = False) -> Iterator[Life]:
+    """A life of the server until it is stopped. PowerLoss where the power goes. A patient daemon begins again where it is refused."""
 
     def remove_tree(path: str) -> None:
         """All of it but the directories: nothing in a simulated world removes those."""
@@ -323,7 +337,12 @@ def living(world: World, promises: Promises) -> Iterator[Life]:
         patch.setattr("zstor_local.shardserver.volume.shutil", SimpleNamespace(rmtree=remove_tree))
         life = Life(world, promises)
         try:
-            life.begin()
+            try:
+                life.begin()
+            except Refusal:
+                if not patient:
+                    raise
+                life.begin()
             yield life
         finally:
             if not world.files.dead:

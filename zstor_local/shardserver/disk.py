@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from zstor_local.runtime import Runtime, read_exactly, write_all
-from zstor_local.shardserver.refusal import of_system
+from zstor_local.runtime import Files, Runtime, read_exactly, write_all
+from zstor_local.shardserver.refusal import Refusal, of_system
 
 ABOUT: Final = "about.json"
 ROOMS: Final = "rooms"
@@ -35,6 +35,31 @@ def write_file(runtime: Runtime, path: str, data: bytes) -> None:
         files.fsync(fd)
     finally:
         files.close(fd)
+
+
+class Directories:
+    """Makes what came into directories last. Once that failed no later sync can be believed: from then on it is refused."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._failed = False
+
+    def sync(self, path: str) -> None:
+        """See runtime.sync_directory. OSError, Refusal `failed`."""
+        self.check()
+        fd = self._files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._files.fsync(fd)
+        except OSError:
+            self._failed = True
+            raise
+        finally:
+            self._files.close(fd)
+
+    def check(self) -> None:
+        """Refusal `failed` where nothing new may be believed to last."""
+        if self._failed:
+            raise Refusal("failed", "a sync of a directory failed before; the shard server must be started again")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards.http.wire import Fence, share_name
 from zstor_local.shards.share_claims import claimed_header
-from zstor_local.shardserver.disk import SHARES, TEMPORARY, answering
+from zstor_local.shardserver.disk import SHARES, TEMPORARY, Directories, answering
 from zstor_local.shardserver.large_index import LargeIndex
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
@@ -63,12 +63,15 @@ class Upload:
 class LargeShares:
     """Those of one space. Parts of different shares may come at once; `free` and `remove_all` are changes, one at a time."""
 
-    def __init__(self, runtime: Runtime, root: str, rooms: Rooms, check_fence: Callable[[Fence], None]) -> None:
+    def __init__(
+        self, runtime: Runtime, root: str, rooms: Rooms, check_fence: Callable[[Fence], None], directories: Directories
+    ) -> None:
         """`root` is the space's directory; `check_fence` refuses whoever may not write now. Counts what is there. OSError."""
         self._files = runtime.files
         self._root = root
         self._rooms = rooms
         self._check_fence = check_fence
+        self._directories = directories
         self._uploads: dict[ShareId, Upload] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads change
         self._index = LargeIndex(f"{root}/{INDEX}")
@@ -146,11 +149,11 @@ class LargeShares:
             directory = os.path.dirname(self._path(share))
             with suppress(FileExistsError):
                 self._files.mkdir(directory)
-            sync_directory(self._files, os.path.dirname(directory))
+            self._directories.sync(os.path.dirname(directory))
             before = self._size(share)
             self._index.drop([share_name(share)])
             self._files.rename(upload.path, self._path(share))
-            sync_directory(self._files, directory)
+            self._directories.sync(directory)
             self._index.put([(share_name(share), upload.end, namespace)])
         return before
 

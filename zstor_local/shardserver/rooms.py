@@ -8,17 +8,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from zstor_local.model.ids import NamespaceId, StoreId
-from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.http.wire import parse_id
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import LogIndex
-from zstor_local.shardserver.disk import ABOUT, ROOMS, answering, read_file, write_file
+from zstor_local.shardserver.disk import ABOUT, ROOMS, Directories, answering, read_file, write_file
 from zstor_local.shardserver.refusal import Refusal
 
 log = logging.getLogger("zstor.shardserver")
@@ -47,7 +47,9 @@ class Room:
 class Rooms:
     """All of them, open. Blocking; whoever calls sees to one change at a time."""
 
-    def __init__(self, runtime: Runtime, root: str, store_id: StoreId, index: LogIndex, quota_bytes: int | None) -> None:
+    def __init__(
+        self, runtime: Runtime, root: str, store_id: StoreId, index: LogIndex, quota_bytes: int | None, directories: Directories
+    ) -> None:  # fmt: skip
         """`root` is the space's directory, `quota_bytes` what all rooms together may hold. OSError."""
         self._runtime = runtime
         self._files = runtime.files
@@ -55,6 +57,7 @@ class Rooms:
         self._store_id = store_id
         self._index = index
         self._quota_bytes = quota_bytes
+        self._directories = directories
         self._rooms: dict[NamespaceId, Room] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads count
         self._making = threading.Lock()  # held while a room is made, or its log is opened: each is once
@@ -130,7 +133,7 @@ class Rooms:
                     self._files.mkdir(directory)
             room = Room(namespace, self._next_number())
             self._write_about(room)
-            sync_directory(self._files, f"{self._root}/{ROOMS}")
+            self._directories.sync(f"{self._root}/{ROOMS}")
             self._add(room)
             return room
 
@@ -142,10 +145,10 @@ class Rooms:
                 return  # all of a store's are told whenever one of them changes
             for other in self:
                 if other.name == name and other is not room:
+                    self._write_about(replace(other, name=None))
                     other.name = None
-                    self._write_about(other)
+            self._write_about(replace(room, name=name, issuer=issuer, quota_bytes=quota_bytes))
             room.name, room.issuer, room.quota_bytes = name, issuer, quota_bytes
-            self._write_about(room)
 
     def empty(self, room: Room) -> None:
         """Remove its log and its name, durably; its large shares are gone already."""
@@ -157,7 +160,7 @@ class Rooms:
         at = f"{self._root}/{ROOMS}/{room.id.hex()}"
         for name in self._files.list(f"{at}/log"):
             self._files.unlink(f"{at}/log/{name}")
-        sync_directory(self._files, f"{at}/log")
+        self._directories.sync(f"{at}/log")
         room.used_bytes = room.shares = 0
         room.name = room.issuer = room.quota_bytes = None
         self._write_about(room)
@@ -176,6 +179,7 @@ class Rooms:
 
     def started(self, room: Room, writer: int) -> Log:
         """The room's log, open for writing by that life of the owner's daemon."""
+        self._directories.check()
         log = self.log(room)
         if room.writer != writer:
             self._let_others_rest()
@@ -266,7 +270,7 @@ class Rooms:
         members = {"number": room.number, "name": room.name, "issuer": room.issuer, "quota_bytes": room.quota_bytes}
         write_file(self._runtime, f"{at}/{ABOUT}.new", json.dumps(members).encode())
         self._files.rename(f"{at}/{ABOUT}.new", f"{at}/{ABOUT}")
-        sync_directory(self._files, at)
+        self._directories.sync(at)
 
     def _log_bytes(self, room: Room) -> int:
         at = f"{self._root}/{ROOMS}/{room.id.hex()}/log"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from itertools import groupby, islice
 from typing import Final
 
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId
-from zstor_local.runtime import Runtime, read_exactly, sync_directory
+from zstor_local.runtime import Runtime, read_exactly
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence, parse_share_name, share_name
@@ -33,7 +32,7 @@ from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import entry_size
-from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, answering, read_file, write_file
+from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, Directories, answering, read_file, write_file
 from zstor_local.shardserver.large import LargeShares
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
@@ -89,19 +88,20 @@ class Space:
         self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away
         self.freed = True  # small shares, since its logs were looked at for what compaction would bring
         self._done: tuple[str, int] = "", 0  # the last batch that was taken, so that asking again does nothing twice
+        self._directories = Directories(self._files)
         try:
             with answering():
                 for name in self._files.list(f"{root}/{TEMPORARY}"):
                     self._files.unlink(f"{root}/{TEMPORARY}/{name}")
-                self.rooms = Rooms(runtime, root, store_id, self._index, quota_bytes)
-                self.large = LargeShares(runtime, root, self.rooms, self.check_fence)
+                self.rooms = Rooms(runtime, root, store_id, self._index, quota_bytes, self._directories)
+                self.large = LargeShares(runtime, root, self.rooms, self.check_fence, self._directories)
         except BaseException:
             self._index.close()
             raise
 
     @classmethod
-    def create(cls, runtime: Runtime, root: str, issuer: str, data: bytes) -> None:
-        """Make a space, durably and whole or not at all. Refusal `bad_request` if that is no marker."""
+    def create(cls, runtime: Runtime, root: str, issuer: str, data: bytes, directories: Directories) -> None:
+        """Make a space, whole or not at all; its name is the caller's to sync. Refusal `bad_request` if that is no marker."""
         if claimed_store(data) is None or len(data) > marker.MAX_BYTES:
             raise Refusal("bad_request", "the body is no marker of a shard")
         files = runtime.files
@@ -113,9 +113,8 @@ class Space:
             about = json.dumps({"format": FORMAT, "issuer": issuer}).encode()
             for name, content in ((ABOUT, about), (MARKER, data), (FENCE, str(Fence(0, 0, "0" * 32)).encode())):
                 write_file(runtime, f"{temporary}/{name}", content)
-            sync_directory(files, temporary)
+            directories.sync(temporary)
             files.rename(temporary, root)
-            sync_directory(files, os.path.dirname(root))
 
     # --- Who may write ---
 
@@ -129,7 +128,7 @@ class Space:
             self.large.abort_all()  # nobody is to finish them, and a full disk needs the room
             self._needed(lambda: write_file(self._runtime, f"{self._root}/{TEMPORARY}/{FENCE}", str(fence).encode()))
             self._files.rename(f"{self._root}/{TEMPORARY}/{FENCE}", f"{self._root}/{FENCE}")
-            sync_directory(self._files, self._root)
+            self._directories.sync(self._root)
             self.fence = fence
             self.large.abort_all()
 
@@ -153,14 +152,14 @@ class Space:
         directory = f"{self._root}/{LETTERS}"
         with suppress(FileExistsError):
             self._files.mkdir(directory)
-            sync_directory(self._files, self._root)
+            self._directories.sync(self._root)
         names = self._files.list(directory)
         if len(names) >= LETTERS_MAX and name.hex() not in names:
             raise Refusal("full", f"{LETTERS_MAX} letters lie here")
         temporary = f"{self._root}/{TEMPORARY}/{LETTERS}.{name.hex()}"
         write_file(self._runtime, temporary, body)
         self._files.rename(temporary, f"{directory}/{name.hex()}")
-        sync_directory(self._files, directory)
+        self._directories.sync(directory)
 
     def letter(self, name: bytes) -> bytes:
         try:

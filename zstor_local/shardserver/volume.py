@@ -15,6 +15,7 @@ from zstor_local.metastore.reserve import Reserve
 from zstor_local.model.ids import ShardUid
 from zstor_local.runtime import Runtime, sync_directory
 from zstor_local.shards.base import Room as Free
+from zstor_local.shardserver.disk import Directories, answering
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Space
 
@@ -45,6 +46,7 @@ class Volume:
         self.spaces: dict[ShardUid, Space] = {}
         self._locks: WeakValueDictionary[ShardUid, trio.Lock] = WeakValueDictionary()  # anybody may ask for any id
         files = runtime.files
+        self._directories = Directories(files)
         with suppress(FileNotFoundError):
             names = {*files.list(root)} - {"lost+found"}
             if not names <= _OWN and not {LOCK, SPACES} <= names:  # fewer of ours: it was ended while it made them
@@ -96,11 +98,22 @@ class Volume:
         except Refusal as refusal:
             if refusal.type != "no_space_here":
                 raise
-            Space.create(self.runtime, self.path(uid), issuer, marker)
+            Space.create(self.runtime, self.path(uid), issuer, marker, self._directories)
+            self._publish(uid)
             return self.find(uid)
         if (space.issuer, space.marker) != (issuer, marker):
             raise Refusal("exists", "there is another shard of that id")
         return space
+
+    def _publish(self, uid: ShardUid) -> None:
+        """Make a new space last; where that fails nobody sees it."""
+        try:
+            with answering():
+                self._directories.sync(f"{self.root}/{SPACES}")
+        except Refusal:
+            with suppress(OSError):
+                self.runtime.files.rename(self.path(uid), f"{self.path(uid)}.gone")
+            raise
 
     def remove(self, uid: ShardUid) -> None:
         """Take a space away with all that is in it: out of sight at once, durably, then off the disk. Under its lock."""
