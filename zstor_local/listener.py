@@ -18,8 +18,7 @@ from zstor_local.store.keyfile import make_directories
 
 BACKLOG: Final = 128
 SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
-
-
+_NEW: Final = ".new"  # behind its name until it listens
 _LISTENS: Final = "00010000"  # __SO_ACCEPTCON among the flags of /proc/net/unix
 
 
@@ -40,6 +39,7 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
     """
     with _locked(files, path) as beneath:
         name = os.path.basename(path)
+        _must_be_no_file(beneath, name, path)
         if _somebody_listens(path):
             raise AlreadyServed(f"a service manager listens at {path}", "systemctl --user start zstor.service")
         listener = _bind(beneath, name)
@@ -83,6 +83,17 @@ def _locked(files: Files, path: str) -> Iterator[str]:
         os.close(directory_fd)
 
 
+def _must_be_no_file(beneath: str, name: str, path: str) -> None:
+    """What we replace, and what is gone at the end, is a socket."""
+    for suffix in ("", _NEW):
+        try:
+            found = os.stat(f"{beneath}/{name}{suffix}", follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISSOCK(found.st_mode):
+            raise StoreFault(f"{path}{suffix} is there already and no socket", "move it away, or set another socket")
+
+
 def _somebody_listens(path: str) -> bool:
     """Whether a living process listens under just this name: a service manager that has not started its service.
 
@@ -108,7 +119,7 @@ def _lock(path: str, shown: str) -> int:
 
 def _bind(beneath: str, name: str) -> socket.socket:
     """Bound under a temporary name with mode 0600, then renamed: nobody ever meets a socket that is not ready."""
-    temporary = f"{beneath}/{name}.new"
+    temporary = f"{beneath}/{name}{_NEW}"
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

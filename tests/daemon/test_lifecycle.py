@@ -91,6 +91,17 @@ def test_a_socket_directory_that_others_can_enter_is_refused(new_daemon: Daemon,
     assert not new_daemon.store.exists()
 
 
+@pytest.mark.parametrize("suffix", ["", ".new"])
+def test_a_file_where_the_socket_is_to_be_stays(new_daemon: Daemon, suffix: str) -> None:
+    file = Path(new_daemon.socket + suffix)
+    file.parent.mkdir(mode=0o700)
+    file.write_bytes(b"notes")
+    ended = new_daemon.refuses_to_start()
+    assert ended.status == AT_FAULT
+    assert f"{file} is there already and no socket" in ended.said
+    assert file.read_bytes() == b"notes"
+
+
 def test_a_socket_directory_that_is_a_link_is_refused(new_daemon: Daemon, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
@@ -159,15 +170,6 @@ def test_the_socket_of_a_dead_daemon_is_taken_over(new_daemon: Daemon) -> None:
     new_daemon.start()
     with unharmed(new_daemon), new_daemon.client() as client:
         assert client.read("key") == b"value"
-
-
-def test_what_is_no_socket_gives_way_too(new_daemon: Daemon) -> None:
-    Path(new_daemon.socket).parent.mkdir(mode=0o700)
-    Path(new_daemon.socket).write_text("left by something")
-    Path(new_daemon.socket + ".new").write_text("left by something")
-    new_daemon.start()
-    with unharmed(new_daemon):
-        assert Path(new_daemon.socket).is_socket()
 
 
 @pytest.mark.parametrize(
