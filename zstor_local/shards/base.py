@@ -312,6 +312,10 @@ class Shard(ReadableShard, Protocol):
         """Tell a shard server whom to let in; a directory lets in nobody. Returns whether the owner's newest key is what it goes by."""
         ...
 
+    def retire(self, namespace: NamespaceId) -> None:
+        """Have a shard server remove all that it has of a namespace that is no more. The log of a directory forgets it by itself."""
+        ...
+
     def held(self, *, small: bool) -> Iterator[ShareId]:
         """Every share of that kind that lies here, whoever wrote it, in an order that stays; little memory is taken."""
         ...

@@ -269,6 +269,9 @@ class DirectoryShard:
     def tell(self, notices: Notices) -> bool:
         return True
 
+    def retire(self, namespace: NamespaceId) -> None:
+        pass
+
     def has(self, share: ShareId, *, small: bool) -> bool:
         try:
             if small:

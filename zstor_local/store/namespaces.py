@@ -6,7 +6,7 @@ does not bring it back. The same name again is another namespace, with another i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +23,8 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
+from zstor_local.store.retiring import TABLE as RETIRE_TABLE
+from zstor_local.store.retiring import still_there
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.storewide import StoreWide
 
@@ -94,7 +96,9 @@ class Namespaces:
         hasher: KeyHasher,
         rows: StoreWide,
         policy: Policy,
+        on_servers: Callable[[], Sequence[int]],
     ) -> None:
+        """`on_servers` tells which shards lie with shard servers."""
         self._runtime = runtime
         self._metastore = metastore
         self._committer = committer
@@ -103,6 +107,7 @@ class Namespaces:
         self.hasher = self._hasher = hasher
         self._rows = rows
         self._policy = policy
+        self._on_servers = on_servers
         self._known: dict[str, Namespace] = {}
         self.joined: dict[str, Namespace] = {}  # other users', by the names that they have here
 
@@ -261,6 +266,8 @@ class Namespaces:
                     records.update(self._rows.removed(table, name))
             for invited in self._rows.scan(INVITED_TABLE, f"{namespace.id.hex()}/"):
                 records.update(self._rows.removed(INVITED_TABLE, invited.name))
+            if servers := self._on_servers():
+                records.update(self._rows.written(RETIRE_TABLE, namespace.id.hex(), still_there(servers)))
             return Decision(records)
 
         was_closed = namespace.gate.closed

@@ -60,6 +60,7 @@ async def open_store(
                         nursery.start_soon(store.compaction.run)
                         nursery.start_soon(store.scrub.run)
                         nursery.start_soon(store.removal.run)
+                        nursery.start_soon(store.retiring.run)
                         store.removal.wake()
                         store.go_on_rewriting()
                         store.freeing.wake()

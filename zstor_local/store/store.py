@@ -44,6 +44,7 @@ from zstor_local.store.places import Places
 from zstor_local.store.presence import Presence
 from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
+from zstor_local.store.retiring import Retiring
 from zstor_local.store.rewriting import Rewriting
 from zstor_local.store.room import Rooms
 from zstor_local.store.rotation import Rotation
@@ -96,7 +97,9 @@ class Store:
             self.committer.failure = read_only
         self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
         self.reading = RoutedMetastore(metastore)  # other users' namespaces beside our own
-        self.namespaces = Namespaces(runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy)
+        self.namespaces = Namespaces(
+            runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy, places.on_servers
+        )  # fmt: skip
         self.rooms = Rooms(runtime, config.store, pool, lambda: self.compaction.wake())
         self.objects = Objects(
             runtime,
@@ -125,6 +128,7 @@ class Store:
             on_garbage=self.freeing.wake,
         )
         self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
+        self.retiring = Retiring(runtime, metastore, pool, self.committer, self.rows)
         self.rewriting = Rewriting(
             runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects, on_garbage=self.freeing.wake
         )

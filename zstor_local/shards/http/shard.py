@@ -302,6 +302,10 @@ class HttpShard:
             raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
         return True
 
+    def retire(self, namespace: NamespaceId) -> None:
+        ask = Ask("DELETE", f"{self.space}/namespaces/{namespace.hex()}", headers=self.writing(), durable=True)
+        self._run(lambda: self.peer.ask(ask))
+
     def has(self, share: ShareId, *, small: bool) -> bool:
         ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))
         return self._run(lambda: self.peer.ask(ask)).status == 200
