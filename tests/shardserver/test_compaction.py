@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.shardserver.server import MARKER, NAMESPACE, SESSION, STORE, scanned, version
+from tests.shardserver.server import LIMIT, MARKER, NAMESPACE, SESSION, STORE, scanned, version
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local import limits
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
@@ -183,6 +184,33 @@ def test_a_damaged_index_ends_nothing_and_is_made_anew(house: House) -> None:
     house.open()
     assert house.compact() > 2
     holds_what_it_should(house)
+
+
+def test_whoever_wants_a_space_alone_does_not_wait_for_a_look_at_all_of_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(house)
+    monkeypatch.setattr("zstor_local.shardserver.compaction.PART", 1)
+    turns, alive = house.space.turns, house.space.rooms.alive
+    met: list[str] = []
+
+    def be_alone() -> None:
+        with turns.alone():
+            met.append("alone")
+
+    wanting = threading.Thread(target=be_alone)
+
+    def looking() -> Iterator[tuple[int, int, int]]:
+        for number, each in enumerate(alive()):
+            met.append("share")
+            yield each
+            if number == 0:
+                wanting.start()
+                while not turns._alone:  # it waits
+                    pass
+
+    monkeypatch.setattr(house.space.rooms, "alive", looking)
+    house.compact()
+    wanting.join(LIMIT)
+    assert met.index("alone") < met.count("share")
 
 
 def test_it_may_break_off_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

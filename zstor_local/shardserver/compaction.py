@@ -8,7 +8,9 @@ damaged is left as it is.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 import trio
@@ -28,6 +30,7 @@ from zstor_local.store.pace import Pace, Spend
 
 EVERY: Final = 600.0  # seconds between two looks
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
+PART: Final = 10_000  # shares of the index that are looked at in one turn
 LEAST_DEAD: Final = 0.25  # of a segment, for compacting it: the records stay, which may be most of it
 
 log = logging.getLogger("zstor.shardserver")
@@ -78,8 +81,16 @@ class Compaction:
         that are alive there.
         """
         found = []
+        alive: Counter[tuple[int, int]] = Counter()
+        shares = space.rooms.alive()
+        more = True
+        while more:  # there may be millions: whoever wants to be alone, and all behind them, would wait for long
+            with space.turns.using():
+                more = False
+                for room_number, segment, size in islice(shares, PART):
+                    alive[room_number, segment] += size
+                    more = True
         with space.turns.using(), answering():
-            alive = space.rooms.alive()
             for room in space.rooms:
                 for number, size in space.rooms.sealed(room):
                     live = alive[room.number, number]

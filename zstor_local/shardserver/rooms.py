@@ -188,13 +188,11 @@ class Rooms:
             room.writer = writer
         return log
 
-    def alive(self) -> Counter[tuple[int, int]]:
-        """How many bytes of small shares lie in each segment: by the room's number, and the segment's. IndexDamaged."""
-        alive: Counter[tuple[int, int]] = Counter()
+    def alive(self) -> Iterator[tuple[int, int, int]]:
+        """Of each small share the number of its room, the segment that it lies in, and its bytes. IndexDamaged."""
         for _, places in self._index.versions():
             for (number, _), place in places.items():
-                alive[number, place.segment] += place.length
-        return alive
+                yield number, place.segment, place.length
 
     def sealed(self, room: Room) -> list[tuple[int, int]]:
         """The segments of its log that nothing is appended to any more, with their sizes."""
