@@ -168,14 +168,37 @@ def test_two_namespaces_of_one_number_are_told_apart(disk: Disk) -> None:
 
 def test_namespaces_whose_descriptions_are_damaged_do_not_take_each_others_shares(disk: Disk) -> None:
     space = disk.open()
-    for number in (3, 2, 1):  # another order than that of their names
-        space.append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+    for batch, number in enumerate((3, 2, 1)):  # another order than that of their names
+        space.append(FENCE, batch, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
     for number in (1, 2):
         Path(disk.root, "rooms", namespace(number).hex(), "about.json").write_bytes(b"\0" * 60)
     space = disk.open()
     for number in (1, 2, 3):
         with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
             assert read(0, 9) == b"%d" % number
+
+
+def test_no_namespace_is_made_that_the_index_has_no_number_for(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "ROOMS_MAX", 2)
+    space = disk.open()
+    for number in (1, 2):
+        space.append(FENCE, number, Batch([scanned(number, b"share", namespace=namespace(number))]))
+    assert refused(lambda: space.append(FENCE, 3, Batch([scanned(3, b"share", namespace=namespace(3))]))) == "full"
+    space.append(FENCE, 4, Batch([scanned(4, b"share", namespace=namespace(1))]))
+
+
+def test_a_batch_that_comes_late_brings_nothing_back(disk: Disk) -> None:
+    """It was sent once more when its connection broke, and done; then what it says was freed."""
+    space = disk.open()
+    late = Batch([scanned(1, b"share")])
+    space.append(FENCE, 1, late)
+    space.append(FENCE, 1, late)
+    space.append(FENCE, 2, Batch([], [SHARE]))
+    assert refused(lambda: space.append(FENCE, 1, late)) == "bad_request"
+    assert space.list_small("", 9) == []
+    later = Fence(1, 2, SESSION)
+    space.raise_fence(later)
+    space.append(later, 1, Batch([scanned(2, b"share")]))
 
 
 def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_before(

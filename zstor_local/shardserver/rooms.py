@@ -24,6 +24,7 @@ from zstor_local.shardserver.refusal import Refusal
 log = logging.getLogger("zstor.shardserver")
 
 OPEN_LOGS: Final = 64  # logs of namespaces that are kept open for writing: each holds a segment, in part allocated
+ROOMS_MAX: Final = 2**16 - 1  # numbers that the index has room for
 READ_LOGS: Final = 16  # logs that keep descriptors of segments open: each may take a part of all there are (segment_files.OPEN_PART)
 
 
@@ -109,7 +110,9 @@ class Rooms:
         self._add(room)
 
     def _next_number(self) -> int:
-        """One that no room has, nor one that could not be made."""
+        """One that no room has, nor one that could not be made. Refusal `full` if there is none left."""
+        if self._last_number >= ROOMS_MAX:
+            raise Refusal("full", f"the shard holds all the {ROOMS_MAX} namespaces that it can")
         self._last_number += 1
         return self._last_number
 

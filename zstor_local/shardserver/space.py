@@ -87,7 +87,7 @@ class Space:
         self._index = LogIndex(f"{root}/{INDEX}")
         self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away
         self.freed = True  # small shares, since its logs were looked at for what compaction would bring
-        self._done: tuple[str, int] = "", 0  # the last batch that was taken, so that asking again does nothing twice
+        self._done: tuple[Fence | None, int] = None, 0  # the last batch that was taken, so that asking again does nothing twice
         self._directories = Directories(self._files)
         try:
             with answering():
@@ -170,10 +170,15 @@ class Space:
     # --- Logs ---
 
     def append(self, fence: Fence, number: int, batch: Batch) -> None:
-        """Append and flush. `number` grows with each batch of a life: the last one is not done twice, when its answer was lost."""
+        """Append and flush. `number` grows with each batch of a life: the last one is not done twice, when its answer was lost.
+
+        One from before the last came late, by a connection that was given up: what it says may have been taken back since.
+        """
         self.check_fence(fence)
-        if (str(fence), number) == self._done:
+        if (fence, number) == self._done:
             return
+        if fence == self._done[0] and number < self._done[1]:
+            raise Refusal("bad_request", f"batch {number} comes after batch {self._done[1]}")
         self.rooms.check_batch(batch.entries)
         with answering():
             try:
@@ -183,7 +188,7 @@ class Space:
                     self._needed(lambda: self._append(batch))
             except LogClosed:
                 raise Refusal("failed", "a flush of the log failed before; the shard server must be started again") from None
-        self._done = str(fence), number
+        self._done = fence, number
 
     def _append(self, batch: Batch) -> None:
         touched: dict[int, Log] = {}
