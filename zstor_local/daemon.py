@@ -10,60 +10,30 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 
-from zstor_local import __version__, limits, process
-from zstor_local.access.authority import Authority
-from zstor_local.access.joining import Joining
-from zstor_local.access.letters import Letters
+from zstor_local import limits, process
 from zstor_local.access.opening import open_authority
 from zstor_local.access.ownership import OwnerKeys, OwnerTokens, owner_document
-from zstor_local.access.publishing import Publishing
-from zstor_local.access.spaces import Spaces
 from zstor_local.access.trust import TrustDocument
 from zstor_local.activation import inherited_listener
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
-from zstor_local.content.logs.leftovers import Leftovers
-from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.network import open_network
-from zstor_local.rpc.methods import access as access_methods
-from zstor_local.rpc.methods import cas as content_methods
-from zstor_local.rpc.methods import changes as change_methods
-from zstor_local.rpc.methods import daemon as daemon_methods
-from zstor_local.rpc.methods import health as health_methods
-from zstor_local.rpc.methods import jobs as job_methods
-from zstor_local.rpc.methods import keys as key_methods
-from zstor_local.rpc.methods import listing as listing_methods
-from zstor_local.rpc.methods import logcare as log_care_methods
-from zstor_local.rpc.methods import logs as log_methods
-from zstor_local.rpc.methods import namespaces as namespace_methods
-from zstor_local.rpc.methods import ns as name_methods
-from zstor_local.rpc.methods import objects as object_methods
-from zstor_local.rpc.methods import references as reference_methods
-from zstor_local.rpc.methods import renaming as renaming_methods
-from zstor_local.rpc.methods import rpc as rpc_methods
-from zstor_local.rpc.methods import shards as shard_methods
-from zstor_local.rpc.methods import sharing as sharing_methods
-from zstor_local.rpc.methods import streams as stream_methods
-from zstor_local.rpc.methods import upkeep as upkeep_methods
-from zstor_local.rpc.methods import walk as walk_methods
-from zstor_local.rpc.methods.daemon import Identity
-from zstor_local.rpc.registry import Registry
+from zstor_local.parts import Parts, methods
 from zstor_local.rpc.server import Server
 from zstor_local.runtime import Files, Network, Runtime
-from zstor_local.sandbox import Sandbox
 from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.opening import ShardEngine
@@ -73,9 +43,8 @@ from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.opening import known_keys, make_store, open_store
 from zstor_local.store.paths import Paths
-from zstor_local.store.protected import Protected
 from zstor_local.store.store import Store
-from zstor_local.system import RealClientFiles, real_runtime
+from zstor_local.system import real_runtime
 from zstor_local.watchdog import keep_telling
 
 if TYPE_CHECKING:
@@ -194,6 +163,28 @@ def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
     return SqliteEngines(runtime.files, remote)
 
 
+class _Heeding:
+    """What signals ask for."""
+
+    def __init__(self, parts: Parts, server: Server, reread: Callable[[], Config], notifier: Notifier, say: Say) -> None:
+        self._parts = parts
+        self._server = server
+        self._reread = reread
+        self._notifier = notifier
+        self._say = say
+
+    def stop(self) -> None:
+        self._notifier.stopping()
+        self._notifier.extend(limits.STOP_SECONDS + _FLUSH_SECONDS)
+        self._say("stopping: running calls end first; another signal stops at once", stopping=True)
+        self._server.stop()
+
+    def reload(self) -> None:
+        self._notifier.reloading()
+        _reload(self._parts.store, self._parts.paths, self._reread)
+        self._notifier.ready(_state(self._parts.store))
+
+
 async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config], notifier: Notifier, say: Say) -> None:
     inherited = inherited_listener(os.environ)
     if inherited is not None:
@@ -205,58 +196,37 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
             notifier.extend(_RECOVERY_SECONDS)
             announce = functools.partial(_announce, config, say)
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
-                paths = _paths(store, config)
-                names, cas = Names(store.rows), Cas(store)
-                logs = Logs(store.runtime, store.rows, names, cas, pages)
-                leftovers = Leftovers(logs, cas, runtime.clock)
-                publishing = Publishing(store, authority)
-                letters, joining = Letters(store, authority), Joining(store, authority, network)
+                parts = Parts(store, authority, network, pages)
+                server = Server(methods(parts), runtime.randomness, jobs=store.jobs, mounts_of=parts.paths.client_files.mount_namespace)
+                heeding = _Heeding(parts, server, reread, notifier, say)
+                at_once = nursery.cancel_scope.cancel
 
-                async def told() -> None:
-                    await publishing.soon()
-                    await letters.soon()
-
-                async def all_told() -> None:
-                    await publishing.publish()
-                    await letters.soon()  # with tokens of keys that count
-
-                registry = _registry(store, authority, publishing, told, joining, config, paths, logs, leftovers, names, cas)
-                key_methods.register(registry, store, told=all_told)
-                sharing_methods.register(registry, store, letters, joining, told=publishing.publish)
-                server = Server(registry, runtime.randomness, jobs=store.jobs, mounts_of=paths.client_files.mount_namespace)
-
-                def stop() -> None:
-                    notifier.stopping()
-                    notifier.extend(limits.STOP_SECONDS + _FLUSH_SECONDS)
-                    say("stopping: running calls end first; another signal stops at once", stopping=True)
-                    server.stop()
-
-                def reload() -> None:
-                    notifier.reloading()
-                    _reload(store, paths, reread)
+                def ready() -> None:
                     notifier.ready(_state(store))
+                    if notifier.heard:
+                        nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
 
                 with heard() as signals:
-                    heeding = functools.partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel, reload=reload)
-                    nursery.start_soon(heeding)
-                    async with (
-                        trio.open_nursery() as beside,
-                        _twirp(runtime.files, config.twirp, cas, names) as places,
-                    ):
-                        await beside.start(joining.run)
-                        for place in places:
-                            say(f"serving Twirp at {place}", twirp=str(place))
-                        say(_state(store), health=store.health)
-                        say(f"listening on {config.socket}", listening=config.socket)
-                        notifier.ready(_state(store))
-                        if notifier.heard:
-                            nursery.start_soon(keep_telling, notifier, server, runtime.threads, lambda: _state(store))
-                        beside.start_soon(publishing.run)
-                        beside.start_soon(letters.run)
-                        beside.start_soon(cas.collect_daily, leftovers.let_go)
-                        await server.serve([socket])
-                        beside.cancel_scope.cancel()
+                    nursery.start_soon(functools.partial(heed, signals, gently=heeding.stop, at_once=at_once, reload=heeding.reload))
+                    await _serve_clients(parts, server, socket, say, ready)
         nursery.cancel_scope.cancel()
+
+
+async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListener, say: Say, ready: Callable[[], None]) -> None:
+    """Until the server is told to stop; beside it what goes on by itself."""
+    store, config = parts.store, parts.store.config
+    async with trio.open_nursery() as beside, _twirp(store.runtime.files, config.twirp, parts.cas, parts.names) as places:
+        await beside.start(parts.joining.run)
+        for place in places:
+            say(f"serving Twirp at {place}", twirp=str(place))
+        say(_state(store), health=store.health)
+        say(f"listening on {config.socket}", listening=config.socket)
+        ready()
+        beside.start_soon(parts.publishing.run)
+        beside.start_soon(parts.letters.run)
+        beside.start_soon(parts.cas.collect_daily, parts.leftovers.let_go)
+        await server.serve([socket])
+        beside.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -290,53 +260,6 @@ def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
     late = [field.name for field in fields(Config) if getattr(new, field.name) != getattr(store.config, field.name)]
     late = [name for name in late if name not in ("socket", "file")]  # who handed a socket down says where it is
     log.info("read the configuration again%s", f"; for {', '.join(late)} a restart is needed" if late else "")
-
-
-def _registry(
-    store: Store, authority: Authority, publishing: Publishing, told: Callable[[], Awaitable[None]], joining: Joining, config: Config,
-    paths: Paths, logs: Logs, leftovers: Leftovers, names: Names, cas: Cas,
-) -> Registry:  # fmt: skip
-    """Every method of this daemon."""
-    identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), config.socket)
-    registry = Registry()
-    rpc_methods.register(registry, version=__version__)
-    daemon_methods.register(registry, store, identity, publishing.warnings)
-    health_methods.register(registry, store)
-    upkeep_methods.register(registry, store)
-    object_methods.register(registry, store, paths)
-    listing_methods.register(registry, store)
-    reference_methods.register(registry, store)
-    renaming_methods.register(registry, store)
-    change_methods.register(registry, store)
-    walk_methods.register(registry, store)
-    stream_methods.register(registry)
-    job_methods.register(registry, store)
-    content_methods.register(registry, store, paths, cas, leftovers)
-    name_methods.register(registry, names)
-    log_methods.register(registry, logs, cas)
-    log_care_methods.register(registry, store, paths, logs, cas)
-    namespace_methods.register(registry, store, Spaces(store, authority), joining)
-    access_methods.register(registry, authority, told=told)
-    shard_methods.register(registry, store)
-    return registry
-
-
-def _paths(store: Store, config: Config) -> Paths:
-    """The rules for clients' files."""
-    real = functools.cache(os.path.realpath)
-
-    def added() -> Iterator[str]:
-        """The directories of all shards as they are now."""
-        for number in store.pool.numbers:
-            shard = store.pool.get(number)
-            entry = store.pool.entry(number)
-            for url in (shard and shard.url, entry and entry.url):
-                if url and (root := url.removeprefix("file://")).startswith("/"):
-                    yield real(root.rstrip("/"))
-
-    runtime = store.runtime
-    protected = Protected.of(config, os.path.realpath, added)
-    return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots, Sandbox.of_this_process())
 
 
 # --- Words for people ---
