@@ -235,7 +235,7 @@ def test_put_warns_when_shares_are_owed(serve: Serve, capsys: pytest.CaptureFixt
 def test_a_missing_file_is_said_before_anything_is_sent(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     daemon = serve(refuse)
     assert main(["put", "missing"]) == 1
-    assert output(capsys)[1] == "zstor: error: there is no missing\n"
+    assert output(capsys)[1] == "zstor: error: there is no file or directory missing\n"
     assert daemon.peers == []
 
 

@@ -243,6 +243,28 @@ def test_the_daemons_own_files_are_no_part_of_a_tree(daemon: PrivateDaemon) -> N
     done(zstor(daemon, "rm", "-r", "--yes", "own", "zstor"))
 
 
+def test_what_could_not_be_taken_along_is_named_with_the_way_out(daemon: PrivateDaemon) -> None:
+    top = daemon.home / "odd"
+    deep = "/".join(["d" * 250] * 5)
+    (top / deep).mkdir(parents=True)
+    os.mkfifo(top / "a")
+    (top / "b").write_bytes(b"b")
+    put = zstor(daemon, "put", "-r", "odd")
+    assert b"zstor: warning: odd/a: no file, directory or symbolic link; passed over\n" in put.stderr
+    assert f"odd/{deep}: the key has 1259 bytes; use at most 1024 bytes\n".encode() in put.stderr
+    failed = {
+        line["path"]: line["error"]
+        for line in map(json.loads, zstor(daemon, "put", "-r", "odd", "--json").stdout.splitlines())
+        if "error" in line
+    }
+    assert failed["a"]["message"] == "no file, directory or symbolic link; passed over"
+    assert failed[deep]["hint"] == "use at most 1024 bytes"
+    got = zstor(daemon, "get", "-r", "odd")
+    assert b"zstor: warning: odd/b is there already; -f replaces it\n" in got.stderr
+    done(zstor(daemon, "rm", "-r", "--yes", "odd"))
+    remove(top)
+
+
 def test_a_file_that_is_refused_is_named(daemon: PrivateDaemon) -> None:
     key = daemon.home / "config" / "zstor" / "master.key"
     for file in (key, Path("/proc/cpuinfo"), daemon.home / "data" / "zstor" / "lock"):

@@ -256,7 +256,7 @@ def naming_errors(name: str, *, missing: str | None = None) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise NotFound(f"there is no {missing or name}") from None
+        raise NotFound(f"there is no {missing or f'file or directory {name}'}") from None
     except FileExistsError:
         raise AlreadyExists(f"{name} is there already", hint="-f replaces it") from None
     except OSError as error:

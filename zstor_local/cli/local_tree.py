@@ -61,7 +61,8 @@ class Tree:
     # --- To read ---
 
     def walk(self) -> Iterator[Entry | OSError]:
-        """Everything in it, each directory before what it holds, names in order; what cannot be read as its error.
+        """Everything in it, each directory before what it holds, names in order; what cannot be read as its error,
+        with its path as `filename`.
 
         FIFOs, devices and sockets come as an error too, and so does the daemon's store as one thing.
         """
@@ -74,16 +75,16 @@ class Tree:
             try:
                 entries = self._list(path)
             except OSError as error:
-                yield OSError(error.errno, error.strerror, self._shown(path))
+                yield OSError(error.errno, error.strerror, path)
                 continue
             for name, status in entries:
                 inside = f"{path}/{name}" if path else name
                 type_ = _type(status.st_mode)
                 if type_ is None:
-                    yield OSError(None, "no file, directory or symbolic link; passed over", self._shown(inside))
+                    yield OSError(None, "no file, directory or symbolic link; passed over", inside)
                     continue
                 if type_ == "directory" and not self._may_read(inside):
-                    yield OSError(None, "the daemon's own store; passed over", self._shown(inside))
+                    yield OSError(None, "the daemon's own store; passed over", inside)
                     continue
                 yield Entry(inside, type_, stat.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_size)
                 if type_ == "directory":

@@ -49,6 +49,7 @@ class _Account:
 
     options: Options
     show: Show | None
+    below: str = ""  # the directory in which people find the things
     counted: bool = False  # whether the progress is of things, and not of bytes
     total: int | None = None
     done: int = 0
@@ -69,9 +70,12 @@ class _Account:
 
     def _complain(self, member: str, name: str, error: ZstorError) -> None:
         if self.options.json:
-            click.echo(json.dumps({member: name, "error": {"type": error.type, "message": error.message}}))
+            hint = {"hint": error.hint} if error.hint else {}
+            click.echo(json.dumps({member: name, "error": {"type": error.type, "message": error.message, **hint}}))
         else:
-            report.warning(f"{name}: {error.message}" if name not in error.message else error.message)
+            shown = os.path.join(self.below, name)
+            named = error.message if shown in error.message else f"{shown}: {error.message}"
+            report.warning(f"{named}; {error.hint}" if error.hint else named)
 
     def end(self, line: str) -> int:
         if self.options.json:
@@ -119,7 +123,7 @@ def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Jso
         if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
         Tree(directory, own=own) as tree,
         progress(prefix, wanted=not options.no_progress) as show,
-        transfers(options.connect, _named(tree, account := _Account(options, show)), store) as answers,
+        transfers(options.connect, _named(tree, account := _Account(options, show, directory)), store) as answers,
     ):
         for entry, answer in answers:
             if isinstance(answer, ZstorError):
@@ -136,7 +140,7 @@ def _named(tree: Tree, account: _Account) -> Iterator[Entry]:
     """What is in the tree and can have a key; the rest goes to the account."""
     for entry in tree.walk():
         if isinstance(entry, OSError):
-            account.note("path", str(entry.filename), IoError(f"{entry.filename}: {entry.strerror}"))
+            account.note("path", entry.filename or ".", IoError(str(entry.strerror)))
             continue
         try:
             entry.path.encode()
