@@ -212,7 +212,7 @@ def test_an_error_of_the_daemon_is_one_object(what: str, home: Path, capsys: pyt
         assert [json.loads(line)["error"] for line in output(capsys)[1].splitlines()] == [told, told]
     elif what == "put -r":  # what became of each thing is its output
         lines = [json.loads(line) for line in output(capsys)[0].splitlines()]
-        assert [line["error"] for line in lines[:-1]] == [{"type": "busy", "message": "it is busy"}] * 2
+        assert [line["error"] for line in lines[:-1]] == [{"type": "busy", "message": "it is busy", "hint": "wait"}] * 2
     else:
         assert the_error(capsys) == told
 
