@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 
 from tests.daemon.client import Client, error_type
 from tests.shardserver.server import Server, scanned
+from zstor_local.access.invitation import Pass, Secret, letter_secrets, open_letter, parse_public_key
 from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.coding.keys import KeyRing
+from zstor_local.errors import CorruptRecord
+from zstor_local.model.ids import NamespaceId, StoreId
+from zstor_local.model.masterkey import MasterKey
 from zstor_local.shards.http.wire import DIGEST, Batch, digest, pack_batch
 
 LARGE = bytes(range(256)) * 4_000
@@ -159,6 +165,53 @@ def test_a_token_that_counts_no_more_is_renewed_by_a_letter(world: World) -> Non
     world.alice.write("after", b"after", namespace="photos")
     wait_for(world.bob, "after")
     assert world.bob.read("after", namespace="photos") == b"after"
+
+
+def letters(world: World, secret: Secret) -> list[bytes]:
+    """What anybody is given who knows where it lies."""
+    store = world.alice.result("token.keys")["issuer"].removeprefix("zstor:")
+    found = []
+    for server in world.servers:
+        with server.client(None) as client:
+            answer = client.get(f"/v1/{store}/letters/{secret.id.hex()}")
+            found += [answer.content] if answer.status_code == 200 else []
+    return found
+
+
+def opens(world: World, secret: Secret, private: bytes) -> bool:
+    """Whether with this secret alone, and somebody's private key, one of the letters there is understood."""
+    store, namespace = (bytes.fromhex(world.alice.result("token.keys")["issuer"].removeprefix("zstor:")), photos(world))
+    guess = Pass("", namespace, StoreId(store), "", (bytes(32),), (), "letters", "", "", secret.key, secret.id, 0)
+    for letter in letters(world, secret):
+        with suppress(CorruptRecord):
+            return bool(open_letter(letter, guess, private).record_keys)
+    return False
+
+
+def photos(world: World) -> NamespaceId:
+    """The namespace's id, as a server has it."""
+    (room,) = [about.parent for about in world.servers[0].data.glob("spaces/*/rooms/*/about.json") if '"photos"' in about.read_text()]
+    return NamespaceId(bytes.fromhex(room.name))
+
+
+def test_who_has_a_retired_master_key_reads_no_letters(world: World) -> None:
+    """Its reader does, and reads on."""
+    public = parse_public_key(world.bob.result("namespace.key")["public_key"])
+    key_file = next(world.alices.home.rglob("master.key"))
+    old = MasterKey.from_text(key_file.read_text())
+    (secret,) = letter_secrets(KeyRing(old.key, old.store_id).store_wide(), photos(world), public)
+    assert opens(world, secret, bytes(32))
+    world.alice.result("job.wait", job=world.alice.result("key.rotate")["job"])
+    assert opens(world, secret, bytes(32))
+    world.alice.result("key.retire")
+    assert len(letters(world, secret)) == 3
+    assert not opens(world, secret, bytes(32))
+    world.alice.write("retired", b"retired", namespace="photos")
+    wait_for(world.bob, "retired")
+    assert world.bob.read("retired", namespace="photos") == b"retired"
+    key = world.bob.result("namespace.key")["public_key"]
+    invitation = world.alice.result("namespace.invite", namespace="photos", user="bob", public_key=key)["invitation"]
+    assert world.bob.result("namespace.join", invitation=invitation)["namespace"] == "photos"  # by the newest pass it is the same
 
 
 def test_with_a_server_away_every_byte_is_read(world: World) -> None:

@@ -2,7 +2,8 @@
 
 An invitation is `zstor1` and base64url of a CBOR map {0: 1, 1: store id, 2: namespace id, 3: sealed}. What is sealed, with HPKE
 (RFC 9180; X25519, HKDF-SHA256, AES-256-GCM) to the user's public key, bound to both ids, is a `Pass`. From then on letters on the shard
-servers renew it: the same, sealed with the key that the first one brought, so that only the owner can have written them.
+servers renew it: the same, sealed with the key that the first one brought, so that only the owner can have written them. That key
+follows from a master key. Once such keys are retired letters are sealed to the reader's public key too, and bring that of later ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PREFIX: Final = "zstor1"
 PLACES_MAX: Final = 10_000  # numbers of a store's shards are below it
 PLACES: Final = 500  # at once: each costs its reader a connection
 _SCHEMA: Final = 1
+_FOR_ONE: Final = 2  # of a letter: what is a pass inside is sealed to a public key
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._-]{0,8192}\Z")  # goes into a header as it is
 _TEXT_CHARACTERS: Final = 4_096
 _INVITATION: Final = b"zstor/1 invitation"
@@ -177,21 +179,35 @@ def open_invitation(text: str, private: bytes) -> Pass:
         ) from None
 
 
-def seal_letter(given: Pass, salt: bytes) -> bytes:
-    """What renews a pass, for whoever has the one before. `salt` is 32 fresh random bytes."""
-    return NamespaceKeys(given.letter_key).seal_record(salt, _bound(given), given.encode())
+def seal_letter(given: Pass, salt: bytes, public: bytes | None = None, before: Secret | None = None) -> bytes:
+    """What renews a pass, for whoever has the one before, which may bear another secret. `salt` is 32 fresh random bytes. With a
+    public key for its bearer alone.
+    """
+    secret = before or Secret(given.letter_key, given.letter_id)
+    bound, plain = _bound(given, secret.id), given.encode()
+    if public is not None:
+        plain = encode({0: _FOR_ONE, 1: _SUITE.encrypt(plain, X25519PublicKey.from_public_bytes(public), bound)})
+    return NamespaceKeys(secret.key).seal_record(salt, bound, plain)
 
 
-def open_letter(letter: bytes, before: Pass) -> Pass:
-    """The newer pass, or the one before if the letter is older; CorruptRecord if the owner did not write it."""
-    opened = Pass.decode(NamespaceKeys(before.letter_key).open_record(_bound(before), letter))
+def open_letter(letter: bytes, before: Pass, private: bytes) -> Pass:
+    """The newer pass, or the one before if the letter is older; CorruptRecord if the owner did not write it, or for another one."""
+    bound = _bound(before, before.letter_id)
+    plain = NamespaceKeys(before.letter_key).open_record(bound, letter)
+    outer = decode(plain)
+    if outer.get(0) == _FOR_ONE:
+        try:
+            plain = _SUITE.decrypt(outer.get(1), X25519PrivateKey.from_private_bytes(private), bound)  # type: ignore[arg-type]
+        except (TypeError, ValueError, InvalidTag):
+            raise CorruptRecord("a letter is for another reader") from None
+    opened = Pass.decode(plain)
     if (opened.store_id, opened.namespace_id) != (before.store_id, before.namespace_id):
         raise CorruptRecord("a letter is of another namespace")
     return opened if opened.made >= before.made else before
 
 
-def _bound(given: Pass) -> bytes:
-    return _LETTER + given.store_id + given.namespace_id + given.letter_id
+def _bound(given: Pass, letter_id: bytes) -> bytes:
+    return _LETTER + given.store_id + given.namespace_id + letter_id
 
 
 def _from_base64(text: str) -> bytes:
@@ -201,10 +217,16 @@ def _from_base64(text: str) -> bytes:
         return b""
 
 
-def letter_secrets(store_wide: NamespaceKeys, namespace: NamespaceId, public: bytes) -> tuple[bytes, bytes]:
-    """The key and id of the letters to a public key: the same for ever, and known to nobody else who was invited."""
-    bound: Sequence[bytes] = (namespace, public)
-    return (
-        store_wide.derive(b"zstor/1 letter key" + b"".join(bound), KEY_BYTES),
-        store_wide.derive(b"zstor/1 letter id" + b"".join(bound), ID_BYTES),
-    )
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """What seals the letters to one reader, and under what name they lie."""
+
+    key: bytes
+    id: bytes
+
+
+def letter_secrets(store_wide: NamespaceKeys, namespace: NamespaceId, public: bytes) -> Sequence[Secret]:
+    """Those of the letters to a public key, one from each master key, the newest first. Nobody else who was invited knows them."""
+    bound = namespace + public
+    keys = store_wide.derive_each(b"zstor/1 letter key" + bound, KEY_BYTES)
+    return [*map(Secret, keys, store_wide.derive_each(b"zstor/1 letter id" + bound, ID_BYTES))]

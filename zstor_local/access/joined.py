@@ -17,7 +17,7 @@ import trio
 from zstor_local import limits
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass, Place, open_letter
-from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
 from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -48,6 +48,8 @@ from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object
 
 TABLE: Final = "joined"  # of store-wide rows: passes, by the name that the namespace has here
+IDENTITY_TABLE: Final = "identity"
+IDENTITY: Final = "x25519"  # its row: our private key
 WAIT_SECONDS: Final = 50  # that a server is asked to wait for news
 RENEW_SECONDS: Final = 30  # before a token expires
 AGAIN_SECONDS: Final = (1.0, 30.0)  # after a server did not answer: at first, and at most
@@ -95,6 +97,12 @@ def remove_rows(files: Files, directory: str, given: Pass | None = None) -> None
         for name in files.list(directory):
             if name.startswith(prefix):
                 files.unlink(f"{directory}/{name}")
+
+
+def private_key(store: Store) -> bytes:
+    """What invitations and letters to us open with; zeros before anybody asked for its public key."""
+    row = store.rows.get(IDENTITY_TABLE, IDENTITY)
+    return bytes(KEY_BYTES) if row is None else row.value
 
 
 class _NoTokens:
@@ -289,6 +297,7 @@ class JoinedShard:
         self.id = f"{joined.name}/{place.id}"
         self.url = place.url
         self._joined = joined
+        self._store = store
         server, self.space = locate(place.url, joined.given.store_id)
         self.network = network
         self.peer = Peer(server, joined, network, store.runtime.randomness, Deadlines())
@@ -334,7 +343,7 @@ class JoinedShard:
         try:
             path = f"{self.space}/letters/{before.letter_id.hex()}"
             reply = await self._letters.ask(Ask("GET", path, expect=(200,), most=LETTER_BYTES))
-            return open_letter(reply.body, before)
+            return open_letter(reply.body, before, private_key(self._store))
         except (ShardError, ShareMissing, CorruptRecord):
             return before
 

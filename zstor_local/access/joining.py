@@ -14,7 +14,7 @@ import trio
 
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass, open_invitation, public_key
-from zstor_local.access.joined import TABLE, Joined, JoinedShard, Rows, remove_rows
+from zstor_local.access.joined import IDENTITY, IDENTITY_TABLE, TABLE, Joined, JoinedShard, Rows, private_key, remove_rows
 from zstor_local.coding.keys import KEY_BYTES
 from zstor_local.errors import AlreadyExists, NotFound, Unauthenticated, Unavailable, ZstorError
 from zstor_local.model.ids import check_namespace
@@ -24,7 +24,6 @@ from zstor_local.shards.base import ShardError
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.store import Store
 
-IDENTITY_TABLE: Final = "identity"
 JOIN_SECONDS: Final = 30.0  # that a join waits for the first look at all servers
 
 log = logging.getLogger("zstor.access")
@@ -62,7 +61,7 @@ class Joining:
     async def public_key(self) -> str:
         """Our own, made on first use."""
         row = await self._store.rows.change(
-            IDENTITY_TABLE, "x25519", lambda row: self._store.runtime.randomness.bytes(KEY_BYTES) if row is None else row.value
+            IDENTITY_TABLE, IDENTITY, lambda row: self._store.runtime.randomness.bytes(KEY_BYTES) if row is None else row.value
         )
         if row is None:
             raise AssertionError("a row that was put is there")
@@ -72,8 +71,7 @@ class Joining:
         """Read the namespace that the invitation gives, under its own name or another one. Durable when this returns, and caught up
         with each server that answers. AlreadyExists for a name that is taken here. `progress` is told how many objects are known.
         """
-        row = self._store.rows.get(IDENTITY_TABLE, "x25519")
-        given = open_invitation(invitation, bytes(KEY_BYTES) if row is None else row.value)
+        given = open_invitation(invitation, private_key(self._store))
         name = check_namespace(name or given.namespace)
         async with self._turn:
             joined = await self._take(given, name)

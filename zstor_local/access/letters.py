@@ -6,14 +6,14 @@ A letter can be left again and again. Once the permission is taken away it holds
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
 import trio
 
 from zstor_local.access.authority import Authority
-from zstor_local.access.invitation import Pass, Place, letter_secrets, seal_invitation, seal_letter
+from zstor_local.access.invitation import Pass, Place, Secret, letter_secrets, seal_invitation, seal_letter
 from zstor_local.access.trust import TOKEN_SECONDS_MAX
 from zstor_local.coding.keys import SALT_BYTES
 from zstor_local.errors import InvalidParams, NotFound, PermissionDenied, ZstorError
@@ -80,15 +80,31 @@ class Letters:
             away = False
             for namespace, user, public in self._invited():
                 given = await self._pass(namespace, user, public)
-                body = seal_letter(given, self._store.runtime.randomness.bytes(SALT_BYTES))
-                for shard in shards:
-                    try:
-                        headers = {**shard.fenced(), DIGEST: digest(body)}
-                        await shard.peer.ask(Ask("PUT", f"{shard.space}/letters/{given.letter_id.hex()}", body, headers))
-                    except (ShardError, ShareMissing) as error:
-                        log.info("shard %s takes no letters: %s", shard.id, error)
-                        away = True
+                for name, body in self._sealed(given, public):
+                    for shard in shards:
+                        try:
+                            headers = {**shard.fenced(), DIGEST: digest(body)}
+                            await shard.peer.ask(Ask("PUT", f"{shard.space}/letters/{name.hex()}", body, headers))
+                        except (ShardError, ShareMissing) as error:
+                            log.info("shard %s takes no letters: %s", shard.id, error)
+                            away = True
             return away
+
+    def _sealed(self, given: Pass, public: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The letters to a reader with their names: one for who has the newest pass, and one for each secret that others may know by
+        now, where a reader that was away still looks.
+        """
+        salt = self._store.runtime.randomness.bytes
+        current, retired = self._secrets(given.namespace_id, public)
+        for secret in (current, *retired):
+            yield secret.id, seal_letter(given, salt(SALT_BYTES), public if retired else None, secret)
+
+    def _secrets(self, namespace: NamespaceId, public: bytes) -> tuple[Secret, Sequence[Secret]]:
+        """What seals a reader's letters now, and what did before older master keys were retired. A rotation alone changes nothing."""
+        secrets = letter_secrets(self._store.sealer.keys(STORE_WIDE), namespace, public)
+        record = self._store.rotation.record()
+        count = len(secrets) - (0 if record is None else record.retired)
+        return secrets[count - 1], secrets[count:]
 
     def _invited(self) -> Iterator[tuple[Namespace, str, bytes]]:
         for row in self._store.rows.scan(INVITED_TABLE):
@@ -101,7 +117,7 @@ class Letters:
     async def _pass(self, namespace: Namespace, user: str, public: bytes) -> Pass:
         """What the user needs to read the namespace now; without a token if there is no permission."""
         sealer = self._store.sealer
-        key, identity = letter_secrets(sealer.keys(STORE_WIDE), namespace.id, public)
+        secret, _ = self._secrets(namespace.id, public)
         token = ""
         if self._authority.kind == "builtin":
             try:
@@ -119,7 +135,7 @@ class Letters:
             source="letters" if self._authority.kind == "builtin" else "authority",
             organization=self._authority.organization,
             token=token,
-            letter_key=key,
-            letter_id=identity,
+            letter_key=secret.key,
+            letter_id=secret.id,
             made=self._store.runtime.clock.now(),
         )

@@ -123,12 +123,8 @@ class NamespaceKeys:
             return False
         return True
 
-    def derive(self, info: bytes, length: int) -> bytes:
-        """Bytes for a purpose of their own, the same after a rotation: from the oldest key that is known."""
-        return self._opening[-1].derive(info, length)
-
     def derive_each(self, info: bytes, length: int) -> tuple[bytes, ...]:
-        """The same from every key that is known, the newest first."""
+        """Bytes for a purpose of their own from every key that is known, the newest first."""
         return tuple(key.derive(info, length) for key in self._opening)
 
     def wrap(self, data_key: bytes) -> bytes:
