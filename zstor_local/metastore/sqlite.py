@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ from zstor_local.metastore.base import (
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite_lookups import SqliteLookups, error_name, primary_code
 from zstor_local.model.ids import StoreId, Version
-from zstor_local.model.record import Kind
+from zstor_local.model.record import Envelope, Kind
 
 FORMAT: Final = 1
 BUSY_SECONDS: Final = 5.0  # how long another process may hold the file before we give up
@@ -175,26 +175,9 @@ class SqliteMetastore(SqliteLookups):
             "update store set sequence=?, reserved=?, writer=?, objects=?, bytes=?",
             (state.sequence, state.reserved, state.writer, state.objects, state.bytes),
         )
-        newest = {(row.space, row.name.encode()): row.envelope for row in transaction.rows}  # of a row written twice the last counts
-        for table, other, buried in (("record", "tombstone", False), ("tombstone", "record", True)):
-            rows = [(*at, envelope) for at, envelope in newest.items() if (envelope.kind is Kind.TOMBSTONE) is buried]
-            if rows:
-                if buried:
-                    self._no_tombstones = False
-                db.executemany(
-                    f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
-                    [(space, name, e.kind, e.key_hash, e.version, e.sequence, e.sealed) for space, name, e in rows],
-                )
-                if other == "tombstone" and self._no_tombstones:
-                    continue
-                db.executemany(
-                    f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
-                    [
-                        (space, name)
-                        for space, name, envelope in rows
-                        if envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE)
-                    ],
-                )
+        self._put_rows(
+            {(row.space, row.name.encode()): row.envelope for row in transaction.rows}
+        )  # of one written twice the last counts
         if transaction.intents:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
         if transaction.intents_done:
@@ -222,6 +205,29 @@ class SqliteMetastore(SqliteLookups):
             db.execute(
                 "insert into usage values(?1, ?2, ?3) on conflict(space) do update set objects=objects+?2, bytes=bytes+?3",
                 (space, more.objects, more.bytes),
+            )
+
+    def _put_rows(self, newest: Mapping[tuple[bytes, bytes], Envelope]) -> None:
+        """Records, each in the place of its row's tombstone, and tombstones in the place of records."""
+        for table, other, buried in (("record", "tombstone", False), ("tombstone", "record", True)):
+            rows = [(*at, envelope) for at, envelope in newest.items() if (envelope.kind is Kind.TOMBSTONE) is buried]
+            if not rows:
+                continue
+            if buried:
+                self._no_tombstones = False
+            self._writer.executemany(
+                f"insert or replace into {table} values(?, ?, ?, ?, ?, ?, ?)",
+                [(space, name, e.kind, e.key_hash, e.version, e.sequence, e.sealed) for space, name, e in rows],
+            )
+            if other == "tombstone" and self._no_tombstones:
+                continue
+            self._writer.executemany(
+                f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
+                [
+                    (space, name)
+                    for space, name, envelope in rows
+                    if envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE)
+                ],
             )
 
     def _give_up(self, error: sqlite3.Error) -> None:

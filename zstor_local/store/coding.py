@@ -27,7 +27,7 @@ from zstor_local.shards.base import ShardError, ShareWriter
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.quorum import not_enough_shards
-from zstor_local.store.sources import FileSource, StreamSource
+from zstor_local.store.sources import FileSource, StreamSource, fill
 from zstor_local.value import value
 
 INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding
@@ -300,18 +300,14 @@ class LargeWrite:
             while True:
                 await slots.acquire()
                 buffer = memoryview(bytearray(self._policy.chunk_size))
-                filled = min(len(rest), len(buffer))
-                buffer[:filled], rest = rest[:filled], rest[filled:]
-                ended = False
-                while filled < len(buffer) and not ended:
-                    count = await source.read_into(buffer[filled:])
-                    filled += count
-                    ended = count == 0
+                begun = min(len(rest), len(buffer))
+                buffer[:begun], rest = rest[:begun], rest[begun:]
+                filled = begun + await fill(source, buffer[begun:])
                 if filled:
                     queue.append((number, buffer[:filled]))
                     number += 1
                     nursery.start_soon(work)
-                if ended:
+                if filled < len(buffer):
                     return
 
     async def _in_thread(self, work: Callable[[], bool | None]) -> bool:

@@ -97,28 +97,17 @@ class Edits:
         namespace = self._namespace
         namespace.gate.check(namespace.name, closing=closing)
         namespace.gate.check_room(namespace.name, lambda: self._committer.view.usage(namespace.id), growth)
-        quorum_of_new = {} if new is None else {new.key: new}
         records: dict[RowName, NewRecord] = {}
         for key, before, after in changed:
             # Of a key that is gone no record stays that could tell a rebuild which logs hold older ones: so all of them hear of it, and
             # of the key that has its version from now on.
             everywhere = after is None or after.version in left
-            shards = (
-                self._committer.shards if everywhere else sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
-            )
+            copies = self._committer.shards if everywhere else self._holders(key, before, after)
             if after is not None:
-                fresh = quorum_of_new.get(key)
-                # Of the record's copies any count, also where there are more logs than the version has shares: as many as of a write.
-                quorum = fresh.quorum if fresh else after.record.policy.write_quorum if insist else 0
-                plain, k = after.record.encode(), after.record.policy.k
-                shares = fresh.shares if fresh else {}
-                hashed = self._namespace.key_hash(key)
-                records[self._namespace.id, key] = NewRecord(Kind.OBJECT, hashed, after.version, plain, shards, shares, quorum, k)
+                fresh = new if new is not None and new.key == key else None
+                records[namespace.id, key] = self._record(key, after, copies, fresh, insist=insist)
             elif before is not None:
-                plain, k = Tombstone(key, now).encode(), before.record.policy.k
-                records[self._namespace.id, key] = NewRecord(
-                    Kind.TOMBSTONE, self._namespace.key_hash(key), before.version, plain, shards, k=k
-                )
+                records[namespace.id, key] = self._tombstone(key, before, copies, now)
         garbage, paid = self._left_behind(changed)
         return Decision(
             records=records,
@@ -131,6 +120,21 @@ class Edits:
             objects=sum((after is not None) - (before is not None) for _, before, after in changed),
             bytes=growth,
         )
+
+    def _holders(self, key: str, before: Object | None, after: Object | None) -> list[int]:
+        """The shards whose logs a row's new record goes to."""
+        return sorted({*_placement(before), *_placement(after), *self._owed(key, before)})
+
+    def _record(self, key: str, row: Object, copies: Sequence[int], fresh: NewShares | None, *, insist: bool) -> NewRecord:
+        # Of the record's copies any count, also where there are more logs than the version has shares: as many as of a write.
+        quorum = fresh.quorum if fresh else row.record.policy.write_quorum if insist else 0
+        shares = fresh.shares if fresh else {}
+        hashed, plain = self._namespace.key_hash(key), row.record.encode()
+        return NewRecord(Kind.OBJECT, hashed, row.version, plain, copies, shares, quorum, row.record.policy.k)
+
+    def _tombstone(self, key: str, row: Object, copies: Sequence[int], now: int) -> NewRecord:
+        hashed, plain = self._namespace.key_hash(key), Tombstone(key, now).encode()
+        return NewRecord(Kind.TOMBSTONE, hashed, row.version, plain, copies, k=row.record.policy.k)
 
     def _left_behind(self, changed: Sequence[Changed]) -> tuple[list[Garbage], list[Debt]]:
         """The shares of versions that nothing names any more, and the debts that end: of those shares, and of changed rows' records."""

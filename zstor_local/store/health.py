@@ -277,10 +277,11 @@ class Health:
             published = replace(open_object(self._sealer, current), placement=placement)
             debts = self._metastore.debts_of(stored.version)
             copies = {*placement, *record.placement}
+            named = self._committer.view.named(namespace.id, stored.version)
+            others = [(namespace.id, name) for name in named - {record.key}]
             records = {
                 row: self._record(namespace, stored, replace(self._other(row), placement=placement), copies | _untold(debts, row))
-                for name in self._committer.view.named(namespace.id, stored.version) - {record.key}
-                for row in [(namespace.id, name)]
+                for row in others
             }
             own = namespace.id, record.key
             shares = {targets[index]: (index, share) for index, share in made.items()}

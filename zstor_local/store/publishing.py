@@ -303,14 +303,12 @@ class Publisher:
             transaction.garbage.extend(garbage for garbage in decision.garbage if self._pool.entry(garbage.shard) is not None)
             transaction.garbage_freed.extend(decision.garbage_freed)
             transaction.debts_paid.extend(decision.debts_paid)
-            # Of what the same group replaces nobody is owed a share that is freed; who missed a record is owed the row's newest.
             for debt in [*decision.debts, *self._debts(item, failed)]:
-                if debt.kind is Owed.SHARE:
-                    if (debt.shard, ShareId(debt.version, debt.index)) not in freed:
-                        transaction.debts.append(debt)
-                else:
-                    row = newest.get((debt.space, debt.name))
-                    transaction.debts.append(debt if row is None else replace(debt, version=row.version))
+                # Of what the same group replaces nobody is owed a share that is freed; who missed a record is owed the row's newest.
+                if debt.kind is Owed.SHARE and (debt.shard, ShareId(debt.version, debt.index)) in freed:
+                    continue
+                row = newest.get((debt.space, debt.name)) if debt.kind is Owed.RECORD else None
+                transaction.debts.append(debt if row is None else replace(debt, version=row.version))
             references.update(dict.fromkeys(decision.references_gone, False))
             references.update(dict.fromkeys(decision.references, True))
         transaction.references.extend(reference for reference, there in references.items() if there)

@@ -23,6 +23,14 @@ class StreamSource(Protocol):
         ...
 
 
+async def fill(source: StreamSource, buffer: memoryview) -> int:
+    """Fill the buffer from a stream; less only where that ends. Returns how many bytes came."""
+    filled = 0
+    while filled < len(buffer) and (count := await source.read_into(buffer[filled:])):
+        filled += count
+    return filled
+
+
 @dataclass(frozen=True, slots=True)
 class BytesSource:
     """A value that came inside a message."""
