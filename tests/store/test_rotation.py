@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.store.home import Home, content, delete, get, name, put
 from tests.store.test_rebuild import lose_metastore, rebuilt
@@ -260,3 +262,36 @@ async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:
         shard = store.pool.get(2)
         assert shard is not None
         assert Kind.KEYS in {scanned.entry.envelope.kind for scanned in shard.scan()}
+
+
+async def test_what_is_retired_stays_so(home: Home) -> None:
+    async with home.open() as store:
+        await store.rotation.retire()  # of a store that has had one key: nothing to do
+        assert store.rotation.record() is None
+        await rotate(store)
+        await store.rotation.retire()
+        sequence = store.rotation.dated()[1]
+        await store.rotation.retire()
+        assert store.rotation.dated()[1] == sequence
+        await rotate(store)
+    lose_metastore(home)
+    rebuilt(home.config())
+    async with home.open() as store:
+        record = store.rotation.record()
+        assert record is not None
+        assert (len(record.older), record.retired, record.settled) == (2, 1, True)
+        await store.rotation.retire()
+        assert store.rotation.dated()[0] == replace(record, retired=2)
+
+
+async def test_a_key_is_retired_while_records_are_sealed_anew(home: Home) -> None:
+    """Both change one record, in one group of the committer's."""
+    async with home.open() as store:
+        await fill(store)
+        await rotate(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.rotation.retire)
+            nursery.start_soon(store.rotation._commit, lambda before: replace(store.rotation._kept(before), settled=False))
+        record = store.rotation.record()
+        assert record is not None
+        assert (record.retired, record.settled) == (1, False)
