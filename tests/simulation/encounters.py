@@ -6,12 +6,13 @@ What is never met is not tested, however many histories there are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from zstor_local.metastore.base import Garbage
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.shards.base import Shard
 from zstor_local.store.change import Decision
@@ -152,10 +153,10 @@ def _shards(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
 def _freeing(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
     free = Freeing._free_batch
 
-    async def counted_free(self: Freeing) -> int:
+    async def counted_free(self: Freeing, needless: Set[Garbage]) -> int:
         rows = [row for number in self._pool.numbers for row in self._metastore.garbage(number, 1_000)]
         counts["freeing beside a reader of it"] += any(self._leased(row.share.version) for row in rows)
-        done = await free(self)
+        done = await free(self, needless)
         counts["shares freed"] += done
         return done
 

@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, nam
 from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import NoSpace, NotFound
+from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
@@ -135,6 +137,27 @@ async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, *
         before = entries(store, 0, Kind.VOID)
         assert await compact(store, 0.01) > 0
         assert (entries(store, 0, Kind.VOID) < before) is told
+
+
+async def test_a_share_that_was_made_elsewhere_stays_until_it_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the last: that is looked at where it is freed."""
+    home = Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=4)
+
+    async def is_needless(row: Garbage) -> bool:
+        return False
+
+    async with home.open() as store:
+        monkeypatch.setattr(store.shares_health, "is_needless", is_needless)
+        stored = await put(store, "a", content(1, 4_000))
+        first = stored.record.placement[0]
+        home.take_away(first)
+        await store.shares_health.repair(stored, Nobody())
+        await home.return_to(store, first)
+        await compact(store, 0.01)
+        shard = store.pool.get(first)
+        assert shard is not None
+        with closing(shard.open_share(ShareId(stored.version, 0), small=True)) as share:
+            assert len(share.read(0, stored.record.share_bytes)) == stored.record.share_bytes
 
 
 async def test_while_a_shard_is_owed_something_tombstones_stay_and_bury(home: Home) -> None:

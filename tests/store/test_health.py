@@ -28,8 +28,10 @@ from tests.store.home import (
 from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import Conflict, Unreadable
-from zstor_local.metastore.base import Debt, Owed
+from zstor_local.metastore.base import Debt, Garbage, Owed
+from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
@@ -217,7 +219,7 @@ async def test_a_repair_that_waited_for_the_freeing_of_its_version_makes_nothing
             first = store.pool.opened()[0]
             with monkeypatch.context() as patch:
                 patch.setattr(store.pool, "opened", lambda: [first])
-                assert await store.freeing._free_batch() == 1
+                assert await store.freeing._free_batch({*await store.freeing._needless(first)}) == 1
         assert refused
         await freed(store)
     assert home.share_files() == []
@@ -270,6 +272,46 @@ async def test_what_a_repair_replaced_is_freed_when_its_shard_is_back(tmp_path: 
         await delete(store, "a")
         await freed(store)
         assert len(home.share_files()) + small_shares(store) == 0
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_share_that_was_made_elsewhere_is_not_freed_where_it_was_as_long_as_it_is_not_good_there(
+    tmp_path: Path, size: int
+) -> None:
+    """Whoever cannot read an object is told to bring shards back: what lies on them may be the last that there is."""
+    home = Home(tmp_path, Policy(2, 3, chunk_size=256 * KIB), shards=4)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        first, second, third = stored.record.placement
+        (spare,) = {0, 1, 2, 3} - set(stored.record.placement)
+        home.take_away(first)
+        await repair(store, stored)
+        home.take_away(spare)
+        home.take_away(second)
+        await store.presence.look()
+        with pytest.raises(Unreadable):
+            await get(store, "a")
+        await home.return_to(store, first)
+        await freed(store)
+        assert await get(store, "a") == content(1, size)
+        assert store.objects.find(name("a")).record.placement == (first, second, third)
+        await home.return_to(store, spare)
+        await home.return_to(store, second)
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert len(home.share_files()) + small_shares(store) == 3
+        assert await check(store, store.objects.find(name("a"))) == ("optimal", ["ok"] * 3)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_row_that_would_free_what_a_record_names_is_struck_out(home: Home, size: int) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        wrong = Garbage(stored.record.placement[0], ShareId(stored.version, 0), stored.record.small)
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=[wrong]))
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+        assert await check(store, store.objects.find(name("a"))) == ("optimal", ["ok"] * 3)
 
 
 async def mended(store: Store) -> None:

@@ -38,13 +38,14 @@ class Checker:
         """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
         states: list[ShareState] = []
         for index in range(record.policy.m):
-            states.append(await self._share_state(record, shares, index, fast=fast))
+            states.append(await self.share_state(record, shares, index, fast=fast))
             caller.progress(index + 1, record.policy.m)
         good = states.count("ok")
         status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
         return Checked(status, states)
 
-    async def _share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool) -> ShareState:
+    async def share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool = False) -> ShareState:
+        """Look at one of them."""
         try:
             await self._runtime.threads.run(self._look, record, shares, index)
             if not fast:

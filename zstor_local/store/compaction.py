@@ -292,7 +292,7 @@ class _Segment:
             there = self._elsewhere.unread or item.share in self._elsewhere.shares
             return [item] if there and not self._segments.holds(item.share) else None
         envelope = item.entry.envelope
-        if self._segments.lies_at(self._number, located) and _small_share(located) not in self._unwanted:
+        if self._segments.lies_at(self._number, located) and not self._may_go(_small_share(located)):
             return [item]
         bare = item if item.entry.share_index is None else ScannedEntry(Entry(envelope), item.committed)
         if envelope.kind is Kind.VOID:
@@ -305,6 +305,10 @@ class _Segment:
         if key in self._elsewhere.newest or key in self._told or any(sequence in self._current for sequence in self._here[key]):
             return None
         return self._replaced(envelope, key, bare, look_only=look_only)
+
+    def _may_go(self, share: ShareId | None) -> bool:
+        """Whether a share is to be freed whatever becomes of others: not one that was made elsewhere, which may be the last."""
+        return share is not None and share in self._unwanted and not self._metastore.named(share.version)
 
     def _replaced(self, envelope: Envelope, key: _Key, bare: ScannedEntry, *, look_only: bool) -> Sequence[ScannedEntry] | None:
         """The newest record of the row in place of one of which this log never heard the end."""

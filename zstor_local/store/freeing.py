@@ -1,13 +1,14 @@
 """Freeing shares that no record names any more: what overwrites, deletes and broken-off writes left, by the rows that say so.
 
-A row goes only when its share is unlinked (or its entry is in the log) and that is durable. Rows of shards that are away wait.
+A row goes only when its share is unlinked (or its entry is in the log) and that is durable. Rows of shards that are away wait. A share
+of a version that is still named was made elsewhere: it goes only when that one is good, as it may be the last.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Final
 
 import trio
@@ -32,13 +33,16 @@ class Freeing:
     """One task for a store; `wake` it when there may be something to free."""
 
     def __init__(
-        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, leased: Callable[[Version], bool]
-    ) -> None:
+        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, leased: Callable[[Version], bool],
+        is_needless: Callable[[Garbage], Awaitable[bool]],
+    ) -> None:  # fmt: skip
+        """`is_needless` tells of a share whose version is still named whether it may go."""
         self._runtime = runtime
         self._metastore = metastore
         self._pool = pool
         self._committer = committer
         self._leased = leased
+        self._is_needless = is_needless
         self._woken = trio.Event()
         self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
@@ -63,10 +67,23 @@ class Freeing:
 
     async def free_some(self) -> int:
         """Free one batch on every shard that is there. Returns how many shares were freed."""
+        needless = {row for shard in self._pool.opened() for row in await self._needless(shard)}
         async with self.lock:
-            return await self._free_batch()
+            return await self._free_batch(needless)
 
-    async def _free_batch(self) -> int:
+    async def _needless(self, shard: Shard) -> Sequence[Garbage]:
+        """Of the next rows of a shard those whose shares nobody needs."""
+        try:
+            rows = self._metastore.garbage(shard.number, BATCH)
+            if not rows:
+                return rows
+            named = await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version)})
+        except ZstorError as error:
+            log.error("nothing can be freed on shard %s: %s", shard.id, error)
+            return []
+        return [row for row in rows if row not in named or (not self._leased(row.share.version) and await self._is_needless(row))]
+
+    async def _free_batch(self, needless: Set[Garbage]) -> int:
         freed: list[Garbage] = []
         for shard in self._pool.opened():
             try:
@@ -77,7 +94,7 @@ class Freeing:
             read = {row.share.version for row in rows if self._leased(row.share.version)}
             self._passed_over |= read
             for small in (True, False):
-                todo = [row for row in rows if row.small is small and row.share.version not in read]
+                todo = [row for row in rows if row.small is small and row.share.version not in read and row in needless]
                 freed += await self._free(shard, todo, small=small)
         if freed:
             try:

@@ -8,6 +8,7 @@ leaves nothing behind.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import trio
 from zstor_local.coding.block import BadBlock
 from zstor_local.coding.erasure import erasure_code
 from zstor_local.coding.share import pack_block_header, pack_share_end
-from zstor_local.errors import Conflict, NotEnoughShards, Unreadable
+from zstor_local.errors import Conflict, NotEnoughShards, Unreadable, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
@@ -33,6 +34,8 @@ from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import VersionShares
 from zstor_local.store.stored import Stored, open_object
+
+log = logging.getLogger("zstor.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,40 @@ class Health:
             raise self._nowhere(stored.record, leaving)
         bad = {index for index, state in enumerate(before.states) if state != "ok"} | owed
         return Repaired(stored, len(made), len(bad - made))
+
+    async def is_needless(self, row: Garbage) -> bool:
+        """Whether a share whose version is still named may go: the one that was made in its place is good, or it is not itself. Else
+        the record names it, from now on or still, and the row is struck out.
+        """
+        index = row.share.index
+        try:
+            stored = self._naming(row.share.version)
+            if stored is None:
+                return True
+            elsewhere = stored.record.placement[index] != row.shard
+            if elsewhere and (await self._is_good(stored, index) or not await self._is_good(_placed(stored, index, row.shard), index)):
+                return True
+            async with self._turn:
+                now = self._naming(row.share.version)
+                if now is not None and now.record.placement == stored.record.placement and self._pool.entry(row.shard) is not None:
+                    await self._commit(now, {index: row.shard}, {}, [row], {index} if elsewhere else set())
+        except ZstorError as error:
+            log.warning("a share of version %s is not freed yet: %s", row.share.version.hex()[:8], error)
+        return False
+
+    def _naming(self, version: Version) -> Stored | None:
+        """An object that has this version."""
+        for row in self._metastore.named(version):
+            if (namespace := self._namespaces.by_id(row.space)) is not None:
+                return Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope)
+        return None
+
+    async def _is_good(self, stored: Stored, index: int) -> bool:
+        shares = self._shares(stored)
+        try:
+            return index not in self._owed(stored) and await self._checker.share_state(stored.record, shares, index) == "ok"
+        finally:
+            shares.close()
 
     def _newest(self, stored: Stored) -> Stored:
         """The version as the metastore has it now: another repair may have moved its shares."""
@@ -332,6 +369,12 @@ class Health:
             hint="bring the missing shards back: `zstor status` names them",
             shares=shares,
         )
+
+
+def _placed(stored: Stored, index: int, number: int) -> Stored:
+    """The same, as if a share lay on this shard."""
+    placement = tuple(number if at == index else other for at, other in enumerate(stored.record.placement))
+    return replace(stored, record=replace(stored.record, placement=placement))
 
 
 @contextmanager

@@ -114,7 +114,9 @@ class Store:
             on_released=lambda version: self.freeing.released(version),
             on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
         )
-        self.freeing = Freeing(runtime, metastore, pool, self.committer, self.objects.leased)
+        self.freeing = Freeing(
+            runtime, metastore, pool, self.committer, self.objects.leased, lambda row: self.shares_health.is_needless(row)
+        )
         self.shares_health = Health(
             runtime,
             metastore,
