@@ -274,6 +274,25 @@ async def test_what_a_repair_replaced_is_freed_when_its_shard_is_back(tmp_path: 
         assert len(home.share_files()) + small_shares(store) == 0
 
 
+async def test_what_can_be_read_can_be_repaired_though_no_share_is_whole(home: Home) -> None:
+    """Each share has one bad chunk, another one than the others."""
+    data = content(1, 700_000)
+    async with home.open() as store:
+        stored = await put(store, "a", data)
+        for chunk, place in enumerate(share_places(store, stored)):
+            place.flip(place.length * (2 * chunk + 1) // 6)
+        assert await check(store, stored) == ("invalid", ["corrupt"] * 3)
+        assert await get(store, "a") == data
+        await repair(store, stored)
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
+        for index in (0, 1):
+            share_place(store, stored, index).flip(100)
+        with pytest.raises(Unreadable):
+            await repair(store, stored)
+        assert [place.read() for place in share_places(store, stored)].count(b"") == 0
+        assert len(home.share_files()) == 3
+
+
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)
 async def test_a_share_that_was_made_elsewhere_is_not_freed_where_it_was_as_long_as_it_is_not_good_there(
     tmp_path: Path, size: int

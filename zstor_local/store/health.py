@@ -91,8 +91,8 @@ class Health:
     async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
         """Make every bad share anew, as far as shards are there.
 
-        Nothing to do is fine. Unreadable if fewer than k shares are good, Conflict if the key has left the version behind. Of a key
-        that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
+        Nothing to do is fine. Unreadable if a chunk has fewer than k good blocks, Conflict if the key has left the version behind. Of
+        a key that the metastore has lost the shares are mended where they are, and no record is made. A share that lies on the shard
         `leaving` is made on another one: NotEnoughShards if there is none.
         """
         self._namespace(stored).gate.check(stored.namespace, closing=True)
@@ -104,7 +104,7 @@ class Health:
             shares = self._shares(stored)
             leases.callback(shares.close)
             before = await self._checker.check(stored.record, shares, caller)
-            if before.status == "invalid":
+            if len(_sources(before)) < stored.record.policy.k:
                 raise self._lost(stored.record, before)
             owed = self._owed(stored)
             targets = self._targets(stored, before, owed, leaving)
@@ -209,18 +209,17 @@ class Health:
     ) -> tuple[Stored, Set[int]]:
         """Returns the version and the indices of the shares that were made."""
         record = stored.record
-        good = [index for index, state in enumerate(checked.states) if state == "ok"]
         elsewhere = {index: number for index, number in targets.items() if record.placement[index] != number}
         moved = [Garbage(number, ShareId(stored.version, index), record.small) for index, number in elsewhere.items()]
         space = self._namespace(stored).id
         if moved:
             await self._committer.commit(space, "", lambda _: Decision(garbage=moved))
         if record.small:
-            made = await self._runtime.threads.run(self._make_small, record, shares, good, targets)
+            made = await self._runtime.threads.run(self._make_small, record, shares, _sources(checked), targets)
         else:
-            targets = await self._runtime.threads.run(self._make_files, stored, shares, good, targets)
+            targets = await self._runtime.threads.run(self._make_files, stored, shares, _sources(checked), targets)
             made = {}
-        there = {*good} - owed | {*targets}
+        there = {index for index, state in enumerate(checked.states) if state == "ok"} - owed | {*targets}
         stored = await self._commit(stored, targets, made, moved, there)
         return stored, {*targets} - self._owed(stored)
 
@@ -228,10 +227,9 @@ class Health:
         """Make the bad shares anew where they were: without a record in the metastore none can move."""
         record = stored.record
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
-        good = [index for index, state in enumerate(checked.states) if state == "ok"]
         if not record.small:
-            return {*await self._runtime.threads.run(self._make_files, stored, shares, good, own)}
-        made = await self._runtime.threads.run(self._make_small, record, shares, good, own)
+            return {*await self._runtime.threads.run(self._make_files, stored, shares, _sources(checked), own)}
+        made = await self._runtime.threads.run(self._make_small, record, shares, _sources(checked), own)
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
@@ -242,15 +240,17 @@ class Health:
         return {*made}
 
     def _make_small(
-        self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]
+        self, record: ObjectRecord, shares: VersionShares, sources: Sequence[int], targets: Mapping[int, int]
     ) -> dict[int, bytes]:
         parts: dict[int, list[Buffer]] = {index: [] for index in targets}
         for chunk in range(len(shares.table())):
-            for index, buffers in self._remake(record, shares, good, chunk, targets).items():
+            for index, buffers in self._remake(record, shares, sources, chunk, targets).items():
                 parts[index] += buffers
         return {index: b"".join(buffers) for index, buffers in parts.items()}
 
-    def _make_files(self, stored: Stored, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]) -> Mapping[int, int]:
+    def _make_files(
+        self, stored: Stored, shares: VersionShares, sources: Sequence[int], targets: Mapping[int, int]
+    ) -> Mapping[int, int]:
         """Write the shares; returns the targets that took theirs, durably. The other shares stay bad and are tried again later."""
         record, table = stored.record, shares.table()
         sealed = shares.sealer.seal_table(table.pack()) if record.table_blob else b""
@@ -263,7 +263,7 @@ class Health:
                     if (shard := self._pool.get(number)) is not None:
                         writers[index] = shard.begin(ShareId(stored.version, index), self._namespace(stored).id, record.policy)
             for chunk in range(len(table) if writers else 0):
-                for index, buffers in self._remake(record, shares, good, chunk, writers).items():
+                for index, buffers in self._remake(record, shares, sources, chunk, writers).items():
                     with _giving_up(writers, index):
                         writers[index].write(table.offset(chunk), buffers)
             for index in list(writers):
@@ -277,12 +277,12 @@ class Health:
         return done
 
     def _remake(
-        self, record: ObjectRecord, shares: VersionShares, good: Sequence[int], chunk: int, wanted: Mapping[int, object]
+        self, record: ObjectRecord, shares: VersionShares, sources: Sequence[int], chunk: int, wanted: Mapping[int, object]
     ) -> dict[int, list[Buffer]]:
         """The blocks of a chunk for the wanted indices, each with its header: bit by bit what a writer made."""
         shape = shares.table().shape(chunk)
         try:
-            blocks = shares.fetch(chunk, good)
+            blocks = shares.fetch(chunk, sources)
             made = erasure_code(record.policy.k, record.policy.m).remake(blocks, [*wanted])
         except BadBlock as error:
             raise AssertionError("opened blocks fit together") from error
@@ -369,6 +369,11 @@ class Health:
             hint="bring the missing shards back: `zstor status` names them",
             shares=shares,
         )
+
+
+def _sources(checked: Checked) -> list[int]:
+    """The shares that others can be made of, the best first: of one with bad blocks the others are as good as any."""
+    return [index for wanted in ("ok", "corrupt") for index, state in enumerate(checked.states) if state == wanted]
 
 
 def _placed(stored: Stored, index: int, number: int) -> Stored:
