@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 import trio
@@ -72,6 +73,7 @@ class Clients:
         self.keys = {"default": keys, OTHER: "xyz"[: draw.choice([0, 0, 1, 3])]}
         self._names = [ObjectName(space, key) for space, its in self.keys.items() for key in its]
         self._hurry = draw.choice([(0,), (0, 0.01, 1), (0.01, 1, 3, 10)])
+        self._patience = draw.choice([(inf,), (inf, inf, inf, 0, 0.001, 1)])  # seconds after which a client goes away
         self._burst = draw.choice([0.0, 0.2, 0.6])
         self._values: dict[bytes, int] = {}
         self._versions: dict[int, Version] = {}
@@ -159,8 +161,15 @@ class Clients:
         """Ask, and write down the answer."""
         kind = operation.kind
         self._begin(name.namespace, operation)
+        patience = self._draw.choice(self._patience)
         try:
-            await self._ask(store, name, operation)
+            with trio.move_on_after(patience) as waiting:
+                await self._ask(store, name, operation)
+            if waiting.cancelled_caught:
+                self.history.counts["nobody waited for it"] += 1
+                if kind == "get":
+                    self._drop(operation)
+                return
         except (AlreadyExists, Conflict) as error:
             conditional = kind in ("create", "swap", "delete if") and not (self.rewritten and kind != "create")
             if not conditional or "builds on failed" in error.message or "being deleted" in error.message:

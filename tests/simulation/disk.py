@@ -199,8 +199,12 @@ class Disk:
         return self.capacity if self.capacity is not None else 1 << 40
 
     @property
+    def used(self) -> int:
+        return self._used * PAGE
+
+    @property
     def free(self) -> int:
-        return max(0, self.total - self._used * PAGE)
+        return max(0, self.total - self.used)
 
     def create(self, parent: DirectoryNode, name: str, mode: int, *, directory: bool = False) -> Node:
         node: Node = (DirectoryNode if directory else FileNode)(self._next, mode, self.now())

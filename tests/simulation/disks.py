@@ -40,6 +40,17 @@ class Disks:
         """How many bytes the disk at this mount point holds; less than are there means that it is full."""
         self._disks[path].capacity = capacity
 
+    def fill(self, path: str, left: int) -> None:
+        """So many bytes are left on the disk at this mount point."""
+        disk = self._disks[path]
+        disk.capacity = disk.used + left
+
+    def exchange(self, path: str, other: str) -> None:
+        """Each of two disks is mounted where the other one was. Nothing on them may be open."""
+        one, two = self._disks[path], self._disks[other]
+        one.path, two.path = other, path
+        self._disks[path], self._disks[other] = two, one
+
     def place(self, path: str, data: bytes) -> None:
         """Make a new durable file, not a crash point. The directories above it are made if they are missing."""
         self._make_durable_directories(posixpath.dirname(path))

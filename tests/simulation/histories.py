@@ -75,12 +75,14 @@ CLIENTS: Final[Mapping[Kind, int]] = {
 }  # fmt: skip
 TROUBLE: Final = {
     "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
+    "crowded": 1, "read only": 1,
 }  # fmt: skip
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
 }  # fmt: skip
 POWER_CUT: Final = 0.6  # of the lives
 KILLED: Final = 0.3  # of the others
+EXCHANGED: Final = 0.1  # of the lives' beginnings, with two disks at each other's place
 METASTORE_LOST: Final = 0.15  # of the lives' ends, as they are
 LOOKED_AT: Final = 0.4  # of the lives' ends, with everything healed
 
@@ -135,6 +137,8 @@ class _Simulation:
                     history.note("killed")
                     self.world = self.world.copy()
                 self.ground.heal(all_disks=draw.random() < 0.5)
+                if draw.random() < EXCHANGED and STORE in self.world.survivors:
+                    self.ground.exchange()
                 if draw.random() < METASTORE_LOST:
                     self._lose_metastore()
                 if draw.random() < LOOKED_AT:
@@ -155,7 +159,9 @@ class _Simulation:
         """One life of the daemon and its clients. True if the power went."""
         world, draw = self.world, self.draw
         if draw.random() < POWER_CUT:
-            world.files.crash_at(world.files.points + draw.choice([20, 60, 200, 600]) + draw.randrange(100), torn=draw.random() < 0.5)
+            world.files.crash_at(
+                world.files.points + draw.choice([0, 20, 60, 200, 600]) + draw.randrange(1, 100), torn=draw.random() < 0.5
+            )
 
         async def daemon() -> None:
             try:

@@ -27,6 +27,7 @@ from zstor_local.store.pace import unpaced
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
+ONE_DISK: Final = "/disks"  # where that of a house with a single one is mounted
 SPARES: Final = 3  # disks beside those of the first shards, for shards that are added or replaced
 LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
 
@@ -44,6 +45,7 @@ class Ground:
     weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
     rotted: bool = False  # a bit has flipped
     failed_sync: bool = False  # a sync of a directory has failed
+    exchanged: tuple[str, str] | None = None  # disks that are mounted where the other one was
     unread: set[str] = field(default_factory=set)  # disks of which reads may fail in this life
     can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
@@ -52,10 +54,28 @@ class Ground:
         """Whether each shard has a disk of its own, which may go and come."""
         return self.house.kind is not None and not self.house.kind.startswith("one:")
 
+    @property
+    def mounts(self) -> Sequence[str]:
+        return self.disks if self.apart else [ONE_DISK]
+
     def put_back(self) -> None:
-        if self.apart:
-            for disk in self.disks:
-                self.world.files.put_back(disk)
+        """Every disk is there, where it belongs, and takes what is written to it."""
+        files = self.world.files
+        if self.exchanged is not None:
+            files.exchange(*self.exchanged)
+            self.exchanged = None
+        for disk in self.mounts:
+            files.put_back(disk)
+            files.set_read_only(disk, False)
+            files.set_capacity(disk, None)
+
+    def exchange(self) -> None:
+        """Two disks are mounted where the other one was, as after a restart that named them anew."""
+        if self.apart and self.exchanged is None:
+            one, other = self.draw.sample(self.disks[: self.house.shards], 2)
+            self.exchanged = one, other
+            self.world.files.exchange(one, other)
+            self.history.note(f"exchanged: {one} and {other}")
 
     def heal(self, *, all_disks: bool) -> None:
         self.world.files.heal()
@@ -125,6 +145,19 @@ class Trouble:
             return
         for operation in ("pwritev", "allocate"):
             self._fail(operation, under(disk), errno.ENOSPC, times=40)
+
+    def _crowded(self, _: str) -> None:
+        """Something else fills a disk, but for so much, until every disk is back."""
+        ground = self._ground
+        disk, left = ground.draw.choice(ground.mounts), ground.draw.choice([0, 10_000, 100_000, 1_000_000])
+        ground.history.note(f"only {left} bytes are left on {disk}")
+        ground.world.files.fill(disk, left)
+
+    def _read_only(self, _: str) -> None:
+        """As a file system that found an error in itself is mounted."""
+        disk = self._ground.draw.choice(self._ground.mounts)
+        self._ground.history.note(f"read-only: {disk}")
+        self._ground.world.files.set_read_only(disk)
 
     def _read_error(self, disk: str) -> None:
         self._ground.unread.add(disk)
@@ -226,7 +259,7 @@ class Upkeep:
 
     async def _add(self, store: Store) -> None:
         """Now and then a place that the store has: a shard that is being drained is taken back."""
-        taken_back = self._ground.draw.random() < 0.2
+        taken_back = self._ground.exchanged is None and self._ground.draw.random() < 0.2
         if place := self._ground.draw.choice(self._ground.disks) if taken_back else spare_disk(self._ground, store):
             await store.membership.add(place, None)
 
@@ -252,7 +285,9 @@ class Upkeep:
 
 
 def spare_disk(ground: Ground, store: Store) -> str | None:
-    """A disk that no shard lies on."""
+    """A disk that no shard lies on; none while two are exchanged, as a shard is looked for where it was added."""
+    if ground.exchanged is not None:
+        return None
     used = {store.places.place(entry) for entry in store.places.record.shards}
     free = [disk for disk in ground.disks if disk not in used]
     return ground.draw.choice(free) if free else None
