@@ -21,11 +21,12 @@ from tests.simulation.programs import PROGRAMS
 from tests.simulation.sweep import SHALLOW, Depth, Mutate, Program, intact, sites_of, sweep
 from tests.simulation.world import World
 from zstor_local.metastore.base import Transaction
-from zstor_local.runtime import Buffer, Files, sync_directory
+from zstor_local.runtime import Buffer, Files, FileStatus, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
 from zstor_local.store.coding import LargeWrite
+from zstor_local.store.draining import Drain
 from zstor_local.store.presence import Presence, Untold
 from zstor_local.store.publishing import Publisher
 
@@ -152,6 +153,21 @@ def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:
             sync_directory(self._files, directory.rpartition("/")[0])
 
     patch.setattr(ShareFiles, "make_durable", make_durable)
+
+
+def shards_told_apart_by_their_places(patch: pytest.MonkeyPatch) -> None:
+    def verify(self: DirectoryShard, *_: object) -> FileStatus:
+        self._files.lock(self._lock_fd)
+        return self._files.status(self._lock_fd)
+
+    patch.setattr(DirectoryShard, "_verify", verify)
+
+
+def no_look_before_a_shard_goes_by_force(patch: pytest.MonkeyPatch) -> None:
+    async def check_force(self: Drain, entry: object, job: object) -> None:
+        """Nothing is lost, whatever is."""
+
+    patch.setattr(Drain, "check_force", check_force)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,16 @@ from tests.simulation.mutants import (
     metastore_before_large_shares,
     metastore_before_logs,
     no_intent,
+    no_look_before_a_shard_goes_by_force,
     no_quorum_in_groups,
+    shards_told_apart_by_their_places,
     without,
 )
 
 SEEDS = 30
 FIRST = 1_000
 ENOUGH = 400  # seeds in which each mutant shows itself, many times over
+MORE_THAN_SHARES = next(house for house in HOUSES if house.shards > house.policy.m)
 ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
 
 
@@ -79,6 +82,8 @@ MUTANTS = {
     "no intents": Mutant(no_intent),
     "metastore before logs": Mutant(metastore_before_logs),
     "metastore before share files": Mutant(metastore_before_large_shares),
+    "shards told apart by their places": Mutant(shards_told_apart_by_their_places, house=MORE_THAN_SHARES),
+    "no look before a shard goes by force": Mutant(no_look_before_a_shard_goes_by_force, house=MORE_THAN_SHARES),
 }
 
 

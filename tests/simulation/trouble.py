@@ -220,6 +220,8 @@ class Upkeep:
         self._pause = ground.draw.choice([(0,), (0, 0.5, 3)])
         self._cut = ground.draw.choice([0.0, 0.05, 0.2])
         self._few = ground.draw.random() < 0.3  # whether shards are removed by force also where fewer stay than objects have shares
+        if self._few:
+            self._weights["remove"] = sum(self._weights.values()) + 1
 
     async def run(self, store: Store) -> None:
         """Until it is cancelled."""
