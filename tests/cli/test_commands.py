@@ -139,6 +139,8 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["put"], "missing argument"),
         (["put", "f", "--exlusive"], "--exclusive"),
         (["put", "-"], "- has no name of its own: give a KEY"),
+        (["put", "-r", ".", "/"], "'/' is no KEY for a directory"),
+        (["put", "-r", ".", ""], "'' is no KEY for a directory"),
         (["put", "f", "--user", "author"], "'author' is not NAME=TEXT"),
         (["get", "a/..", "."], "'a/..' has no last name: give a FILE"),
         (["get", "a", "--json"], "--json needs a FILE"),
@@ -229,6 +231,14 @@ def test_put_warns_when_shares_are_owed(serve: Serve, capsys: pytest.CaptureFixt
     daemon = serve(lambda request: {"metadata": METADATA | {"owed": 1, "health": "valid"}})
     assert main(["put", "f"]) == 0
     assert output(capsys)[1] == "zstor: warning: it is done, but 1 shard was away; what was missed there follows when it is back\n"
+    os.close(daemon.peers[0].fds[0])
+
+
+def test_an_empty_key_is_not_taken_for_none(serve: Serve, home: Path) -> None:
+    (home / "f").touch()
+    daemon = serve(refuse)
+    assert main(["put", "f", ""]) == 1
+    assert requests(daemon) == [("object.write_file", {"key": "", "fd": 0})]
     os.close(daemon.peers[0].fds[0])
 
 

@@ -265,6 +265,19 @@ def test_what_could_not_be_taken_along_is_named_with_the_way_out(daemon: Private
     remove(top)
 
 
+def test_a_file_where_the_directory_is_to_be_is_named_as_one(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "top/f", stdin=b"f"))
+    for name in ("top", "dangling"):
+        (daemon.home / "top").write_bytes(b"a file")
+        (daemon.home / "dangling").symlink_to("nowhere")
+        got = zstor(daemon, "get", "-rf", "top", name)
+        assert got.stderr.startswith(f"zstor: error: {name} is there already and no directory\n".encode())
+        assert (daemon.home / "top").read_bytes() == b"a file"
+        remove(daemon.home / "top")
+        (daemon.home / "dangling").unlink()
+    done(zstor(daemon, "rm", "top/f"))
+
+
 def test_a_file_that_is_refused_is_named(daemon: PrivateDaemon) -> None:
     key = daemon.home / "config" / "zstor" / "master.key"
     for file in (key, Path("/proc/cpuinfo"), daemon.home / "data" / "zstor" / "lock"):

@@ -69,10 +69,11 @@ def put(
         from zstor_local.cli.trees import put_tree
 
         extra: dict[str, Json] = {"user": user, "references": list(reference), "exclusive": exclusive}
-        return put_tree(options, file, key or "", {name: value for name, value in extra.items() if value})
-    key = key or ("" if file == "-" else Path(file).name)
-    if not key:
-        raise click.UsageError(f"{file} has no name of its own: give a KEY")
+        return put_tree(options, file, key, {name: value for name, value in extra.items() if value})
+    if key is None:
+        key = "" if file == "-" else Path(file).name
+        if not key:
+            raise click.UsageError(f"{file} has no name of its own: give a KEY")
     wanted: dict[str, Json] = {
         "if_version": if_version,
         "exclusive": exclusive or None,

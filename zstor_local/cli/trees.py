@@ -30,7 +30,7 @@ from zstor_local.cli.local_tree import Entry, Tree, check_path, write_out
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
-from zstor_local.errors import InvalidParams, IoError, NotFound, TooLarge, ZstorError
+from zstor_local.errors import AlreadyExists, InvalidParams, IoError, NotFound, TooLarge, ZstorError
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
@@ -92,11 +92,13 @@ class _Account:
 # --- put -r ---
 
 
-def put_tree(options: Options, directory: str, key: str, extra: Mapping[str, Json]) -> int:
-    """Store everything in a directory under keys that begin with `key` and a slash."""
-    prefix = key.rstrip("/") or Path(os.path.abspath(directory)).name
+def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[str, Json]) -> int:
+    """Store everything in a directory under keys that begin with `key`, or the directory's name, and a slash."""
+    prefix = Path(os.path.abspath(directory)).name if key is None else key.rstrip("/")
     if not prefix:
-        raise click.UsageError(f"{directory} has no name of its own: give a KEY")
+        raise click.UsageError(
+            f"{directory} has no name of its own: give a KEY" if key is None else f"{key!r} is no KEY for a directory"
+        )
     own = options.daemons_own()
     own.check_place(os.path.realpath(directory), directory)
 
@@ -207,6 +209,8 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
             raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
         own = options.daemons_own()
         own.check_new(os.path.realpath(top), str(top))
+        if os.path.lexists(top) and not top.is_dir():
+            raise AlreadyExists(f"{top} is there already and no directory", hint="move it away, or give another DIRECTORY")
         with naming_errors(str(top), missing=f"directory {top.parent}"):
             top.mkdir(mode=0o700, exist_ok=True)
         with Tree(str(top), own=own) as tree:
