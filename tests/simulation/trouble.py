@@ -290,8 +290,8 @@ def spare_disk(ground: Ground, store: Store) -> str | None:
     """A disk that no shard lies on; none while two are exchanged, as a shard is looked for where it was added."""
     if ground.exchanged is not None:
         return None
-    used = {store.places.place(entry) for entry in store.places.record.shards}
-    free = [disk for disk in ground.disks if disk not in used]
+    used = [store.places.place(entry) for entry in store.places.record.shards]
+    free = [disk for disk in ground.disks if not any(map(under(disk), used))]
     return ground.draw.choice(free) if free else None
 
 
