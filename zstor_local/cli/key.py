@@ -18,6 +18,7 @@ from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
 
 if TYPE_CHECKING:
+    from zstor_local.rpc.methods.daemon import Status
     from zstor_local.rpc.methods.keys import Retired, Rotated
 
 
@@ -66,7 +67,10 @@ def rotate(options: Options, yes: bool) -> None:
         raise click.UsageError("the new words are secret and standard output is no terminal: --yes prints them all the same")
     with options.connect() as client:
         rotated = cast("Rotated", client.call("key.rotate", {}))
+        shards = cast("Status", client.call("daemon.status", {}))["shards"]
     _print_words(options, Path(rotated["key_file"]))
+    if not options.json and not all(shard["url"].removeprefix("file://").startswith("/") for shard in shards):
+        click.echo("Once they are there: `zstor key retire`. Until then shard servers let in who has the old ones.")
 
 
 @key.command()
