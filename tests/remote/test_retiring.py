@@ -94,10 +94,10 @@ async def test_one_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypat
             retire = HttpShard.retire
             with monkeypatch.context() as patch:
                 patch.setattr(HttpShard, "retire", refuse)
-                await store.retiring.retire()
+                assert not await store.retiring.retire()
             assert (kept_of(one, namespace), bool(kept_of(other, namespace))) == ([], True)
             monkeypatch.setattr(HttpShard, "retire", lambda self, namespace: self.number == 2 and retire(self, namespace))
-            await store.retiring.retire()
+            assert await store.retiring.retire()
             assert not kept_of(other, namespace)
             assert store.rows.scan(TABLE) == []
 

@@ -248,9 +248,11 @@ class LargeShares:
             coming = [share for share, upload in self._uploads.items() if upload.room.id == namespace]
         for share in coming:
             self.abort(share)
+        room = self._rooms.find(namespace)
+        some = room is not None and room.shares > 0  # else nobody need look for them among all the others
         for directory in self._files.list(f"{self._root}/{SHARES}"):
-            known = self._index.known(directory)
-            for name in self._files.list(f"{self._root}/{SHARES}/{directory}"):
+            known = self._index.known(directory) if some else {}
+            for name in self._files.list(f"{self._root}/{SHARES}/{directory}") if some else ():
                 if known.get(name, (0, namespace))[1] == namespace and self._look(name)[1] == namespace:
                     self._files.unlink(f"{self._root}/{SHARES}/{directory}/{name}")
                     self._index.drop([name])

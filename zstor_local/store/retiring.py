@@ -25,6 +25,7 @@ from zstor_local.store.storewide import StoredRow, StoreWide
 
 TABLE: Final = "retire"  # of store-wide rows, by the id of a namespace that is no more
 EVERY: Final = 60.0  # seconds between two looks
+AGAIN: Final = 3_600.0  # after a server that did not do it: it may take longer than a server is waited for, and would be away each time
 SCHEMA: Final = 1
 
 log = logging.getLogger("zstor.store")
@@ -46,15 +47,17 @@ class Retiring:
         self._rows = rows
 
     async def run(self) -> None:
+        well = True
         while True:
-            await trio.sleep(EVERY)
+            await trio.sleep(EVERY if well else AGAIN)
             try:
-                await self.retire()
+                well = await self.retire()
             except ZstorError as error:
                 log.warning("deleted namespaces stay on shard servers as yet: %s", error)
 
-    async def retire(self) -> None:
-        """Have each go from where it may."""
+    async def retire(self) -> bool:
+        """Have each go from where it may. False if a server did not do it."""
+        well = True
         for row in self._rows.scan(TABLE):
             left = _numbers(row)
             for number in left:
@@ -62,6 +65,9 @@ class Retiring:
                     break
                 if await self._gone(number, NamespaceId(bytes.fromhex(row.name))):
                     await self._strike_out(row.name, number)
+                else:
+                    well = False
+        return well
 
     def _may_go(self, namespace: NamespaceId) -> bool:
         """Whether no shard may hold anything that a tombstone of the namespace has yet to bury, nor lack the end of the namespace."""
