@@ -175,6 +175,22 @@ def test_a_full_disk_is_compacted_with_what_is_in_reserve(house: House) -> None:
     holds_what_it_should(house)
 
 
+def test_what_was_refused_takes_no_share_along_that_is_there_already(house: House) -> None:
+    """It lies in one log, unflushed, as the other one failed; then a segment is begun, and the one that holds it is compacted."""
+    fill(house)
+    house.append(100, namespace=OTHER)
+    house.compact()
+    house.files.fail("fdatasync", lambda path: f"/rooms/{OTHER.hex()}/" in path, errno.EIO)
+    for numbers in ([101], sorted(KEPT), range(110, 120)):
+        with pytest.raises(Refusal):
+            house._send(Batch([*(scanned(number, share(number)) for number in numbers), scanned(200, b"share", namespace=OTHER)]))
+    house.space.freed = True
+    house.compact()
+    for forget in (False, True):
+        holds_what_it_should(house)
+        house.open(forget=forget)
+
+
 def test_a_damaged_index_ends_nothing_and_is_made_anew(house: House) -> None:
     fill(house)
     house.space.list_small("", 1)

@@ -223,7 +223,8 @@ class Log:
     def _first_written(self, last: int) -> int:
         """The segment that something may still be appended to, or has to be flushed."""
         writer = self._writer
-        return last if writer is None else min(last, writer.number)
+        unflushed = (place.segment for _, place in self._places if place is not None)  # where an append elsewhere failed, or a flush
+        return min([last if writer is None else min(last, writer.number), *unflushed])
 
     def read_whole(self, number: int) -> list[Located] | None:
         """Every entry of a segment; None if anything else lies there: what is damaged stays where it is."""
