@@ -23,7 +23,7 @@ Work = Callable[[Life], Awaitable[None]]
 EVERY: Final = range(1, 21)
 KEPT: Final = range(4, 21, 4)
 AGAIN: Final = 6  # was freed, and is here again
-EXTRA: Final = 2  # outcomes of a power loss, beside that nothing is left
+EXTRA: Final = 4  # outcomes of a power loss, beside that nothing is left
 
 
 @dataclass(frozen=True, slots=True)

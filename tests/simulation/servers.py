@@ -224,8 +224,12 @@ class Life:
     def describe(self, namespace: NamespaceId, name: str) -> None:
         names = self.promises.names
         losing = [values for other, values in names.items() if other != namespace and name in values]
-        with becoming((names.setdefault(namespace, {None}), name), *((values, None) for values in losing)):
+        for values in losing:
+            values.add(None)
+        with becoming((names.setdefault(namespace, {None}), name)):
             self.space.rooms.describe(namespace, name, None, None)
+        for values in losing:
+            values.discard(name)
 
     def put_letter(self, text: bytes) -> None:
         with becoming((self.promises.letter, text)):

@@ -134,6 +134,7 @@ class Rooms:
             for directory in (at, f"{at}/log"):
                 with suppress(FileExistsError):
                     self._files.mkdir(directory)
+            self._directories.sync(at)  # its log is there where its about.json is
             room = Room(namespace, self._next_number())
             self._write_about(room)
             self._directories.sync(f"{self._root}/{ROOMS}")
