@@ -6,7 +6,9 @@ import errno
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -569,3 +571,36 @@ async def test_of_shards_removed_by_force_at_once_each_sees_the_others_gone(home
         assert refused == 1
         for seed, (key, size) in enumerate(OBJECTS.items()):
             assert await get(store, key) == content(seed, size)
+
+
+@pytest.mark.parametrize("size", [10_000, 700_000])
+async def test_by_force_no_shard_goes_that_a_share_is_being_moved_to(home: Home, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    mend = Health._mend
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def slowly(self: Health, *args: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await mend(self, *args)
+
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        await store.membership.add(str(spare(home)), None)
+        away, leaving, _ = stored.record.placement
+        home.take_away(away)
+        await store.presence.look()
+        monkeypatch.setattr(Health, "_mend", slowly)
+        store.pool.drain([leaving])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(store.shares_health.repair, stored, Nobody(), leaving=leaving))
+            await begun.wait()
+
+            async def remove() -> None:
+                with pytest.raises(NotEnoughShards):
+                    await store.membership.remove("3", Nobody(), force=True)
+
+            nursery.start_soon(remove)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        await freed(store)
+        assert await get(store, "a") == content(1, size)

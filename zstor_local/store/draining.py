@@ -139,7 +139,9 @@ class Drain:
         return any(number in intent.shards for intent in self._metastore.intents())
 
     async def check_force(self, entry: ShardEntry, job: Job) -> None:
-        """NotEnoughShards, naming them, if objects had fewer than k shares without the shard."""
+        """NotEnoughShards, naming them, if objects had fewer than k shares without the shard, which is being drained."""
+        async with self._health.turn:
+            pass  # the repair that was under way may have been moving a share to it
         lost: list[str] = []
         seen = 0
         async with aclosing(self._pages(_Cursor())) as pages:

@@ -76,7 +76,7 @@ class Health:
         self._lease = lease
         self._freeing = freeing
         self._checker = Checker(runtime, pool)
-        self._turn = trio.Lock()  # one repair at a time: two of one version would write the same files
+        self.turn = trio.Lock()  # one repair at a time: two of one version would write the same files
         self._on_garbage = on_garbage
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
@@ -96,7 +96,7 @@ class Health:
         `leaving` is made on another one: NotEnoughShards if there is none.
         """
         self._namespace(stored).gate.check(stored.namespace, closing=True)
-        async with self._turn, AsyncExitStack() as leases:
+        async with self.turn, AsyncExitStack() as leases:
             async with self._freeing:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._lease(stored.version))
             stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
@@ -131,7 +131,7 @@ class Health:
             elsewhere = stored.record.placement[index] != row.shard
             if elsewhere and (await self._is_good(stored, index) or not await self._is_good(_placed(stored, index, row.shard), index)):
                 return True
-            async with self._turn:
+            async with self.turn:
                 now = self._naming(row.share.version)
                 if now is not None and now.record.placement == stored.record.placement and self._pool.entry(row.shard) is not None:
                     await self._commit(now, {index: row.shard}, {}, [row], {index} if elsewhere else set())
