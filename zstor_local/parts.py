@@ -10,8 +10,8 @@ from zstor_local import __version__
 from zstor_local.access.authority import Authority
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
-from zstor_local.access.publishing import Publishing
 from zstor_local.access.spaces import Spaces
+from zstor_local.access.telling import Telling
 from zstor_local.config import Config
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.leftovers import Leftovers
@@ -60,18 +60,18 @@ class Parts:
         self.cas = Cas(store)
         self.logs = Logs(store.runtime, store.rows, self.names, self.cas, pages)
         self.leftovers = Leftovers(self.logs, self.cas, store.runtime.clock)
-        self.publishing = Publishing(store, authority)
+        self.telling = Telling(store, authority)
         self.letters = Letters(store, authority)
         self.joining = Joining(store, authority, network)
 
     async def tell_soon(self) -> None:
         """Have servers and users told of permissions, without waiting long for who is slow."""
-        await self.publishing.soon()
+        await self.telling.soon()
         await self.letters.soon()
 
     async def tell_keys(self) -> None:
         """Have every server told of new keys, then users, with tokens of keys that count."""
-        await self.publishing.publish()
+        await self.telling.tell()
         await self.letters.soon()
 
 
@@ -81,7 +81,7 @@ def methods(parts: Parts) -> Registry:
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), store.config.socket)
     registry = Registry()
     rpc_methods.register(registry, version=__version__)
-    daemon_methods.register(registry, store, identity, parts.publishing.warnings)
+    daemon_methods.register(registry, store, identity, parts.telling.warnings)
     health_methods.register(registry, store)
     upkeep_methods.register(registry, store)
     object_methods.register(registry, store, paths)
@@ -100,7 +100,7 @@ def methods(parts: Parts) -> Registry:
     access_methods.register(registry, parts.authority, told=parts.tell_soon)
     shard_methods.register(registry, store)
     key_methods.register(registry, store, told=parts.tell_keys)
-    sharing_methods.register(registry, store, parts.letters, parts.joining, told=parts.publishing.publish)
+    sharing_methods.register(registry, store, parts.letters, parts.joining, told=parts.telling.tell)
     return registry
 
 

@@ -16,8 +16,8 @@ from tests.store.home import Home
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.access.authority import Revoked
 from zstor_local.access.builtin import BuiltInAuthority
-from zstor_local.access.keyring import REVOCATIONS_MAX, KeyRing
 from zstor_local.access.owner import Owner
+from zstor_local.access.signing_keys import REVOCATIONS_MAX, SigningKeys
 from zstor_local.access.trust import Revocation, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, Verified, verify, verify_trust
 from zstor_local.errors import InvalidParams, NotFound
@@ -182,7 +182,7 @@ async def test_no_number_of_revocations_is_too_much_for_a_server(world: World) -
     row = world.rows.get("authority", "keys")
     assert row is not None
     many = tuple(Revocation(world.clock.seconds + DAY, jti=f"{number:0255}") for number in range(REVOCATIONS_MAX))
-    await world.rows.put("authority", "keys", replace(KeyRing.decode(row.value), revoked=many).encode())
+    await world.rows.put("authority", "keys", replace(SigningKeys.decode(row.value), revoked=many).encode())
     document = await world.signed_trust()
     assert len(document) <= TRUST_BYTES
     assert not await world.refused(token)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
-from zstor_local.access.keyring import KeyRing
 from zstor_local.access.owner import Owner
 from zstor_local.access.ownership import issuer_name
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
+from zstor_local.access.signing_keys import SigningKeys
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.fields import decode, encode
@@ -165,13 +165,13 @@ class BuiltInAuthority:
             return
         until = now + TOKEN_SECONDS_MAX + LEEWAY_SECONDS + 1
 
-        def revoked(ring: KeyRing) -> KeyRing:
+        def revoked(ring: SigningKeys) -> SigningKeys:
             issued = None if what.jti is not None else ring.last_second(what.user, what.namespace, now)
             return ring.with_revocation(Revocation(until, what.jti, issued, what.user, what.namespace), now)
 
         await self._change_ring(revoked)
 
-    async def _signing(self) -> tuple[SigningKey, KeyRing]:
+    async def _signing(self) -> tuple[SigningKey, SigningKeys]:
         """The key that signs now, made if there is none yet, and its ring."""
         ring = self._ring(self._rows.get(_AUTHORITY, _KEYS))
         if ring.signer(self._now()) is None:
@@ -181,21 +181,21 @@ class BuiltInAuthority:
             raise CorruptRecord("the authority has no key to sign with", hint="`zstor token keys --rotate` makes one")
         return key, ring
 
-    def _able(self, ring: KeyRing, now: int) -> KeyRing:
+    def _able(self, ring: SigningKeys, now: int) -> SigningKeys:
         """The ring with a key that signs now. A later one that waits stays in it: with the clock set back it would else be lost."""
         if ring.signer(now) is not None:
             return ring
-        return replace(ring, keys=(*KeyRing().with_key(self._new_key(), now, now).keys, *ring.keys))
+        return replace(ring, keys=(*SigningKeys().with_key(self._new_key(), now, now).keys, *ring.keys))
 
     def _new_key(self) -> SigningKey:
         return SigningKey.from_seed(self._runtime.randomness.bytes(SEED_BYTES))
 
-    async def _change_ring(self, change: Callable[[KeyRing], KeyRing]) -> KeyRing:
+    async def _change_ring(self, change: Callable[[SigningKeys], SigningKeys]) -> SigningKeys:
         row = await self._rows.change(_AUTHORITY, _KEYS, lambda current: change(self._ring(current)).encode())
         return self._ring(row)
 
-    def _ring(self, row: StoredRow | None) -> KeyRing:
-        return (KeyRing() if row is None else KeyRing.decode(row.value)).since(self._owner.retired())
+    def _ring(self, row: StoredRow | None) -> SigningKeys:
+        return (SigningKeys() if row is None else SigningKeys.decode(row.value)).since(self._owner.retired())
 
     def _now(self) -> int:
         return self._runtime.clock.now() // SECOND

@@ -25,8 +25,8 @@ LOOK_SECONDS: Final = 5.0  # between two looks whether a server came back
 log = logging.getLogger("zstor.access")
 
 
-class Publishing:
-    """One task for a store; `publish` has everybody told now."""
+class Telling:
+    """One task for a store; `tell` has everybody told now."""
 
     def __init__(self, store: Store, authority: Authority) -> None:
         self._store = store
@@ -42,7 +42,7 @@ class Publishing:
         while True:
             news = self._store.committer.news()
             try:
-                await self.publish()
+                await self.tell()
             except ZstorError as error:
                 log.warning("shard servers were not told of namespaces and keys: %s", error.message)
             with trio.move_on_after(LOOK_SECONDS):
@@ -52,9 +52,9 @@ class Publishing:
     async def soon(self) -> None:
         """Tell them now, but do not wait long for those that are slow: they are told all the same."""
         with trio.move_on_after(SOON_SECONDS):
-            await self.publish()
+            await self.tell()
 
-    async def publish(self) -> None:
+    async def tell(self) -> None:
         """Tell every server that is there and does not know yet. When this returns they know."""
         servers = [shard for shard in self._store.pool.opened() if shard.on_disk is None]
         if not servers:
@@ -64,13 +64,13 @@ class Publishing:
             async with trio.open_nursery() as nursery:
                 for shard in servers:
                     if shard.check() == "ok" and not self._knows(shard, notices):
-                        nursery.start_soon(self._tell, shard, notices)
+                        nursery.start_soon(self._tell_one, shard, notices)
 
     def _knows(self, shard: Shard, notices: Notices) -> bool:
         told = self._told.get(shard.number)
         return told is not None and told[0] is shard and told[1].same(notices)
 
-    async def _tell(self, shard: Shard, notices: Notices) -> None:
+    async def _tell_one(self, shard: Shard, notices: Notices) -> None:
         try:
             newest = await self._store.runtime.threads.run(shard.tell, notices)
         except ShardError as error:

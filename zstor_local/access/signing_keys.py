@@ -22,7 +22,7 @@ class KeptKey:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRing:
+class SigningKeys:
     """Keys in the order in which they sign, and what was revoked. Times are seconds since 1970 UTC. `retired`: how many older master
     keys counted no more when they were made.
     """
@@ -39,19 +39,19 @@ class KeyRing:
         """Keys of which a valid token may be about, or will be."""
         return tuple(kept.key for kept in self.pruned(now).keys)
 
-    def with_key(self, key: SigningKey, signs_from: int, now: int) -> KeyRing:
+    def with_key(self, key: SigningKey, signs_from: int, now: int) -> SigningKeys:
         """The ring with one key more. One that was to sign later than this is dropped: it has signed nothing."""
         kept = tuple(each for each in self.pruned(now).keys if each.signs_from <= signs_from)
         return replace(self, keys=(*kept, KeptKey(key, signs_from)))
 
-    def without_key(self, kid: str, now: int) -> KeyRing:
+    def without_key(self, kid: str, now: int) -> SigningKeys:
         """The ring without a key, at once: its tokens count no more. NotFound if it is not in it."""
         left = tuple(kept for kept in self.pruned(now).keys if kept.key.kid != kid)
         if len(left) == len(self.pruned(now).keys):
             raise NotFound("there is no such signing key", hint="`zstor token keys` lists them")
         return replace(self, keys=left)
 
-    def with_revocation(self, revocation: Revocation, now: int) -> KeyRing:
+    def with_revocation(self, revocation: Revocation, now: int) -> SigningKeys:
         """The ring with one revocation more. Instead of more than REVOCATIONS_MAX one that covers every token until now."""
         kept = self.pruned(now)
         if len(kept.revoked) < REVOCATIONS_MAX:
@@ -78,16 +78,16 @@ class KeyRing:
         )
         return max((now, *met))
 
-    def pruned(self, now: int) -> KeyRing:
+    def pruned(self, now: int) -> SigningKeys:
         """Without what can concern no valid token any more: a key goes once its successor has signed for the longest life of one."""
         successors = [*(kept.signs_from for kept in self.keys[1:]), None]
         over = now - TOKEN_SECONDS_MAX - LEEWAY_SECONDS
         keys = (kept for kept, until in zip(self.keys, successors, strict=False) if until is None or until > over)
-        return KeyRing(tuple(keys), tuple(each for each in self.revoked if each.until > now), self.retired)
+        return SigningKeys(tuple(keys), tuple(each for each in self.revoked if each.until > now), self.retired)
 
-    def since(self, retired: int) -> KeyRing:
+    def since(self, retired: int) -> SigningKeys:
         """The ring without keys that are older than this: whoever has a master key that counts no more may have them too."""
-        return self if self.retired >= retired else KeyRing((), self.revoked, retired)
+        return self if self.retired >= retired else SigningKeys((), self.revoked, retired)
 
     def encode(self) -> bytes:
         revoked = [[each.until, each.jti, each.issued_until, each.sub, each.namespace] for each in self.revoked]
@@ -95,7 +95,7 @@ class KeyRing:
         return encode(plain | {3: self.retired} if self.retired else plain)
 
     @classmethod
-    def decode(cls, data: bytes) -> KeyRing:
+    def decode(cls, data: bytes) -> SigningKeys:
         """The reverse of `encode`; CorruptRecord for anything else."""
         plain = decode(data)
         try:
