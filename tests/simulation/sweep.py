@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from typing import Final
 
+import pytest
 import trio.testing
 
 from tests.simulation.account import Account, Client, Value
@@ -24,14 +25,30 @@ from tests.simulation.oracle import BadState, check_logs, check_rows, check_shar
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.points import Site, under
 from tests.simulation.world import World, run_until_power_loss
+from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import Owed
+from zstor_local.model.ids import Version
+from zstor_local.runtime import Runtime
 from zstor_local.store.opening import open_store
 from zstor_local.store.store import Store
 
 Work = Callable[[Client], Awaitable[object]]
 SMALL_PROBE: Final = {"probe": b"goes on"}
 PROBES: Final = {**SMALL_PROBE, "large probe": bytes(140_000)}
+
+
+@contextmanager
+def small_world() -> Iterator[None]:
+    """Logs whose segments are soon full, so that new ones are begun on the way; all large shares of a shard in one directory."""
+
+    def new_version(runtime: Runtime) -> Version:
+        return Version(b"\xab" + runtime.randomness.bytes(15))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
+        patch.setattr("zstor_local.store.writes.new_version", new_version)
+        yield
 
 
 async def nothing(client: Client) -> None:

@@ -14,10 +14,7 @@ import pytest
 from tests.simulation.faults import each_and_one_in_turn, sweep_faults
 from tests.simulation.mutants import STEPS, caught_by_crash, programs_at, reached, without
 from tests.simulation.programs import PROGRAMS
-from tests.simulation.sweep import Depth, Program, sites_of, sweep
-from zstor_local import limits
-from zstor_local.model.ids import Version
-from zstor_local.runtime import Runtime
+from tests.simulation.sweep import Depth, Program, sites_of, small_world, sweep
 
 LONG: Final = (
     "first start, small",
@@ -81,15 +78,8 @@ NOT_NEEDED: Final = {
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_world() -> Iterator[None]:
-    """Logs whose segments are soon full, so that new ones are begun on the way; all large shares of a shard in one directory."""
-
-    def new_version(runtime: Runtime) -> Version:
-        return Version(b"\xab" + runtime.randomness.bytes(15))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
-        patch.setattr("zstor_local.store.writes.new_version", new_version)
+def in_a_small_world() -> Iterator[None]:
+    with small_world():
         for program in PROGRAMS:
             sites_of(program)  # what the programs begin with is made before any mutant comes
         yield

@@ -23,11 +23,8 @@ from tests.simulation.programs import (
     put_small,
     put_then_delete,
 )
-from tests.simulation.sweep import Depth, Program, Run, sites_of, sweep
-from zstor_local import limits
+from tests.simulation.sweep import Depth, Program, Run, sites_of, small_world, sweep
 from zstor_local.errors import NotFound
-from zstor_local.model.ids import Version
-from zstor_local.runtime import Runtime
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import unpaced
@@ -92,15 +89,8 @@ PROGRAMS: Final = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_world() -> Iterator[None]:
-    """Logs whose segments are soon full; all large shares of a shard in one directory."""
-
-    def new_version(runtime: Runtime) -> Version:
-        return Version(b"\xab" + runtime.randomness.bytes(15))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
-        patch.setattr("zstor_local.store.writes.new_version", new_version)
+def in_a_small_world() -> Iterator[None]:
+    with small_world():
         yield
 
 

@@ -28,11 +28,10 @@ from tests.simulation.programs import (
     put_small,
     without_last_shard,
 )
-from tests.simulation.sweep import Depth, Program, Run, check, live, sites_of, states
-from zstor_local import limits
+from tests.simulation.sweep import Depth, Program, Run, check, live, sites_of, small_world, states
 from zstor_local.metastore.base import Garbage
-from zstor_local.model.ids import ObjectName, Version
-from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
+from zstor_local.model.ids import ObjectName
+from zstor_local.runtime import read_exactly, sync_directory, write_all
 from zstor_local.store.caller import Nobody
 from zstor_local.store.health import Health
 from zstor_local.store.objects import WriteOptions
@@ -174,15 +173,8 @@ PROGRAMS: Final = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_world() -> Iterator[None]:
-    """Logs whose segments are soon full; all large shares of a shard in one directory."""
-
-    def new_version(runtime: Runtime) -> Version:
-        return Version(b"\xab" + runtime.randomness.bytes(15))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
-        patch.setattr("zstor_local.store.writes.new_version", new_version)
+def in_a_small_world() -> Iterator[None]:
+    with small_world():
         for program in PROGRAMS:
             sites_of(program)  # what the programs begin with is made before any mutant comes
         yield
