@@ -46,6 +46,7 @@ class Freeing:
         self._woken = trio.Event()
         self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
+        self._turn = trio.Lock()  # what one has looked at another one does not free meanwhile
         self.lock = trio.Lock()  # held while shares are freed
 
     def wake(self) -> None:
@@ -67,9 +68,10 @@ class Freeing:
 
     async def free_some(self) -> int:
         """Free one batch on every shard that is there. Returns how many shares were freed."""
-        needless = {row for shard in self._pool.opened() for row in await self._needless(shard)}
-        async with self.lock:
-            return await self._free_batch(needless)
+        async with self._turn:
+            needless = {row for shard in self._pool.opened() for row in await self._needless(shard)}
+            async with self.lock:
+                return await self._free_batch(needless)
 
     async def _needless(self, shard: Shard) -> Sequence[Garbage]:
         """Of the next rows of a shard those whose shares nobody needs."""
