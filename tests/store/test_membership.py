@@ -27,7 +27,7 @@ from zstor_local.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from zstor_local.metastore.base import CommitUnknown, Metastore, Transaction
+from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
@@ -297,6 +297,30 @@ async def test_what_a_removed_shard_held_is_made_anew_by_a_scrub_once_there_is_r
         assert (await scrubbed(store)).bad_shares == len(OBJECTS)
         await store.mending.mend()
         await check_objects(store, without="1")
+
+
+async def test_a_drain_moves_once_more_what_it_moved_to_a_shard_that_went_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another shard went with it: now the share that was moved is needed where it still lies."""
+    home = Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=6)
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        leaving, other, _ = stored.record.placement
+        is_needless, took_away = Health.is_needless, False
+
+        async def late(self: Health, row: Garbage) -> bool:
+            nonlocal took_away
+            if not took_away:
+                took_away = True
+                home.take_away(store.objects.find(name("a")).record.placement[0])
+                home.take_away(other)
+                await store.presence.look()
+            return await is_needless(self, row)
+
+        monkeypatch.setattr(Health, "is_needless", late)
+        await store.membership.remove(store.pool.name(leaving), Nobody())
+        assert took_away
+        assert await get(store, "a") == content(1, 700_000)
+        assert leaving not in store.objects.find(name("a")).record.placement
 
 
 async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,16 +88,20 @@ class Drain:
                     failed.update(bad)
             if failed and cursor.moved == moved_before:
                 raise _not_moved(self._pool.name(number), failed)
+            await self._free(number)
             if cursor.moved == moved_before and not self._expected(number):
                 break
             cursor = _Cursor(moved=cursor.moved)
             await self._save(number, cursor)
             if cursor.moved == moved_before:
                 await self._writes_ended(number, job)
+        return Drained(cursor.moved, cursor.seen)
+
+    async def _free(self, number: int) -> None:
+        """Free what was moved; what is not good where it was moved to is named here again, for the next round."""
         while self._pool.get(number) is not None and self._metastore.garbage(number, 1):
             if not await self._freeing.free_some():
-                break  # what is being read is freed with the whole shard
-        return Drained(cursor.moved, cursor.seen)
+                return  # what is being read is freed with the whole shard
 
     async def _writes_ended(self, number: int, job: Job) -> None:
         """Wait for large writes that began before the drain; they may take as long as whoever sends their bytes."""
