@@ -110,6 +110,21 @@ def test_every_share_of_a_shard_is_told(path: str) -> None:
         assert set(index.shares(1)) == {share(number, 1) for number in range(9)}
 
 
+def test_the_shares_of_one_shard_are_found_among_those_of_others(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shards.log_index._STRETCH", 7)
+    with opened(path) as index:
+        for shard in (1, 2, 256, 513):  # some of the bytes of one lie in another's
+            for each in (0, 1):
+                mine = [share(number, each) for number in range(100) if number % 10 < 3 or shard != 2]
+                index.record(shard, [(one, Place(513, 2, 1)) for one in mine], PROGRESS)
+        assert len([*index.shares(1)]) == 200
+        assert sorted(index.shares(2)) == sorted(share(number, each) for number in range(100) if number % 10 < 3 for each in (0, 1))
+        assert [*index.shares(3)] == []
+        index.forget(2)
+        assert [*index.shares(2)] == []
+        assert len([*index.shares(513)]) == 200
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_held_of_many_versions_is_what_is_found_of_each(path: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zstor_local.shards.log_index._PAGE", 3)

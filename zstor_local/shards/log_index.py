@@ -14,13 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from zstor_local.index_file import DAMAGE, IndexFormat, give_up, is_damage, open_index, transaction
-from zstor_local.model.ids import ShareId, Version
+from zstor_local.model.ids import ID_BYTES, ShareId, Version
 from zstor_local.value import value
 
 FLUSH_AT: Final = 500  # versions waiting in memory: so many of each log's entries are read again at a start after a kill
 
 _PAGE: Final = 500  # versions read at once
+_STRETCH: Final = 5_000  # versions among which those of one shard are looked for at once
+_BEHIND_ALL: Final = b"\xff" * (ID_BYTES + 1)
 _PLACE: Final = struct.Struct("<HBIII")
+_NUMBER: Final = struct.Struct("<H")
 _HOLDER: Final = struct.Struct("<HB12x")  # the same without where it lies
 _FORMAT: Final = IndexFormat(
     index="the index of the logs",
@@ -157,9 +160,24 @@ class LogIndex:
         return held
 
     def shares(self, shard: int) -> Iterator[ShareId]:
-        """Every small share the shard holds, by version; for comparing both ways."""
-        for version, places in self.versions():
-            yield from (ShareId(version, index) for number, index in places if number == shard)
+        """Every small share the shard holds, by version; for comparing both ways. As `versions`, but of others little more is read
+        than that they are others'.
+        """
+        self.flush()
+        first: bytes | None = b""
+        with self._noticing_damage:
+            while first is not None:
+                rows, first = self._stretch(first, shard)
+                for version, places in rows:
+                    yield from (ShareId(Version(version), index) for number, index in _unpack(places) if number == shard)
+
+    def _stretch(self, first: bytes, shard: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Versions from a first one on that a shard may hold shares of, and where the next stretch begins, if there is one."""
+        with self._lock:
+            query = "select version from entry where version >= ? order by version limit 1 offset ?"
+            (end,) = self._reader.execute(query, (first, _STRETCH)).fetchone() or (None,)
+            query = "select version, places from entry where version >= ? and version < ? and instr(places, ?) order by version"
+            return self._reader.execute(query, (first, end or _BEHIND_ALL, _NUMBER.pack(shard))).fetchall(), end
 
     def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Mapping[_Key, Place]]]:
         """Every version of which small shares are held, in their order from a first one on, and where they lie, by shard number and
