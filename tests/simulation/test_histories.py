@@ -83,7 +83,7 @@ MUTANTS = {
     "metastore before logs": Mutant(metastore_before_logs),
     "metastore before share files": Mutant(metastore_before_large_shares),
     "shards told apart by their places": Mutant(shards_told_apart_by_their_places, house=MORE_THAN_SHARES),
-    "no look before a shard goes by force": Mutant(no_look_before_a_shard_goes_by_force, house=MORE_THAN_SHARES),
+    "no look before a shard goes by force": Mutant(no_look_before_a_shard_goes_by_force, house=ONE_DISK),
 }
 
 

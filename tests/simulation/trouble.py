@@ -270,9 +270,20 @@ class Upkeep:
             await store.membership.replace(self._shard(store), spare, Nobody())
 
     async def _remove(self, store: Store) -> None:
-        force = self._ground.draw.random() < (0.7 if self._few else 0.3)
-        if (staying(store) > self._ground.house.policy.m or (self._few and force)) and len(store.places.record.shards) > 1:
-            await store.membership.remove(self._shard(store), Nobody(), force=force)
+        """Now and then two at the same moment."""
+        draw = self._ground.draw
+        force = draw.random() < (0.7 if self._few else 0.3)
+        if staying(store) <= self._ground.house.policy.m and not (self._few and force):
+            return
+        chosen = [self._shard(store) for _ in range(draw.choice([1, 1, 2]))] if len(store.places.record.shards) > 1 else []
+
+        async def remove(shard: str) -> None:
+            with suppress(ZstorError):
+                await store.membership.remove(shard, Nobody(), force=force)
+
+        async with trio.open_nursery() as nursery:
+            for shard in sorted({*chosen}):
+                nursery.start_soon(remove, shard)
 
     async def _rotate(self, store: Store) -> None:
         await ended(await store.rotation.rotate())
