@@ -29,6 +29,7 @@ from zstor_local.errors import (
 )
 from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Transaction
 from zstor_local.model.policy import Policy
+from zstor_local.shards.marker import Marker
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
@@ -628,3 +629,23 @@ async def test_by_force_no_shard_goes_that_a_share_is_being_moved_to(home: Home,
             go_on.set()
         await freed(store)
         assert await get(store, "a") == content(1, size)
+
+
+async def test_a_shard_may_be_gone_when_its_replacement_is_listed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        membership, create = store.membership, store.places.opener.create
+        entry = membership.find("1")
+
+        async def drain() -> None:
+            job = membership._start_drain(entry)
+            while job.running:
+                await job.news().wait()
+
+        def meanwhile(url: str, marker: Marker) -> None:
+            trio.from_thread.run(drain)
+            create(url, marker)
+
+        monkeypatch.setattr(store.places.opener, "create", meanwhile)
+        await membership.replace("1", str(spare(home)), Nobody())
+        assert store.pool.states() == dict.fromkeys("012", "ok")
+        await put(store, "a", b"goes on")

@@ -152,13 +152,13 @@ class Membership:
 
         def change(before: ShardsRecord) -> ShardsRecord:
             shards = list(before.shards)
-            if instead_of is not None:
+            at = [each for each, shard in enumerate(shards) if instead_of is not None and shard.number == instead_of.number]
+            if instead_of is not None and at:
                 taken = {shard.id for shard in shards}
                 old_id = next(each for n in range(len(shards) + 2) if (each := _replaced(instead_of.id, n)) not in taken)
                 old = replace(instead_of, id=old_id, url=self._places.place(instead_of), draining=True, added=True)
-                position = next(each for each, shard in enumerate(shards) if shard.number == old.number)
-                shards[position : position + 1] = [entry, old]
-            else:
+                shards[at[0] : at[0] + 1] = [entry, old]
+            else:  # a shard more, or in place of one whose drain has come to its end meanwhile
                 shards.append(entry)
             return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._home)
 
