@@ -1,3 +1,3 @@
 """zstor-local: local, private, self-healing storage behind one Unix socket."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

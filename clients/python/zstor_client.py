@@ -28,7 +28,7 @@ import time
 from collections import deque
 from typing import IO, Any, Callable, Deque, Dict, Iterator, Mapping, Optional, Sequence, Union
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 File = Union[int, IO[Any], socket.socket]  # whatever has a descriptor
 Place = Union[str, "os.PathLike[str]"]

@@ -63,7 +63,7 @@ def test_it_is_installed_from_its_folder(place: Place, tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         lacking("npm")
     folder = shutil.copytree(CLIENTS / "js", tmp_path / "folder")
-    for command in (["npm", "pack", "--silent", str(folder)], ["npm", "install", "--silent", "--offline", "zstor-client-0.1.0.tgz"]):
+    for command in (["npm", "pack", "--silent", str(folder)], ["npm", "install", "--silent", "--offline", "zstor-client-0.2.0.tgz"]):
         subprocess.run(command, cwd=tmp_path, env=place.environment, check=True, stdout=subprocess.DEVNULL)
     (tmp_path / "ping.mjs").write_text(
         "import { Client } from 'zstor-client'\nconst z = await Client.connect()\nconsole.log(await z.call('rpc.ping'))\nz.close()\n"
