@@ -33,7 +33,7 @@ from zstor_local.shards.marker import Marker
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
-from zstor_local.store.draining import Drain
+from zstor_local.store.draining import Drain, _Cursor
 from zstor_local.store.health import Health, Repaired
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
@@ -649,3 +649,16 @@ async def test_a_shard_may_be_gone_when_its_replacement_is_listed(home: Home, mo
         await membership.replace("1", str(spare(home)), Nobody())
         assert store.pool.states() == dict.fromkeys("012", "ok")
         await put(store, "a", b"goes on")
+
+
+async def test_a_drain_that_goes_on_in_the_middle_looks_again_at_what_it_passed_over(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        home.take_away(0)
+        await store.presence.look()
+        space = store.namespaces.get("default").id
+        await store.membership._drain._save(1, _Cursor(space, "z", moved=1, seen=4))  # and could not move the others
+        await store.membership.remove("1", Nobody())
+        for seed, (key, size) in enumerate(OBJECTS.items()):
+            assert await get(store, key) == content(seed, size)

@@ -82,6 +82,7 @@ class Drain:
         cursor = self._load(number)
         while True:
             moved_before, failed = cursor.moved, {}
+            whole = cursor.space is None  # a round that an earlier life began passed over what it could not move
             async with aclosing(self._pages(cursor)) as pages:
                 async for page in pages:
                     cursor, bad = await self._move_page(number, page, cursor, job)
@@ -89,7 +90,7 @@ class Drain:
             if failed and cursor.moved == moved_before:
                 raise _not_moved(self._pool.name(number), failed)
             await self._free(number)
-            if cursor.moved == moved_before and not self._expected(number):
+            if cursor.moved == moved_before and whole and not self._expected(number):
                 break
             cursor = _Cursor(moved=cursor.moved)
             await self._save(number, cursor)
