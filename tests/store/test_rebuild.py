@@ -17,6 +17,7 @@ from zstor_local.metastore.base import CommitRefused
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
+from zstor_local.shards.base import Entry
 from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -308,3 +309,18 @@ async def test_a_shard_that_has_yet_to_hear_of_a_deletion_is_told_though_the_met
 def _rows(store: Store, *keys: str) -> list[tuple[NamespaceId, str]]:
     namespace = store.namespaces.get("default")
     return [(namespace.id, key) for key in keys]
+
+
+async def test_a_rebuilt_metastore_is_no_older_than_what_a_log_says_is_committed(home: Home) -> None:
+    """A change that no log took used up a sequence, and then a log was told again what it had missed before."""
+    async with home.open() as store:
+        stored = await put(store, "a", b"first")
+        for shard in store.pool.opened()[:2]:
+            shard.append([Entry(stored.envelope)], committed=store.committer.state.reserved)
+            shard.flush()
+    lose_metastore(home, index=False)
+    assert rebuilt(home.config()).loss == []
+    async with home.open() as store:
+        assert store.read_only is None
+        await put(store, "b", b"goes on")
+        assert await get(store, "a") == b"first"

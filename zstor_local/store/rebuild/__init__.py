@@ -146,7 +146,9 @@ class _Rebuild:
         self._report.records = gathered.records
         self._sealer = record_sealer(self._runtime, self._masters, gathered.keys)
         self._voids = Voids([void for envelope in gathered.voids if (void := self._void(envelope)) is not None])
-        self._highest = max([gathered.highest, *self._proved(gathered.voids, gathered.highest)])
+        # What was given a sequence and reached no log is known from how far the entries after it say that all is committed.
+        committed = (shard.newest_committed() for shard in self._shards.values() if shard.on_disk is not None)
+        self._highest = max([gathered.highest, *committed, *self._proved(gathered.voids, gathered.highest)])
         return {}
 
     def _void(self, envelope: Envelope) -> VoidRecord | None:
