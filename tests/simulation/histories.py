@@ -38,7 +38,6 @@ from tests.simulation.peace import (
     comes_back,
     given_shards,
     goes_on,
-    known_to_logs,
     mended,
     nothing_left,
     optimal,
@@ -214,14 +213,12 @@ class _Simulation:
 
     def _lose_metastore(self) -> None:
         """As a crash left it: what nobody was told of comes to light, or never does; acknowledged is acknowledged, but for what the
-        answer said that all shards are owed: that only the metastore knows.
+        answer said that shards are owed: that only the metastore knows.
         """
-        if STORE not in self.world.survivors or self.clients.half_done or not key_exists(self.world.files, KEY):
+        if STORE not in self.world.survivors or self.clients.half_done:
             return
-        if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts):
-            if not known_to_logs(self.ground):
-                return
-            self.history.counts["the metastore is lost, and shards are owed records"] += 1
+        if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts) or not key_exists(self.world.files, KEY):
+            return
         self.tidy = False
         self.ground.heal(all_disks=True)
         self.history.note("the metastore is lost")

@@ -20,8 +20,7 @@ from tests.simulation.world import World, run
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed
 from zstor_local.metastore.memory import Cell
-from zstor_local.model.ids import NamespaceId, ObjectName
-from zstor_local.model.record import Kind
+from zstor_local.model.ids import ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.faults import StoreFault
@@ -31,7 +30,6 @@ from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
-from zstor_local.store.stored import open_object
 
 PATIENCE: Final = 10_000.0  # seconds in which upkeep comes to its end when nothing fails
 
@@ -150,37 +148,6 @@ async def without_spare_disks(ground: Ground, store: Store, names: Sequence[Obje
 
 def rebuilt(ground: Ground, world: World, *, accept_loss: bool) -> Report:
     return rebuild(world.runtime, SimulatedEngines(world), ground.house.config(), accept_loss=accept_loss, progress=lambda *_: None)
-
-
-def known_to_logs(ground: Ground) -> bool:
-    """Whether some log that is whole holds the newest record of each row, whoever is owed it."""
-    trial = ground.world.copy()
-    for disk in ground.disks:
-        trial.files.fail("*", under(disk), errno.EIO, times=None)
-    truth = cell(ground.world, STORE)
-    owed: dict[tuple[NamespaceId, str], set[int]] = {}
-    for debt in truth.debts:
-        if debt.kind is Owed.RECORD:
-            owed.setdefault((debt.space, debt.name), set()).add(debt.shard)
-
-    async def look() -> bool:
-        async with open_store(trial.runtime, SimulatedEngines(trial), ground.house.config()) as store:
-            doubtful = [ground.rotten] * ground.rotted + [ground.weak] * ground.failed_sync
-            whole = {
-                entry.number
-                for entry in store.places.record.shards
-                if not any(under(disk)(store.places.place(entry)) for disk in doubtful if disk)
-            }
-            old = whole & {*range(ground.house.shards)}  # those that were added may have come after a tombstone
-            for row, shards in owed.items():
-                envelope = truth.records.get(row) or truth.tombstones.get(row)
-                is_object = envelope is not None and envelope.kind is Kind.OBJECT
-                placed = whole & {*open_object(store.sealer, envelope).placement} if envelope and is_object else old
-                if placed <= shards:
-                    return False
-            return True
-
-    return run(trial, look)
 
 
 def comes_back(ground: Ground, names: Sequence[ObjectName]) -> None:

@@ -84,7 +84,11 @@ class Ground:
             self.put_back()
 
     def excuse(self, store: Store, stored: Stored) -> bool:
-        """Whether so much went wrong that a version may be unreadable: a share more than it can spare."""
+        """Whether a version may be unreadable: a share more than it can spare is bad, or it was replaced meanwhile: compaction passes over
+        what a slow reader of such a one still wants.
+        """
+        if not store.metastore.named(stored.version):
+            return True
         owed = {debt.shard for debt in store.metastore.debts_of(stored.version) if debt.kind is Owed.SHARE}
         bad = [number for number in stored.record.placement if number in owed or not self._reads(store, number)]
         return len(bad) > stored.record.policy.m - stored.record.policy.k
