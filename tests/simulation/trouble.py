@@ -84,8 +84,8 @@ class Ground:
             self.put_back()
 
     def excuse(self, store: Store, stored: Stored) -> bool:
-        """Whether a version may be unreadable: a share more than it can spare is bad, or it was replaced meanwhile: compaction passes over
-        what a slow reader of such a one still wants.
+        """Whether a version may be unreadable: a share more than it can spare is bad, or it was replaced meanwhile, and compaction
+        passes over what a slow reader of it still wants.
         """
         if not store.metastore.named(stored.version):
             return True
