@@ -17,7 +17,8 @@ from zstor_local.metastore.base import CommitRefused
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
-from zstor_local.shards.base import Entry
+from zstor_local.shards.base import Entry, ShardError
+from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -200,6 +201,21 @@ async def test_a_shard_that_fails_while_it_is_read_counts_as_not_seen(home: Home
         rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
     report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
     assert (report.objects, report.unseen, report.unreadable) == (100, [str(shard)], [])
+
+
+async def test_a_shard_whose_segments_cannot_be_listed_counts_as_not_seen(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"value")
+    newest = DirectoryShard.newest_writer
+
+    def newest_writer(shard: DirectoryShard) -> int:
+        if shard.number == 1:
+            raise ShardError("failed", "EIO: Input/output error")
+        return newest(shard)
+
+    monkeypatch.setattr(DirectoryShard, "newest_writer", newest_writer)
+    with pytest.raises(StoreFault, match="not seen: shard 1"):
+        rebuilt(home.config())
 
 
 @pytest.mark.parametrize(

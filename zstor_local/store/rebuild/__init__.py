@@ -105,7 +105,7 @@ class _Rebuild:
         self._scratch = scratch
         self._progress = progress
         self._report = Report()
-        self._highest = 0
+        self._highest = self._writer = 0
         self._voids = Voids([])
         self._hash_key: bytes | None = None
         self._listed: ShardsRecord | None = None
@@ -143,7 +143,7 @@ class _Rebuild:
         gathered = gather([*self._shards.values()], self._scratch, self._progress)
         if gathered.failed:
             return gathered.failed
-        self._report.records = gathered.records
+        self._report.records, self._writer = gathered.records, gathered.writer
         self._sealer = record_sealer(self._runtime, self._masters, gathered.keys)
         self._voids = Voids([void for envelope in gathered.voids if (void := self._void(envelope)) is not None])
         # What was given a sequence and reached no log is known from how far the entries after it say that all is committed.
@@ -218,8 +218,7 @@ class _Rebuild:
 
     def _write(self, usage: dict[NamespaceId, Usage]) -> None:
         self._progress(WRITING, 0)
-        writer = max(shard.newest_writer() for shard in self._shards.values())
-        state = StoreState(self._highest, self._highest + RESERVE, writer, self._report.objects, self._report.bytes)
+        state = StoreState(self._highest, self._highest + RESERVE, self._writer, self._report.objects, self._report.bytes)
         try:
             self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
         except (OSError, CommitRefused, CommitUnknown) as error:

@@ -25,13 +25,15 @@ _COST_BYTES: Final = 128  # what a record takes in memory beside its own bytes
 
 @dataclass(slots=True)
 class Gathered:
-    """What the logs said, beside the records themselves. `highest` is the highest sequence in the logs on this machine's disks.
+    """What the logs said, beside the records themselves. `highest` is the highest sequence in the logs on this machine's disks,
+    `writer` the highest number of a writer of any log.
 
-    `failed` are the shards, by number, that could not be read to their end.
+    `failed` are the shards, by number, that could not be read to their end: where there are some the rest is not whole.
     """
 
     records: int = 0
     highest: int = 0
+    writer: int = 0
     failed: dict[int, ShardError] = field(default_factory=dict)
     voids: list[Envelope] = field(default_factory=list)
     keys: list[Envelope] = field(default_factory=list)
@@ -40,6 +42,13 @@ class Gathered:
 def gather(shards: Sequence[Shard], scratch: Scratch, progress: Callable[[str, int], None]) -> Gathered:
     """Put every record of these shards' logs into the scratch tables, voids aside. Bit n of its holders is the n-th shard."""
     gathered = Gathered()
+    for shard in shards:
+        try:
+            gathered.writer = max(gathered.writer, shard.newest_writer())
+        except ShardError as error:
+            gathered.failed[shard.number] = error
+    if gathered.failed:
+        return gathered
     window = _Window(shards, scratch, gathered)
     reading = [_Log(bit, shard.records()) for bit, shard in enumerate(shards)]
     told = 0
