@@ -223,7 +223,8 @@ class Upkeep:
         self._weights = {kind: each * ground.draw.choice([0, 1, 1, 4]) for kind, each in weights.items()}
         self._pause = ground.draw.choice([(0,), (0, 0.5, 3)])
         self._cut = ground.draw.choice([0.0, 0.05, 0.2])
-        self._few = ground.draw.random() < 0.3  # whether shards are removed by force also where fewer stay than objects have shares
+        # Whether shards are removed by force also where fewer stay than objects have shares: not where a bit may flip in the last one.
+        self._few = ground.draw.random() < 0.3 and ground.rotten is None
         if self._few:
             self._weights["remove"] = sum(self._weights.values()) + 1
 
