@@ -61,6 +61,15 @@ def kids(document: str) -> list[str]:
     return [key["kid"] for key in json.loads(document)["keys"]]
 
 
+def rebuild(daemon: Daemon, tmp_path: Path) -> None:
+    """The metastore is lost and made anew from shards and key."""
+    daemon.stop()
+    for file in daemon.store.glob("*.sqlite*"):
+        file.unlink()
+    zstor(tmp_path, daemon, "rebuild")
+    daemon.start()
+
+
 def test_the_newest_key_alone_brings_everything_back(daemon: Daemon, tmp_path: Path) -> None:
     with ExitStack() as servers:
         running = [serving(tmp_path, number) for number in range(3)]
@@ -78,11 +87,7 @@ def test_the_newest_key_alone_brings_everything_back(daemon: Daemon, tmp_path: P
             while client.result("daemon.status")["state"] != "ok":
                 client.result("shard.list")
             client.write("after", b"small")
-        daemon.stop()
-        for file in daemon.store.glob("*.sqlite*"):
-            file.unlink()
-        zstor(tmp_path, daemon, "rebuild")
-        daemon.start()
+        rebuild(daemon, tmp_path)
         with daemon.client() as client:
             assert client.read("before") == LARGE
             assert client.read("after") == b"small"
@@ -167,11 +172,7 @@ def test_an_older_key_is_good_for_nothing_once_it_is_retired(daemon: Daemon, tmp
             running[number] = serving(tmp_path, number)
             servers.callback(running[number].kill)
         assert [lets_in(server, key) for server in running for key in (old, new)] == [False, True] * 3
-        daemon.stop()
-        for file in daemon.store.glob("*.sqlite*"):
-            file.unlink()
-        zstor(tmp_path, daemon, "rebuild")
-        daemon.start()
+        rebuild(daemon, tmp_path)
         with daemon.client() as client:
             assert client.read("before") == LARGE
             assert client.read("after") == b"small"
