@@ -94,6 +94,10 @@ async def redirect(app: App, request: Request, give: Give) -> None:
     await give(Answer(status=307, headers=[("location", "http://127.0.0.1:9/")]))
 
 
+async def redirect_to_no_address(app: App, request: Request, give: Give) -> None:
+    await give(Answer(status=307, headers=[("location", "http://xn--a.b/")]))
+
+
 async def compressed(app: App, request: Request, give: Give) -> None:
     honest = await _honest(app, request)
     await give(replace(honest, headers=[*honest.headers, ("content-encoding", "gzip")]))
@@ -136,6 +140,7 @@ LIES: Final[dict[str, Callable[[App, Request, Give], Any]]] = {
         shorter_range,
         endless_body,
         redirect,
+        redirect_to_no_address,
         compressed,
         error_page,
         error_page_in_place,

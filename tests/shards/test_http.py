@@ -153,15 +153,6 @@ def test_a_server_that_lists_nonsense_is_away(ground: HttpGround, monkeypatch: p
         list(shard.held(small=True))
 
 
-async def test_what_a_server_sets_is_not_kept() -> None:
-    async with open_network() as network:
-        peer = Peer("http://shard:1", NoTokens(), network, real_runtime().randomness, Deadlines())
-        client = peer._opened()
-        request = httpx.Request("GET", "http://shard:1/health")
-        client.cookies.extract_cookies(httpx.Response(200, headers={"set-cookie": "more=and more"}, request=request))
-        assert len(client.cookies) == 0
-
-
 @pytest.mark.parametrize(
     "url", ["http://[", "http://a b:1", "http://h:1\n", "http://u:p@h:1", "http://h", "http://h:99999", "http://h:1?q"]
 )
@@ -190,6 +181,13 @@ class Script:
         return answer
 
 
+class MockTransport(httpx.MockTransport, httpx.AsyncHTTPTransport):
+    """Answers of a function."""
+
+    async def aclose(self) -> None:
+        pass
+
+
 class NoTokens:
     behind = False
 
@@ -200,7 +198,7 @@ class NoTokens:
 async def asked(script: Script, ask: Ask) -> ShardError | Reply:
     async with open_network() as network:
         peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
-        peer._client = httpx.AsyncClient(transport=httpx.MockTransport(script), base_url="http://shard")
+        peer._transport = MockTransport(script)
         network.at_end(peer.close)
         try:
             return await peer.ask(ask)
@@ -249,7 +247,7 @@ async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(auto
 
     async with open_network() as network:
         peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
-        peer._client = httpx.AsyncClient(transport=httpx.MockTransport(server), base_url="http://shard")
+        peer._transport = MockTransport(server)
         network.at_end(peer.close)
 
         async def waited(seconds: float) -> float:

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -134,7 +135,7 @@ class Peer:
         self._network = network
         self._randomness = randomness
         self._deadlines = deadlines
-        self._client: httpx.AsyncClient | None = None
+        self._transport: httpx.AsyncHTTPTransport | None = None
         self._limiter = trio.CapacityLimiter(CONNECTIONS)
         self._broken: str | None = None
         self._well_since = -math.inf
@@ -201,7 +202,6 @@ class Peer:
     async def _send(self, ask: Ask, token: str) -> Reply:
         import httpx
 
-        client = self._opened()
         seconds = self._deadlines.durable if ask.durable else self._deadlines.request
         headers = {"authorization": f"Bearer {token}", "accept-encoding": "identity", **(ask.headers or {})}
         try:
@@ -209,7 +209,7 @@ class Peer:
             async with self._limiter:
                 began = trio.current_time()
                 with trio.fail_after(seconds):
-                    async with client.stream(ask.method, ask.path, content=ask.body or None, headers=headers) as response:
+                    async with aclosing(await self._answer(ask.method, ask.path, ask.body or None, headers)) as response:
                         reply = await self._read(ask, response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = _untrusted(error) or f"cannot be reached ({type(error).__name__})"
@@ -254,29 +254,31 @@ class Peer:
         refusal = _TokenRefused if status == 401 else ShardError
         return refusal(state, f"{self.url}: {words}", code=kind if isinstance(kind, str) and kind in _STATES else None)
 
-    def _opened(self) -> httpx.AsyncClient:
-        """The client; httpx takes a while to import and is not needed without shards on other machines."""
-        if self._client is None:
+    async def _answer(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """By the transport alone: httpx's client looks where a redirect leads, followed or not, and falls over what is no address."""
+        import httpx
+
+        base = "http://shard" if self.url.startswith("http+unix://") else self.url
+        timeout = {"timeout": {"connect": self._deadlines.connect}}
+        request = httpx.Request(method, f"{base}{path}", content=body, headers=headers, extensions=timeout)
+        return await self._opened().handle_async_request(request)
+
+    def _opened(self) -> httpx.AsyncHTTPTransport:
+        """The connections; httpx takes a while to import and is not needed without shards on other machines."""
+        if self._transport is None:
             import ssl
-            from http.cookiejar import DefaultCookiePolicy
 
             import httpx
 
-            logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of every request
             limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
             scheme, _, path = self.url.partition("://")
             verify = ssl.create_default_context() if scheme == "https" else False
             uds = path if scheme == "http+unix" else None
-            self._client = httpx.AsyncClient(
-                base_url="http://shard" if uds else self.url,
-                transport=httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=limits),
-                timeout=httpx.Timeout(None, connect=self._deadlines.connect),
-                follow_redirects=False,
-                trust_env=False,
-            )
-            self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))  # what a server sets would pile up here
+            self._transport = httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=limits)
             self._network.at_end(self.close)
-        return self._client
+        return self._transport
 
     # --- The breaker ---
 
@@ -307,7 +309,7 @@ class Peer:
             try:
                 async with self._limiter:
                     with trio.fail_after(self._deadlines.probe):
-                        async with self._opened().stream("GET", "/health") as response:
+                        async with aclosing(await self._answer("GET", "/health")) as response:
                             well = response.status_code == 200
             except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError):
                 continue
@@ -317,10 +319,10 @@ class Peer:
                 return
 
     async def close(self) -> None:
-        if self._client is not None:
-            client, self._client = self._client, None
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
             with trio.CancelScope(shield=True):
-                await client.aclose()
+                await transport.aclose()
 
 
 class _Bearing:
