@@ -40,7 +40,7 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
     with _locked(files, path) as beneath:
         name = os.path.basename(path)
         _must_be_no_file(beneath, name, path)
-        if _somebody_listens(path):
+        if os.path.lexists(f"{beneath}/{name}") and _somebody_listens(path):
             raise AlreadyServed(f"a service manager listens at {path}", "systemctl --user start zstor.service")
         listener = _bind(beneath, name)
         try:
@@ -97,7 +97,8 @@ def _must_be_no_file(beneath: str, name: str, path: str) -> None:
 def _somebody_listens(path: str) -> bool:
     """Whether a living process listens under just this name: a service manager that has not started its service.
 
-    Our own sockets are bound under another name and renamed, so a dead daemon's or a racing one's is not meant.
+    Our own sockets are bound under another name and renamed, so a dead daemon's or a racing one's is not meant. The kernel's table has
+    those of other mount namespaces too, where the name is another file: it tells nothing of a name under which nothing lies here.
     """
     try:
         with open("/proc/net/unix") as table:

@@ -124,6 +124,18 @@ def test_beside_a_manager_that_listens_no_daemon_starts_by_hand(new_daemon: Daem
     assert "systemctl --user start zstor.service" in ended.said
 
 
+def test_one_that_listens_under_the_same_name_elsewhere_keeps_nobody_away(new_daemon: Daemon) -> None:
+    """As in another mount namespace: nobody here can reach it."""
+    Path(new_daemon.socket).parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(new_daemon.socket)
+        listener.listen()
+        Path(new_daemon.socket).unlink()
+        new_daemon.start()
+        with new_daemon.client() as client:
+            assert client.result("rpc.ping") == "pong"
+
+
 def test_a_daemon_started_by_hand_keeps_one_that_is_activated_away(new_daemon: Daemon) -> None:
     new_daemon.start()
     with Daemon(new_daemon.home, environment=new_daemon.environment) as second:
