@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.remote.liar import Liar, lying
-from tests.shardserver.server import Server
+from tests.shardserver.server import LIMIT, Server
 from zstor_local.access.ownership import OwnerKeys, OwnerTokens, owner_document
 from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.config import Config, ShardConfig
@@ -17,7 +17,7 @@ from zstor_local.model.ids import StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.network import open_network
 from zstor_local.runtime import Runtime
-from zstor_local.shards.http.engine import DEADLINES, SCHEMES, HttpEngine
+from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.http.peer import Deadlines
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.store.create import begin_key
@@ -27,6 +27,7 @@ from zstor_local.store.store import Store
 from zstor_local.system import real_runtime
 
 CHUNK = 256 * 1024
+PATIENT = Deadlines(connect=LIMIT, request=LIMIT, durable=LIMIT, probe=LIMIT)  # a disk that others keep busy makes no server a late one
 
 
 @dataclass
@@ -40,6 +41,7 @@ class House:
 
     async def settle(self) -> None:
         """Look until every shard is there, and everything owed is paid. What lacks is the test's to wait for: it has a limit."""
+        await self.store.presence.look()  # what was seen before may be no more
         while self.store.health != "ok":
             await self.store.presence.look()
         await self.store.mending.mend()
@@ -47,7 +49,7 @@ class House:
 
 @asynccontextmanager
 async def housing(
-    path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy, deadlines: Deadlines = DEADLINES
+    path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy, deadlines: Deadlines = PATIENT
 ) -> AsyncIterator[House]:
     runtime = real_runtime()
     async with AsyncExitStack() as stack:
