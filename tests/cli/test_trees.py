@@ -78,6 +78,45 @@ def test_a_tree_comes_back_as_it_was(daemon: PrivateDaemon, tree: Path) -> None:
     remove(tree)
 
 
+def test_what_names_targets_and_times_can_be_comes_back(daemon: PrivateDaemon) -> None:
+    top = daemon.home / "rare"
+    top.mkdir()
+    for name in ("\U0001d11e" * 63, "€" * 85, "new\nline", "-f", "tab\t\x1b[31m"):
+        (top / name).write_text(name)
+    os.symlink(b"not \xff utf-8", os.fsencode(top / "link"))
+    os.symlink("\U0001d11e" * 63, top / ("ü" * 127))
+    (top / "before 1970").touch()
+    (top / "after 2262").touch()
+    os.utime(top / "before 1970", ns=(-(10**18), -(10**18) - 5))
+    os.utime(top / "after 2262", ns=(10**19, 10**19))
+    os.utime(top, ns=(-(10**17), -(10**17)))
+    before = look(top)
+    done(zstor(daemon, "put", "-r", "rare"))
+    lines = [json.loads(line) for line in done(zstor(daemon, "get", "-r", "rare", "back", "--json")).splitlines()]
+    assert look(daemon.home / "back") == before
+    assert {line["path"] for line in lines[:-1]} == {"back", *(f"back/{name}" for name in os.listdir(top))}
+    done(zstor(daemon, "get", "-f", "rare/" + "\U0001d11e" * 63, "back"))
+    remove(top)
+    remove(daemon.home / "back")
+    done(zstor(daemon, "rm", "-r", "--yes", "rare"))
+
+
+def test_directories_that_no_object_tells_of_are_as_any_other_and_those_that_are_there_stay_as_they_are(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "logs/new/1", stdin=b"1"))
+    done(zstor(daemon, "put", "-", "logs/private/1", stdin=b"1"))
+    (daemon.home / "logs" / "private").mkdir(mode=0o700, parents=True)
+    (daemon.home / "logs").chmod(0o710)
+    umask = os.umask(0o027)
+    try:
+        done(zstor(daemon, "get", "-r", "logs"))
+    finally:
+        os.umask(umask)
+    made = ("logs", "logs/private", "logs/new")
+    assert [oct((daemon.home / place).stat().st_mode & 0o777) for place in made] == ["0o710", "0o700", "0o750"]
+    remove(daemon.home / "logs")
+    done(zstor(daemon, "rm", "-r", "--yes", "logs"))
+
+
 def test_each_thing_is_an_object_of_its_own(daemon: PrivateDaemon, tree: Path) -> None:
     lines = [json.loads(line) for line in done(zstor(daemon, "put", "-r", "--json", "tree", "a/b")).splitlines()]
     assert lines[-1] == {"done": 10, "bytes": 2_048_036, "failed": 0}
@@ -141,6 +180,7 @@ def test_nothing_escapes(daemon: PrivateDaemon) -> None:
         wire.write("evil/out", str(outside).encode(), user={"type": "symlink"})
         wire.write("evil/out/escaped", b"evil")
         wire.write("evil/up", b"../outside", user={"type": "symlink"})
+        wire.write("evil/nul", b"a\0b", user={"type": "symlink"})
         wire.write("evil/through/x", b"evil")
         wire.write("evil/../", b"", user={"type": "directory", "mode": "0777"})
         wire.write("evil/set id", b"harmless", user={"mode": "6755", "mtime": "-5", "type": ["odd"]})
@@ -152,6 +192,7 @@ def test_nothing_escapes(daemon: PrivateDaemon) -> None:
     assert ended.stderr.count(b"names no place below") == len(EVIL) + 1
     assert b"leads through a file or a symbolic link" in ended.stderr
     assert b"would lead out of the tree" in ended.stderr
+    assert b"would lead to a name with a NUL" in ended.stderr
     assert list(outside.iterdir()) == []
     assert not (daemon.home / "escaped").exists()
     assert sorted(path.name for path in top.iterdir()) == ["out", "set id", "through"]
@@ -243,6 +284,28 @@ def test_the_daemons_own_files_are_no_part_of_a_tree(daemon: PrivateDaemon) -> N
     done(zstor(daemon, "rm", "-r", "--yes", "own", "zstor"))
 
 
+def test_nothing_is_written_into_an_added_shard_or_taken_from_it(private_daemon: PrivateDaemon) -> None:
+    private_daemon.start()
+    disks = private_daemon.home / "disks"
+    disks.mkdir()
+    done(zstor(private_daemon, "shard", "add", str(disks / "usb")))
+    with client(private_daemon) as wire:
+        wire.write("log/", b"", user={"type": "directory"})
+        wire.write("log/small", b"small")
+        wire.write("disks/usb/log/empty/", b"", user={"type": "directory"})
+        wire.write("disks/usb/log/small", b"small")
+        wire.write("disks/usb/log/link", b"small", user={"type": "symlink"})
+    before = sorted(disks.rglob("*"))
+    got = zstor(private_daemon, "get", "-r", "log", str(disks / "usb"))
+    assert (got.returncode, got.stdout) == (1, b"")
+    assert f"{disks / 'usb' / 'log'} lies in the daemon's own store".encode() in got.stderr
+    got = zstor(private_daemon, "get", "-r", "disks")
+    assert (got.returncode, got.stderr.count(b"lies in the daemon's own store")) == (1, 3)
+    assert sorted(disks.rglob("*")) == before
+    put = zstor(private_daemon, "put", "-r", "disks", "taken")
+    assert (put.returncode, put.stdout) == (1, b"stored taken/: 1 object, 0 B\n")
+
+
 def test_what_could_not_be_taken_along_is_named_with_the_way_out(daemon: PrivateDaemon) -> None:
     top = daemon.home / "odd"
     deep = "/".join(["d" * 250] * 5)
@@ -321,6 +384,8 @@ def test_what_has_grown_since_it_was_listed_comes_as_a_file(tmp_path: Path, monk
             elif request["method"] == "object.read":
                 error: Message = {"code": 501, "message": "large", "data": {"type": "too_large", "retryable": False, "limit": 8}}
                 peer.send({"id": request["id"], "error": error})
+            elif request["method"] == "daemon.status":
+                peer.answer(request, {"shards": []})
             else:
                 os.write(peer.fds[0], b"grown")
                 peer.answer(request, {"bytes": 5, "metadata": {}})

@@ -100,7 +100,7 @@ def destination(path: Path, *, force: bool, own: Protected) -> Iterator[Handover
         finally:
             os.close(fd)
         return
-    part = path.with_name(f".{path.name[:64]}.{token_hex(4)}.part")
+    part = path.with_name(part_name(path.name))
     new: int | None = None
     try:  # before there is a file: Ctrl-C may come at once
         with termination_raises():
@@ -117,6 +117,11 @@ def destination(path: Path, *, force: bool, own: Protected) -> Iterator[Handover
             os.close(new)
         with suppress(OSError):  # there is none, or nothing of ours
             part.unlink()
+
+
+def part_name(name: str) -> str:
+    """What a file is called, beside its name, until it is whole: at most 79 bytes, whatever the name is written in."""
+    return f".{name[:16]}.{token_hex(4)}.part"
 
 
 def _existing_mode(path: Path, *, force: bool) -> int | None:

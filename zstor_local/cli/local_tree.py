@@ -12,10 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal
 
-from zstor_local.cli.handover import naming_errors
+from zstor_local.cli.handover import naming_errors, part_name
 from zstor_local.errors import AlreadyExists, PathRefused
 
 if TYPE_CHECKING:
@@ -55,8 +54,9 @@ class Tree:
     def __exit__(self, *_: object) -> None:
         os.close(self._top)
 
-    def _shown(self, path: str) -> str:
-        return os.path.join(self._path, path)
+    def shown(self, path: str) -> str:
+        """What people call something in it."""
+        return os.path.join(self._path, path) if path else self._path
 
     # --- To read ---
 
@@ -109,51 +109,55 @@ class Tree:
     @contextmanager
     def reading(self, path: str) -> Iterator[int]:
         """A regular file of the tree, open."""
-        with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
+        with naming_errors(self.shown(path)), self._parent(path) as (directory, name):
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=directory)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise PathRefused(f"{self._shown(path)} is no regular file any more")
+                raise PathRefused(f"{self.shown(path)} is no regular file any more")
             yield fd
         finally:
             os.close(fd)
 
     def content(self, fd: int, path: str) -> bytes:
         """All that is in an open file of the tree; PathRefused if it changed meanwhile."""
-        with naming_errors(self._shown(path)):
+        with naming_errors(self.shown(path)):
             before, content = os.fstat(fd), b""
             while len(content) <= before.st_size and (piece := os.read(fd, before.st_size + 1 - len(content))):
                 content += piece
             after = os.fstat(fd)
         if (len(content), after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
-            shown = self._shown(path)
+            shown = self.shown(path)
             raise PathRefused(f"{shown} changed while it was read; the old value stays", hint="store it when nothing writes to it")
         return content
 
     def target(self, path: str) -> str:
         """What a symbolic link of the tree says."""
-        with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
+        with naming_errors(self.shown(path)), self._parent(path) as (directory, name):
             return os.readlink(name, dir_fd=directory)
 
     # --- To write ---
 
-    def make_directory(self, path: str) -> None:
-        """A directory with those above it, where they are not there yet; ours alone until `settle`."""
+    def make_directory(self, path: str) -> list[str]:
+        """A directory with those above it, where they are not there yet; ours alone until `settle`. Returns the new ones."""
         self._check_own(path)
         parts = path.split("/")
-        with naming_errors(self._shown(path)):
+        new = []
+        with naming_errors(self.shown(path)):
             for depth in range(1, len(parts) + 1):
-                with self._parent("/".join(parts[:depth])) as (directory, name), suppress(FileExistsError):
+                above = "/".join(parts[:depth])
+                with self._parent(above) as (directory, name), suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=directory)
+                    new.append(above)
             with self._directory(path):
                 pass  # it is one, and not a link to one
+        return new
 
     @contextmanager
     def writing(self, path: str, mode: int | None, mtime: int | None, *, force: bool) -> Iterator[int]:
         """A new file that gets its name, whole and durable, when the block ends well; an existing one is replaced only with `force`."""
-        with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
+        with naming_errors(self.shown(path)), self._parent(path) as (directory, name):
             self._check_free(directory, name, path, force=force)
-            part = f".{name[:64]}.{token_hex(4)}.part"
+            part = part_name(name)
             fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=directory)
             try:
                 yield fd
@@ -169,14 +173,16 @@ class Tree:
                     os.unlink(part, dir_fd=directory)
 
     def link(self, path: str, target: str, mtime: int | None, *, force: bool, outside: bool) -> None:
-        """A symbolic link. PathRefused for one that leads out of the tree, unless `outside`."""
+        """A symbolic link. PathRefused for one that leads out of the tree, unless `outside`, and for what no link can say."""
+        if "\0" in target:
+            raise PathRefused(f"{self.shown(path)} would lead to a name with a NUL: there is none such")
         if not outside and not _inside(path, target):
             raise PathRefused(
-                f"{self._shown(path)} would lead out of the tree, to {target}", hint="--links-outside makes it all the same"
+                f"{self.shown(path)} would lead out of the tree, to {target}", hint="--links-outside makes it all the same"
             )
-        with naming_errors(self._shown(path)), self._parent(path) as (directory, name):
+        with naming_errors(self.shown(path)), self._parent(path) as (directory, name):
             self._check_free(directory, name, path, force=force)
-            part = f".{name[:64]}.{token_hex(4)}.part"
+            part = part_name(name)
             try:
                 os.symlink(target, part, dir_fd=directory)
                 if mtime is not None:
@@ -191,7 +197,7 @@ class Tree:
 
     def settle(self, path: str, mode: int | None, mtime: int | None) -> None:
         """Give a directory its mode and time and make what it holds durable: when nothing more comes into it."""
-        with naming_errors(self._shown(path)), self._directory(path) as directory:
+        with naming_errors(self.shown(path)), self._directory(path) as directory:
             _set(directory, mode, mtime)
             os.fsync(directory)
 
@@ -206,7 +212,7 @@ class Tree:
             os.rename(part, name, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _check_own(self, path: str) -> None:
-        self._own.check_new(os.path.join(self._real, path), self._shown(path))
+        self._own.check_new(os.path.join(self._real, path), self.shown(path))
 
     def _check_free(self, directory: int, name: str, path: str, *, force: bool) -> None:
         self._check_own(path)
@@ -215,9 +221,9 @@ class Tree:
         except FileNotFoundError:
             return
         if stat.S_ISDIR(found.st_mode):
-            raise PathRefused(f"{self._shown(path)} is a directory", hint="move it away")
+            raise PathRefused(f"{self.shown(path)} is a directory", hint="move it away")
         if not force:
-            raise AlreadyExists(f"{self._shown(path)} is there already", hint="-f replaces it")
+            raise AlreadyExists(f"{self.shown(path)} is there already", hint="-f replaces it")
 
     @contextmanager
     def _directory(self, path: str) -> Iterator[int]:
@@ -229,7 +235,7 @@ class Tree:
                     inner = os.open(part, _DIRECTORY, dir_fd=fd)
                 except OSError as error:
                     if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                        raise PathRefused(f"{self._shown(path)} leads through a file or a symbolic link: not followed") from None
+                        raise PathRefused(f"{self.shown(path)} leads through a file or a symbolic link: not followed") from None
                     raise
                 os.close(fd)
                 fd = inner

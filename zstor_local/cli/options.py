@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import click
 
@@ -18,6 +18,7 @@ from zstor_local.config import Config, ConfigError, config_file, load_config
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from zstor_local.rpc.methods.daemon import Status
     from zstor_local.store.protected import Protected
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -59,11 +60,17 @@ class Options:
         """The parameter that names the namespace, where one was given."""
         return {"namespace": self.namespace} if self.namespace else {}
 
-    def daemons_own(self) -> Protected:
-        """What nothing is written over, here as by the daemon where it is given a path: files of its own."""
+    def daemons_own(self, client: Client | None = None) -> Protected:
+        """What nothing is written over, here as by the daemon where it is given a path: files of its own.
+
+        The `client` is asked for the shards that the configuration does not name; without it they are the daemon's to refuse.
+        """
         from zstor_local.store.protected import Protected
 
-        return Protected.of(self.load(), os.path.realpath)
+        status = None if client is None else cast("Status", client.call("daemon.status", {}))
+        urls = [shard["url"].removeprefix("file://") for shard in status["shards"]] if status else []
+        added = [os.path.realpath(url) for url in urls if url.startswith("/")]
+        return Protected.of(self.load(), os.path.realpath, lambda: added)
 
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""

@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
     from zstor_local.rpc.methods.objects import Deleted, Sent, Written
     from zstor_local.rpc.methods.objects import Value as Read
+    from zstor_local.store.protected import Protected
 
 
 BY_VALUE_BYTES: Final = 32 * limits.KIB  # smaller files go inside the messages: a descriptor costs the daemon more than their bytes
 
 _TYPES = ("file", "directory", "symlink")
+_TIMES: Final = range(-(10**20), 10**20)  # nanoseconds: three thousand years each way, more than file systems hold
 
 
 @dataclass(slots=True)
@@ -99,8 +101,6 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
         raise click.UsageError(
             f"{directory} has no name of its own: give a KEY" if key is None else f"{key!r} is no KEY for a directory"
         )
-    own = options.daemons_own()
-    own.check_place(os.path.realpath(directory), directory)
 
     def store(client: Client, entry: Entry) -> Written:
         user = {
@@ -117,13 +117,13 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
                 if found.st_size > BY_VALUE_BYTES:
                     return cast("Written", client.call("object.write_file", {**params, "fd": 0}, fds=[fd]))
                 content = tree.content(fd, entry.path)
-            return cast("Written", client.call("object.write", {**params, "value_b64": b64encode(content).decode()}))
-        value = tree.target(entry.path) if entry.type == "symlink" else ""
-        return cast("Written", client.call("object.write", {**params, "value": value}))
+        else:
+            content = os.fsencode(tree.target(entry.path)) if entry.type == "symlink" else b""
+        return cast("Written", client.call("object.write", {**params, "value_b64": b64encode(content).decode()}))
 
     with (
         if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
-        Tree(directory, own=own) as tree,
+        Tree(directory, own=_own(options, directory)) as tree,
         progress(prefix, wanted=not options.no_progress) as show,
         transfers(options.connect, _named(tree, account := _Account(options, show, directory)), store) as answers,
     ):
@@ -136,6 +136,14 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
                     "path", entry.path, {"key": metadata["key"], "bytes": metadata["size"]}, metadata["size"], metadata["owed"]
                 )
     return account.end(f"stored {text.shown(prefix)}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
+
+
+def _own(options: Options, directory: str) -> Protected:
+    """What is the daemon's own; PathRefused if the directory lies in it."""
+    with options.connect() as client:
+        own = options.daemons_own(client)
+    own.check_place(os.path.realpath(directory), directory)
+    return own
 
 
 def _named(tree: Tree, account: _Account) -> Iterator[Entry]:
@@ -186,7 +194,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
             raise click.UsageError(f"{key!r} has no last name: give a DIRECTORY that is not there yet")
         top /= name
     later: list[_Wanted] = []  # directories get mode and time when nothing more comes into them, links when all files are there
-    made: dict[str, None] = {}
+    made: dict[str, bool] = {}  # directories that something comes into, and whether they are new
 
     def fetch(client: Client, wanted: _Wanted) -> Sent:
         with tree.writing(wanted.path, wanted.mode, wanted.mtime, force=force) as fd:
@@ -207,10 +215,11 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         first = next(found, None)
         if first is None:
             raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
-        own = options.daemons_own()
+        own = options.daemons_own(client)
         own.check_new(os.path.realpath(top), str(top))
         if os.path.lexists(top) and not top.is_dir():
             raise AlreadyExists(f"{top} is there already and no directory", hint="move it away, or give another DIRECTORY")
+        made[""] = not top.is_dir()
         with naming_errors(str(top), missing=f"directory {top.parent}"):
             top.mkdir(mode=0o700, exist_ok=True)
         with Tree(str(top), own=own) as tree:
@@ -220,7 +229,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
                     if isinstance(answer, ZstorError):
                         account.note("key", one.item["key"], answer)
                     else:
-                        account.note("key", one.item["key"], {"path": str(top / one.path), "bytes": answer["bytes"]}, answer["bytes"])
+                        account.note("key", one.item["key"], {"path": tree.shown(one.path), "bytes": answer["bytes"]}, answer["bytes"])
             _finish(client, options, tree, later, made, account, force=force, outside=outside)
     return account.end(f"wrote {text.shown(str(top))}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
 
@@ -231,10 +240,9 @@ def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
 
 
 def _files(
-    tree: Tree, prefix: str, found: Iterable[Item], later: list[_Wanted], made: dict[str, None], account: _Account
+    tree: Tree, prefix: str, found: Iterable[Item], later: list[_Wanted], made: dict[str, bool], account: _Account
 ) -> Iterator[_Wanted]:
     """The files, each with its directory made; everything else is kept for later."""
-    made[""] = None
     for item in found:
         try:
             wanted = _plan(prefix, item)
@@ -248,16 +256,18 @@ def _files(
         yield wanted
 
 
-def _make_above(tree: Tree, path: str, made: dict[str, None]) -> None:
+def _make_above(tree: Tree, path: str, made: dict[str, bool]) -> None:
     above = path.rpartition("/")[0]
     if above not in made:
-        tree.make_directory(above)
+        new = tree.make_directory(above)
         parts = above.split("/")
-        made.update(dict.fromkeys("/".join(parts[:depth]) for depth in range(1, len(parts) + 1)))
+        for depth in range(1, len(parts) + 1):
+            directory = "/".join(parts[:depth])
+            made.setdefault(directory, directory in new)
 
 
 def _finish(
-    client: Client, options: Options, tree: Tree, later: list[_Wanted], made: dict[str, None], account: _Account, *, force: bool,
+    client: Client, options: Options, tree: Tree, later: list[_Wanted], made: dict[str, bool], account: _Account, *, force: bool,
     outside: bool,
 ) -> None:  # fmt: skip
     """Links, empty directories, and then the directories' own modes and times, the deepest first."""
@@ -269,7 +279,7 @@ def _finish(
         except ZstorError as error:
             account.note("key", wanted.item["key"], error)
         else:
-            account.note("key", wanted.item["key"], {"path": wanted.path, "bytes": 0})
+            account.note("key", wanted.item["key"], {"path": tree.shown(wanted.path), "bytes": 0})
 
     def directory(wanted: _Wanted) -> None:
         if wanted.path:
@@ -278,8 +288,8 @@ def _finish(
 
     def link(wanted: _Wanted) -> None:
         _make_above(tree, wanted.path, made)
-        answer = client.call("object.read", {"key": wanted.item["key"], "encoding": "utf-8", **options.place()})
-        target = cast("Read", answer)["value"]
+        answer = cast("Read", client.call("object.read", {"key": wanted.item["key"], **options.place()}))
+        target = os.fsdecode(b64decode(cast(str, answer["value_b64"])))
         tree.link(wanted.path, target, wanted.mtime, force=force, outside=outside)
 
     for wanted in later:
@@ -288,9 +298,21 @@ def _finish(
     for wanted in later:
         if wanted.type == "symlink":
             each(wanted, lambda wanted=wanted: link(wanted))  # type: ignore[misc]
+    usual = 0o777 & ~_umask()
     for path in sorted(made, key=lambda path: path.count("/") if path else -1, reverse=True):
         own = modes.get(path)
-        tree.settle(path, 0o755 if own is None or own.mode is None else own.mode, None if own is None else own.mtime)
+        mode, mtime = (None, None) if own is None else (own.mode, own.mtime)
+        try:
+            tree.settle(path, usual if mode is None and made[path] else mode, mtime)
+        except ZstorError as error:
+            account.note("key", own.item["key"] if own else path, error)
+
+
+def _umask() -> int:
+    """What new files and directories are not to allow. No other thread may make any meanwhile: it can only be read by being set."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _plan(prefix: str, item: Item) -> _Wanted:
@@ -305,16 +327,16 @@ def _plan(prefix: str, item: Item) -> _Wanted:
     else:
         check_path(path)
     type_: Literal["file", "directory", "symlink"] = kind if kind in _TYPES else "file"  # type: ignore[assignment]
-    return _Wanted(item, path, type_, _number(user.get("mode"), 8, 0o7777), _number(user.get("mtime"), 10, 2**63 - 1))
+    return _Wanted(item, path, type_, _number(user.get("mode"), 8, range(0o10000)), _number(user.get("mtime"), 10, _TIMES))
 
 
-def _number(text: object, base: int, most: int) -> int | None:
+def _number(text: object, base: int, among: range) -> int | None:
     """What a member of `user` says, if it says what `put -r` writes there: anybody may have set it."""
     try:
         number = int(str(text), base)
     except ValueError:
         return None
-    return number if 0 <= number <= most else None
+    return number if number in among else None
 
 
 # --- rm -r ---
