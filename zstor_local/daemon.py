@@ -74,7 +74,6 @@ class Say(Protocol):
 def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     """Serve until a signal. Refused says why not. `reread` gives the configuration as it is now; it may raise ConfigError."""
     process.log_to_stderr()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes a line for each request, with its URL
     os.umask(0o077)
     process.keep_memory_private()
     process.keep_buffers()

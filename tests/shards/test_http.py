@@ -154,11 +154,22 @@ def test_a_server_that_lists_nonsense_is_away(ground: HttpGround, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[", "http://a b:1", "http://h:1\n", "http://u:p@h:1", "http://h", "http://h:99999", "http://h:1?q"]
+    "url",
+    [
+        *("http://[", "http://a b:1", "http://h:1\n", "http://h", "http://h:99999"),
+        *("http://u:secret@h:1", "http://:secret@h:1", "http://h:1?secret"),
+    ],
 )
 def test_what_is_no_url_of_a_server_is_told_so(ground: HttpGround, url: str) -> None:
-    with pytest.raises(ShardError):
+    with pytest.raises(ShardError, match="that is no URL") as caught:
         ground.engine.identify(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64, "xn--a.b", "256.1.1.1"])
+def test_what_can_be_no_host_is_told_so(ground: HttpGround, host: str) -> None:
+    with pytest.raises(ShardError, match="is no address of a server"):
+        ground.engine.identify(f"http://{host}:1")
 
 
 def answer(status: int, members: dict[str, str] | None = None) -> httpx.Response:

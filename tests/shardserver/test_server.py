@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -507,6 +508,30 @@ async def test_a_trust_url_that_never_ends_stops_no_server_that_runs(tmp_path: P
         await serve._load_trust(["http://slow/"], keeper, verifier, must=True)
     await serve._load_trust(["http://slow/"], keeper, verifier, must=False)
     assert not verifier.trusts
+
+
+@pytest.mark.parametrize("where", [b"http://xn--a.b/", b"http://[::1", b"http://127.0.0.1/"])
+async def test_a_trust_url_that_leads_elsewhere_stops_no_server_that_runs(tmp_path: Path, where: bytes) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 302 Found\r\nlocation: " + where + b"\r\ncontent-length: 0\r\n\r\n")
+
+    keeper, verifier = TrustKeeper(real_runtime(), str(tmp_path)), TokenVerifier([])
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/trust"
+        with pytest.raises(serve.ServerFault, match="302"):
+            await serve._load_trust([url], keeper, verifier, must=True)
+        await serve._load_trust([url], keeper, verifier, must=False)
+        nursery.cancel_scope.cancel()
+    assert not verifier.trusts
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", "http://127.0.0.1:x/", "https://127.0.0.1/\x7f"])
+async def test_a_trust_url_that_is_none_is_told_so(tmp_path: Path, url: str) -> None:
+    keeper, verifier = TrustKeeper(real_runtime(), str(tmp_path)), TokenVerifier([])
+    with pytest.raises(serve.ServerFault):
+        await serve._load_trust([url], keeper, verifier, must=True)
 
 
 def test_a_directory_with_something_else_in_it_is_no_place_for_shares(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """Calls to ItsYou.Online: login, the cached access token, deadlines, and a second try only where it can do no harm.
 
-The service takes its secrets in the query, so no URL of a login may ever be logged or told: httpx's own log is silenced.
+The service takes its secrets in the query, so no URL of a login may ever be logged or told. httpx's transport logs none; its client
+does, and looks where redirects lead.
 """
 
 from __future__ import annotations
 
 import json as jsonlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,20 +68,17 @@ class _Login:
     renew: int  # when it is used no more, in seconds since 1970
 
 
-def http_client() -> httpx.AsyncClient:
+def http_transport() -> httpx.AsyncHTTPTransport:
     """Made by the edge, closed by it. No redirects, which would carry secrets elsewhere; nothing from the environment."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes every URL
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(TRY_SECONDS), follow_redirects=False, trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS)
-    )
+    return httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS))
 
 
 class Service:
     """One service, seen with one API key. `url` without `/api`, as `https://itsyou.online`."""
 
-    def __init__(self, runtime: Runtime, client: httpx.AsyncClient, url: str, credentials: Credentials) -> None:
+    def __init__(self, runtime: Runtime, transport: httpx.AsyncBaseTransport, url: str, credentials: Credentials) -> None:
         self._runtime = runtime
-        self._client = client
+        self._transport = transport
         self._url = url.rstrip("/")
         self._credentials = credentials
         self._login: _Login | None = None
@@ -164,7 +161,7 @@ class Service:
         for turn in range(1, TRIES + 1):
             try:
                 answer = await self._send(method, path, token, json, query)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last of a host name that none can have
                 if not again or turn == TRIES:
                     # The text of httpx's error may hold the URL, and with it the secret: only its name is told.
                     raise Unavailable(f"ItsYou.Online cannot be reached ({type(error).__name__})", hint="try again later") from None
@@ -179,10 +176,9 @@ class Service:
         self, method: str, path: str, token: str | None, json: Mapping[str, str] | None, query: Mapping[str, str] | None
     ) -> Answer:
         headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"token {token}"})
-        async with (
-            self._room,
-            self._client.stream(method, self._url + path, headers=headers, json=json, params=query) as response,
-        ):
+        timeout = {"timeout": httpx.Timeout(TRY_SECONDS).as_dict()}
+        request = httpx.Request(method, self._url + path, headers=headers, json=json, params=query, extensions=timeout)
+        async with self._room, aclosing(await self._transport.handle_async_request(request)) as response:
             if int(response.headers.get("content-length", "0")) > ANSWER_BYTES or "content-encoding" in response.headers:
                 raise _nonsense()
             body = bytearray()

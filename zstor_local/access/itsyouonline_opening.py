@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm
 
 from zstor_local.access.itsyouonline import ISSUER, ItsYouOnline
-from zstor_local.access.itsyouonline_http import Credentials, Service, http_client
+from zstor_local.access.itsyouonline_http import Credentials, Service, http_transport
 from zstor_local.access.trust import parse_trust
 from zstor_local.config import AuthorityConfig
 from zstor_local.errors import InvalidParams
@@ -32,8 +32,8 @@ async def open_itsyouonline(runtime: Runtime, config: AuthorityConfig) -> AsyncI
     url = _service_url(config)
     credentials = _credentials(runtime.files, config)
     keys = _keys(runtime.files, config)
-    async with http_client() as client:
-        yield ItsYouOnline(Service(runtime, client, url, credentials), config.organization, keys)
+    async with http_transport() as transport:
+        yield ItsYouOnline(Service(runtime, transport, url, credentials), config.organization, keys)
 
 
 def _service_url(config: AuthorityConfig) -> str:

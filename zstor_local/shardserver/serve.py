@@ -9,7 +9,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -220,7 +220,7 @@ async def _load_trust(sources: Sequence[str], keeper: TrustKeeper, verifier: Tok
                 known = verifier.trusts.get(trust.issuer)
                 if known is None or trust.updated > known.updated:
                     verifier.trust(trust)
-        except (InvalidParams, OSError, httpx.HTTPError, trio.TooSlowError) as error:
+        except (InvalidParams, OSError, httpx.HTTPError, httpx.InvalidURL, UnicodeError, trio.TooSlowError) as error:
             why = f"it took longer than {FETCH_SECONDS:.0f} s" if isinstance(error, trio.TooSlowError) else _words(error)
             if must:
                 raise ServerFault(f"{source}: {why}", "give what `zstor shard trust` prints") from None
@@ -232,10 +232,13 @@ def _words(error: Exception) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=FETCH_SECONDS) as client:
+    """By httpx's transport alone: its client looks where a redirect leads, followed or not, and falls over what is no address."""
+    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
         with trio.fail_after(FETCH_SECONDS):
-            async with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
-                response.raise_for_status()
+            request = httpx.Request("GET", url, headers={"accept-encoding": "identity"})
+            async with aclosing(await transport.handle_async_request(request)) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise InvalidParams(f"the answer has status {response.status_code}")
                 body = bytearray()
                 async for piece in response.aiter_raw():
                     body += piece

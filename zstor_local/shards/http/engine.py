@@ -174,9 +174,9 @@ def _split(url: str) -> tuple[str, str]:
         return f"http+unix://{path}", name
     try:
         host = parts.hostname is not None and _HOST.match(parts.hostname) is not None
-        valid = host and parts.port is not None and not parts.username and not parts.query and not parts.fragment
+        valid = host and parts.port is not None and "@" not in parts.netloc and not parts.query and not parts.fragment
     except ValueError:
         valid = False
-    if not valid:
-        raise ShardError("missing", f"{url}: a shard server is http(s)://HOST:PORT, with /NAME behind if need be")
+    if not valid:  # not shown: there may be a password in it
+        raise ShardError("missing", "that is no URL of a shard server: http(s)://HOST:PORT, with /NAME behind if need be")
     return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")

@@ -216,7 +216,9 @@ class Peer:
             raise _Broke(f"{self.url} {reason}", unsent=True) from None
         except (trio.TooSlowError, httpx.TimeoutException):
             raise _Broke(f"{self.url} did not answer within {seconds:g} seconds", late=True) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.InvalidURL, UnicodeError):  # of a host name that none can have
+            raise _Broke(f"{self.url} is no address of a server", unsent=True) from None
+        except httpx.HTTPError as error:
             raise _Broke(f"the connection to {self.url} broke ({type(error).__name__})") from None
         took = trio.current_time() - began
         self._usual += (took - self._usual) / 8
@@ -311,7 +313,7 @@ class Peer:
                     with trio.fail_after(self._deadlines.probe):
                         async with aclosing(await self._answer("GET", "/health")) as response:
                             well = response.status_code == 200
-            except (httpx.HTTPError, httpx.InvalidURL, trio.TooSlowError):
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, trio.TooSlowError):
                 continue
             if well:
                 log.warning("%s answers again", self.url)
