@@ -43,11 +43,16 @@ class Disk:
         self.reserve = False
 
     def open(self, quota_bytes: int | None = None, fence: Fence = FENCE) -> Space:
+        space = self.only_read(quota_bytes)
+        space.raise_fence(fence)
+        return space
+
+    def only_read(self, quota_bytes: int | None = None) -> Space:
+        """Nobody takes it over."""
         for space in self.opened:
             space.close()
         space = Space(self.runtime, self.root, quota_bytes, self.make_room)
         self.opened = [space]
-        space.raise_fence(fence)
         return space
 
     def make_room(self) -> bool:
@@ -119,6 +124,47 @@ def test_a_namespace_whose_description_is_damaged_keeps_what_it_holds(disk: Disk
     with space.opened(namespace(1), ShareId(version(1), 0), small=True) as (size, read):
         assert (size, read(0, 9)) == (1, b"1")
     assert [room.name for room in space.rooms] == ["name2", None]
+
+
+def test_a_log_that_cannot_be_read_hides_no_other_namespace(disk: Disk) -> None:
+    """It is told of; nothing is written to the shard until all that lies there can be known again."""
+    space = disk.open()
+    large = share_file(SHARE, b"blocks", namespace(2))
+    put(space, SHARE, large, of=namespace(2))
+    space.large.finish(FENCE, namespace(2), SHARE, len(large))
+    for number in (1, 2, 3):
+        space.append(FENCE, number, Batch([scanned(number, b"%d" % number, namespace=namespace(number))]))
+    disk.opened.pop().close()
+    bad = f"/rooms/{namespace(2).hex()}/log"
+    disk.files.fail("open", lambda path: bad in path, errno.EACCES, times=None)
+    space = disk.only_read()
+    assert {*space.rooms.unreadable} == {namespace(2)}
+    for number in (1, 3):
+        assert [each.entry.share for each in space.page(namespace(number), Cursor(), 1 << 20)[0].entries] == [b"%d" % number]
+        with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
+            assert read(0, 9) == b"%d" % number
+    with space.large.open(namespace(2), SHARE) as (_, size):
+        assert size == len(large)
+    share = ShareId(version(2), 0)
+    unknown: list[Callable[[], object]] = [
+        lambda: space.page(namespace(2), Cursor(), 1 << 20),
+        lambda: space.page(None, Cursor(), 1 << 20),
+        lambda: space.opened(namespace(2), share, small=True).__enter__(),
+        lambda: space.opened(None, ShareId(version(7), 0), small=True).__enter__(),
+        lambda: space.list_small("", 9),
+        space.unsettled,
+    ]
+    assert [refused(work) for work in unknown] == ["failed"] * len(unknown)
+    assert refused(lambda: space.opened(namespace(1), share, small=True).__enter__()) == "not_found"
+    later = Fence(2, 1, SESSION)
+    assert refused(lambda: space.append(FENCE, 9, Batch([scanned(4)]))) == "readonly"
+    assert refused(lambda: space.raise_fence(later)) == "readonly"
+    disk.files.heal()
+    space.raise_fence(later)
+    space.append(later, 1, Batch([scanned(4, b"4", namespace=namespace(2))]))
+    assert sorted(shares(space)) == [b"1", b"2", b"3", b"4"]
+    assert not space.rooms.unreadable
+    assert [(room.shares, room.used_bytes > 0) for room in space.rooms] == [(1, True), (0, True), (0, True)]
 
 
 def test_a_name_that_is_told_again_is_not_written_again(disk: Disk) -> None:

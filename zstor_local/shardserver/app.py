@@ -169,6 +169,7 @@ class App:
                         "quota_bytes": each.quota_bytes,
                         "used_bytes": each.used_bytes,
                         "large_shares": each.shares,
+                        "unreadable": space.rooms.unreadable.get(each.id),
                     }
                     for each in (() if request.query.get("namespaces") == "0" else space.rooms)
                 ],

@@ -41,6 +41,7 @@ class Metrics:
             *_gauge("zstor_shard_requests_running", self._running),
             *_gauge("zstor_shard_spaces_open", len(volume.spaces)),
             *_gauge("zstor_shard_namespaces_open", len(rooms)),
+            *_gauge("zstor_shard_namespaces_unreadable", sum(len(space.rooms.unreadable) for space in volume.spaces.values())),
             *_gauge("zstor_shard_used_bytes", sum(room.used_bytes for room in rooms)),
             *_gauge("zstor_shard_disk_total_bytes", room.total),
             *_gauge("zstor_shard_disk_free_bytes", room.free),

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -19,7 +19,7 @@ from zstor_local.shards.http.wire import parse_id
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shardserver.disk import ABOUT, ROOMS, Directories, answering, read_file, write_file
-from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.refusal import Refusal, of_system
 
 log = logging.getLogger("zstor.shardserver")
 
@@ -62,6 +62,7 @@ class Rooms:
         self._rooms: dict[NamespaceId, Room] = {}
         self._lock = threading.Lock()  # held for moments, around what several threads count
         self._making = threading.Lock()  # held while a room is made, or its log is opened: each is once
+        self._unreadable: dict[NamespaceId, str] = {}  # why logs cannot be opened
         self._read: dict[NamespaceId, Log] = {}  # logs that may have segments open, the least recently asked for first
         self._numbered: dict[int, Room] = {}  # the same by their numbers, in their order
         found = []
@@ -77,8 +78,10 @@ class Rooms:
         for room in anew:
             self._number_anew(room)
         for room in self:
-            room.used_bytes = self._log_bytes(room)
-            self.log(room)  # catches the index up with it
+            try:
+                self.log(room)  # catches the index up with it
+            except Refusal as refusal:  # it is no fault of the others
+                log.error("%s; until it can be nothing is written to this shard", refusal.message)
 
     def __iter__(self) -> Iterator[Room]:
         """By their numbers."""
@@ -170,16 +173,39 @@ class Rooms:
         self._write_about(room)
 
     def log(self, room: Room) -> Log:
-        """The room's log, open for reading."""
+        """The room's log, open for reading. Refusal `failed` where it cannot be opened; it is tried again each time."""
         with self._making:
             if room.log is None:
-                directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
-                room.log = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+                room.log = self._opened(room)
             self._read.pop(room.id, None)
             self._read[room.id] = room.log
             while len(self._read) > READ_LOGS:
                 self._read.pop(next(iter(self._read))).close_idle()
             return room.log
+
+    def _opened(self, room: Room) -> Log:
+        """Its log opened, and counted."""
+        directory = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
+        try:
+            size = sum(self._files.path_status(f"{directory}/{name}").size for name in self._files.list(directory))
+            opened = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+        except OSError as error:
+            fault = f"the log of namespace {room.id.hex()} cannot be read: {of_system(error).message}"
+            self._unreadable = {**self._unreadable, room.id: fault}
+            raise Refusal("failed", fault) from error
+        self._unreadable = {other: fault for other, fault in self._unreadable.items() if other != room.id}
+        self.account(room, size)
+        return opened
+
+    @property
+    def unreadable(self) -> Mapping[NamespaceId, str]:
+        """The namespaces whose logs could not be opened when that was last tried, each with the reason."""
+        return self._unreadable
+
+    def try_unreadable(self) -> None:
+        """Open those logs if they can be by now; Refusal `failed` for the first that cannot."""
+        for namespace in self._unreadable:
+            self.log(self._rooms[namespace])
 
     def started(self, room: Room, writer: int) -> Log:
         """The room's log, open for writing by that life of the owner's daemon."""
@@ -273,7 +299,3 @@ class Rooms:
         write_file(self._runtime, f"{at}/{ABOUT}.new", json.dumps(members).encode())
         self._files.rename(f"{at}/{ABOUT}.new", f"{at}/{ABOUT}")
         self._directories.sync(at)
-
-    def _log_bytes(self, room: Room) -> int:
-        at = f"{self._root}/{ROOMS}/{room.id.hex()}/log"
-        return sum(self._files.path_status(f"{at}/{name}").size for name in self._files.list(at))

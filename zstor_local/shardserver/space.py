@@ -124,6 +124,9 @@ class Space:
             return
         if not fence.follows(self.fence):
             raise Refusal("fenced", f"writer {self.fence.writer} has this space; a later one than that may take it over")
+        with suppress(Refusal):
+            self.rooms.try_unreadable()
+        self._check_writable()
         with answering():
             self.large.abort_all()  # nobody is to finish them, and a full disk needs the room
             self._needed(lambda: write_file(self._runtime, f"{self._root}/{TEMPORARY}/{FENCE}", str(fence).encode()))
@@ -144,6 +147,14 @@ class Space:
     def check_fence(self, fence: Fence) -> None:
         if fence != self.fence:
             raise Refusal("fenced", f"writer {self.fence.writer} has this space, not {fence.writer}: a later daemon took it over")
+        self._check_writable()
+
+    def _check_writable(self) -> None:
+        """Refusal `readonly` where a log cannot be read: its owner could not be told what lies there unsettled, and what is written to
+        the others would say that all is.
+        """
+        for fault in self.rooms.unreadable.values():
+            raise Refusal("readonly", f"{fault}; until it can be this shard is only read")
 
     # --- Letters ---
 
@@ -265,7 +276,14 @@ class Space:
                 if place is not None:
                     yield place.length, partial(self.rooms.log(room).read, place)
                     return
+        self._check_known(namespace)
         raise Refusal("not_found", "that share is not here")
+
+    def _check_known(self, namespace: NamespaceId | None) -> None:
+        """Refusal `failed` where the namespace's log (None: any) cannot be read: what the index knows of it may not be all."""
+        for unreadable, fault in self.rooms.unreadable.items():
+            if namespace in (None, unreadable):
+                raise Refusal("failed", fault)
 
     def _holding(self, share: ShareId) -> Iterator[Room]:
         """Rooms whose log holds a small share. IndexDamaged."""
@@ -275,6 +293,7 @@ class Space:
 
     def list_small(self, after: str, limit: int) -> list[str]:
         """The names of small shares in their order, behind one."""
+        self._check_known(None)
         first = parse_share_name(after).version if after else b""
         with _answering_damage():
             names = (
