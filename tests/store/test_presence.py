@@ -116,6 +116,29 @@ async def test_a_shard_that_another_daemon_wrote_to_meanwhile_is_refused(home: H
         assert store.health == "ok"
 
 
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_shard_that_can_only_be_read_is_read_on(home: Home, size: int) -> None:
+    """A look finds that anew each time, and does not take it away."""
+    async with home.open() as store:
+        await put(store, "a", content(1, size))
+    home.files.fail("*", lambda path: path.startswith(f"{home.root(0)}/"), errno.EROFS, times=None)
+    async with home.open() as store:
+        await put(store, "b", content(2, size))
+        home.take_away(1)
+        home.take_away(2)
+        for _ in range(2):
+            await store.presence.look()
+            assert [store.pool.state(number) for number in range(4)] == ["readonly", "missing", "missing", "ok"]
+            assert await get(store, "a") == content(1, size)
+        home.files.heal()
+        for number in (1, 2):
+            await home.return_to(store, number)
+        assert store.health == "ok"
+        await store.mending.mend()
+        await freed(store)
+        assert store.metastore.debts_count() == 0
+
+
 async def test_what_never_came_to_be_is_voided_before_a_returning_shard_is_written(home: Home) -> None:
     """The shard has the records of a group that was refused, and went away before it could be told so."""
 

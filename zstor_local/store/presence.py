@@ -159,6 +159,9 @@ class Presence:
         try:
             self.admit(shard)
         except ShardError as error:
+            if error.state == "readonly":  # it is read all the same
+                self._pool.put(shard)
+                return False
             shard.close()
             self._pool.put(Absent(entry, error.state, str(error)))
             return False
