@@ -7,7 +7,6 @@ import fcntl
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -223,16 +222,19 @@ async def test_the_real_runtime_waits_for_pipes_and_tells_the_time() -> None:
 async def test_work_on_the_logs_ends_is_done_one_at_a_time() -> None:
     """The committer, freeing and compaction append to the same logs."""
     threads = RealThreads()
-    busy, overlapped = threading.Lock(), []
+    release, done = threading.Event(), []
 
-    def work() -> None:
-        if not busy.acquire(blocking=False):
-            overlapped.append(True)
-            return
-        time.sleep(0.001)  # not for the order of things: an overlap is impossible, however long this takes
-        busy.release()
+    def first() -> None:
+        release.wait(60)
+        done.append("first")
 
     async with trio.open_nursery() as nursery:
-        for _ in range(50):
-            nursery.start_soon(threads.run_commit, work)
-    assert overlapped == []
+        nursery.start_soon(threads.run_commit, first)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            nursery.start_soon(threads.run_commit, done.append, "another")
+        for _ in range(100):  # turns in which other threads come and go, and one that did not wait would have been done
+            await threads.run(lambda: None)
+        assert done == []
+        release.set()
+    assert done == ["first", *["another"] * 3]

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from types import FrameType
 
 import pytest
 
+from tests.cli.fake_daemon import FakeDaemon, Peer
 from tests.cli.terminal import ZSTOR, Terminal
 from tests.cli.test_end_to_end import done, zstor
 from tests.daemon.client import Client
@@ -71,23 +72,27 @@ def _feed(writer: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["get", "old", "out"], ["log", "export", "out"]])
-def test_a_get_leaves_no_file_even_where_the_daemon_hangs(daemon: PrivateDaemon, arguments: list[str]) -> None:
-    done(zstor(daemon, "put", "-", "old", stdin=b"old"))
-    done(zstor(daemon, "log", "append", "entry"))
-    before = set(daemon.home.iterdir())
-    assert daemon.pid is not None
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        with screen(daemon, *arguments) as terminal:
-            eventually(lambda: [path for path in daemon.home.iterdir() if path.name.endswith(".part")])
+def test_a_get_leaves_no_file_even_where_the_daemon_hangs(private_daemon: PrivateDaemon, arguments: list[str]) -> None:
+    home = private_daemon.home
+    asked = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.receive()
+        asked.set()
+        while peer.receive() is not None:
+            pass
+
+    private_daemon.environment["ZSTOR_SOCKET"] = str(home / "hangs.sock")
+    with FakeDaemon(home / "hangs.sock", serve):
+        before = set(home.iterdir())
+        with screen(private_daemon, *arguments) as terminal:
+            assert asked.wait(60)
+            assert [path for path in home.iterdir() if path.name.endswith(".part")]
             terminal.interrupt()
             assert terminal.end(again=terminal.interrupt) == 130
             assert "Traceback" not in terminal.text
             assert terminal.is_as_before()
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
-    assert set(daemon.home.iterdir()) == before
-    assert done(zstor(daemon, "get", "old", "-")) == b"old"
+        assert set(home.iterdir()) == before
 
 
 def test_a_get_into_a_pipe_that_nobody_reads_ends(daemon: PrivateDaemon) -> None:
@@ -190,10 +195,18 @@ def test_an_interrupted_rebuild_changes_nothing(
     before = _store(daemon.home)
     monkeypatch.setattr(gathering, "PROGRESS_EVERY", 1)
 
+    heard = threading.Event()
+
+    class CtrlC(rebuilding.CtrlC):
+        def __call__(self, number: int, frame: FrameType | None) -> None:
+            super().__call__(number, frame)
+            heard.set()
+
     def show(done: int, total: int | None, what: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        eventually(lambda: cast(rebuilding.CtrlC, signal.getsignal(signal.SIGINT)).heard)
+        assert heard.wait(60)
 
+    monkeypatch.setattr(rebuilding, "CtrlC", CtrlC)
     monkeypatch.setattr(rebuilding, "progress", lambda *given, **options: nullcontext(show))
     assert main(["rebuild"]) == 130
     assert "interrupted; nothing was changed" in capsys.readouterr().err
