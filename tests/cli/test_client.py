@@ -199,6 +199,22 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
         left.set()
 
 
+def test_ctrl_c_while_a_request_finds_no_room_leaves_at_once(tmp_path: Path) -> None:
+    def serve(peer: Peer) -> None:
+        peer.connected.recv(1)  # of a daemon that is stopped from then on
+        os.kill(os.getpid(), signal.SIGINT)
+        left.wait()
+
+    left = threading.Event()
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client.call("object.write", {"value": "x" * 4_000_000})
+        finally:
+            left.set()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_background_job_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path: Path) -> None:
     def serve(peer: Peer) -> None:
         peer.answer(interrupted(peer.receive()), "done")

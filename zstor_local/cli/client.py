@@ -105,7 +105,7 @@ class Client:
         if progress is not None:
             params = {**params, "_meta": {"progressToken": self._last_id}}
         with _Interrupts(self._hanging) as interrupts:
-            self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, fds)
+            self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, interrupts, fds)
             while True:
                 message = self._receive(interrupts)
                 if message.get("method") == "notifications/progress" and progress is not None:
@@ -132,13 +132,19 @@ class Client:
             raise KeyboardInterrupt
         time.sleep(seconds)
 
-    def _send(self, message: Object, fds: Sequence[int] = ()) -> None:
+    def _send(self, message: Object, interrupts: _Interrupts, fds: Sequence[int] = ()) -> None:
+        """KeyboardInterrupt after a Ctrl-C while there is no room for it: what is not all there does not run."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with suppress(BrokenPipeError, ConnectionResetError):  # what the daemon said before it closed is still to be read
             if fds:  # with the first byte, and nothing else in that send
                 self._socket.sendmsg([line[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
                 line = line[1:]
-            self._socket.sendall(line)
+            left = memoryview(line)
+            while left:
+                try:
+                    left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    interrupts.wait_for_room(self._socket)
 
     def _receive(self, interrupts: _Interrupts) -> Object:
         """The next message. A Ctrl-C meanwhile cancels the running call and goes on waiting for its answer."""
@@ -159,7 +165,7 @@ class Client:
         if len(self._buffer) > limits.MESSAGE_BYTES:
             raise NoDaemon("what answers at the socket is no zstor daemon: its line has no end")
         while interrupts.wait(self._socket):
-            self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": self._last_id}})
+            self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": self._last_id}}, interrupts)
         try:
             received = self._socket.recv(_READ_BYTES)
         except ConnectionResetError:
@@ -198,6 +204,12 @@ class _Interrupts:
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count > 1:
+            raise KeyboardInterrupt
+
+    def wait_for_room(self, connected: socket.socket) -> None:
+        """Wait until the socket takes more, or is closed; KeyboardInterrupt if a Ctrl-C came."""
+        interrupted, _, _ = select.select([self._reader], [connected], [])
+        if interrupted and signal.SIGINT in os.read(self._reader, 64):
             raise KeyboardInterrupt
 
     def wait(self, connected: socket.socket) -> bool:
