@@ -211,7 +211,7 @@ def test_put_sends_every_option(serve: Serve, home: Path) -> None:
     (home / "f").touch()
     daemon = serve(lambda request: {"metadata": METADATA})
     options = ["--exclusive", "--user", "a=b=c", "--reference", "r", "--reference", "q", "--size", "0", "--digest", "blake3:00"]
-    assert main(["put", "f", "k", "-n", "photos", "--if-version", "v", *options]) == 0
+    assert main(["put", "f", "k", "-n", "photos", "--json", "--if-version", "v", *options]) == 0
     assert requests(daemon)[0][1] == {
         "key": "k",
         "fd": 0,

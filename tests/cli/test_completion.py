@@ -57,6 +57,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateDaemon]:
         daemon.start()
         for key in [*PLAIN, *DANGEROUS]:
             done(zstor(daemon, "put", "-", "--", key, stdin=b"1"))
+        done(zstor(daemon, "namespace", "create", "other"))
         done(zstor(daemon, "put", "-n", "other", "-", "only-here", stdin=b"1"))
         (home / "local-file").touch()
         page = (ROOT / "docs" / "quickstart.md").read_text()

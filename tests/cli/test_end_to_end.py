@@ -157,9 +157,24 @@ def test_conditions_of_a_write(daemon: PrivateDaemon) -> None:
 
 
 def test_namespaces_keep_keys_apart(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "namespace", "create", "photos"))
     done(zstor(daemon, "put", "-", "k", "-n", "photos", stdin=b"photo"))
     assert zstor(daemon, "get", "k").returncode == 1
     assert done(zstor(daemon, "get", "k", "--namespace", "photos")) == b"photo"
+
+
+def test_who_makes_a_namespace_by_a_write_is_told_so(daemon: PrivateDaemon) -> None:
+    (daemon.home / "album").mkdir()
+    for name, arguments in [("photso", ["-", "k"]), ("phtos", ["-r", "album"])]:
+        refused = zstor(daemon, "put", *arguments, "-n", name, "--exclusive", "--socket", "none")
+        assert b"no namespace" not in refused.stderr
+        made = zstor(daemon, "put", *arguments, "-n", name)
+        told = f"zstor: warning: there was no namespace {name}: it was made; `zstor namespace ls` lists all\n".encode()
+        assert (made.returncode, made.stderr) == (0, told)
+        done(zstor(daemon, "put", *arguments, "-n", name))
+        done(zstor(daemon, "namespace", "rm", "--force", name))
+    done(zstor(daemon, "put", "-", "k", "-n", "photso", "--json"))  # a program knows what it asked for
+    done(zstor(daemon, "namespace", "rm", "--force", "photso"))
 
 
 def test_ctrl_c_stores_nothing(daemon: PrivateDaemon) -> None:
@@ -296,6 +311,20 @@ def test_objects_get_other_keys(daemon: PrivateDaemon) -> None:
     assert copied["key"] == "first name"
 
 
+def test_a_key_with_a_slash_at_its_end_is_a_directory_to_go_into(daemon: PrivateDaemon) -> None:
+    (daemon.home / "box").mkdir()
+    (daemon.home / "one").write_bytes(b"1")
+    done(zstor(daemon, "put", "-r", "box"))
+    assert done(zstor(daemon, "put", "one", "box/")).startswith(b"stored box/one: ")
+    assert done(zstor(daemon, "cp", "box/one", "box/deep/")) == b"copied box/one to box/deep/one\n"
+    assert done(zstor(daemon, "mv", "box/deep/one", "other/")) == b"renamed box/deep/one to other/one\n"
+    assert done(zstor(daemon, "ls", "box")) == b"box/\nbox/one\n"
+    assert done(zstor(daemon, "mv", "box/", "case/")) == b"renamed box/ to case/\n"  # the entry itself, by its whole key
+    refused = zstor(daemon, "put", "-", "box/", stdin=b"1")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith(b"zstor: error: - has no name of its own: give a KEY\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
@@ -315,7 +344,7 @@ def test_objects_get_other_keys(daemon: PrivateDaemon) -> None:
 )
 def test_what_may_have_been_meant_is_named(daemon: PrivateDaemon, arguments: list[str], meant: str) -> None:
     done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
-    done(zstor(daemon, "put", "-", "holiday", "-n", "photos", stdin=b"1"))
+    assert zstor(daemon, "put", "-", "holiday", "-n", "photos", stdin=b"1").returncode == 0
     done(zstor(daemon, "log", "create", "messages"))
     done(zstor(daemon, "ns", "set", "latest", "1"))
     missed = zstor(daemon, *arguments)

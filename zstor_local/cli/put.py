@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import Json
+from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import source
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.errors import NotFound
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.objects import Written
@@ -60,8 +63,8 @@ def put(
 ) -> int:
     """Store FILE, or a pipe (-), as an object.
 
-    KEY is its name, the file's own if not given. Done means durable: it survives a power cut and the loss of some shards. An object
-    that is there already gets a new version.
+    KEY is its name, the file's own if not given; below KEY if that ends with a slash. Done means durable: it survives a power cut and
+    the loss of some shards. An object that is there already gets a new version; a namespace that is not there yet is made.
     """
     if recursive:
         if if_version or previous or size is not None or digest or file == "-":
@@ -69,11 +72,13 @@ def put(
         from zstor_local.cli.trees import put_tree
 
         extra: dict[str, Json] = {"user": user, "references": list(reference), "exclusive": exclusive}
-        return put_tree(options, file, key, {name: value for name, value in extra.items() if value})
-    if key is None:
-        key = "" if file == "-" else Path(file).name
-        if not key:
+        with _telling_of_a_new_namespace(options):
+            return put_tree(options, file, key, {name: value for name, value in extra.items() if value})
+    if key is None or key.endswith("/"):
+        name = "" if file == "-" else Path(file).name
+        if not name:
             raise click.UsageError(f"{file} has no name of its own: give a KEY")
+        key = f"{key or ''}{name}"
     wanted: dict[str, Json] = {
         "if_version": if_version,
         "exclusive": exclusive or None,
@@ -85,11 +90,32 @@ def put(
     }
     params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
     params.update((name, value) for name, value in wanted.items() if value is not None)
-    with source(file) as given, options.connect() as client:
+    with source(file) as given, options.connect() as client, _telling_of_a_new_namespace(options):
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
             answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)
         _tell(cast("Written", answer)["metadata"], json_wanted=options.json)
     return 0
+
+
+@contextmanager
+def _telling_of_a_new_namespace(options: Options) -> Iterator[None]:
+    """A mistyped -n makes a namespace, as any first write to a new name does: people are told when it is there."""
+    if options.json or options.namespace is None:
+        yield
+        return
+    with options.connect() as client:
+        before = _is_there(client, options.namespace)
+        yield
+        if not before and _is_there(client, options.namespace):
+            report.warning(f"there was no namespace {options.namespace}: it was made; `zstor namespace ls` lists all")
+
+
+def _is_there(client: Client, namespace: str) -> bool:
+    try:
+        client.call("namespace.get", {"namespace": namespace})
+    except NotFound:
+        return False
+    return True
 
 
 def _tell(metadata: Metadata, *, json_wanted: bool) -> None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def mv(options: Options, key: str, new_key: str, exclusive: bool) -> None:
     """Give an object another key.
 
-    At once, whatever its size; an object that has NEW_KEY is replaced.
+    At once, whatever its size; an object that has NEW_KEY is replaced. With a slash at its end NEW_KEY is a directory: the object goes
+    into it, under its last name.
     """
     _change(options, "object.rename", key, new_key, exclusive=exclusive, done="renamed")
 
@@ -42,12 +43,15 @@ def mv(options: Options, key: str, new_key: str, exclusive: bool) -> None:
 def cp(options: Options, key: str, new_key: str, exclusive: bool) -> None:
     """Give an object a second key.
 
-    At once and without more room, whatever its size; each of the two may be written or deleted by itself.
+    At once and without more room, whatever its size; each of the two may be written or deleted by itself. With a slash at its end
+    NEW_KEY is a directory: the copy goes into it, under the object's last name.
     """
     _change(options, "object.copy", key, new_key, exclusive=exclusive, done="copied")
 
 
 def _change(options: Options, method: str, key: str, new_key: str, *, exclusive: bool, done: str) -> None:
+    if new_key.endswith("/") and not key.endswith("/"):
+        new_key += key.rpartition("/")[2]
     params: dict[str, Json] = {"key": key, "new_key": new_key, **options.place()}
     if exclusive:
         params["exclusive"] = True
