@@ -29,10 +29,11 @@ PAGE: Final = b"<html><body>Internal Server Error</body></html>"
 
 
 class Liar:
-    """The application; set `lie` to one of LIES, or None for the truth. `told` counts lies."""
+    """The application, over a volume; set `lie` to one of LIES, or None for the truth. `told` counts lies."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, volume: Volume) -> None:
         self._app = app
+        self.volume = volume
         self.lie: str | None = None
         self.told = 0
 
@@ -158,7 +159,7 @@ async def lying(runtime: Runtime, data: Path, trust: object) -> AsyncIterator[tu
     volume = Volume(runtime, str(data))
     verifier = TokenVerifier([parse_trust(json.dumps(trust))])
     app = App(volume, Guard(verifier, lambda: runtime.clock.now() // SECOND), TrustKeeper(runtime, f"{data}/{TRUST}"), Metrics())
-    liar = Liar(app)
+    liar = Liar(app, volume)
     listener = _bind(f"unix:{data}.sock")
     stopping = trio.Event()
     try:

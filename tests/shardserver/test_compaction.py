@@ -148,6 +148,53 @@ def test_it_goes_on_with_what_is_freed_later_and_after_a_restart(house: House) -
         assert house.records() >= {*EVERY}
 
 
+RECORDS = range(100, 300)  # without shares
+
+
+def test_records_go_that_their_owner_has_named_and_no_others(house: House) -> None:
+    house._send(Batch([scanned(number) for number in RECORDS]))
+    house._send(Batch([scanned(400, namespace=OTHER)]))
+    fill(house)
+    assert house.compact() > 2
+    before, used = house.log_bytes(), sum(room.used_bytes for room in house.space.rooms)
+    superseded = {number for number in [*RECORDS, *EVERY] if number % 10}
+    house.space.supersede(NAMESPACE, [*superseded, 400])
+    assert house.compact() > 2
+    assert house.log_bytes() < before - 15_000
+    assert sum(room.used_bytes for room in house.space.rooms) < used - 15_000
+    kept = {number for number in [*RECORDS, *EVERY, 400] if number not in superseded}
+    for forget in (False, True):
+        assert kept <= house.records() <= {*kept, *KEPT, *EVERY}
+        assert not house.records() & superseded & {*RECORDS}
+        assert house.content() == {number: share(number) for number in KEPT}
+        house.open(forget=forget)
+
+
+def test_what_is_named_while_its_share_is_here_goes_when_that_is_freed(house: House) -> None:
+    for number in EVERY:
+        house.append(number)
+    house.space.supersede(NAMESPACE, EVERY)
+    assert house.compact() == 0
+    house.free(*(number for number in EVERY if number not in KEPT))
+    assert house.compact() > 2
+    assert {*KEPT} <= house.records() < {*EVERY}
+    assert house.content() == {number: share(number) for number in KEPT}
+    house.free(*KEPT)
+    before = house.records()
+    assert house.compact()
+    assert house.records() < before
+
+
+def test_no_more_is_remembered_than_there_is_memory_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shardserver.rooms.SUPERSEDED_MAX", 3)
+    house.append(1)
+    house.append(2, namespace=OTHER)
+    house.space.supersede(OTHER, [2])
+    for _ in range(2):
+        house.space.supersede(NAMESPACE, range(100, 200))
+    assert sorted(len(room.superseded) for room in house.space.rooms) == [1, 2]
+
+
 def test_other_namespaces_and_whoever_reads_a_log_miss_nothing(house: House) -> None:
     house.append(100, namespace=OTHER)
     fill(house)

@@ -36,7 +36,17 @@ from tests.shardserver.server import (
 from zstor_local.access.verify import TokenVerifier
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId, StoreId
 from zstor_local.shards.base import ScannedEntry
-from zstor_local.shards.http.wire import BATCH_ENTRIES_MAX, PART_BYTES_MAX, BadWire, Batch, pack_batch, parse_batch
+from zstor_local.shards.http.wire import (
+    BATCH_ENTRIES_MAX,
+    COUNT_MAX,
+    PART_BYTES_MAX,
+    SUPERSEDED_MAX,
+    BadWire,
+    Batch,
+    pack_batch,
+    pack_sequences,
+    parse_batch,
+)
 from zstor_local.shardserver import serve
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.system import real_runtime
@@ -100,6 +110,7 @@ REQUESTS = [
     ("DELETE", f"/v1/{SPACE}", None),
     ("POST", f"/v1/{SPACE}/writer", None),
     ("GET", f"/v1/{SPACE}/unsettled", None),
+    ("POST", f"/v1/{SPACE}/superseded?namespace={NAMESPACE.hex()}", None),
     ("GET", f"/v1/{SPACE}/shares", None),
     ("PUT", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),
     ("DELETE", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),
@@ -226,6 +237,16 @@ def test_what_no_entry_says_was_committed_is_told(owner: httpx.Client) -> None:
     append(owner, 2, scanned(3, committed=2))
     unsettled = parse_batch(owner.get(f"/v1/{SPACE}/unsettled").content)
     assert [each.entry.envelope.sequence for each in unsettled.entries] == [3]
+
+
+def test_superseded_records_are_named_by_the_writer_alone_in_whole_numbers(owner: httpx.Client, server: Server, issuer: Issuer) -> None:
+    path = f"/v1/{SPACE}/superseded?namespace={NAMESPACE.hex()}"
+    append(owner, 1, scanned(1))
+    assert send(owner, "POST", path, pack_sequences([1, COUNT_MAX])).status_code == 204
+    assert kind(send(owner, "POST", path, b"seven b")) == "bad_request"
+    assert kind(send(owner, "POST", path, bytes(8 * SUPERSEDED_MAX + 8))) == "too_large"
+    with server.client(issuer.owner(), writer=2) as other:
+        assert kind(send(other, "POST", path, pack_sequences([1]))) == "fenced"
 
 
 # --- Large shares ---

@@ -107,6 +107,15 @@ async def compact_on_and_on(life: Life) -> None:
     await life.compact()
 
 
+async def compact_what_was_superseded(life: Life) -> None:
+    life.supersede(*(number for number in EVERY if number % 3))
+    await compact(life)
+    life.append(40, 41)
+    life.supersede(*EVERY, 41)
+    life.free(8, AGAIN)
+    await life.compact()
+
+
 async def tell(life: Life) -> None:
     life.describe(NAMESPACE, "photos")
     life.put_letter(b"for a day")
@@ -131,6 +140,7 @@ PROGRAMS: Final = (
     Program("compact", compact, (fill,)),
     Program("compact what is unevenly dead", compact, (fill_unevenly,)),
     Program("compact on and on", compact_on_and_on, (fill,)),
+    Program("compact what was superseded", compact_what_was_superseded, (fill,)),
     Program("tell names and letters", tell, (append,)),
     Program("retire a namespace", retire, (fill,)),
 )

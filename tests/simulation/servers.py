@@ -112,6 +112,7 @@ class Promises:
     shares: dict[Share, set[Value]] = field(default_factory=dict)
     homes: dict[Share, NamespaceId] = field(default_factory=dict)
     records: dict[int, NamespaceId] = field(default_factory=dict)  # by sequence: those that were answered
+    superseded: set[int] = field(default_factory=set)  # sequences of records that may go
     names: dict[NamespaceId, set[Value]] = field(default_factory=dict)
     letter: set[Value] = field(default_factory=lambda: {None})
     writer: int = 0
@@ -123,7 +124,8 @@ class Promises:
         names = {namespace: values.copy() for namespace, values in self.names.items()}
         homes, records = self.homes.copy(), self.records.copy()
         strays = {share: values.copy() for share, values in self.strays.items()}
-        return Promises(shares, homes, records, names, self.letter.copy(), self.writer, self.retiring.copy(), strays)
+        retiring, superseded = self.retiring.copy(), self.superseded.copy()
+        return Promises(shares, homes, records, superseded, names, self.letter.copy(), self.writer, retiring, strays)
 
     def state(self) -> str:
         return repr((sorted(self.shares.items()), sorted(self.names.items()), self.letter, self.writer, self.retiring))
@@ -203,6 +205,10 @@ class Life:
         with becoming(*changes), self._straying(*map(small, (number for some in [*numbers.values(), freed] for number in some))):
             self.space.append(self.fence, self.batch, Batch(entries, [small(number)[0] for number in freed]))
         self.promises.records |= {number: namespace for namespace, some in numbers.items() for number in some}
+
+    def supersede(self, *numbers: int, namespace: NamespaceId = NAMESPACE) -> None:
+        self.promises.superseded.update(numbers)
+        self.space.supersede(namespace, numbers)
 
     def free(self, *numbers: int) -> None:
         self.append_to({}, numbers)
@@ -290,7 +296,7 @@ class Life:
             letter = None
         _choose("the letter", self.promises.letter, letter)
         found = {each.entry.envelope.sequence for each in self.space.page(None, Cursor(), 1 << 40)[0].entries}
-        if lacking := self.promises.records.keys() - found:
+        if lacking := self.promises.records.keys() - self.promises.superseded - found:
             raise BadState(f"the records {sorted(lacking)} are gone")
         listed = {name for small in (True, False) for name in self._names(small=small)}
         expected = {_name(share) for share, values in self.promises.shares.items() if values != {None}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Final
 
 import pytest
@@ -12,7 +12,7 @@ from tests.simulation.oracle import BadState
 from tests.simulation.points import SKIPPABLE
 from tests.simulation.server_sweep import PROGRAMS, Program, base, live, small_segments, sweep
 from tests.simulation.sweep import Mutate, intact
-from zstor_local.shards.base import ScannedEntry
+from zstor_local.shards.base import ScannedEntry, Segments
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.log_index import LogIndex, Progress
 from zstor_local.shards.segment import Freed, Located
@@ -86,9 +86,19 @@ def _keeping(kept: Callable[[ScannedEntry | Freed | None, Located], ScannedEntry
 
     def mutant(patch: pytest.MonkeyPatch) -> None:
         choose = compaction._kept
-        patch.setattr(compaction, "_kept", lambda segments, number, each: kept(choose(segments, number, each), each))
+        patch.setattr(compaction, "_kept", lambda segments, number, each, gone: kept(choose(segments, number, each, gone), each))
 
     return mutant
+
+
+def superseded_with_their_shares(patch: pytest.MonkeyPatch) -> None:
+    choose = compaction._kept
+
+    def kept(segments: Segments, number: int, each: Located, gone: Set[int]) -> ScannedEntry | Freed | None:
+        named = isinstance(each.item, ScannedEntry) and each.item.entry.envelope.sequence in gone
+        return None if named else choose(segments, number, each, gone)
+
+    patch.setattr(compaction, "_kept", kept)
 
 
 def an_index_that_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -107,6 +117,7 @@ STEPS: Final[Mapping[str, tuple[Patch, str]]] = {
         _keeping(lambda item, each: item if isinstance(item, Freed) or item == each.item else None),
         "compact",
     ),
+    "the shares of superseded records": (superseded_with_their_shares, "compact what was superseded"),
     "that an index forgets a log that is gone": (an_index_that_forgets_nothing, "retire a namespace"),
 }
 

@@ -22,6 +22,7 @@ LIVES = 8
 SMALL, LARGE = range(1, 60), range(60, 80)
 WORK = (
     *("append",) * 6, *("free",) * 3, *("compact",) * 2, "put", "put", "free large", "letter", "describe", "retire",
+    "supersede",
 )  # fmt: skip
 
 
@@ -112,6 +113,8 @@ class History:
             life.free_large(*(number for number in self._there(small=False) if draw.random() < 0.5))
         elif what == "compact":
             await life.compact()
+        elif what == "supersede":
+            life.supersede(*(number for number in SMALL if draw.random() < 0.3), namespace=draw.choice((NAMESPACE, OTHER)))
         elif what == "letter":
             life.put_letter(draw.randbytes(9))
         elif what == "describe":

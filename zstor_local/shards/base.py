@@ -316,6 +316,12 @@ class Shard(ReadableShard, Protocol):
         """Have a shard server remove all that it has of a namespace that is no more. The log of a directory forgets it by itself."""
         ...
 
+    def supersede(self, namespace: NamespaceId, sequences: Sequence[int]) -> None:
+        """Tell a shard server which records of a namespace nobody needs any more, as its log holds a newer one of their key that was
+        committed. It leaves them out when it compacts; what it forgets of that is told again some day. A directory is told nothing.
+        """
+        ...
+
     def held(self, *, small: bool) -> Iterator[ShareId]:
         """Every share of that kind that lies here, whoever wrote it, in an order that stays; little memory is taken."""
         ...

@@ -272,6 +272,9 @@ class DirectoryShard:
     def retire(self, namespace: NamespaceId) -> None:
         pass
 
+    def supersede(self, namespace: NamespaceId, sequences: Sequence[int]) -> None:
+        pass
+
     def has(self, share: ShareId, *, small: bool) -> bool:
         try:
             if small:

@@ -109,6 +109,8 @@ class App:
                 return await self._append(request, guest, uid)
             case "GET", ["log"]:
                 return await self._page(request, guest, uid)
+            case "POST", ["superseded"]:
+                return await self._supersede(request, guest, uid)
             case ("GET", ["unsettled"]):
                 space = await self._space(uid)
                 guest.check_owner(space)
@@ -243,6 +245,15 @@ class App:
             with request.waiting(), trio.move_on_at(deadline):
                 await news.wait()
             guest.again().check(space, namespace, "read")  # it may have been revoked meanwhile
+
+    async def _supersede(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space, namespace = await self._space(uid), request.must_namespace()
+        guest.check_owner(space)
+        space.check_fence(request.fence())
+        sequences = wire.parse_sequences(await request.body(8 * wire.SUPERSEDED_MAX, self._memory, guest.bearer))
+        async with self._volume.lock(uid):
+            await self._in_space(space, space.supersede, namespace, sequences)
+        return Answer(status=204)
 
     # --- Shares ---
 

@@ -1,15 +1,15 @@
 """Compaction of the logs of spaces while they are used: small shares that were freed take no room any more, nor count against a quota.
 
-A segment of which enough is dead is copied to the end of its log without them, then it goes. Records stay: which of them still count
-their owner alone can tell. What says that a share was freed stays too, unless the share is here again. A segment in which something is
-damaged is left as it is.
+A segment of which enough is dead is copied to the end of its log without them, then it goes. Records stay, but for those that their
+owner has named as superseded: which of them still count it alone can tell. What says that a share was freed stays too, unless the share
+is here again. A segment in which something is damaged is left as it is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import islice
 from typing import Final
 
@@ -20,7 +20,7 @@ from zstor_local.model.ids import ShardUid
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
 from zstor_local.shards.log import LogClosed
 from zstor_local.shards.log_index import IndexDamaged
-from zstor_local.shards.segment import Freed, Located
+from zstor_local.shards.segment import ENTRY_HEADER_BYTES, Freed, Located, entry_size
 from zstor_local.shardserver.disk import answering
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room
@@ -32,7 +32,6 @@ EVERY: Final = 600.0  # seconds between two looks
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
 PART: Final = 10_000  # shares of the index that are looked at in one turn
 LEAST_DEAD: Final = 0.25  # of a segment, for compacting it: the records stay, which may be most of it
-
 log = logging.getLogger("zstor.shardserver")
 
 
@@ -119,23 +118,34 @@ class Compaction:
             if entries is None:
                 return limits.SEGMENT_BYTES, False
             size = sum(each.end - each.offset for each in entries)
-            dead = sum(each.share_length for each in entries if not segments.lies_at(number, each))
+            kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded)) is not None]
+            dead = size - sum(map(_size, kept))
             if dead < least * size:
                 return size, False
-            kept = [item for each in entries if (item := _kept(segments, number, each)) is not None]
             segments.copy(kept)
             segments.flush()
         with space.turns.alone():  # whoever has found a share there has read it then
             segments.remove(number)
         space.rooms.account(room, -dead)
+        room.superseded -= _sequences(each.item for each in entries) - _sequences(kept)
         return size, True
 
 
-def _kept(segments: Segments, number: int, located: Located) -> ScannedEntry | Freed | None:
+def _kept(segments: Segments, number: int, located: Located, superseded: Set[int]) -> ScannedEntry | Freed | None:
     """What is to be copied for an entry; None for nothing."""
     item = located.item
     if isinstance(item, Freed):
         return None if segments.holds(item.share) else item
-    if item.entry.share_index is None or segments.lies_at(number, located):
+    if segments.lies_at(number, located):
         return item
+    if item.entry.envelope.sequence in superseded:
+        return None
     return ScannedEntry(Entry(item.entry.envelope), item.committed)
+
+
+def _size(item: ScannedEntry | Freed) -> int:
+    return ENTRY_HEADER_BYTES if isinstance(item, Freed) else entry_size(item.entry)
+
+
+def _sequences(items: Iterable[ScannedEntry | Freed]) -> set[int]:
+    return {item.entry.envelope.sequence for item in items if isinstance(item, ScannedEntry)}

@@ -6,9 +6,10 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 from zstor_local.model.ids import NamespaceId, StoreId
@@ -24,6 +25,7 @@ from zstor_local.shardserver.refusal import Refusal, of_system
 log = logging.getLogger("zstor.shardserver")
 
 OPEN_LOGS: Final = 64  # logs of namespaces that are kept open for writing: each holds a segment, in part allocated
+SUPERSEDED_MAX: Final = 2**19  # sequences of records that a space remembers as superseded, some 80 bytes each
 ROOMS_MAX: Final = 2**16 - 1  # numbers that the index has room for
 READ_LOGS: Final = 16  # logs that keep descriptors of segments open: each may take a part of all there are (segment_files.OPEN_PART)
 
@@ -43,6 +45,7 @@ class Room:
     log: Log | None = None
     writer: int = 0  # whose segments the log begins now; 0: nobody's yet
     in_vain: dict[int, int] = field(default_factory=dict)  # segments with too little dead in them: how many bytes of shares were alive
+    superseded: Set[int] = frozenset()  # the sequences of records that its owner needs no more
 
 
 class Rooms:
@@ -169,6 +172,7 @@ class Rooms:
             self._files.unlink(f"{at}/log/{name}")
         self._directories.sync(f"{at}/log")
         room.used_bytes = room.shares = 0
+        room.superseded = frozenset()
         room.name = room.issuer = room.quota_bytes = None
         self._write_about(room)
 
@@ -246,6 +250,12 @@ class Rooms:
         with self._lock:
             room.used_bytes += size
             room.shares += shares
+
+    def supersede(self, room: Room, sequences: Collection[int]) -> None:
+        """These records are left out when its log is compacted. As many as there is memory for."""
+        most = SUPERSEDED_MAX - sum(len(other.superseded) for other in self)
+        room.superseded = {*room.superseded, *islice(sequences, max(0, most))}
+        room.in_vain.clear()
 
     def check_batch(self, entries: Sequence[ScannedEntry]) -> None:
         """Refusal `quota` if these do not fit. Shares count; records alone are let through, so that what is over its quota

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,7 @@ class Space:
         store_id = claimed_store(self.marker) or StoreId(bytes(16))
         self._index = LogIndex(f"{root}/{INDEX}")
         self.turns = Turns()  # what is done with a space is done within `using()`, but for what takes things away
-        self.freed = True  # small shares, since its logs were looked at for what compaction would bring
+        self.freed = True  # small shares or records, since its logs were looked at for what compaction would bring
         self._done: tuple[Fence | None, int] = None, 0  # the last batch that was taken, so that asking again does nothing twice
         self._directories = Directories(self._files)
         try:
@@ -231,6 +231,13 @@ class Space:
             log.free(shares)
             self.freed = True
             log.flush()
+
+    def supersede(self, namespace: NamespaceId, sequences: Sequence[int]) -> None:
+        """Their owner needs these records no more. Nothing of that lasts: it tells so again what it finds here."""
+        room = self.rooms.find(namespace)
+        if room is not None:
+            self.rooms.supersede(room, sequences)
+            self.freed = True
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:
         """Entries behind the cursor, of one namespace or of all, some `limit` bytes of them, and where they end."""

@@ -3,6 +3,10 @@
 The log is read once into a table on the side (key → highest sequence, some 60 bytes each, in a temporary file of SQLite's); then the
 metastore is walked and each row is looked up in it. A shard that lacks the newest record of a key, where it ought to have it or has an
 older one, is owed that record and gets it at once. Keys of which the metastore knows nothing are counted: it may have lost them.
+
+A shard server is told which records it need not keep: those that are older than the newest one of their row, where its log holds that.
+What a rebuild makes of the log does not depend on them. Of deletions only those may go that are older than a newer one: where too
+little is left of what was written since, they are what buries what was before.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -30,7 +35,25 @@ PAGE: Final = 500  # entries or rows that one thread call looks at
 _SCHEMA: Final = """
 create table heard(space blob not null, key_hash blob not null, sequence integer not null, kind integer not null,
     known integer not null default 0, primary key(space, key_hash)) without rowid;
+create table entry(space blob not null, key_hash blob not null, sequence integer not null, kind integer not null,
+    primary key(space, key_hash, sequence)) without rowid;
 """
+_GIVEN_UP: Final = (Kind.OBJECT, Kind.TOMBSTONE, Kind.ROW)  # kinds of which a log that was told of a newer one needs no older one
+
+_SUPERSEDED_MAX: Final = 2**19  # that one pass tells of; the next one goes on
+_OLDER: Final = "select sequence, kind from entry where space=? and key_hash=? and sequence<?"
+_HOLDS: Final = "select 1 from entry where space=? and key_hash=? and sequence=?"
+
+
+@dataclass(slots=True)
+class Compared:
+    """What a log and the metastore have to tell each other. `lacking` is owed to the shard; `unknown` counts the keys that the shard
+    has and the metastore does not; `superseded` are the sequences of records that a server need not keep, by namespace.
+    """
+
+    lacking: list[Debt] = field(default_factory=list)
+    unknown: int = 0
+    superseded: dict[NamespaceId, list[int]] = field(default_factory=dict)
 
 
 class CopyCheck:
@@ -42,17 +65,14 @@ class CopyCheck:
         self._sealer = sealer
         self._spaces = spaces
 
-    async def lacking(self, shard: Shard, spend: Spend) -> tuple[list[Debt], int]:
-        """The records that a shard should have and has not, and how many keys it has that the metastore does not know.
-
-        ShardError if the shard goes away, IoError if there is no room for the table.
-        """
+    async def compare(self, shard: Shard, spend: Spend) -> Compared:
+        """A shard's log with the metastore. ShardError if the shard goes away, IoError if there is no room for the table."""
         try:
-            return await self._lacking(shard, spend)
+            return await self._compared(shard, spend)
         except sqlite3.Error as error:
             raise IoError(f"the table on the side cannot be kept ({type(error).__name__})", hint="make room in /var/tmp") from error
 
-    async def _lacking(self, shard: Shard, spend: Spend) -> tuple[list[Debt], int]:
+    async def _compared(self, shard: Shard, spend: Spend) -> Compared:
         until = self._metastore.state().sequence  # what comes after it is being written now
         with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as table:
             table.executescript(_SCHEMA)
@@ -60,15 +80,17 @@ class CopyCheck:
             with closing(self._read(shard, table, voids)) as reading:
                 while (size := await self._runtime.threads.run(lambda: next(reading, None))) is not None:
                     await spend(size)
-            debts: list[Debt] = []
+            compared = Compared()
             for space in [STORE_WIDE, *self._spaces()]:
                 since = 0
                 while rows := await self._runtime.threads.run(self._metastore.changes, space, since, PAGE):
                     since = rows[-1].envelope.sequence
-                    debts += await self._runtime.threads.run(self._compare, shard.number, rows, until, table)
+                    compared.lacking += await self._runtime.threads.run(self._compare, shard.number, rows, until, table)
+                    if shard.on_disk is None:
+                        await self._runtime.threads.run(self._look_for_superseded, rows, table, compared.superseded)
                     await spend(0)
-            unknown = await self._runtime.threads.run(self._unknown, table, voids, until)
-        return debts, unknown
+            compared.unknown = await self._runtime.threads.run(self._unknown, table, voids, until)
+        return compared
 
     def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[tuple[int, int]]) -> Generator[int, None, None]:
         """The log into the table, a page at a time; yields the bytes that were read."""
@@ -82,6 +104,11 @@ class CopyCheck:
                 "set sequence = excluded.sequence, kind = excluded.kind where excluded.sequence > sequence",
                 [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind is not Kind.VOID],
             )
+            if shard.on_disk is None:
+                table.executemany(
+                    "insert or ignore into entry values(?, ?, ?, ?)",
+                    [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind in _GIVEN_UP],
+                )
             table.execute("commit")
             yield sum(len(scanned.entry.envelope.sealed) + len(scanned.entry.share) for scanned in page)
 
@@ -102,6 +129,20 @@ class CopyCheck:
                 debts.append(Debt(shard, Owed.RECORD, row.space, row.name, envelope.version))
         table.execute("commit")
         return debts
+
+    def _look_for_superseded(self, rows: list[Row], table: sqlite3.Connection, superseded: dict[NamespaceId, list[int]]) -> None:
+        """What the log holds of these rows below their newest records, if it holds those."""
+        for row in rows:
+            if sum(map(len, superseded.values())) >= _SUPERSEDED_MAX:
+                return
+            envelope = row.envelope
+            at = (row.space, envelope.key_hash)
+            kinds = _GIVEN_UP if envelope.kind is Kind.TOMBSTONE else tuple(kind for kind in _GIVEN_UP if kind is not Kind.TOMBSTONE)
+            if envelope.kind not in _GIVEN_UP or not table.execute(_HOLDS, (*at, envelope.sequence)).fetchone():
+                continue
+            older = table.execute(_OLDER, (*at, envelope.sequence))
+            if found := [sequence for sequence, kind in older if kind in kinds]:
+                superseded.setdefault(row.space, []).extend(found)
 
     def _void(self, envelope: Envelope) -> tuple[int, int] | None:
         if envelope.kind is not Kind.VOID:

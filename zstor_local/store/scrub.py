@@ -307,10 +307,12 @@ class Scrub:
         return at.envelope if now == at.envelope else now
 
     async def _shard(self, shard: Shard, found: Found) -> None:
-        debts, unknown = await self._copies.lacking(shard, self._pace.spend)
-        await self._mending.tell(shard.number, debts)
-        found.lacking_records += len(debts)
-        found.unknown_keys += unknown
+        compared = await self._copies.compare(shard, self._pace.spend)
+        await self._mending.tell(shard.number, compared.lacking)
+        found.lacking_records += len(compared.lacking)
+        found.unknown_keys += compared.unknown
+        for space, sequences in compared.superseded.items():
+            await self._runtime.threads.run(shard.supersede, space, sequences)
         report = Collected()
         await self._collect.shard(shard, Nobody(), report, dry_run=False, accept_loss=False, spend=self._pace.spend)
         found.strays_freed += report.left_behind

@@ -35,12 +35,14 @@ from zstor_local.shards.http.wire import (
     FENCE,
     NEXT,
     PAGE_BYTES,
+    SUPERSEDED_MAX,
     BadWire,
     Batch,
     Fence,
     cursor,
     digest,
     pack_batch,
+    pack_sequences,
     parse_batch,
     parse_share_name,
     share_name,
@@ -305,6 +307,12 @@ class HttpShard:
     def retire(self, namespace: NamespaceId) -> None:
         ask = Ask("DELETE", f"{self.space}/namespaces/{namespace.hex()}", headers=self.writing(), durable=True)
         self._run(lambda: self.peer.ask(ask))
+
+    def supersede(self, namespace: NamespaceId, sequences: Sequence[int]) -> None:
+        path = f"{self.space}/superseded?namespace={namespace.hex()}"
+        for start in range(0, len(sequences), SUPERSEDED_MAX):
+            body = pack_sequences(sequences[start : start + SUPERSEDED_MAX])
+            self._run(partial(self.peer.ask, Ask("POST", path, body, {**self.writing(), DIGEST: digest(body)})))
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))

@@ -34,6 +34,8 @@ PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
 BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has: each takes some hundreds of bytes of memory
 
+SUPERSEDED_MAX: Final = 2**17  # sequences that are told at once
+
 COUNT_MAX: Final = 2**62  # of sequences, writers and bytes: what a server may tell, far above what there is
 
 _FORMAT: Final = 1
@@ -110,6 +112,18 @@ def _parse_entry(data: bytes, at: int) -> tuple[ScannedEntry, int]:
     sealed, share = data[at : at + record_length], data[at + record_length : end]
     envelope = Envelope(_KINDS[kind], NamespaceId(namespace), KeyHash(key_hash), Version(version), sequence, sealed)
     return ScannedEntry(Entry(envelope, None if index == _NO_SHARE else index, share), committed), end
+
+
+def pack_sequences(sequences: Sequence[int]) -> bytes:
+    """Each as u64."""
+    return struct.pack(f"<{len(sequences)}Q", *sequences)
+
+
+def parse_sequences(data: bytes) -> Sequence[int]:
+    """The reverse of `pack_sequences`; BadWire for anything else."""
+    if len(data) % 8 or len(data) > 8 * SUPERSEDED_MAX:
+        raise BadWire(f"that are no sequences: 8 bytes each, {SUPERSEDED_MAX} at most")
+    return struct.unpack(f"<{len(data) // 8}Q", data)
 
 
 # --- Names in paths ---
