@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -285,6 +286,43 @@ async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(auto
             await peer.ask(Ask("POST", "/v1/x"))
         await trio.sleep(2)
         assert peer.broken is None  # as if it were the first time
+
+
+async def test_what_is_long_may_take_longer(autojump_clock: trio.testing.MockClock) -> None:
+    """A share of gigabytes is flushed at its end: a disk that writes 50 MB a second is slow, and well."""
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        await trio.sleep(int(request.url.params["length"]) / 50_000_000 + 1)
+        return answer(201)
+
+    def finish(length: int) -> Ask:
+        return Ask("POST", f"/v1/x?length={length}", expect=(201,), durable=True, settles=length, safe=False)
+
+    async with open_network() as network:
+        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
+        peer._transport = MockTransport(server)
+        assert (await peer.ask(finish(2_500_000_000))).status == 201
+        with pytest.raises(ShardError, match="within 10 seconds"):
+            await peer.ask(replace(finish(2_500_000_000), settles=0))
+
+
+def test_a_share_is_waited_for_as_long_as_it_is(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer tells how long it is."""
+    asked: list[Ask] = []
+    send = Peer._send
+
+    async def noted(self: Peer, ask: Ask, token: str) -> Reply:
+        asked.append(ask)
+        return await send(self, ask, token)
+
+    monkeypatch.setattr(Peer, "_send", noted)
+    shard = ground.new()
+    written = shard.begin(ShareId(version(1), 0), NAMESPACE, POLICY)
+    written.write(0, [b"block" * 100_000])
+    written.finish(b"index", 500_000, b"table")
+    (finish,) = (ask for ask in asked if "length=" in ask.path)
+    assert finish.path.endswith(f"length={finish.settles}")
+    assert finish.settles > 500_000
 
 
 async def test_a_servers_words_do_no_harm_where_they_are_shown() -> None:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from zstor_local import limits
 from zstor_local.model.ids import ShardUid
 from zstor_local.runtime import Network, Randomness
 from zstor_local.shards.base import ShardError, ShardState, ShareMissing
@@ -32,6 +33,8 @@ ERROR_BYTES: Final = 4_096  # of an error that are read
 PROBE_SECONDS: Final = (0.5, 10.0)  # between two probes: at first, and at most
 REST_SECONDS: Final = (5.0, 600.0)  # without a probe for one that was late again, at first and at most: commits wait for it, each time
 CALM_SECONDS: Final = 600.0  # of being well, after which one that is late is one that was never late before
+LEAST_SENT: Final = limits.MIB  # bytes a second of a body that a server must come by at least
+LEAST_SETTLED: Final = 8 * limits.MIB  # and that its disk must take: a share of gigabytes is flushed at its end
 RETRY_SECONDS: Final = 0.1  # about so long is waited before a safe request is sent once more
 USUAL_SECONDS: Final = (0.1, 1.0)  # what takes longer than usual is no less and no more than this
 USUAL_FACTOR: Final = 4.0
@@ -59,6 +62,11 @@ class Deadlines:
     request: float = 10.0
     durable: float = 10.0
     probe: float = 2.0
+
+    def of(self, ask: Ask) -> float:
+        """Those of a request: what is long takes longer."""
+        seconds = self.durable if ask.durable else self.request
+        return seconds + len(ask.body) / LEAST_SENT + ask.settles / LEAST_SETTLED
 
 
 class TokenSource(Protocol):
@@ -88,7 +96,7 @@ class OwnTokens(TokenSource, Protocol):
 class Ask:
     """A request. `most` is how many bytes the answer may have; `safe` whether sending it twice does no more than once.
 
-    `durable`: the server flushes before it answers.
+    `durable`: the server flushes before it answers; `settles`: so many bytes that came before.
     """
 
     method: str
@@ -98,6 +106,7 @@ class Ask:
     expect: tuple[int, ...] = (204,)
     most: int = 0
     durable: bool = False
+    settles: int = 0
     safe: bool = True
 
 
@@ -202,7 +211,7 @@ class Peer:
     async def _send(self, ask: Ask, token: str) -> Reply:
         import httpx
 
-        seconds = self._deadlines.durable if ask.durable else self._deadlines.request
+        seconds = self._deadlines.of(ask)
         headers = {"authorization": f"Bearer {token}", "accept-encoding": "identity", **(ask.headers or {})}
         try:
             # Nothing waits in the pool itself: a request that is cancelled there would take its place along for ever.
@@ -274,11 +283,13 @@ class Peer:
 
             import httpx
 
-            limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS)
+            connections = httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_SECONDS
+            )
             scheme, _, path = self.url.partition("://")
             verify = ssl.create_default_context() if scheme == "https" else False
             uds = path if scheme == "http+unix" else None
-            self._transport = httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=limits)
+            self._transport = httpx.AsyncHTTPTransport(uds=uds, verify=verify, trust_env=False, limits=connections)
             self._network.at_end(self.close)
         return self._transport
 

@@ -191,7 +191,7 @@ class HttpShareWriter:
         self._put(SHARE_HEADER_BYTES + blocks_length, end)
         self._wait_for(0)
         headers = self._shard.writing()
-        ask = Ask("POST", f"{self._path}&length={length}", headers=headers, expect=(201,), durable=True, safe=False)
+        ask = Ask("POST", f"{self._path}&length={length}", headers=headers, expect=(201,), durable=True, settles=length, safe=False)
         pending = self._shard.network.start(lambda: self._finish(ask, end, length))
         self._answered(pending)
         self._over = True
