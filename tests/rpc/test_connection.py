@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
+import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -582,6 +585,39 @@ async def test_what_is_committed_for_a_client_that_read_nothing_and_went_is_told
         while server.connections:
             await trio.testing.wait_all_tasks_blocked()
         later.settle("too late")  # the committer does so: what it meets here would end the daemon
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    """Memory is counted, and nobody looks for garbage: of what has become old that is seldom done."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("what", ["sent half", "took nothing"])
+async def test_a_connection_that_ended_leaves_nothing_large(world: World, what: str) -> None:
+    @world.registry.method("huge")
+    async def huge(call: Call, /) -> str:
+        """More than the kernel buffers."""
+        return "x" * 4_000_000
+
+    async with world.serving() as server:
+        async with world.client() as client:
+            if what == "sent half":
+                await client.send('"' + "x" * 4_000_000)
+            else:
+                await client.request("huge")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert tracemalloc.get_traced_memory()[0] > 3_000_000
+        while server.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < 500_000
 
 
 async def test_a_slow_client_that_takes_something_is_kept(big: World, mock_clock: trio.testing.MockClock) -> None:

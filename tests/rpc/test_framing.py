@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -212,3 +213,14 @@ def test_errors_are_parse_errors_with_a_reason() -> None:
     assert isinstance(event, Fault)
     assert isinstance(event.error, ParseError)
     assert event.error.data == {"reason": "syntax"}
+
+
+def test_a_message_that_was_given_leaves_nothing_behind() -> None:
+    framer = Framer()
+    tracemalloc.start()
+    framer.receive(b'"' + b"x" * 4_000_000 + b'"\n')
+    assert isinstance(framer.next_event(), Message)
+    assert framer.next_event() is None
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100_000

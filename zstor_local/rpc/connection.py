@@ -118,6 +118,8 @@ class Connection:
         finally:
             self._arrivals.close()
             self._budget.give(self._held)
+            self._framer = Framer()  # it and its tasks refer to each other: what is large must not wait until garbage is looked for
+            self._outbox.close()
             self._receiver.detach()
             self._socket.close()
 

@@ -46,6 +46,9 @@ class Fault:
     line: bool | None
     last: bool = False
 
+    def __post_init__(self) -> None:
+        self.error.__traceback__ = self.error.__context__ = None  # they hold the whole text that was no message
+
 
 @dataclass(frozen=True, slots=True)
 class Terminator:
@@ -153,6 +156,9 @@ class Framer:
         """Skip white space; True at the first byte of a message."""
         position, size = self._position, len(self._buffer)
         if position == size:
+            if size:  # a large message's bytes would stay until the next one comes
+                self._buffer.clear()
+                self._position = 0
             return False
         found = position
         if self._buffer[found] <= _SPACE:  # it seldom is: a line begins with its message

@@ -114,6 +114,13 @@ class Outbox:
         if self._room and not self.full:
             self._room.unpark_all()
 
+    def close(self) -> None:
+        """The connection ends: let go of what was not sent, and take nothing more."""
+        self._broken = True
+        self._waiting.clear()
+        self._size = 0
+        self._room.unpark_all()
+
     async def run(self) -> None:
         """Write what the kernel did not take at once."""
         while True:

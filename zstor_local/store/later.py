@@ -31,7 +31,8 @@ class Later(Generic[T]):
         """The outcome is here. Whoever left word is called at once."""
         self._settled = True
         self._outcome = outcome
-        for done in self._done:
+        told, self._done = self._done, []  # not kept: what was left may hold this, and a value with it until garbage is looked for
+        for done in told:
             done()
 
     def then(self, done: Callable[[], object]) -> None:
