@@ -221,6 +221,7 @@ async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListen
         say(_state(store), health=store.health)
         say(f"listening on {config.socket}", listening=config.socket)
         ready()
+        beside.start_soon(process.give_back_memory, process.resident_bytes, process.give_back)
         beside.start_soon(parts.telling.run)
         beside.start_soon(parts.letters.run)
         beside.start_soon(parts.cas.collect_daily, parts.leftovers.let_go)

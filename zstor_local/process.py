@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import Final
+
+import trio
 
 from zstor_local import limits
 
@@ -15,6 +19,9 @@ _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4,
 _PR_SET_DUMPABLE: Final = 4  # prctl(2)
 _M_TRIM_THRESHOLD: Final = -1  # mallopt(3)
 _M_MMAP_THRESHOLD: Final = -3
+_LOOK_SECONDS: Final = 10.0  # between looks at how much memory is resident
+_GROWTH_BYTES: Final = 32 * limits.MIB  # of resident memory, before it is worth some milliseconds to look for what is free in it
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def log_to_stderr() -> None:
@@ -37,6 +44,31 @@ def keep_buffers() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 16 * limits.MIB)
         mallopt(_M_TRIM_THRESHOLD, 64 * limits.MIB)
+
+
+async def give_back_memory(resident: Callable[[], int], give_back: Callable[[], object]) -> None:
+    """Have freed memory given back to the system whenever some more has become resident; for ever."""
+    least = resident()
+    while True:
+        await trio.sleep(_LOOK_SECONDS)
+        if resident() > least + _GROWTH_BYTES:
+            give_back()
+            least = resident()
+        least = min(least, resident())
+
+
+def give_back() -> None:
+    """Return to the system what lies free, however scattered: by itself glibc keeps what the busiest moment took. malloc_trim(3)."""
+    gc.collect()  # calls that were cancelled refer to themselves through their tracebacks
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory: proc_pid_statm(5)."""
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * _PAGE_BYTES
 
 
 def keep_memory_private() -> None:
