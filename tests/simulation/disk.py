@@ -8,7 +8,10 @@ entries as seen and its durable entries; the changes between the two are kept in
   of that name). Of a rename out of another directory it pins the new name only, so that both names may survive;
 - syncfs pins everything of the file system;
 - after a failed sync what it should have pinned stays unpinned for ever, even if a later sync succeeds, as under Linux; once the
-  cache of the file is dropped, that of it is seen which reached the disk.
+  cache of the file is dropped, that of it is seen which reached the disk;
+- so a name of which a sync failed stays unpinned, until it is given or taken away again: that is a new change, and whoever writes it
+  writes the name as it is then. (A journal that cannot be written, of ext4, XFS or btrfs, ends all writing until the next mount;
+  after a later sync that succeeds everything before it is there, too.)
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from tests.simulation.content import PAGE, Content, Mutation, Reserve, Truncate, Write
 from tests.simulation.outcomes import Change, Entry, Left, Outcome, Place
@@ -358,22 +362,21 @@ class Disk:
         self._apply(entry, durable=False)
 
     def _settle(self, chosen: Iterable[bool], here: int | None) -> None:
-        """Pin the chosen entries, but for those whose sync once failed and what builds on them.
+        """Pin the chosen entries, but for those whose sync once failed; what was open of a name before it is open no more.
 
         Synced through one directory (`here`), a rename that came from another is pinned as to the new name only.
         """
         kept: list[tuple[Entry, State]] = []
-        blocked: set[Place] = set()
         for (entry, state), wanted in zip(self._entries, chosen, strict=True):
-            if not wanted or state is State.FAILED or not blocked.isdisjoint(entry.places):
+            if not wanted or state is State.FAILED:
                 kept.append((entry, state))
-                blocked.update(entry.places)
-            elif here is not None and entry.gained and entry.lost and entry.gained[0] != entry.lost[0] != here:
-                self._apply(Entry(self.device, entry.inode, gained=entry.gained), durable=True)
-                kept.append((Entry(self.device, entry.inode, lost=entry.lost), state))
-                blocked.update(kept[-1][0].places)
-            else:
-                self._apply(entry, durable=True)
+                continue
+            rest: list[tuple[Entry, State]] = []
+            if here is not None and entry.gained and entry.lost and entry.gained[0] != entry.lost[0] != here:
+                rest = [(replace(entry, gained=None), state)]
+                entry = replace(entry, lost=None)
+            self._apply(entry, durable=True)
+            kept = [(left, each) for open_entry, each in kept if (left := open_entry.without(entry.places))] + rest
         self._entries = kept
 
     def _apply(self, entry: Entry, *, durable: bool) -> None:

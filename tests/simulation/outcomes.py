@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from tests.simulation.content import SECTOR, Grow, Mutation, Reserve, Truncate, Write
@@ -35,6 +35,11 @@ class Entry:
     def directories(self) -> set[int]:
         """The directories changed, by inode."""
         return {directory for directory, _ in self.places}
+
+    def without(self, places: Sequence[Place]) -> Entry | None:
+        """The change but for what it does to those names; None if that is all of it."""
+        gained, lost = (None if place in places else place for place in (self.gained, self.lost))
+        return replace(self, gained=gained, lost=lost) if gained or lost else None
 
 
 Change = Mutation | Entry

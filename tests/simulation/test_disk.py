@@ -183,6 +183,23 @@ def test_after_a_failed_syncfs_a_second_one_saves_nothing(world: World) -> None:
     assert (after.list("/d"), after.contents("/d/a")) == (["a"], b"1")
 
 
+@pytest.mark.parametrize("operation", ["fsync_directory", "syncfs"])
+def test_a_name_that_is_given_anew_after_a_failed_sync_is_saved_by_the_next(world: World, operation: str) -> None:
+    files = world.files
+    fd = create(files, "/d/a", b"first")
+    create(files, "/d/b", b"")
+    files.unlink("/d/a")
+    files.fail(operation, lambda path: True, errno.EIO)
+    with pytest.raises(OSError):
+        sync_directory(files, "/d") if operation == "fsync_directory" else files.syncfs(fd)
+    create(files, "/d/a", b"second", sync=True)
+    sync_directory(files, "/d")
+    for outcome in (NOTHING, ALL):
+        after = world.crash(outcome).files
+        assert after.contents("/d/a") == b"second"
+        assert ("b" in after.list("/d")) == (outcome is ALL)
+
+
 # Names
 
 
