@@ -131,6 +131,7 @@ def test_a_copy_of_one_shard_of_a_running_store_takes_its_place(reader: Reader) 
     reader.daemon.stop()
     reader.does("put back")
     reader.daemon.start()
+    assert "an older copy was put back" in reader.daemon.said
     reader.does("repaired")
     with reader.client() as client:
         for key in client.stored():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from zstor_local.runtime import Buffer
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place, Progress
-from zstor_local.shards.segment import Located, SegmentHeader, scan_segment
+from zstor_local.shards.segment import Located, SegmentHeader, aligned, scan_segment
 
 
 def share(number: int, index: int = 0) -> ShareId:
@@ -385,7 +386,7 @@ def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path:
         assert [each.sequence for each in shard.unsettled()] == [101, 102]
         assert len(shard.log.segments()) > 10
         assert len(headers) == 5
-        assert len(entries) == 2
+        assert len(entries) == 4  # those two: the index knows the end of the last one, and what is unsettled is looked at
         filled.close()
 
 
@@ -500,6 +501,69 @@ def test_ahead_of_an_older_log_that_was_put_back_it_is_made_again(filled: Ground
         shard.append([entry(200, content(200))], 0)
         shard.flush()
         assert read_share(shard, share(200), small=True) == content(200)
+        filled.close()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_ahead_of_an_older_copy_of_the_very_segment_it_is_made_again(
+    filled: Ground, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, clean: bool
+) -> None:
+    """The copy was made while the shard was written to; now or then the segment has room that was not used yet."""
+    log, kept, lacking = Path(filled.root()) / "log", tmp_path / "kept", (102, 103)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        for number in (100, 101):
+            shard.append([entry(number, content(number))], 99)
+        shard.flush()
+        shutil.copytree(log, kept)
+        for number in lacking:
+            shard.append([entry(number, content(number))], number - 1)
+        shard.flush()
+        assert shard.log.segments() == sorted(int(each.stem) for each in kept.iterdir())
+        filled.close()
+    shutil.rmtree(log)
+    shutil.copytree(kept, log)
+    if clean:
+        segment = max(log.iterdir())
+        os.truncate(segment, aligned(len(segment.read_bytes().rstrip(b"\0"))))
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=3)
+        assert "an older copy was put back" in caplog.text
+        check_everything(shard)
+        assert read_share(shard, share(101), small=True) == content(101)
+        for number in lacking:
+            assert not shard.has(share(number), small=True)
+        assert not {*shard.held(small=True)} & {*map(share, lacking)}
+        assert shard.newest_committed() == 99
+        assert [each.sequence for each in shard.unsettled()] == [100, 101]
+        shard.append([entry(200, content(200))], 103)
+        shard.flush()
+        filled.close()
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=None)
+        check_everything(shard)
+        assert read_share(shard, share(200), small=True) == content(200)
+        filled.close()
+
+
+def test_behind_a_segment_that_compaction_took_it_is_made_again_without_a_word(
+    filled: Ground, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept.sqlite"
+    shutil.copy(path, kept)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        last = index.progress(0).segment
+        entries = shard.log.read_whole(last)
+        assert entries
+        shard.log.copy([each.item for each in entries])
+        shard.flush()
+        shard.log.remove(last)
+        filled.close()
+    with opened(str(kept)) as index:
+        assert index.progress(0).segment == last
+        check_everything(filled.open(index=index, writer=None))
+        assert not caplog.text
         filled.close()
 
 

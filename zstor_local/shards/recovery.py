@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from zstor_local.runtime import Files, read_exactly, settle_file
 from zstor_local.shards.log_index import FLUSH_AT, LogIndex, Place, Progress
 from zstor_local.shards.segment import HEADER_BYTES, Freed, SegmentHeader
 from zstor_local.shards.segment_directory import SegmentDirectory
+
+log = logging.getLogger("zstor.shards")
 
 
 def flush_the_end(files: Files, segments: SegmentDirectory, known: Progress) -> None:
@@ -43,13 +46,24 @@ class CatchingUp:
     def run(self) -> Progress:
         """Bring the index up to the log's end: only what was appended since its last flush is read."""
         known = self._index.progress(self._shard)
-        if known.segment and ((last := self._segments.header(known.segment)) is None or last.id != known.segment_id):
+        if known.segment and not self._holds(known):
+            if known.segment >= max(self._segments.numbers(), default=0):  # else compaction took it, after the index was written
+                log.warning(
+                    "%s does not hold what was written there: an older copy was put back, or it is damaged; what this shard lacks "
+                    "`zstor repair --all` and `zstor scrub` make anew",
+                    self._segments.path(known.segment),
+                )
             self._index.forget(self._shard)
             known = Progress()
         for number, header in self._segments.headers(known.segment):
             start = known.offset if number == known.segment else HEADER_BYTES
             known = self._index_segment(number, header, start, known)
         return known
+
+    def _holds(self, known: Progress) -> bool:
+        """Whether the log still reaches as far as the index knows it."""
+        last = self._segments.header(known.segment)
+        return last is not None and last.id == known.segment_id and self._segments.has_end(known.segment, last, known.offset)
 
     def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
         places: list[tuple[ShareId, Place | None]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 from typing import Final, TypeVar
 
 from zstor_local.runtime import Buffer, Files, read_exactly
@@ -68,6 +69,16 @@ class SegmentDirectory:
     def entries(self, number: int, header: SegmentHeader, start: int = HEADER_BYTES) -> Iterator[Located]:
         """Every whole entry of a segment from `start` on."""
         return self._scanned(number, header, start, scan_segment)
+
+    def has_end(self, number: int, header: SegmentHeader, end: int) -> bool:
+        """Whether an entry ends there, or none has been written. Most are short: not more is read than it takes to find that one."""
+        if end <= HEADER_BYTES:
+            return True
+        starts = (max(HEADER_BYTES, end - stretch) for stretch in (_PAGE, 16 * _PAGE, end))
+        return any(located.end == end for start in starts for located in self._until(number, header, start, end))
+
+    def _until(self, number: int, header: SegmentHeader, start: int, end: int) -> Iterator[Located]:
+        return takewhile(lambda located: located.end <= end, self.entries(number, header, start))
 
     def records(self, number: int, header: SegmentHeader) -> Iterator[bytes]:
         """The records of its entries, as Envelope.pack gives them."""
