@@ -26,7 +26,7 @@ class Cork(trio.abc.Instrument):
     """
 
     def __init__(self) -> None:
-        self._told = False  # when a turn ends
+        self._loop: trio.lowlevel.TrioToken | None = None  # that tells when a turn ends
         self._begun = False
         self._held: list[Outbox] = []
 
@@ -34,8 +34,8 @@ class Cork(trio.abc.Instrument):
         """Whether the box may wait: `deliver` of it is called before anything else is waited for."""
         if not self._begun:
             self._begun = True
-            if not self._told:
-                self._told = True
+            if self._loop is None:
+                self._loop = trio.lowlevel.current_trio_token()
                 trio.lowlevel.add_instrument(self)
             return False
         self._held.append(box)
@@ -46,13 +46,17 @@ class Cork(trio.abc.Instrument):
     def before_io_wait(self, _timeout: float, /) -> None:
         """For trio: the turn has ended."""
         self._begun = False
-        if self._held:
-            self._deliver()
+        if self._held and self._deliver() and self._loop is not None:
+            self._loop.run_sync_soon(_nothing, idempotent=True)  # it has decided already how long it waits, with nobody to go on
 
-    def _deliver(self) -> None:
+    def _deliver(self) -> bool:
+        """Whether a task goes on."""
         held, self._held = self._held, []
-        for box in held:
-            box.deliver()
+        return sum(box.deliver() for box in held) > 0
+
+
+def _nothing() -> None:
+    """Only wakes the event loop."""
 
 
 class Outbox:
@@ -98,8 +102,11 @@ class Outbox:
         if self.full or not (held or (self._cork is not None and self._cork.hold(self))):
             self.deliver()
 
-    def deliver(self) -> None:
-        """Hand over what the kernel has room for, which nearly always is all: then no reply costs a switch to the task."""
+    def deliver(self) -> bool:
+        """Hand over what the kernel has room for, which nearly always is all: then no reply costs a switch to the task.
+
+        Whether one goes on.
+        """
         count = self._write()
         self._size -= count
         if self._size:
@@ -108,11 +115,13 @@ class Outbox:
             self._waiting[0] = self._waiting[0][count:]
         else:
             self._waiting.clear()
+        woken = 0
         if self._size or self._broken:
             self._blocked = True
-            self._work.unpark()
+            woken += len(self._work.unpark())
         if self._room and not self.full:
-            self._room.unpark_all()
+            woken += len(self._room.unpark_all())
+        return woken > 0
 
     def close(self) -> None:
         """The connection ends: let go of what was not sent, and take nothing more."""
