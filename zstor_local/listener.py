@@ -42,7 +42,8 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
         _must_be_no_file(beneath, name, path)
         if os.path.lexists(f"{beneath}/{name}") and _somebody_listens(path):
             raise AlreadyServed(f"a service manager listens at {path}", "systemctl --user start zstor.service")
-        listener = _bind(beneath, name)
+        with _naming(path):
+            listener = _bind(beneath, name)
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         finally:
@@ -74,7 +75,8 @@ def _locked(files: Files, path: str) -> Iterator[str]:
             raise StoreFault(f"the socket's directory {directory} is open to others", f"chmod 700 {directory}, or set another socket")
         # Names relative to the directory's descriptor: any length of path works, and nobody can put another directory in its place.
         beneath = f"/proc/self/fd/{directory_fd}"
-        lock_fd = _lock(f"{beneath}/{name}.lock", path)
+        with _naming(f"{path}.lock"):
+            lock_fd = _lock(f"{beneath}/{name}.lock", path)
         try:
             yield beneath
         finally:
@@ -106,6 +108,15 @@ def _somebody_listens(path: str) -> bool:
     except OSError:
         return False
     return any(len(line) == 8 and line[3] == _LISTENS and line[7].rstrip("\n") == path for line in lines)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """The system's errors with the name that people know: ours leads through a descriptor, or is none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _lock(path: str, shown: str) -> int:

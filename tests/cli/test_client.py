@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_without_a_daemon_the_error_says_how_to_start_one(tmp_path: Path, place:
     with pytest.raises(NoDaemon, match="no daemon is running at") as caught:
         Client.connect(str(tmp_path / place), start="zstor --socket here daemon")
     assert caught.value.hint == "start it in another terminal:  zstor --socket here daemon"
+
+
+def test_what_is_no_socket_of_a_daemon_is_not_to_be_started_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NoDaemon, match="file is no socket") as caught:
+        Client.connect(str(tmp_path / "file"))
+    assert caught.value.hint == "name the daemon's socket with --socket or ZSTOR_SOCKET"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(tmp_path / "other"))
+        with pytest.raises(NoDaemon, match="Protocol wrong type") as caught:
+            Client.connect(str(tmp_path / "other"))
+    assert "is it of another user?" in str(caught.value.hint)
 
 
 def test_a_socket_of_another_user_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,9 @@ def test_what_may_be_missing_must_be_accepted(daemon: PrivateDaemon) -> None:
 
 
 def test_a_running_daemon_keeps_its_store(daemon: PrivateDaemon) -> None:
-    assert zstor(daemon, "rebuild").returncode == 75
+    refused = zstor(daemon, "rebuild")
+    assert refused.returncode == 75
+    assert b"hint: stop that one first: " in refused.stderr
 
 
 def test_check_and_repair(daemon: PrivateDaemon) -> None:

@@ -55,6 +55,8 @@ def test_who_connected_and_ended_may_have_done_so_for_somebody_in_a_sandbox(file
 
 def test_who_is_elsewhere_has_the_allowed_roots_alone(file: Path) -> None:
     refused(paths_of(Protected([], [])), file, "mnt:[1]")
+    with pytest.raises(PathRefused, match="may be another file for this client"):
+        paths_of(Protected([], [])).open_input(str(file), "mnt:[1]")
     for mounts, roots in (("mnt:[1]", (str(file.parent),)), (ours(), ()), (None, ())):
         paths = paths_of(Protected([], []), roots)
         os.close(paths.open_input(str(file), mounts))

@@ -65,10 +65,7 @@ class Client:
             _connect(connected, path)
         except OSError as error:
             connected.close()
-            hint = f"start it in another terminal:  {start}"
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-                raise NoDaemon(f"no daemon is running at {path}", hint=hint) from None
-            raise NoDaemon(f"cannot talk to the daemon at {path}: {error.strerror}", hint=hint) from None
+            raise _no_connection(path, error, start) from None
         uid = _server_uid(connected)
         if uid != os.getuid():
             connected.close()
@@ -239,6 +236,16 @@ def _check_text(value: Json) -> None:
     elif isinstance(value, Sequence):
         for item in value:
             _check_text(item)
+
+
+def _no_connection(path: str, error: OSError, start: str) -> NoDaemon:
+    """Why nobody can be reached there, and what to do."""
+    other = "name the daemon's socket with --socket or ZSTOR_SOCKET"
+    if error.errno == errno.ECONNREFUSED and not Path(path).is_socket():
+        return NoDaemon(f"{path} is no socket", hint=other)
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+        return NoDaemon(f"no daemon is running at {path}", hint=f"start it in another terminal:  {start}")
+    return NoDaemon(f"cannot talk to the daemon at {path}: {error.strerror}", hint=f"is it of another user? else {other}")
 
 
 def _connect(unconnected: socket.socket, path: str) -> None:

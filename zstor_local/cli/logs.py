@@ -199,7 +199,8 @@ def verify(options: Options, contents: bool, log: str) -> int:
     if options.json:
         click.echo(json.dumps(found))
     elif problem is None:
-        click.echo(f"log {log} is whole: {found['entries']} entries in {found['pages']} pages, {found['scrubbed']} of them scrubbed")
+        entries, pages = _count(cast(int, found["entries"])), text.count(cast(int, found["pages"]), "page")
+        click.echo(f"log {log} is whole: {entries} in {pages}, {found['scrubbed']} of them scrubbed")
     else:
         for each in cast("list[dict[str, Json]]", found["problems"]):
             click.echo(f"{each['kind']}: {text.shown(str(each['message']))}")

@@ -314,15 +314,15 @@ def _measured(compiled: Type, bounds: Length) -> Type:
     inner, low, high = compiled.check, bounds.minimum, bounds.maximum
     kind = compiled.schema.get("type")
     array = kind == "array" or (isinstance(kind, list) and "array" in kind)
-    unit = "items" if array else "characters"
+    unit = "item" if array else "character"
 
     def check(value: Json) -> object:
         result = inner(value)
         if isinstance(value, (str, list)):
             if len(value) < low:
-                raise Mismatch(f"must have at least {low} {unit}")
+                raise Mismatch(f"must have at least {low} {unit}" + "s" * (low != 1))
             if high is not None and len(value) > high:
-                raise Mismatch(f"must have at most {high} {unit}")
+                raise Mismatch(f"must have at most {high} {unit}" + "s" * (high != 1))
         return result
 
     schema = dict(compiled.schema)

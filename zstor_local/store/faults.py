@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class StoreFault(Exception):
     """Configuration, key or store at fault: nothing was created or changed. The daemon leaves with status 78."""
@@ -14,6 +16,8 @@ class StoreFault(Exception):
 
 class StoreInUse(Exception):
     """Another process has the store's lock. The daemon leaves with status 75."""
+
+    hint: Final = "stop that one first: Ctrl-C where it runs, or systemctl --user stop zstor.socket zstor.service"
 
 
 class Refused(Exception):

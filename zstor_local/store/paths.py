@@ -149,6 +149,11 @@ class Paths:
                 if error.errno in (errno.ELOOP, errno.EXDEV):
                     raise PathRefused(f"{path} leaves {root} or passes a symbolic link", hint=_DESCRIPTOR_HINT) from None
                 raise
+        if not self._roots:
+            raise PathRefused(
+                f"{path} may be another file for this client than for the daemon (another mount namespace, or none to be seen)",
+                hint=f"{_DESCRIPTOR_HINT}; or name in `allowed_roots` what both see",
+            )
         raise PathRefused(f"{path} is not beneath one of the allowed roots", hint=f"{_DESCRIPTOR_HINT}; or add to `allowed_roots`")
 
     def _is_foreign(self, mounts: str | None) -> bool:
