@@ -41,6 +41,7 @@ class _Change:
     space: NamespaceId
     name: str
     decide: Decide
+    then: Callable[[], object] | None
     later: Later[Committed] = field(default_factory=Later)
 
 
@@ -109,8 +110,7 @@ class Committer:
             with trio.CancelScope(shield=True):
                 while await self._wait_for_work():
                     await self._let_others_join()
-                    group, self._waiting = self._waiting[: limits.GROUP_CHANGES], self._waiting[limits.GROUP_CHANGES :]
-                    await self._commit_group(group)
+                    await self._commit_group(self._next_group())
         finally:
             self._stopping = True
             _give_up(self._waiting)
@@ -137,6 +137,13 @@ class Committer:
             known = len(self._waiting)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    def _next_group(self) -> list[_Change]:
+        """The changes that have waited longest; one that others have to be decided after is alone."""
+        alone = next((at for at, change in enumerate(self._waiting) if change.then is not None), limits.GROUP_CHANGES)
+        count = min(max(alone, 1), limits.GROUP_CHANGES)
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        return group
+
     async def _commit_group(self, group: list[_Change]) -> None:
         try:
             await self._runtime.threads.run_commit(self._commit, group, then=functools.partial(self._settle, group))
@@ -156,21 +163,25 @@ class Committer:
             change.later.settle(outcome)
         self.tell()
 
-    async def commit(self, space: NamespaceId, name: str, decide: Decide) -> Committed:
+    async def commit(
+        self, space: NamespaceId, name: str, decide: Decide, *, then: Callable[[], object] | None = None
+    ) -> Committed:  # fmt: skip
         """`submit` a change and wait for its outcome."""
-        return await self.submit(space, name, decide)
+        return await self.submit(space, name, decide, then=then)
 
-    def submit(self, space: NamespaceId, name: str, decide: Decide) -> Later[Committed]:
+    def submit(
+        self, space: NamespaceId, name: str, decide: Decide, *, then: Callable[[], object] | None = None
+    ) -> Later[Committed]:  # fmt: skip
         """Have a change committed. `decide` runs in the committer's thread, with the row as the changes before it left it.
 
         It may raise a ZstorError to refuse. From here on the change takes its course: cancelling has no effect, the true result
-        comes.
+        comes. With `then` it is a group by itself; that is called in the same thread once it is committed, before others are decided.
         """
         if self.failure is not None or not self._metastore.writable:
             raise self._unavailable()
         if self._stopping:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
-        change = _Change(space, name, decide)
+        change = _Change(space, name, decide, then)
         self._waiting.append(change)
         self._wake.set()
         return change.later
@@ -207,10 +218,13 @@ class Committer:
         items = [item for item in decided if isinstance(item, Item)]
         failed = self._publisher.publish(items) if items else {}
         broken = {row for item in items if item.error is not None for row in item.sealed}
-        return [
+        outcomes = [
             item.because_of(broken) if isinstance(item, _Refusal) else item.error or self._publisher.committed(item, failed)
             for item in decided
         ]
+        if group[0].then is not None and isinstance(outcomes[0], Committed):
+            group[0].then()
+        return outcomes
 
     def _decide(self, group: Sequence[_Change]) -> list[Item | _Refusal]:
         """What each change comes to, in order."""

@@ -1,21 +1,23 @@
 """Draining a shard: every version that has a share there gets it on another shard, by the rules of a repair; resumable.
 
 How far it has come is a store-wide row, so that a restart goes on from there. Whoever placed a share there before the drain began may
-commit it behind the place that the drain has come to: it goes over everything again until it finds nothing any more.
+commit it behind the place that the drain has come to: it goes over everything again until it finds nothing any more. What changes
+after that is looked at where the list without the shard is decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from zstor_local.errors import CorruptRecord, NotEnoughShards, NotFound, ZstorError
-from zstor_local.metastore.base import Metastore
+from zstor_local.errors import Conflict, CorruptRecord, NotEnoughShards, NotFound, ZstorError
+from zstor_local.metastore.base import Metastore, Owed, Row
 from zstor_local.model.fields import decode, encode
-from zstor_local.model.ids import NamespaceId
-from zstor_local.model.storewide import ShardEntry
+from zstor_local.model.ids import NamespaceId, Version
+from zstor_local.model.record import Kind, ObjectRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
@@ -36,10 +38,11 @@ NAMED: Final = 100  # objects that an error names
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """How many shares were moved, and how many objects were looked at."""
+    """How many shares were moved, and how many objects were looked at: all that were committed up to a sequence."""
 
     moved: int
     seen: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Drain:
         """Until no object has a share on the shard. NotEnoughShards, naming some, if shares cannot be moved; what could be has been."""
         cursor = self._load(number)
         while True:
-            moved_before, failed = cursor.moved, {}
+            until, moved_before, failed = self._committer.state.sequence, cursor.moved, {}
             whole = cursor.space is None  # a round that an earlier life began passed over what it could not move
             async with aclosing(self._pages(cursor)) as pages:
                 async for page in pages:
@@ -96,7 +99,7 @@ class Drain:
             await self._save(number, cursor)
             if cursor.moved == moved_before:
                 await self._writes_ended(number, job)
-        return Drained(cursor.moved, cursor.seen)
+        return Drained(cursor.moved, cursor.seen, await self._caught_up(number, until, force=False))
 
     async def _free(self, number: int) -> None:
         """Free what was moved; what is not good where it was moved to is named here again, for the next round."""
@@ -143,25 +146,34 @@ class Drain:
         """Whether a large write is on its way to the shard."""
         return any(number in intent.shards for intent in self._metastore.intents())
 
-    async def check_force(self, entry: ShardEntry, job: Job) -> None:
+    async def check_force(self, number: int, job: Job) -> Drained:
         """NotEnoughShards, naming them, if objects had fewer than k shares without the shard, which is being drained."""
         async with self._health.turn:
             pass  # the repair that was under way may have been moving a share to it
+        await self._free(number)
+        began, until = self._runtime.clock.now(), self._committer.state.sequence
         lost: list[str] = []
         seen = 0
-        async with aclosing(self._pages(_Cursor())) as pages:
+        async with aclosing(self._by_age()) as pages:
             async for page in pages:
-                lost += [f"{stored.namespace}/{stored.record.key}" for stored in page if await self._needs(stored, entry.number)]
+                for stored in page:
+                    written_since = stored.envelope.sequence > until and stored.record.modified >= began
+                    if not written_since and await self._needs(stored, number):
+                        lost.append(f"{stored.namespace}/{stored.record.key}")
                 seen += len(page)
                 job.progress(seen, max(seen, self._committer.state.objects), "looking what would be lost")
         if lost:
-            raise NotEnoughShards(
-                f"without shard {entry.id} {len(lost)} objects could not be read any more",
-                hint="bring other shards back or repair first; data.objects names them",
-                retryable=False,
-                count=len(lost),
-                objects=lost[:NAMED],
-            )
+            raise self._would_lose(number, lost)
+        return Drained(0, seen, await self._caught_up(number, until, force=True))
+
+    def _would_lose(self, number: int, lost: Sequence[str]) -> NotEnoughShards:
+        return NotEnoughShards(
+            f"without shard {self._pool.name(number)} {len(lost)} objects could not be read any more",
+            hint="bring other shards back or repair first; data.objects names them",
+            retryable=False,
+            count=len(lost),
+            objects=lost[:NAMED],
+        )
 
     async def _needs(self, stored: Stored, number: int) -> bool:
         """Whether an object could not be read without the shard: its other shares are read to see whether they are good."""
@@ -169,8 +181,47 @@ class Drain:
         if number not in record.placement:
             return False
         checked = await self._health.check(stored, Nobody())
-        others = [state for at, state in zip(record.placement, checked.states, strict=True) if at != number]
-        return others.count("ok") < record.policy.k
+        others = self._others(stored.version, record, number)
+        return sum(checked.states[index] == "ok" for index in others) < record.policy.k
+
+    async def _caught_up(self, number: int, since: int, *, force: bool) -> int:
+        """`must_be_needless`, up to the sequence that is returned: what is changed behind it is little."""
+        while (now := self._committer.state.sequence) - since > PAGE:
+            await self._runtime.threads.run(partial(self.must_be_needless, number, since, force=force))
+            since = now
+        return since
+
+    def must_be_needless(self, number: int, since: int, *, force: bool) -> None:
+        """Conflict if an object that was changed since then has a share on the shard. By force it may, as what was good before is, and
+        what was written since got its shares: NotEnoughShards if it has fewer than k others.
+        """
+        for namespace in self._metastore.usages():
+            at = since
+            while rows := self._metastore.changes(namespace, at, PAGE):
+                at = rows[-1].envelope.sequence
+                for row in rows:
+                    record = self._opened(row)
+                    if record is None or number not in record.placement:
+                        continue
+                    if not force:
+                        raise Conflict(f"an object has come to shard {self._pool.name(number)}", hint="drain it again", retryable=True)
+                    if len(self._others(row.envelope.version, record, number)) < record.policy.k:
+                        raise self._would_lose(number, [record.key])
+
+    def _others(self, version: Version, record: ObjectRecord, number: int) -> set[int]:
+        """The shares of a version that other shards of the store have: not those that they are owed, whatever they show."""
+        debts = self._metastore.debts_of(version)
+        owed = {debt.index for debt in debts if debt.kind is Owed.SHARE and record.placement[debt.index] == debt.shard}
+        others = {index for index, at in enumerate(record.placement) if at != number and self._pool.entry(at) is not None}
+        return others - owed
+
+    def _opened(self, row: Row) -> ObjectRecord | None:
+        """The row's object; None if it is none, or does not open, which is left to the scrub."""
+        if row.envelope.kind is not Kind.OBJECT:
+            return None
+        with suppress(CorruptRecord):
+            return open_object(self._sealer, row.envelope)
+        return None
 
     async def make_whole(self, number: int, job: Job) -> int:
         """Once the shard is forgotten: make what it held anew elsewhere, where there is room. Returns how many objects lack a share."""
@@ -199,14 +250,17 @@ class Drain:
             after = cursor.key if namespace.id == cursor.space else None
             while rows := await self._runtime.threads.run(self._metastore.scan, namespace.id, "", after, PAGE):
                 after = rows[-1].name
-                page = []
-                for row in rows:
-                    try:
-                        page.append(Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope))
-                    except CorruptRecord:
-                        continue
+                page = [Stored(namespace.name, record, row.envelope) for row in rows if (record := self._opened(row)) is not None]
                 if page:
                     yield page
+
+    async def _by_age(self) -> AsyncGenerator[list[Stored], None]:
+        """All objects of each namespace, what changed last at its end: none is passed over, whatever key it gets meanwhile."""
+        for namespace in self._namespaces.all():
+            since = 0
+            while rows := await self._runtime.threads.run(self._metastore.changes, namespace.id, since, PAGE):
+                since = rows[-1].envelope.sequence
+                yield [Stored(namespace.name, record, row.envelope) for row in rows if (record := self._opened(row)) is not None]
 
     # --- How far it has come ---
 

@@ -280,14 +280,7 @@ class Membership:
 
         async def work(job: Job) -> object:
             place = self._places.place(entry)
-            if force:
-                drained = Drained(0, 0)
-                async with self._forcing:
-                    await self._drain.check_force(entry, job)
-                    await self._forget(entry)
-            else:
-                drained = await self._drain.move_all(entry.number, job)
-                await self._forget(entry)
+            drained = await (self._let_go(entry, job) if force else self._empty(entry, job))
             lacking = await self._drain.make_whole(entry.number, job)
             await self._runtime.threads.run(self._places.opener.retire, entry, place)
             return {"shard": entry.id, "moved": drained.moved, "lacking": lacking}
@@ -296,14 +289,33 @@ class Membership:
         self._draining[entry.number] = job
         return job
 
-    async def _forget(self, entry: ShardEntry) -> None:
+    async def _empty(self, entry: ShardEntry, job: Job) -> Drained:
+        """Forget a shard when nothing has a share there any more."""
+        while True:
+            with suppress(Conflict):
+                drained = await self._drain.move_all(entry.number, job)
+                await self._forget(entry, drained, force=False)
+                return drained
+
+    async def _let_go(self, entry: ShardEntry, job: Job) -> Drained:
+        """Forget a shard as it is, unless objects would be lost."""
+        async with self._forcing:
+            looked = await self._drain.check_force(entry.number, job)
+            await self._forget(entry, looked, force=True)
+            return looked
+
+    async def _forget(self, entry: ShardEntry, drained: Drained, *, force: bool) -> None:
         """The list is without the shard from now on, and nothing is owed to it or to be freed on it any more."""
 
         def change(before: ShardsRecord) -> ShardsRecord:
             shards = tuple(shard for shard in before.shards if shard.number != entry.number)
             return replace(before, shards=shards, numbers_used=before.next_number)
 
-        await self._change(change, lambda: Decision(records=self._drain.forgotten(entry.number)))
+        def extra() -> Decision:
+            self._drain.must_be_needless(entry.number, drained.until, force=force)
+            return Decision(records=self._drain.forgotten(entry.number))
+
+        await self._change(change, extra)
         await self.tidy()
         log.debug("shard %s is no shard of this store any more", entry.id)
 
@@ -319,7 +331,7 @@ class Membership:
     # --- The list ---
 
     async def _change(self, change: Callable[[ShardsRecord], ShardsRecord], extra: Extra = Decision) -> None:
-        """Commit a new list; what it comes to is done in the committer's thread before anything else is committed."""
+        """Commit a new list; what it comes to is done before anything else is decided."""
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
@@ -334,8 +346,7 @@ class Membership:
             return replace(more, records={**more.records, (STORE_WIDE, SHARDS_ROW): new})
 
         with trio.CancelScope(shield=True):
-            await self._committer.commit(STORE_WIDE, SHARDS_ROW, decide)
-            await self._runtime.threads.run_commit(self._apply)
+            await self._committer.commit(STORE_WIDE, SHARDS_ROW, decide, then=self._apply)
 
     def _apply(self) -> None:
         """Make the pool what the committed list says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +16,7 @@ from zstor_local.store.room import Rooms
 Refused = Mapping[int, ShardError]  # by share index, why its shard does not get it
 
 NONE_REFUSED: Final[Refused] = MappingProxyType({})
+_REMOVED: Final = ShardError("missing", "it was removed")
 _FULL: Final = ShardError("full", "only its reserve is left", untouched=True)
 
 
@@ -54,6 +55,13 @@ class Placing:
             }
             raise not_enough_shards(usable, quorum, bad)
         return placement, {index: _FULL for index, number in enumerate(placement) if number in full}
+
+    def must_be_there(self, namespace: Namespace, placement: Sequence[int], failed: Collection[int]) -> None:
+        """NotEnoughShards if shards were removed since they took shares, and too few are left. `failed` are indices of other shares."""
+        gone = {number for number in placement if self._pool.entry(number) is None}
+        durable = sum(index not in failed and number not in gone for index, number in enumerate(placement))
+        if durable < (quorum := self.quorum(namespace)):
+            raise not_enough_shards(durable, quorum, {self._pool.name(number): _REMOVED for number in gone})
 
     def quorum(self, namespace: Namespace) -> int:
         """How many shards must have taken a version before it is committed."""

@@ -285,7 +285,9 @@ class ObjectWriter:
     # --- What a change comes to that publishes coded shares: in the committer's thread ---
 
     def put(self, namespace: Namespace, edits: Edits, coded: Coded, record: ObjectRecord, now: int) -> Decision:
-        """The edits, and the record's key has the coded version."""
+        """The edits, and the record's key has the coded version. NotEnoughShards if too many of its shards were removed."""
+        if not coded.shares:
+            self._placing.must_be_there(namespace, coded.placement, coded.failed)
         edits.put(record.key, coded.version, record)
         shares = {}
         if coded.shares:
