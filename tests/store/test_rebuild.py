@@ -322,6 +322,37 @@ async def test_a_shard_that_has_yet_to_hear_of_a_deletion_is_told_though_the_met
         assert store.metastore.debts_count() == 0
 
 
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "not seen"])
+async def test_a_shard_that_lacks_a_row_of_the_store_is_told_though_the_metastore_was_lost(home: Home, *, seen: bool) -> None:
+    """Else a namespace that was deleted comes back some day, when that shard is all there is."""
+    async with home.open() as store:
+        await put(store, "a", b"value", namespace="gone")
+        await store.rows.put("table", "row", b"old")
+    home.take_away(2)
+    async with home.open() as store:
+        await store.removal.remove("gone", Nobody())
+        await store.rows.put("table", "row", b"new")
+        await store.rows.put("table", "fresh", b"new")
+    lose_metastore(home)
+    if seen:
+        home.bring_back(2)
+    rebuilt(home.config(), accept_loss=not seen)
+    if not seen:
+        home.bring_back(2)
+    async with home.open() as store:
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+    for number in (0, 1):
+        home.take_away(number)
+    lose_metastore(home)
+    rebuilt(home.config(), accept_loss=True)
+    for number in (0, 1):
+        home.bring_back(number)
+    async with home.open() as store:
+        assert store.namespaces.find("gone") is None
+        assert [(row.name, row.value) for row in store.rows.scan("table")] == [("fresh", b"new"), ("row", b"new")]
+
+
 def _rows(store: Store, *keys: str) -> list[tuple[NamespaceId, str]]:
     namespace = store.namespaces.get("default")
     return [(namespace.id, key) for key in keys]

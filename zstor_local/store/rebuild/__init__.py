@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from itertools import chain
 from typing import Final
@@ -27,28 +28,28 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, StoreState, Transaction, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import MasterKey
-from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone
-from zstor_local.model.storewide import NamespaceRecord, RowRecord, ShardsRecord, StoreRecord, VoidRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import ShardsRecord, StoreRecord, VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import ShardOpener
-from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
+from zstor_local.store.create import FIRST_SEQUENCES
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import make_directories
 from zstor_local.store.lock import store_lock
-from zstor_local.store.namespaces import row_name
 from zstor_local.store.publishing import RESERVE
 from zstor_local.store.rebuild.behind import Behind
-from zstor_local.store.rebuild.choosing import Choosing, Opener, Voids, by_key
+from zstor_local.store.rebuild.choosing import Choosing, Opened, Opener, Voids, by_key
 from zstor_local.store.rebuild.gathering import gather
 from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.opening import Opening, keys_in_logs, open_shards, record_sealer
 from zstor_local.store.rebuild.report import Report
-from zstor_local.store.rebuild.scratch import Scratch
+from zstor_local.store.rebuild.scratch import FoundRow, Scratch
+from zstor_local.store.rownames import row_name_of
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.unlocking import KEYS_ROW, key_files
+from zstor_local.store.unlocking import key_files
 
 BATCH: Final = 5_000  # rows in a transaction
 WRITING: Final = "objects written"  # what the progress tells once something is changed
@@ -107,15 +108,13 @@ class _Rebuild:
         self._report = Report()
         self._highest = self._writer = 0
         self._voids = Voids([])
-        self._hash_key: bytes | None = None
-        self._listed: ShardsRecord | None = None
 
     def run(self, *, accept_loss: bool) -> Report:
         while True:
             if unread := self._gather():
                 self._opening.leave_out(unread)
                 continue
-            hasher, listed = self._choose_store_rows()
+            hasher, listed = self._own_records()
             if not self._opening.follow(listed):
                 break
         report = self._report
@@ -124,6 +123,7 @@ class _Rebuild:
         numbers = frozenset(entry.number for entry in listed.shards)
         holding = Holding(self._shards, self._index)
         behind = Behind([*self._shards], numbers, self._voids.cover)
+        self._choose_store_rows(behind)
         usage = Choosing(self._scratch, self._sealer, hasher, self._voids, holding, behind, numbers, report, self._progress).run()
         if report.loss and not accept_loss:
             raise StoreFault(
@@ -175,44 +175,43 @@ class _Rebuild:
 
     # --- Choose ---
 
-    def _choose_store_rows(self) -> tuple[KeyHasher, ShardsRecord]:
-        """The newest records of the store itself: its own, the list of shards, the namespaces, the rows."""
-        opener = Opener(self._sealer, self._damaged_store_row)
-        self._hash_key = self._listed = None
-        found = chain.from_iterable(self._scratch.found(store_wide=True))
-        for records in by_key(found, self._voids):
-            for same in records:
-                if (opened := opener.first(same)) is not None:
-                    name = self._store_row(opened.envelope, opened.plain)
-                    if opened.ambiguous and opened.envelope.sequence > FIRST_SEQUENCES:
-                        self._report.ambiguous.append(name)
-                    self._scratch.choose([(name, opened.record)])
-                    break
-        if self._hash_key is None or self._listed is None:
+    def _own_records(self) -> tuple[KeyHasher, ShardsRecord]:
+        """The store's own record and the list of shards, the newest of each."""
+        hash_key = listed = None
+        for opened in self._store_rows(lambda _: None, iter):
+            if opened.envelope.kind is Kind.STORE:
+                hash_key = StoreRecord.decode(opened.plain).hash_key
+            elif opened.envelope.kind is Kind.SHARDS:
+                listed = ShardsRecord.decode(opened.plain)
+        if hash_key is None or listed is None:
             raise StoreFault("the shards hold no copy of the store's own records", "give the right master key, or more of the shards")
-        return KeyHasher(self._hash_key), self._listed
+        return KeyHasher(hash_key), listed
+
+    def _choose_store_rows(self, behind: Behind) -> None:
+        """The newest records of the store itself: its own, the list of shards, the namespaces, the rows. And who lacks them."""
+        for opened in self._store_rows(self._damaged_store_row, behind.watch):
+            name = row_name_of(opened.envelope.kind, opened.plain)
+            if opened.ambiguous and opened.envelope.sequence > FIRST_SEQUENCES:
+                self._report.ambiguous.append(name)
+            self._scratch.choose([(name, opened.record)])
+            self._scratch.owe(behind.debts(opened.record, name))
+
+    def _store_rows(
+        self, on_damage: Callable[[Envelope], None], watch: Callable[[Iterable[FoundRow]], Iterable[FoundRow]]
+    ) -> Iterator[Opened]:
+        """Of each row of the store's own the newest record that opens."""
+        opener = Opener(self._sealer, on_damage)
+        for records in by_key(watch(chain.from_iterable(self._scratch.found(store_wide=True))), self._voids):
+            newest = next((opened for same in records if (opened := opener.first(same)) is not None), None)
+            deque(records, maxlen=0)
+            if newest is not None:
+                yield newest
 
     def _damaged_store_row(self, envelope: Envelope) -> None:
         if envelope.kind is Kind.KEYS:
             self._report.rotated = True  # nothing is lost with it as long as the key at hand opens all the others
         else:
             self._report.damaged += 1
-
-    def _store_row(self, envelope: Envelope, plain: bytes) -> str:
-        """The name of the row that the record of the store is."""
-        if envelope.kind is Kind.STORE:
-            self._hash_key = StoreRecord.decode(plain).hash_key
-            return STORE_ROW
-        if envelope.kind is Kind.SHARDS:
-            self._listed = ShardsRecord.decode(plain)
-            return SHARDS_ROW
-        if envelope.kind is Kind.KEYS:
-            return KEYS_ROW
-        if envelope.kind is Kind.NAMESPACE:
-            return row_name(NamespaceRecord.decode(plain).name)
-        if envelope.kind is Kind.ROW:
-            return RowRecord.decode(plain).name
-        return Tombstone.decode(plain).key
 
     # --- Write ---
 

@@ -1,7 +1,7 @@
 """Which shards have yet to hear of a key's newest record: what was owed to them went with the metastore, and is owed anew.
 
 A log that holds an older record of a key and not the newest brings the older one back once what buries it was forgotten elsewhere. A
-shard that was not seen may hold anything: it is owed every deletion.
+shard that was not seen may hold anything: it is owed every deletion. Every shard is owed what it lacks of the store's own rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from operator import itemgetter
 
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import NamespaceId, Version
-from zstor_local.model.record import Kind
+from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.store.rebuild.scratch import FoundRow, version_of
 
 
@@ -25,7 +25,7 @@ class Behind:
         self._bits = [(1 << bit, number) for bit, number in enumerate(seen) if number in listed]
         self._void = void
         self._unseen = sorted(listed.difference(seen))
-        self._passed = b"", 0  # the last key of which every row has passed, and who holds only something older of it
+        self._passed = b"", 0, 0  # the last key of which every row has passed, who holds the newest and who something older
 
     def watch(self, found: Iterable[FoundRow]) -> Iterator[FoundRow]:
         """The same rows, which come key by key, the newest first. Once all of a key's have passed it is known who is behind."""
@@ -40,14 +40,15 @@ class Behind:
                     else:
                         older |= int.from_bytes(holders, "little")
                 yield row
-            self._passed = key, older & ~heard
+            self._passed = key, heard, older
 
     def debts(self, record: bytes, name: str) -> list[Debt]:
         """What is owed of the key that has just passed, whose record, that of the row of this name, counts."""
-        key, behind = self._passed
+        key, heard, older = self._passed
         if key != record[1:33]:
             raise AssertionError("the key's rows have not all passed")
-        owed = [number for bit, number in self._bits if behind & bit]
-        if record[0] == Kind.TOMBSTONE:
+        everybody = record[1:17] == STORE_WIDE
+        owed = [number for bit, number in self._bits if not heard & bit and (everybody or older & bit)]
+        if everybody or record[0] == Kind.TOMBSTONE:
             owed += self._unseen
         return [Debt(number, Owed.RECORD, NamespaceId(record[1:17]), name, Version(version_of(record))) for number in owed]
