@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -293,6 +294,22 @@ def test_a_segment_that_is_removed_while_it_is_read_gives_its_room_back(real: Gr
         shard.log.remove(1)
         assert real.runtime.files.status(fd).links == 0
     assert f"{real.segment(1)} (deleted)" not in open_descriptors()
+
+
+def test_after_a_failed_sync_of_a_removal_nothing_more_is_appended_or_removed(real: Ground, short_segments: int) -> None:
+    """The segment may come back with a power loss: what buries things in it has to stay."""
+    shard = real.new()
+    fill(shard, 1, 30)
+    segments = shard.segments()
+    real.faults.fail("fsync", lambda path: path.endswith("/log"), errno.EIO)
+    with pytest.raises(ShardError):
+        segments.remove(1)
+    assert shard.check() == "failed"
+    changes: list[Callable[[], object]] = [lambda: segments.remove(2), lambda: fill(shard, 31, 31), segments.flush]
+    for change in changes:
+        with pytest.raises(ShardError):
+            change()
+    assert 2 in shard.log.segments()
 
 
 def test_what_is_read_from_a_closed_log_is_closed_again(real: Ground) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from zstor_local import limits
@@ -258,6 +258,8 @@ class Log:
 
     def remove(self, number: int) -> None:
         """Take a sealed segment away, durably. All of it that counts lies elsewhere, flushed."""
+        if self._closed:
+            self._current()  # raises
         if number >= self._first_written(number + 1):
             raise LogClosed("a segment that is being written is not taken away")
         if self._known.segment == number:  # or the next start would read everything again
@@ -266,7 +268,8 @@ class Log:
             self._flushed()
         self._files.unlink(self._segments.path(number))
         self._readers.forget(number)
-        sync_directory(self._files, self._directory)
+        with self._closing():
+            sync_directory(self._files, self._directory)
 
     def close(self) -> None:
         self._readers.close()
@@ -337,9 +340,17 @@ class Log:
         """Make a new segment durable, with its name. After an error another one of this name could not be trusted, not even in a later
         process: the file stays, so that the next one is called otherwise.
         """
-        try:
+        with self._closing():
             self._files.fsync(fd)
             sync_directory(self._files, self._directory)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Around syncs of the directory: after an error no later one is believed. A segment that was taken away may come back with a
+        power loss, and compaction would have dropped what buries something in it.
+        """
+        try:
+            yield
         except OSError as error:
             self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
             raise
