@@ -17,6 +17,7 @@ from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import NOTHING, Outcome, outcomes
 from zstor_local import limits
 from zstor_local.model.ids import ShareId
+from zstor_local.model.record import Kind
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log_index import LogIndex
@@ -335,11 +336,32 @@ def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: 
         assert readable(opened, 1, 14) == [1, 2, 3, 12, 13, 14]
 
 
+def until_it_is_full(work: Callable[[int], None]) -> int:
+    """Do it again and again. Returns how often that went well."""
+    for number in range(1, 100_000):
+        try:
+            work(number)
+        except ShardError:
+            return number - 1
+    raise AssertionError("there is always room")
+
+
+def test_a_full_disk_has_room_for_the_voids_of_what_came_last(real: Ground) -> None:
+    shard = real.new()
+    real.faults.fail("allocate", lambda path: True, errno.ENOSPC, times=None)
+    last = until_it_is_full(lambda number: shard.append([entry(number, content(number))], number - 1))
+    until_it_is_full(lambda _: shard.free([share(1)], small=True))
+    shard.append([entry(last + number, kind=Kind.VOID) for number in (1, 2)], last)
+    shard.flush()
+    for opened in real.now_and_after_a_restart():
+        assert [found.entry.envelope.sequence for found in opened.scan()][-2:] == [last + 1, last + 2]
+
+
 def test_what_an_append_left_that_broke_off_is_unsettled(real: Ground, short_segments: int, tmp_path: Path) -> None:
     with closing(LogIndex(str(tmp_path / "index.sqlite"))) as index:
         shard = real.new(index=index)
         fill(shard, 1, 3)
-        real.faults.fail("allocate", lambda path: path == real.segment(3), errno.ENOSPC)
+        real.faults.fail("allocate", lambda path: path == real.segment(4), errno.ENOSPC)
         with pytest.raises(ShardError):
             shard.append([entry(number, content(number)) for number in range(4, 30)], 3)
         shard.append([entry(40, content(40))], 3)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.home import CHUNK, Home, content, delete, freed, get, put
+from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, put
+from tests.store.test_renaming import rename
 from zstor_local.errors import Conflict, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, Kind
@@ -88,6 +89,42 @@ async def test_a_full_disk_under_all_logs_is_told_as_such_and_writes_go_on_when_
         home.files.heal()
         await store.rows.put("table", "name", b"after")
         assert store.health == "ok"
+
+
+async def test_a_change_of_a_record_alone_is_in_doubt_where_one_log_may_have_it_and_none_heard_that_it_is_void(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        for number in (1, 2, 3):
+            home.take_away(number)
+        fail_appends(home, (0,), errno.EIO, "fdatasync")
+        with pytest.raises(OutcomeUnknown):
+            await rename(store, "a", "b")
+        assert await keys(store) == ["a"]
+    for number in (1, 2, 3):
+        home.bring_back(number)
+    home.files.heal()
+    await rebuilt(home)  # before a start could tell the shard
+    async with home.open() as store:
+        assert await keys(store) == ["b"]
+
+
+async def test_a_full_log_has_room_for_the_void_of_what_it_took(home: Home) -> None:
+    """Else a rebuild would take what was refused."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        fail_appends(home, (0, 1, 2, 3), errno.ENOSPC, "allocate")
+        for shard in store.pool.opened():
+            if shard.number:
+                shard.log.rest()  # type: ignore[attr-defined]
+        for _ in range(10_000):
+            with pytest.raises(NoSpace) as caught:
+                await rename(store, "a", "b")
+            if "0" in str(caught.value.data["shards"]):  # that has taken what fits into its segment
+                break
+    home.files.heal()
+    await rebuilt(home)
+    async with home.open() as store:
+        assert await keys(store) == ["a"]
 
 
 def fill_logs(home: Home, store: Store) -> None:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Final
 
 from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
-from zstor_local.model.record import Envelope
+from zstor_local.model.record import Envelope, Kind
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.log_index import LogIndex, Place, Progress
@@ -27,6 +28,8 @@ from zstor_local.shards.segment import (
 )
 from zstor_local.shards.segment_directory import SegmentDirectory
 from zstor_local.shards.segment_files import SegmentWriter, first_step
+
+_KEPT: Final = 512  # bytes behind what was appended, for the voids of it: so that they come here on a full disk
 
 
 class LogClosed(Exception):
@@ -104,7 +107,7 @@ class Log:
     def _put(self, entry: Entry, committed: int, places: list[tuple[ShareId, Place | None]]) -> tuple[int, int]:
         """Gather an entry, and where its share will lie. Returns its segment and offset."""
         size = entry_size(entry)
-        segment, at = self._room(size)
+        segment, at = self._room(size, kept=0 if entry.envelope.kind is Kind.VOID else _KEPT)
         segment.put(pack_entry(segment.key, at, entry, committed), size)
         if entry.share_index is not None:
             offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
@@ -286,15 +289,15 @@ class Log:
             self._writer = self._new_segment(*self._start)
         return self._writer
 
-    def _room(self, size: int) -> tuple[SegmentWriter, int]:
-        """The segment with room for that many bytes more, a new one if need be, and the offset where they begin."""
+    def _room(self, size: int, *, kept: int = _KEPT) -> tuple[SegmentWriter, int]:
+        """The segment with room for that many bytes more and what is kept behind them, a new one if need be, and where they begin."""
         segment = self._current()
-        if segment.has_room(size):
+        if segment.has_room(size + kept):
             return segment, segment.end
         try:
-            if segment.end + size > limits.SEGMENT_BYTES:
+            if segment.end + size + kept > limits.SEGMENT_BYTES:
                 self._roll()
-            self._current().allocate(size)
+            self._current().allocate(size + kept)
         except OSError:
             segment.discard()
             raise

@@ -194,18 +194,22 @@ class Publisher:
     def _void(self, items: Sequence[Item], failed: Mapping[int, ShardError]) -> None:
         """Void what reached logs in vain. An item stays in doubt if its entries may lie on k shards where the void did not arrive.
 
+        Where it arrived nowhere one is enough of those that hold no share: a rebuild would take the record from there.
+
         Those shards hear of it before anything else is appended to their logs: when they are opened again, or have room again.
         """
         sequences = sorted(envelope.sequence for item in items for _, envelope in item.sealed.values())
         if not sequences:
             return
         clean = {number for number, error in failed.items() if error.untouched}
-        untold = self._append_void(_ranges(sequences)) - clean
+        missed = self._append_void(_ranges(sequences))
+        untold = missed - clean
         unreached = untold | (set(failed) - clean)
+        heard = any(shard.number not in missed for shard in self._pool.opened())
         for item in items:
             for record, _ in item.sealed.values():
                 in_doubt = sum(number in unreached for number in {*record.copies, *record.shares} if self._pool.get(number) is not None)
-                if in_doubt >= record.k:
+                if in_doubt >= (record.k if record.shares or heard else 1):
                     item.error = in_doubt_on_shards(record.version)
         holders = {number for item in items for record, _ in item.sealed.values() for number in (*record.copies, *record.shares)}
         for number in untold & holders:
