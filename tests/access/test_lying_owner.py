@@ -14,7 +14,7 @@ import trio.testing
 
 from tests.shardserver.server import Issuer, scanned
 from tests.store.home import Home, get, put
-from zstor_local.access import joined as joined_module
+from zstor_local.access import joined_rows
 from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.invitation import PLACES, PLACES_MAX, Pass, Place, parse_public_key, seal_invitation, seal_letter
 from zstor_local.access.joined import TABLE, Joined
@@ -269,7 +269,7 @@ async def test_records_have_a_bound_and_what_keeps_them_may_fail(home: Home, sho
         rows = bob.joined().rows
         assert await bob.joined().take(page("a"))
         with monkeypatch.context() as patch:
-            patch.setattr(joined_module, "ROWS_BYTES", 1_000)
+            patch.setattr(joined_rows, "ROWS_BYTES", 1_000)
             with pytest.raises(ShardError, match="more than 1000 bytes"):
                 await bob.joined().take(page("a", "b"))
         with monkeypatch.context() as patch:

@@ -14,7 +14,9 @@ import trio
 
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass, open_invitation, public_key
-from zstor_local.access.joined import IDENTITY, IDENTITY_TABLE, TABLE, Joined, JoinedShard, Rows, private_key, remove_rows
+from zstor_local.access.joined import TABLE, Joined
+from zstor_local.access.joined_rows import Rows, remove_rows
+from zstor_local.access.joined_shard import IDENTITY, IDENTITY_TABLE, JoinedShard, private_key
 from zstor_local.coding.keys import KEY_BYTES
 from zstor_local.errors import AlreadyExists, NotFound, Unauthenticated, Unavailable, ZstorError
 from zstor_local.model.ids import check_namespace

@@ -1,0 +1,154 @@
+"""A shard of another user's store, as our daemon reads it: it is asked for shares, and for news of the joined namespace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from zstor_local.access.invitation import Pass, Place, open_letter
+from zstor_local.coding.keys import KEY_BYTES
+from zstor_local.errors import CorruptRecord
+from zstor_local.model.ids import ShareId
+from zstor_local.runtime import Network
+from zstor_local.shards.base import ShardError, ShardState, ShareMissing
+from zstor_local.shards.http.engine import locate
+from zstor_local.shards.http.peer import Ask, Deadlines, Peer
+from zstor_local.shards.http.share import HttpShareReader
+from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, cursor, share_name
+from zstor_local.store.store import Store
+
+if TYPE_CHECKING:
+    from zstor_local.access.joined import Joined
+
+IDENTITY_TABLE: Final = "identity"
+IDENTITY: Final = "x25519"  # its row: our private key
+WAIT_SECONDS: Final = 50  # that a server is asked to wait for news
+AGAIN_SECONDS: Final = (1.0, 30.0)  # after a server did not answer: at first, and at most
+LETTER_BYTES: Final = 64 * 1024
+
+log = logging.getLogger("zstor.access")
+
+
+def private_key(store: Store) -> bytes:
+    """What invitations and letters to us open with; zeros before anybody asked for its public key."""
+    row = store.rows.get(IDENTITY_TABLE, IDENTITY)
+    return bytes(KEY_BYTES) if row is None else row.value
+
+
+class _NoTokens:
+    """For letters, which need none."""
+
+    behind = False
+
+    async def token(self, refused: int = 0) -> str | None:
+        return None if refused else "none"
+
+
+class JoinedShard:
+    """A shard of another user's store, as far as reading needs one (store/shares.py)."""
+
+    on_disk = None
+
+    def __init__(self, joined: Joined, place: Place, network: Network, store: Store) -> None:
+        self.place = place
+        self.number = joined.foreign.first + place.number
+        self.id = f"{joined.name}/{place.id}"
+        self.url = place.url
+        self._joined = joined
+        self._store = store
+        server, self.space = locate(place.url, joined.given.store_id)
+        self.network = network
+        self.peer = Peer(server, joined, network, store.runtime.randomness, Deadlines())
+        self._following = Peer(
+            server, joined, network, store.runtime.randomness, Deadlines(request=WAIT_SECONDS + 20.0)
+        )  # its long waits are not what is usual
+        self._letters = Peer(server, _NoTokens(), network, store.runtime.randomness, Deadlines())
+        self._after = "0.0.0"
+        self._took = 0.0  # seconds, for the last page
+        self._error: str | None = None
+
+    def check(self) -> ShardState:
+        return "ok" if self.peer.broken is None else "missing"
+
+    def last_error(self) -> str | None:
+        return self.peer.broken or self._error
+
+    def failed(self, error: ShardError) -> ShardError:
+        self._error = str(error)
+        return error
+
+    def writing(self) -> dict[str, str]:
+        raise ShardError("readonly", "another user's shard is only read", untouched=True)
+
+    fenced = writing
+
+    def open_share(self, share: ShareId, *, small: bool) -> HttpShareReader:
+        return HttpShareReader(self, share, small=small, namespace=self._joined.namespace.id)
+
+    def has(self, share: ShareId, *, small: bool) -> bool:
+        query = f"{'small=1&' if small else ''}namespace={self._joined.namespace.id.hex()}"
+        ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}?{query}", expect=(200, 404))
+        try:
+            return self.network.run(lambda: self.peer.ask(ask)).status == 200
+        except ShareMissing:
+            raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+
+    def peek(self, share: ShareId, offset: int, length: int) -> None:
+        """A server is always waited for."""
+
+    async def letter(self, before: Pass) -> Pass:
+        """The newer of the letter that lies here and a pass."""
+        try:
+            path = f"{self.space}/letters/{before.letter_id.hex()}"
+            reply = await self._letters.ask(Ask("GET", path, expect=(200,), most=LETTER_BYTES))
+            return open_letter(reply.body, before, private_key(self._store))
+        except (ShardError, ShareMissing, CorruptRecord):
+            return before
+
+    async def look(self, *, wait: int = 0) -> bool:
+        """Take a page of the log; returns whether there was one. ShardError if the server does not let us, or is away."""
+        after = self._after
+        path = f"{self.space}/log?namespace={self._joined.namespace.id.hex()}&after={after}&wait={wait}"
+        try:
+            reply = await self._following.ask(Ask("GET", path, expect=(200,), most=2 * PAGE_BYTES))
+        except ShareMissing:
+            raise ShardError("failed", f"{self.url} answers something else than was asked") from None
+        began = trio.current_time()
+        try:
+            entries = await self._joined.take(reply.body)
+        except ShardError as error:
+            raise ShardError(error.state, f"{self.url}: {error}") from None
+        self._took = trio.current_time() - began
+        following = reply.headers.get(NEXT, after)
+        if not entries or following == after:
+            return False
+        if not cursor(after) < cursor(following):
+            raise ShardError("failed", f"{self.url} sends its log in circles")
+        if cursor(self._after) < cursor(following):  # who joins and who follows look at once
+            self._after = following
+        return True
+
+    async def catch_up(self, took: Callable[[], None]) -> None:
+        """Take the log to its end; `took` is called after each page."""
+        while await self.look():
+            took()
+
+    async def follow(self) -> None:
+        """As long as the pass names it. As much time as a page took is left to others: there may be no end of them."""
+        pause, longest = AGAIN_SECONDS
+        while self._joined.follows(self):
+            began = trio.current_time()
+            try:
+                news = await self.look(wait=WAIT_SECONDS)
+                pause = AGAIN_SECONDS[0]
+                if news:
+                    await trio.sleep(self._took)
+                elif trio.current_time() - began < pause:
+                    await trio.sleep(pause)  # it did not wait for news
+            except ShardError as error:
+                log.info("%s", error)
+                await trio.sleep(pause)
+                pause = min(longest, 2 * pause)
