@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,16 +29,17 @@ from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import Conflict, Unreadable
 from zstor_local.metastore.base import Debt, Garbage, Owed
-from zstor_local.model.ids import ShareId
+from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
+from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.rebuild import rebuild
-from zstor_local.store.shares import VersionShares
+from zstor_local.store.remaking import Remaking
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -458,14 +459,14 @@ async def test_a_chunk_table_in_the_shares_is_made_again_where_the_first_share_g
         lost = share_place(store, stored, 5).path
         before = lost.read_bytes()
         lost.unlink()
-        make_files = store.shares_health._make_files
+        files = Remaking.files
 
-        def late(stored: Stored, shares: VersionShares, good: Sequence[int], targets: Mapping[int, int]) -> Mapping[int, int]:
-            shares.close()
-            home.take_away(stored.record.placement[good[0]])
-            return make_files(stored, shares, good, targets)
+        def late(self: Remaking, pool: ShardPool, namespace: NamespaceId, targets: Mapping[int, int]) -> Mapping[int, int]:
+            self._shares.close()
+            home.take_away(stored.record.placement[self._sources[0]])
+            return files(self, pool, namespace, targets)
 
-        monkeypatch.setattr(store.shares_health, "_make_files", late)
+        monkeypatch.setattr(Remaking, "files", late)
         await repair(store, stored)
         assert lost.read_bytes() == before
 

@@ -1,29 +1,25 @@
 """Health of one version: check its shares, make the bad ones anew.
 
-Repair works from the coded blocks, never from the plain bytes: what it makes is bit by bit what was lost. It replaces a share in one
-step (a rename, or a newer log entry), never touches a good one, and never creates a record. A share whose shard is away goes to a shard
-that holds none of the version, if there is one; the row of the metastore that would free it is there before it is, so that a crash
-leaves nothing behind.
+What a repair makes (remaking.py) replaces a share in one step (a rename, or a newer log entry). It never touches a good one, and never
+creates a record. A share whose shard is away goes to a shard that holds none of the version, if there is one; the row of the metastore
+that would free it is there before it is, so that a crash leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 
 import trio
 
-from zstor_local.coding.block import BadBlock
-from zstor_local.coding.erasure import erasure_code
-from zstor_local.coding.share import pack_block_header, pack_share_end
 from zstor_local.errors import Conflict, NotEnoughShards, Unreadable, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
-from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.base import Entry, ShardError, ShareWriter
+from zstor_local.runtime import Runtime
+from zstor_local.shards.base import Entry
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
@@ -31,6 +27,7 @@ from zstor_local.store.checking import Checked, Checker
 from zstor_local.store.committer import Committer
 from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.remaking import Remaking
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import VersionShares
 from zstor_local.store.stored import Stored, open_object
@@ -215,9 +212,9 @@ class Health:
         if moved:
             await self._committer.commit(space, "", lambda _: Decision(garbage=moved))
         if record.small:
-            made = await self._runtime.threads.run(self._make_small, record, shares, _sources(checked), targets)
+            made = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).small, targets)
         else:
-            targets = await self._runtime.threads.run(self._make_files, stored, shares, _sources(checked), targets)
+            targets = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).files, self._pool, space, targets)
             made = {}
         there = {index for index, state in enumerate(checked.states) if state == "ok"} - owed | {*targets}
         stored = await self._commit(stored, targets, made, moved, there)
@@ -228,8 +225,9 @@ class Health:
         record = stored.record
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
         if not record.small:
-            return {*await self._runtime.threads.run(self._make_files, stored, shares, _sources(checked), own)}
-        made = await self._runtime.threads.run(self._make_small, record, shares, _sources(checked), own)
+            space = self._namespace(stored).id
+            return {*await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).files, self._pool, space, own)}
+        made = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).small, own)
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
@@ -238,56 +236,6 @@ class Health:
 
         await self._committer.commit(self._namespace(stored).id, record.key, decide)
         return {*made}
-
-    def _make_small(
-        self, record: ObjectRecord, shares: VersionShares, sources: Sequence[int], targets: Mapping[int, int]
-    ) -> dict[int, bytes]:
-        parts: dict[int, list[Buffer]] = {index: [] for index in targets}
-        for chunk in range(len(shares.table())):
-            for index, buffers in self._remake(record, shares, sources, chunk, targets).items():
-                parts[index] += buffers
-        return {index: b"".join(buffers) for index, buffers in parts.items()}
-
-    def _make_files(
-        self, stored: Stored, shares: VersionShares, sources: Sequence[int], targets: Mapping[int, int]
-    ) -> Mapping[int, int]:
-        """Write the shares; returns the targets that took theirs, durably. The other shares stay bad and are tried again later."""
-        record, table = stored.record, shares.table()
-        sealed = shares.sealer.seal_table(table.pack()) if record.table_blob else b""
-        end = pack_share_end(table, len(sealed))
-        writers: dict[int, ShareWriter] = {}
-        done: dict[int, int] = {}
-        try:
-            for index, number in targets.items():
-                with suppress(ShardError):
-                    if (shard := self._pool.get(number)) is not None:
-                        writers[index] = shard.begin(ShareId(stored.version, index), self._namespace(stored).id, record.policy)
-            for chunk in range(len(table) if writers else 0):
-                for index, buffers in self._remake(record, shares, sources, chunk, writers).items():
-                    with _giving_up(writers, index):
-                        writers[index].write(table.offset(chunk), buffers)
-            for index in list(writers):
-                with _giving_up(writers, index):
-                    writers[index].finish(end, table.blocks_length, sealed)
-                    del writers[index]
-                    done[index] = targets[index]
-        finally:
-            for writer in writers.values():
-                writer.abort()
-        return done
-
-    def _remake(
-        self, record: ObjectRecord, shares: VersionShares, sources: Sequence[int], chunk: int, wanted: Mapping[int, object]
-    ) -> dict[int, list[Buffer]]:
-        """The blocks of a chunk for the wanted indices, each with its header: bit by bit what a writer made."""
-        shape = shares.table().shape(chunk)
-        try:
-            blocks = shares.fetch(chunk, sources)
-            made = erasure_code(record.policy.k, record.policy.m).remake(blocks, [*wanted])
-        except BadBlock as error:
-            raise AssertionError("opened blocks fit together") from error
-        header = pack_block_header(chunk, shape, record.policy.padding)
-        return {index: [header, shares.sealer.seal(chunk, index, shape, block)] for index, block in made.items()}
 
     async def _commit(
         self, stored: Stored, targets: Mapping[int, int], made: Mapping[int, bytes], reserved: Sequence[Garbage], there: Set[int]
@@ -380,15 +328,6 @@ def _placed(stored: Stored, index: int, number: int) -> Stored:
     """The same, as if a share lay on this shard."""
     placement = tuple(number if at == index else other for at, other in enumerate(stored.record.placement))
     return replace(stored, record=replace(stored.record, placement=placement))
-
-
-@contextmanager
-def _giving_up(writers: dict[int, ShareWriter], index: int) -> Iterator[None]:
-    """One share less, if its shard does not take it: the others are made all the same."""
-    try:
-        yield
-    except ShardError:
-        writers.pop(index).abort()
 
 
 def _untold(debts: Sequence[Debt], row: RowName) -> set[int]:
