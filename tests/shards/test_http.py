@@ -50,6 +50,22 @@ def test_what_was_sent_before_the_shard_was_lost_is_waited_for(ground: HttpGroun
     assert caught.value.untouched
 
 
+def test_what_was_not_sent_is_not_called_flushed(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers lose a shard at any moment, also while it begins to flush."""
+    shard = ground.new()
+    assert isinstance(shard, HttpShard)
+    look = shard._must_be_there
+
+    def lost_after_the_look() -> None:
+        look()
+        shard.failed(ShardError("failed", "another request met something"))
+
+    shard.append([entry(1, b"share", index=2)], 0)
+    monkeypatch.setattr(shard, "_must_be_there", lost_after_the_look)
+    shard.flush()
+    assert [scanned.entry.envelope.sequence for scanned in shard.scan()] == [1]
+
+
 def test_a_share_is_given_up_behind_what_was_sent_of_it(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that comes to the server later would begin the share anew, and nobody would give that up."""
     shard = ground.new()

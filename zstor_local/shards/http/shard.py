@@ -220,14 +220,18 @@ class HttpShard:
                 self._fresh[ShareId(entry.envelope.version, entry.share_index)] = entry.share
 
     def start_flush(self) -> None:
-        if self._flushing is None and (self._waiting or self._freed) and self._lost is None:
+        if self._lost is None:
+            self._begin_flush()
+
+    def _begin_flush(self) -> None:
+        if self._flushing is None and (self._waiting or self._freed):
             batch, self._waiting, self._freed = Batch(self._waiting, self._freed), [], []
             self._flushing = self.network.start(lambda: self._send(batch))
 
     def flush(self) -> None:
         if self._flushing is None:  # what is on its way already may arrive, whatever became of the shard since
             self._must_be_there()
-            self.start_flush()
+            self._begin_flush()  # also if another thread loses the shard just now: nothing that waits may pass for flushed
         pending, self._flushing = self._flushing, None
         if pending is None:
             return
