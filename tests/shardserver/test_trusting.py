@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.shardserver.server import STORE, Issuer
+from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.access.signing import sign_trust
 from zstor_local.access.trust import Trust
 from zstor_local.access.verify import verify_trust
+from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.system import real_runtime
 
@@ -72,3 +77,15 @@ def test_what_an_earlier_version_kept_counts_by_its_signature(tmp_path: Path) ->
     kept.write_bytes(kept.read_bytes().split(b"\n")[0])
     _, trust = started(tmp_path, FIRST)
     assert kids(trust) == [SECOND.key.kid]
+
+
+def test_no_sync_of_the_directory_is_believed_after_one_that_failed(tmp_path: Path) -> None:
+    """What was revoked would count again after a power loss."""
+    files = TroubledFiles()
+    keeper = TrustKeeper(troubled_runtime(files), str(tmp_path))
+    files.fail("fsync", lambda path: path == str(tmp_path), errno.EIO)
+    with pytest.raises(OSError, match="error"):
+        keeper.keep("issuer", b"document")
+    with pytest.raises(Refusal, match="started again"):
+        keeper.keep("issuer", b"document")
+    TrustKeeper(troubled_runtime(files), str(tmp_path)).keep("issuer", b"document")

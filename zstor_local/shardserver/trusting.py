@@ -13,7 +13,8 @@ from typing import Final
 
 from zstor_local.access.trust import Trust, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, read_trust, verify_trust
-from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Runtime, read_exactly, write_all
+from zstor_local.shardserver.disk import Directories
 
 _ROOT_BYTES: Final = 64  # a SHA-256 in hex
 
@@ -24,10 +25,12 @@ class TrustKeeper:
     def __init__(self, runtime: Runtime, directory: str) -> None:
         self._runtime = runtime
         self._directory = directory
+        self._directories = Directories(runtime.files)
         self._roots: dict[str, str] = {}  # by issuer, of the documents given at the start
 
     def keep(self, issuer: str, document: bytes) -> None:
-        """Remember a signed document that was verified; durable when this returns."""
+        """Remember a signed document that was verified; durable when this returns. OSError, Refusal `failed`."""
+        self._directories.check()
         files = self._runtime.files
         path = self._path(issuer)
         fd = files.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -37,7 +40,7 @@ class TrustKeeper:
         finally:
             files.close(fd)
         files.rename(f"{path}.new", path)
-        sync_directory(files, self._directory)
+        self._directories.sync(self._directory)
 
     def newest(self, given: Iterable[bytes]) -> Iterator[Trust]:
         """The documents given at the start, or in place of each the newer one that was sent. InvalidParams for what is none."""
