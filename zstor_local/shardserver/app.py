@@ -37,6 +37,7 @@ Args = TypeVarTuple("Args")
 WAIT_SECONDS: Final = 60  # a page that is waited for, at most
 LIST_NAMES: Final = 10_000
 LIST_BYTES: Final = limits.MIB  # that so many names take, in JSON
+AT_ONCE_BYTES: Final = 64 * limits.KIB  # of a batch that is parsed in the event loop: up to that a worker thread takes longer
 LETTER_BYTES: Final = 32 * limits.KIB
 
 log = logging.getLogger("zstor.shardserver")
@@ -114,7 +115,7 @@ class App:
             case ("GET", ["unsettled"]):
                 space = await self._space(uid)
                 guest.check_owner(space)
-                return Answer(wire.pack_batch(await self._in_space(space, space.unsettled)))
+                return Answer(await self._in_space(space, lambda: wire.pack_batch(space.unsettled())))
             case (("GET" | "HEAD"), ["shares", name]):
                 return await self._read(request, guest, uid, name)
             case "GET", ["shares"]:
@@ -216,7 +217,7 @@ class App:
         guest.check_anywhere(space, "write")
         space.check_fence(fence)  # before anything is taken in: whoever has not taken the space over has nothing to send
         body = await request.body(wire.BATCH_BYTES_MAX, self._memory, guest.bearer)
-        batch = wire.parse_batch(body)
+        batch = wire.parse_batch(body) if len(body) <= AT_ONCE_BYTES else await self._in_thread(wire.parse_batch, body)
         for namespace in {scanned.entry.envelope.namespace for scanned in batch.entries}:
             guest.check(space, namespace, "write")
         if batch.freed:
@@ -238,10 +239,10 @@ class App:
             news = self._news.setdefault(uid, trio.Event())
             with ExitStack() as looking:
                 looking.enter_context(self._memory.holding(guest.bearer, limit))
-                batch, after = await self._in_space(space, space.page, namespace, cursor, limit)
-                if batch.entries or guest.expired or self._stopping or trio.current_time() >= deadline:
+                some, page, after = await self._in_space(space, _page, space, namespace, cursor, limit)
+                if some or guest.expired or self._stopping or trio.current_time() >= deadline:
                     request.held.push(looking.pop_all())
-                    return Answer(wire.pack_batch(batch), headers=[(wire.NEXT, str(after))])
+                    return Answer(page, headers=[(wire.NEXT, str(after))])
             with request.waiting(), trio.move_on_at(deadline):
                 await news.wait()
             guest.again().check(space, namespace, "read")  # it may have been revoked meanwhile
@@ -321,7 +322,7 @@ class App:
         guest.check(space, namespace, "delete")
         fence = request.fence()
         space.check_fence(fence)
-        batch = wire.parse_batch(await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer))
+        batch = await self._in_thread(wire.parse_batch, await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer))
         async with self._volume.lock(uid):
             await self._in_space(space, space.large.free, fence, namespace, batch.freed)
             await self._in_thread(self._volume.keep_room)
@@ -377,3 +378,9 @@ class App:
 
     async def _in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
         return await self._volume.runtime.threads.run(work, *args)
+
+
+def _page(space: Space, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[bool, bytes, Cursor]:
+    """Whether there are entries behind a cursor, a page of them, and where they end."""
+    batch, after = space.page(namespace, cursor, limit)
+    return bool(batch.entries), wire.pack_batch(batch), after

@@ -163,7 +163,12 @@ def space_path(uid: ShardUid) -> str:
 
 def digest(data: Buffer) -> str:
     """The value of the digest header."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+    return digest_value(hashlib.sha256(data).digest())
+
+
+def digest_value(hashed: bytes) -> str:
+    """The same of what was hashed already."""
+    return f"sha-256=:{base64.b64encode(hashed).decode()}:"
 
 
 @dataclass(frozen=True, slots=True)
