@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,10 @@ from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards import log_index
 from zstor_local.shards.http.wire import Batch, Fence, share_name
+from zstor_local.shards.segment import HEADER_BYTES
 from zstor_local.shardserver import rooms
 from zstor_local.shardserver.disk import Directories
-from zstor_local.shardserver.large import AHEAD_MAX
+from zstor_local.shardserver.large import AHEAD_MAX, LargeShares
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Cursor, Space
 
@@ -165,6 +167,19 @@ def test_a_log_that_cannot_be_read_hides_no_other_namespace(disk: Disk) -> None:
     assert sorted(shares(space)) == [b"1", b"2", b"3", b"4"]
     assert not space.rooms.unreadable
     assert [(room.shares, room.used_bytes > 0) for room in space.rooms] == [(1, True), (0, True), (0, True)]
+
+
+def test_what_was_allocated_to_a_server_that_was_killed_counts_for_nothing(disk: Disk, tmp_path: Path) -> None:
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(1, b"share")]))
+    space.append(FENCE, 2, Batch([], [SHARE]))
+    (used,) = (room.used_bytes for room in space.rooms)
+    shutil.copytree(disk.root, tmp_path / "killed")
+    killed = Space(disk.runtime, str(tmp_path / "killed"))
+    try:
+        assert [room.used_bytes for room in killed.rooms] == [used + HEADER_BYTES]
+    finally:
+        killed.close()
 
 
 def test_a_name_that_is_told_again_is_not_written_again(disk: Disk) -> None:

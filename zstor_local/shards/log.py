@@ -77,6 +77,14 @@ class Log:
         """The highest writer number that a segment bears."""
         return next((header.writer for number in reversed(self.segments()) if (header := self._segments.header(number)) is not None), 0)
 
+    @property
+    def unused(self) -> int:
+        """Bytes behind the last entry of an earlier life, until `start` gives them back."""
+        if not self._ends:
+            return 0
+        number, end = self._ends[-1]
+        return max(0, self._files.path_status(self._segments.path(number)).size - end)
+
     def start(self, writer: int, randomness: Randomness) -> None:
         """Begin a segment of this process's own; before it nothing can be appended. On a full disk appending tries again."""
         self._start = writer, randomness

@@ -193,6 +193,7 @@ class Rooms:
         try:
             size = sum(self._files.path_status(f"{directory}/{name}").size for name in self._files.list(directory))
             opened = Log(self._files, directory, shard=room.number, store_id=self._store_id, index=self._index)
+            size -= opened.unused  # what was allocated to one that was killed
         except OSError as error:
             fault = f"the log of namespace {room.id.hex()} cannot be read: {of_system(error).message}"
             self._unreadable = {**self._unreadable, room.id: fault}

@@ -31,7 +31,7 @@ from zstor_local.shards.http.wire import Batch, Fence, parse_share_name, share_n
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
-from zstor_local.shards.segment import entry_size
+from zstor_local.shards.segment import ENTRY_HEADER_BYTES, entry_size
 from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, Directories, answering, read_file, write_file
 from zstor_local.shardserver.large import LargeShares
 from zstor_local.shardserver.refusal import Refusal
@@ -229,6 +229,7 @@ class Space:
             room = self.rooms.make(namespace)
             log = self.rooms.started(room, self.fence.writer)
             log.free(shares)
+            self.rooms.account(room, ENTRY_HEADER_BYTES * len(shares))
             self.freed = True
             log.flush()
 
