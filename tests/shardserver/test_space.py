@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -392,6 +393,64 @@ def test_a_share_on_its_way_in_is_given_up_in_its_own_namespace_alone(disk: Disk
     space.large.abort(SHARE, namespace(9))
     space.large.free(FENCE, namespace(9), [SHARE])
     space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))
+
+
+def test_a_share_that_is_freed_while_it_is_being_finished_is_gone(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a daemon that has not waited for the end of a slow flush."""
+    space = disk.open()
+    put(space, SHARE, FILE)
+    flushing, go_on, fsync = threading.Event(), threading.Event(), disk.files.fsync
+
+    def slowly(fd: int) -> None:
+        flushing.set()
+        assert go_on.wait(LIMIT)
+        fsync(fd)
+
+    monkeypatch.setattr(disk.files, "fsync", slowly)
+    finishing = threading.Thread(target=space.large.finish, args=(FENCE, NAMESPACE, SHARE, len(FILE)))
+    finishing.start()
+    assert flushing.wait(LIMIT)
+    freeing = threading.Thread(target=space.large.free, args=(FENCE, NAMESPACE, [SHARE]))
+    freeing.start()
+    freeing.join(A_MOMENT)  # where that one does not hold it up
+    go_on.set()
+    for thread in (finishing, freeing):
+        thread.join(LIMIT)
+    assert space.large.names("", 9) == []
+    assert counted(space) == [(0, 0)]
+
+
+def test_a_share_that_is_freed_before_it_was_published_is_not(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = disk.open()
+    put(space, SHARE, FILE)
+    publish = LargeShares._publish
+
+    def late(self: LargeShares, *args: Any) -> int | None:
+        self.free(FENCE, NAMESPACE, [SHARE])
+        return publish(self, *args)
+
+    monkeypatch.setattr(LargeShares, "_publish", late)
+    assert refused(lambda: space.large.finish(FENCE, NAMESPACE, SHARE, len(FILE))) == "unfinished"
+    assert space.large.names("", 9) == []
+    assert counted(space) == [(0, 0)]
+
+
+def test_a_namespace_has_no_name_while_what_it_holds_is_removed(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or somebody with a token for it might bring something that nobody removes."""
+    space = disk.open()
+    finished(space)
+    space.rooms.describe(NAMESPACE, "photos", None, None)
+    names: list[str | None] = []
+    remove_all = LargeShares.remove_all
+
+    def removing(self: LargeShares, namespace: NamespaceId) -> None:
+        names.extend(room.name for room in space.rooms)
+        remove_all(self, namespace)
+
+    monkeypatch.setattr(LargeShares, "remove_all", removing)
+    space.retire(NAMESPACE)
+    assert names == [None]
+    assert counted(space) == [(0, 0)]
 
 
 def finished(space: Space) -> None:

@@ -34,7 +34,7 @@ class Upload:
     end: int = 0  # the parts reach so far without a gap
     ahead: dict[int, int] = field(default_factory=dict)  # parts behind a gap: offset → length
     ending: bool = False
-    closed: bool = False
+    given_up: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while its file is written, and when that is closed
 
     @property
@@ -106,7 +106,7 @@ class LargeShares:
             if upload.room.id != namespace or upload.ending:
                 raise Refusal("exists", "that share is on its way in already")
             with upload.lock:
-                if upload.closed or upload.ending:
+                if upload.given_up or upload.ending:
                     raise Refusal("unfinished", "that share was given up, or finished")
                 if not data:
                     return
@@ -144,6 +144,8 @@ class LargeShares:
     def _publish(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> int | None:
         """The share durable under its name. Returns the size of what lay there before, None where nothing did."""
         with answering(), upload.lock:  # a part that comes again is not to change what was looked at
+            if upload.given_up:
+                raise Refusal("unfinished", "that share was given up")
             self._check_header(upload, namespace, share)
             self._files.fsync(upload.fd)
             directory = os.path.dirname(self._path(share))
@@ -166,19 +168,26 @@ class LargeShares:
             raise Refusal("bad_request", "the share says that it is another one")
 
     def abort(self, share: ShareId, namespace: NamespaceId | None = None) -> None:
-        """Give a share up that is on its way in, of this namespace if one is named; one that was there before stays."""
+        """Give a share up that is on its way in, of this namespace if one is named; one that was there before stays.
+
+        When this returns it is not on its way any more: one that is being finished is there, or will not be.
+        """
         with self._lock:
             upload = self._uploads.get(share)
-            if upload is None or upload.ending or namespace not in (None, upload.room.id):
+            if upload is None or namespace not in (None, upload.room.id):
                 return
-            upload.ending = True
-        self._give_up(share, upload)
+            finishing, upload.ending = upload.ending, True
+        if not finishing:
+            self._give_up(share, upload)
+            return
+        with upload.lock:
+            upload.given_up = True
 
     def _give_up(self, share: ShareId, upload: Upload) -> None:
         """Close and remove its file, when nobody writes to it any more; only then the share may begin anew."""
         try:
             with upload.lock, answering(), suppress(FileNotFoundError):
-                upload.closed = True
+                upload.given_up = True
                 self._files.close(upload.fd)
                 self._files.unlink(upload.path)
         finally:

@@ -160,8 +160,13 @@ class Rooms:
             self._write_about(replace(room, name=name, issuer=issuer, quota_bytes=quota_bytes))
             room.name, room.issuer, room.quota_bytes = name, issuer, quota_bytes
 
+    def forget_name(self, room: Room) -> None:
+        """No token allows anything there any more."""
+        room.name = room.issuer = room.quota_bytes = None
+        self._write_about(room)
+
     def empty(self, room: Room) -> None:
-        """Remove its log and its name, durably; its large shares are gone already."""
+        """Remove its log, durably; its name and its large shares are gone already."""
         if room.log is not None:
             room.log.close()
             self._read.pop(room.id, None)
@@ -173,8 +178,6 @@ class Rooms:
         self._directories.sync(f"{at}/log")
         room.used_bytes = room.shares = 0
         room.superseded = frozenset()
-        room.name = room.issuer = room.quota_bytes = None
-        self._write_about(room)
 
     def log(self, room: Room) -> Log:
         """The room's log, open for reading. Refusal `failed` where it cannot be opened; it is tried again each time."""

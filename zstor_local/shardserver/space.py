@@ -320,6 +320,8 @@ class Space:
         if room is None:
             return
         with answering():
+            with self.turns.alone():  # then no share of it is being finished, nor will another one be: nobody has a name for it
+                self.rooms.forget_name(room)
             with self.turns.using():  # others go on: there may be many, and whoever reads one has it open
                 self.large.remove_all(namespace)
             with self.turns.alone():
