@@ -111,6 +111,7 @@ REQUESTS = [
     ("POST", f"/v1/{SPACE}/writer", None),
     ("GET", f"/v1/{SPACE}/unsettled", None),
     ("POST", f"/v1/{SPACE}/superseded?namespace={NAMESPACE.hex()}", None),
+    ("PUT", f"/v1/{SPACE}/letters", None),
     ("GET", f"/v1/{SPACE}/shares", None),
     ("PUT", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),
     ("DELETE", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", None),

@@ -320,6 +320,20 @@ def test_a_letter_is_replaced_however_many_there_are(disk: Disk, monkeypatch: py
     assert space.letter(one) == b"for another day"
 
 
+def test_letters_that_their_owner_needs_no_more_make_room_for_others(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.shardserver.space.LETTERS_MAX", 2)
+    space = disk.open()
+    space.keep_letters([])
+    one, another, third = (bytes([number]) * 16 for number in range(3))
+    for name in (one, another):
+        space.put_letter(name, name)
+    assert refused(lambda: space.put_letter(third, third)) == "full"
+    space.keep_letters([another, third])
+    space.put_letter(third, third)
+    assert refused(lambda: space.letter(one)) == "not_found"
+    assert [space.letter(name) for name in (another, third)] == [another, third]
+
+
 # --- Large shares ---
 
 

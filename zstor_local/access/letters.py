@@ -1,6 +1,7 @@
 """Whom the owner's daemon has invited, and the letters that it leaves for them on shard servers: each renews a pass for a day.
 
-A letter can be left again and again. Once the permission is taken away it holds no token, and no more does the next one.
+A letter can be left again and again. Once the permission is taken away it holds no token, and no more does the next one. Those that
+are left no more, as their namespace was deleted, go from the servers.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass, Place, Secret, letter_secrets, seal_invitation, seal_letter
 from zstor_local.access.trust import TOKEN_SECONDS_MAX
 from zstor_local.coding.keys import SALT_BYTES
-from zstor_local.errors import InvalidParams, NotFound, PermissionDenied, ZstorError
+from zstor_local.errors import InvalidParams, NoSpace, NotFound, PermissionDenied, ZstorError
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask
 from zstor_local.shards.http.shard import HttpShard
-from zstor_local.shards.http.wire import DIGEST, digest
+from zstor_local.shards.http.wire import DIGEST, LETTERS_MAX, digest
 from zstor_local.store.namespaces import INVITED_TABLE, Namespace
 from zstor_local.store.store import Store
 
@@ -60,6 +61,12 @@ class Letters:
     async def invite(self, namespace_name: str, user: str, public: bytes) -> str:
         """An invitation for the bearer of this key, who must have the permission to read. Durable when this returns."""
         namespace = self._store.namespaces.get(namespace_name)
+        row = f"{namespace.id.hex()}/{user}"
+        if self._store.rows.get(INVITED_TABLE, row) is None and len(self._names()) >= LETTERS_MAX:
+            raise NoSpace(
+                f"shard servers keep {LETTERS_MAX} letters, one for each reader of each namespace, and so many readers are invited",
+                hint="delete namespaces that nobody reads any more: their readers' letters go with them",
+            )
         given = await self._pass(namespace, user, public)
         if self._authority.kind == "builtin" and not given.token:
             raise PermissionDenied(f"{user} may not read {namespace_name}", hint=f"zstor perm give {namespace_name} {user} read")
@@ -69,26 +76,37 @@ class Letters:
                 hint="`zstor shard add https://HOST:PORT`",
             )
         invitation = seal_invitation(given, public)
-        await self._store.rows.put(INVITED_TABLE, f"{namespace.id.hex()}/{user}", encode({0: 1, 1: public}))
+        await self._store.rows.put(INVITED_TABLE, row, encode({0: 1, 1: public}))
         await self.leave()
         return invitation
 
     async def leave(self) -> bool:
-        """Leave every letter on every server; returns whether one was away."""
+        """Leave every letter on every server, and no others; returns whether one was away."""
         async with self._working:
             shards = [shard for shard in self._store.pool.opened() if isinstance(shard, HttpShard)]
             away = False
+            for shard in shards:
+                away |= not await self._put(shard, "letters", b"".join(self._names()))
             for namespace, user, public in self._invited():
                 given = await self._pass(namespace, user, public)
                 for name, body in self._sealed(given, public):
                     for shard in shards:
-                        try:
-                            headers = {**shard.fenced(), DIGEST: digest(body)}
-                            await shard.peer.ask(Ask("PUT", f"{shard.space}/letters/{name.hex()}", body, headers))
-                        except (ShardError, ShareMissing) as error:
-                            log.info("shard %s takes no letters: %s", shard.id, error)
-                            away = True
+                        away |= not await self._put(shard, f"letters/{name.hex()}", body)
             return away
+
+    async def _put(self, shard: HttpShard, path: str, body: bytes) -> bool:
+        """False where the server does not take it."""
+        try:
+            await shard.peer.ask(Ask("PUT", f"{shard.space}/{path}", body, {**shard.fenced(), DIGEST: digest(body)}))
+        except (ShardError, ShareMissing) as error:
+            log.log(logging.WARNING if _is_full(error) else logging.INFO, "shard %s takes no letters: %s", shard.id, error)
+            return False
+        return True
+
+    def _names(self) -> list[bytes]:
+        """The names of all letters that are left."""
+        secrets = (self._secrets(namespace.id, public) for namespace, _, public in self._invited())
+        return [secret.id for current, retired in secrets for secret in (current, *retired)]
 
     def _sealed(self, given: Pass, public: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The letters to a reader with their names: one for who has the newest pass, and one for each secret that others may know by
@@ -139,3 +157,8 @@ class Letters:
             letter_id=secret.id,
             made=self._store.runtime.clock.now(),
         )
+
+
+def _is_full(error: ShardError | ShareMissing) -> bool:
+    """Whether it is not only away, and readers wait in vain."""
+    return isinstance(error, ShardError) and error.state == "full"

@@ -17,7 +17,7 @@ import trio
 from zstor_local import limits
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, verify_trust
 from zstor_local.errors import InvalidParams
-from zstor_local.model.ids import NamespaceId, ShardUid, check_namespace
+from zstor_local.model.ids import ID_BYTES, NamespaceId, ShardUid, check_namespace
 from zstor_local.shards import marker
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import BadWire, parse_id, parse_share_name
@@ -128,6 +128,8 @@ class App:
                 return await self._abort(request, guest, uid, name)
             case "POST", ["free"]:
                 return await self._free(request, guest, uid)
+            case "PUT", ["letters"]:
+                return await self._keep_letters(request, guest, uid)
             case "PUT", ["letters", name]:
                 return await self._put_letter(request, guest, uid, parse_id(name))
             case "PUT", ["namespaces", name]:
@@ -363,6 +365,15 @@ class App:
         async with self._volume.lock(uid):
             space.check_fence(request.fence())
             await self._in_space(space, space.put_letter, name, body)
+        return Answer(status=204)
+
+    async def _keep_letters(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
+        space = await self._space(uid)
+        guest.check_owner(space)
+        names = wire.parse_ids(await request.body(ID_BYTES * wire.LETTERS_MAX, self._memory, guest.bearer))
+        async with self._volume.lock(uid):
+            space.check_fence(request.fence())
+            await self._in_space(space, space.keep_letters, names)
         return Answer(status=204)
 
     # --- Worker threads ---

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.runtime import Runtime, read_exactly
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.http.wire import Batch, Fence, parse_share_name, share_name
+from zstor_local.shards.http.wire import LETTERS_MAX, Batch, Fence, parse_share_name, share_name
 from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
@@ -39,7 +39,6 @@ from zstor_local.shardserver.rooms import Room, Rooms
 from zstor_local.shardserver.turns import Turns
 
 FORMAT: Final = 1
-LETTERS_MAX: Final = 10_000
 LETTERS: Final = "letters"
 FENCE: Final = "fence"
 INDEX: Final = "index.sqlite"
@@ -164,13 +163,27 @@ class Space:
         with suppress(FileExistsError):
             self._files.mkdir(directory)
             self._directories.sync(self._root)
-        names = self._files.list(directory)
-        if len(names) >= LETTERS_MAX and name.hex() not in names:
-            raise Refusal("full", f"{LETTERS_MAX} letters lie here")
+        if not self._has_letter(name) and len(self._files.list(directory)) >= LETTERS_MAX:
+            raise Refusal("full", f"{LETTERS_MAX} letters lie here; its owner has to say which of them are needed no more")
         temporary = f"{self._root}/{TEMPORARY}/{LETTERS}.{name.hex()}"
         write_file(self._runtime, temporary, body)
         self._files.rename(temporary, f"{directory}/{name.hex()}")
         self._directories.sync(directory)
+
+    def _has_letter(self, name: bytes) -> bool:
+        try:
+            self._files.path_status(f"{self._root}/{LETTERS}/{name.hex()}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def keep_letters(self, names: Collection[bytes]) -> None:
+        """Remove all others. Any that a power loss brings back is removed the next time."""
+        kept = {name.hex() for name in names}
+        with suppress(FileNotFoundError):
+            for name in self._files.list(f"{self._root}/{LETTERS}"):
+                if name not in kept:
+                    self._files.unlink(f"{self._root}/{LETTERS}/{name}")
 
     def letter(self, name: bytes) -> bytes:
         try:

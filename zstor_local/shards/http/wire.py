@@ -34,6 +34,7 @@ PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
 BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has: each takes some hundreds of bytes of memory
 
+LETTERS_MAX: Final = 10_000  # that a space keeps
 SUPERSEDED_MAX: Final = 2**17  # sequences that are told at once
 
 COUNT_MAX: Final = 2**62  # of sequences, writers and bytes: what a server may tell, far above what there is
@@ -145,6 +146,13 @@ def parse_id(text: str) -> bytes:
     if not _ID.match(text):
         raise BadWire("that is no id: 32 hex digits")
     return bytes.fromhex(text)
+
+
+def parse_ids(data: bytes) -> list[bytes]:
+    """Ids, one behind the other."""
+    if len(data) % ID_BYTES:
+        raise BadWire(f"that are no ids: {ID_BYTES} bytes each")
+    return [data[at : at + ID_BYTES] for at in range(0, len(data), ID_BYTES)]
 
 
 def cursor(text: str) -> tuple[int, ...]:

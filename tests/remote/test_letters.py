@@ -1,0 +1,51 @@
+"""The letters to readers on a server: those of namespaces that are gone go too, and there is a word where they become too many."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.remote.house import CHUNK, housing
+from tests.shardserver.server import LIMIT
+from tests.store.home import put
+from zstor_local.access.builtin import builtin_authority
+from zstor_local.access.invitation import parse_public_key, public_key
+from zstor_local.access.letters import Letters
+from zstor_local.errors import NoSpace
+from zstor_local.model.permission import Rights
+from zstor_local.model.policy import Policy
+from zstor_local.store.caller import Nobody
+
+POLICY = Policy(1, 2, chunk_size=CHUNK)
+
+
+async def test_they_go_with_their_namespace_and_others_may_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("zstor_local.access.letters", "zstor_local.shardserver.space"):
+        monkeypatch.setattr(f"{module}.LETTERS_MAX", 2)
+    async with housing(tmp_path, near=1, servers=0, liar=True, policy=POLICY) as house:
+        with trio.fail_after(LIMIT):
+            store, authority = house.store, builtin_authority(house.store)
+            letters = Letters(store, authority)
+            lie = Path(tmp_path, "liar", "spaces", store.sealer.store_id.hex(), "letters")
+            readers = {user: parse_public_key(public_key(os.urandom(32))) for user in ("bob", "carol", "dave")}
+            for name in ("photos", "mail"):
+                await put(store, "a", b"1", namespace=name)
+                for user in readers:
+                    await authority.give(name, user, Rights.of(["read"]))
+            await letters.invite("photos", "bob", readers["bob"])
+            await letters.invite("mail", "carol", readers["carol"])
+            before = {*os.listdir(lie)}
+            assert len(before) == 2
+            with pytest.raises(NoSpace) as refused:
+                await letters.invite("mail", "dave", readers["dave"])
+            assert "delete namespaces" in (refused.value.hint or "")
+            await letters.invite("mail", "carol", readers["carol"])
+            assert {*os.listdir(lie)} == before
+            await store.removal.remove("photos", Nobody())
+            await letters.invite("mail", "dave", readers["dave"])
+            after = {*os.listdir(lie)}
+            assert (len(after), len(after & before)) == (2, 1)
+            assert not await letters.leave()
