@@ -259,9 +259,9 @@ class ShardLaws:
             writer.finish(b"index", 0, b"")
         writer.abort()
 
-    def test_it_tells_its_room(self, ground: AnyGround) -> None:
-        room = ground.new().room()
-        assert 0 < room.free <= room.total
+    def test_it_tells_its_capacity(self, ground: AnyGround) -> None:
+        capacity = ground.new().capacity()
+        assert 0 < capacity.free <= capacity.total
 
     def test_a_shard_that_is_well_says_so(self, ground: AnyGround) -> None:
         shard = ground.new()

@@ -84,7 +84,7 @@ class HttpGround:
 
         self.server.do(lose)
         with suppress(ShardError):
-            shard.room()
+            shard.capacity()
 
     def content(self, path: str) -> bytes:
         fd = self.faults.open(path, os.O_RDONLY)

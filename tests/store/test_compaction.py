@@ -22,7 +22,7 @@ from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
-from zstor_local.shards.base import Room
+from zstor_local.shards.base import Capacity
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
 from zstor_local.store import compaction
@@ -357,10 +357,10 @@ async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Ho
         before = log_bytes(home)
         kept = before // 2
 
-        def room(shard: DirectoryShard) -> Room:
-            return Room(50 * kept, max(0, 2 * kept - log_bytes(home, shard.number)))
+        def capacity(shard: DirectoryShard) -> Capacity:
+            return Capacity(50 * kept, max(0, 2 * kept - log_bytes(home, shard.number)))
 
-        monkeypatch.setattr(DirectoryShard, "room", room)
+        monkeypatch.setattr(DirectoryShard, "capacity", capacity)
         compacted = trio.Event()
         compact_all = store.compaction.compact
 
@@ -370,13 +370,13 @@ async def test_a_write_that_a_full_disk_refuses_makes_room_for_the_next(home: Ho
             return removed
 
         monkeypatch.setattr(store.compaction, "compact", watched)
-        store.rooms._looked = -math.inf
+        store.free_space._looked = -math.inf
         with pytest.raises(NoSpace):
             await put(store, "new", content(1, 4_000))
         with trio.fail_after(SAFETY_NET_SECONDS):
             await compacted.wait()
         assert log_bytes(home) < kept
-        store.rooms._looked = -math.inf
+        store.free_space._looked = -math.inf
         await put(store, "new", content(1, 4_000))
         assert await get(store, "9") == content(199, 4_000)
 

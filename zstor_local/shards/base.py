@@ -61,7 +61,7 @@ class ScannedEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """Bytes on a shard's file system or server."""
 
     total: int
@@ -287,7 +287,7 @@ class Shard(ReadableShard, Protocol):
         """Whether a shard that is not well might be, if it were opened anew: nothing of this life's trouble can lie there unseen."""
         ...
 
-    def room(self) -> Room: ...
+    def capacity(self) -> Capacity: ...
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """Put entries behind the log's end, in order. Durable only after `flush`; before that the shares need not be found."""

@@ -22,7 +22,7 @@ from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
 from zstor_local.shards import marker
-from zstor_local.shards.base import Entry, Notices, Room, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
+from zstor_local.shards.base import Capacity, Entry, Notices, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.disk import Disk, error_name
 from zstor_local.shards.log import Log
@@ -183,10 +183,10 @@ class DirectoryShard:
     def may_return(self) -> bool:
         return self._disk.may_return()
 
-    def room(self) -> Room:
+    def capacity(self) -> Capacity:
         with self._disk.failing():
             system = self.file_system()
-            return Room(system.total, system.free)
+            return Capacity(system.total, system.free)
 
     def file_system(self) -> FileSystem:
         return self._disk.file_system()

@@ -15,11 +15,11 @@ from zstor_local.model.ids import Version
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A shard that could take a share. `room`: its free bytes, or anything in proportion to them."""
+    """A shard that could take a share. `free`: its free bytes, or anything in proportion to them."""
 
     number: int
     group: str
-    room: int
+    free: int
 
 
 def spread(version: Version, candidates: Sequence[Candidate], count: int, taken: Iterable[str] = ()) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def spread(version: Version, candidates: Sequence[Candidate], count: int, taken:
     width = 8 * len(candidates)
     lots = struct.unpack(f"<{len(candidates)}Q", blake3.blake3(version).digest(length=width))
     waiting = sorted(
-        (-math.log((lot + 1) / 2**64) / max(1, candidate.room), candidate.number, candidate.group)
+        (-math.log((lot + 1) / 2**64) / max(1, candidate.free), candidate.number, candidate.group)
         for lot, candidate in zip(lots, candidates, strict=True)
     )
     shares = Counter(taken)

@@ -40,7 +40,7 @@ class ShardPool:
         }
         self.joined: dict[int, ReadableShard] = {}  # of other users' stores, only to read from; no placement of ours names them
         self._draining = frozenset(slot.entry.number for slot in self._slots.values() if slot.entry.draining)
-        self._room: dict[int, int] = {}
+        self._free: dict[int, int] = {}
         self._large_writes = 0
 
     @property
@@ -153,11 +153,11 @@ class ShardPool:
 
     def _candidates(self, numbers: Sequence[int]) -> list[Candidate]:
         shards = [shard for number in numbers if (shard := self.get(number)) is not None]
-        return [Candidate(shard.number, shard.group, self._room.get(shard.number, 1)) for shard in shards]
+        return [Candidate(shard.number, shard.group, self._free.get(shard.number, 1)) for shard in shards]
 
-    def note_room(self, number: int, free: int) -> None:
+    def note_free(self, number: int, free: int) -> None:
         """How much room a shard had when it was last looked at: fuller ones get fewer shares."""
-        self._room[number] = free
+        self._free[number] = free
 
     @property
     def draining(self) -> frozenset[int]:

@@ -158,14 +158,14 @@ class App:
     async def _describe(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
         guest.check_store(space)
-        room = await self._in_thread(self._volume.room)
+        capacity = await self._in_thread(self._volume.capacity)
         return as_json(
             {
                 "marker": space.marker.hex(),
                 "writer": space.fence.writer,
                 "committed": space.newest_committed,
-                "total_bytes": room.total,
-                "free_bytes": room.free,
+                "total_bytes": capacity.total,
+                "free_bytes": capacity.free,
                 "used_bytes": sum(each.used_bytes for each in space.rooms),
                 "namespaces": [
                     {

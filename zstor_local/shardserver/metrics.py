@@ -30,7 +30,7 @@ class Metrics:
             self._running -= 1
 
     def text(self, volume: Volume) -> str:
-        room = volume.room()
+        capacity = volume.capacity()
         rooms = [room for space in volume.spaces.values() for room in space.rooms]
         lines = [
             "# TYPE zstor_shard_requests_total counter",
@@ -43,8 +43,8 @@ class Metrics:
             *_gauge("zstor_shard_namespaces_open", len(rooms)),
             *_gauge("zstor_shard_namespaces_unreadable", sum(len(space.rooms.unreadable) for space in volume.spaces.values())),
             *_gauge("zstor_shard_used_bytes", sum(room.used_bytes for room in rooms)),
-            *_gauge("zstor_shard_disk_total_bytes", room.total),
-            *_gauge("zstor_shard_disk_free_bytes", room.free),
+            *_gauge("zstor_shard_disk_total_bytes", capacity.total),
+            *_gauge("zstor_shard_disk_free_bytes", capacity.free),
         ]
         return "\n".join(lines) + "\n"
 

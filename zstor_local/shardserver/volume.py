@@ -14,7 +14,7 @@ from zstor_local import limits
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.model.ids import ShardUid
 from zstor_local.runtime import Runtime, sync_directory
-from zstor_local.shards.base import Room as Free
+from zstor_local.shards.base import Capacity
 from zstor_local.shardserver.disk import Directories, answering
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Space
@@ -126,10 +126,10 @@ class Volume:
         sync_directory(files, f"{self.root}/{SPACES}")
         shutil.rmtree(gone)
 
-    def room(self) -> Free:
+    def capacity(self) -> Capacity:
         """Bytes of the file system."""
         system = self.runtime.files.file_system(self._lock_fd)
-        return Free(system.total, system.free)
+        return Capacity(system.total, system.free)
 
     def close(self) -> None:
         for space in self.spaces.values():

@@ -10,10 +10,10 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import ScratchPool
 from zstor_local.store.committer import Committer
+from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.placing import Placing
 from zstor_local.store.reads import ObjectFinder
-from zstor_local.store.room import Rooms
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
@@ -36,7 +36,7 @@ class Objects:
         sealer: RecordSealer,
         *,
         write_quorum: int | None,
-        rooms: Rooms,
+        free_space: FreeSpace,
         on_garbage: Callable[[], None],
         on_released: Callable[[Version], None],
         on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
@@ -50,7 +50,7 @@ class Objects:
             namespaces,
             sealer,
             *shared,
-            placing=Placing(pool, namespaces, rooms, write_quorum),
+            placing=Placing(pool, namespaces, free_space, write_quorum),
             on_garbage=on_garbage,
         )
         finder = ObjectFinder(

@@ -9,9 +9,9 @@ from typing import Final
 from zstor_local.model.ids import Version
 from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.pool import ShardPool
+from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.quorum import not_enough_shards
-from zstor_local.store.room import Rooms
 
 Refused = Mapping[int, ShardError]  # by share index, why its shard does not get it
 
@@ -23,18 +23,18 @@ _FULL: Final = ShardError("full", "only its reserve is left", untouched=True)
 class Placing:
     """One for a store. `write_quorum` is the configured one, None for what each policy asks for."""
 
-    def __init__(self, pool: ShardPool, namespaces: Namespaces, rooms: Rooms, write_quorum: int | None) -> None:
+    def __init__(self, pool: ShardPool, namespaces: Namespaces, free_space: FreeSpace, write_quorum: int | None) -> None:
         self._pool = pool
         self._namespaces = namespaces
-        self._rooms = rooms
+        self._free_space = free_space
         self._write_quorum = write_quorum
 
     def place(self, namespace: Namespace, version: Version) -> tuple[tuple[int, ...], Refused]:
         """Shards for a version's shares, and those of the shares that are owed from the beginning, as their disks have only their
         reserve left. NotEnoughShards or NoSpace at once if too few are there or have room.
         """
-        self._rooms.must_take_writes()
-        full = self._rooms.full_shards()
+        self._free_space.must_take_writes()
+        full = self._free_space.full_shards()
         if not full and not namespace.placement:
             placed = self._pool.place_well(version, namespace.policy.m)
             if placed is not None:

@@ -18,7 +18,7 @@ from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry, VoidRecord
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import Room, Shard, ShardError
+from zstor_local.shards.base import Capacity, Shard, ShardError
 from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.rownames import FIXED, row_name_of
@@ -32,10 +32,10 @@ log = logging.getLogger("zstor.store")
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the last look at a shard saw: how long that took, and its room in bytes (None if it did not tell)."""
+    """What the last look at a shard saw: how long that took, and its capacity in bytes (None if it did not tell)."""
 
     latency_ms: float
-    room: Room | None
+    capacity: Capacity | None
 
 
 @dataclass(slots=True)
@@ -134,12 +134,12 @@ class Presence:
                 log.warning("shard %s is %s: %s", shard.id, state, shard.last_error() or state)
             return shard.may_return()
         try:
-            room: Room | None = shard.room()
+            capacity: Capacity | None = shard.capacity()
         except ShardError:
-            room = None
-        if room is not None:
-            self._pool.note_room(number, room.free)
-        self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, room)
+            capacity = None
+        if capacity is not None:
+            self._pool.note_free(number, capacity.free)
+        self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, capacity)
         return False
 
     # --- In the committer's thread ---

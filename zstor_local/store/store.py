@@ -33,6 +33,7 @@ from zstor_local.store.copies import CopyCheck
 from zstor_local.store.counting import recount
 from zstor_local.store.draining import Drain
 from zstor_local.store.faults import StoreFault
+from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job, Jobs
@@ -46,7 +47,6 @@ from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
 from zstor_local.store.retiring import Retiring
 from zstor_local.store.rewriting import Rewriting
-from zstor_local.store.room import Rooms
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
 from zstor_local.store.sealing import RecordSealer
@@ -100,7 +100,7 @@ class Store:
         self.namespaces = Namespaces(
             runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy, places.on_servers
         )  # fmt: skip
-        self.rooms = Rooms(runtime, config.store, pool, lambda: self.compaction.wake())
+        self.free_space = FreeSpace(runtime, config.store, pool, lambda: self.compaction.wake())
         self.objects = Objects(
             runtime,
             self.reading,
@@ -109,7 +109,7 @@ class Store:
             self.namespaces,
             sealer,
             write_quorum=config.write_quorum,
-            rooms=self.rooms,
+            free_space=self.free_space,
             on_garbage=lambda: self.freeing.wake(),
             on_released=lambda version: self.freeing.released(version),
             on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
@@ -124,7 +124,7 @@ class Store:
             self.committer,
             self.namespaces,
             sealer,
-            full=self.rooms.full_shards,
+            full=self.free_space.full_shards,
             lease=self.objects.lease,
             freeing=self.freeing.lock,
             on_garbage=self.freeing.wake,
@@ -135,7 +135,7 @@ class Store:
             runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects, on_garbage=self.freeing.wake
         )
         self.mending = Mending(
-            metastore, pool, self.committer, self.namespaces, self.shares_health, self.rooms.full_shards, self.objects.find
+            metastore, pool, self.committer, self.namespaces, self.shares_health, self.free_space.full_shards, self.objects.find
         )
         self.presence = Presence(
             runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
@@ -238,14 +238,14 @@ class Store:
         if self.committer.failure is not None or not self.metastore.writable:
             return "failed"
         away = any(state != "ok" for state in self.pool.states().values())
-        return "degraded" if away or self.rooms.is_short() else "ok"
+        return "degraded" if away or self.free_space.is_short() else "ok"
 
     def warnings(self) -> list[str]:
         """What a person should look at, with what to do."""
         found = []
         if self.health in ("readonly", "failed"):
             found.append(f"writes are refused: {self.committer.failure or 'the metastore failed; restart the daemon'}")
-        found += self.rooms.warnings()
+        found += self.free_space.warnings()
         if self.rotation.pending:
             found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
         if self.read_only is None and self.scrub.overdue():
@@ -270,10 +270,10 @@ class Store:
         used = free = latency = None
         if state == "ok":
             latency = None if sight is None else sight.latency_ms
-            state = "full" if number in self.rooms.full_shards() else state
+            state = "full" if number in self.free_space.full_shards() else state
         with suppress(ShardError):
-            seen = None if sight is None else sight.room
-            room = shard.room() if shard.on_disk is not None else seen  # asking another machine takes a while
-            if room is not None:
-                used, free = room.total - room.free, room.free
+            seen = None if sight is None else sight.capacity
+            capacity = shard.capacity() if shard.on_disk is not None else seen  # asking another machine takes a while
+            if capacity is not None:
+                used, free = capacity.total - capacity.free, capacity.free
         return ShardStatus(shard.id, shard.url, shard.group, state, used, free, latency, shard.last_error(), draining)

@@ -63,13 +63,14 @@ def _groups(pool: ShardPool, policy: Policy) -> list[str]:
 
 
 def _full(pool: ShardPool, presence: Presence) -> list[str]:
-    """Of shards on other machines; the disks of this one are told of by room.py."""
+    """Of shards on other machines; the disks of this one are told of by free_space.py."""
     low: dict[str, tuple[int, list[str]]] = {}
     for shard in pool.opened():
         sight = presence.sight(shard.number)
-        if shard.on_disk is not None or sight is None or sight.room is None or sight.room.free * 100 >= sight.room.total * LOW:
+        capacity = None if sight is None or shard.on_disk is not None else sight.capacity
+        if capacity is None or capacity.free * 100 >= capacity.total * LOW:
             continue
-        percent = sight.room.free * 100 // max(1, sight.room.total)
+        percent = capacity.free * 100 // max(1, capacity.total)
         low.setdefault(shard.group, (percent, []))[1].append(shard.id)
     return [
         f"{percent} % are free where shard {', '.join(names)} lies: delete something, or `zstor shard add` on another disk"

@@ -15,10 +15,10 @@ from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Buffer, Network, Pending, Randomness
 from zstor_local.shards.base import (
+    Capacity,
     Entry,
     Flushable,
     Notices,
-    Room,
     ScannedEntry,
     Segments,
     ShardError,
@@ -66,8 +66,8 @@ class About:
             self.marker = bytes.fromhex(members["marker"])
             self.writer = int(members["writer"])
             self.committed = int(members["committed"])
-            self.room = Room(int(members["total_bytes"]), int(members["free_bytes"]))
-            if not all(0 <= each <= COUNT_MAX for each in (self.writer, self.committed, self.room.total, self.room.free)):
+            self.capacity = Capacity(int(members["total_bytes"]), int(members["free_bytes"]))
+            if not all(0 <= each <= COUNT_MAX for each in (self.writer, self.committed, self.capacity.total, self.capacity.free)):
                 raise ValueError("a count is none")
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
@@ -184,8 +184,8 @@ class HttpShard:
     def may_return(self) -> bool:
         return self.peer.broken is None
 
-    def room(self) -> Room:
-        return self._run(lambda: ask_about(self.peer, self.space)).room
+    def capacity(self) -> Capacity:
+        return self._run(lambda: ask_about(self.peer, self.space)).capacity
 
     def last_error(self) -> str | None:
         return None if self._lost is None else self._lost[1]

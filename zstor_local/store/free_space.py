@@ -1,4 +1,4 @@
-"""Room on the disks: a warning while there is still time, and no writes into the last of it, so that deletes always go on.
+"""Free space on the disks: a warning while there is still time, and no writes into the last of it, so that deletes always go on.
 
 A delete takes room too, a little: its record in the metastore and in the logs. So a disk counts as full for writes while it still has
 RESERVE_BYTES (or a fiftieth of a small disk); deletes, repairs and what else the committer has to write go on below that. A share that
@@ -16,7 +16,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import NoSpace
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import Room, ShardError
+from zstor_local.shards.base import Capacity, ShardError
 from zstor_local.shards.pool import ShardPool
 
 LOOK_SECONDS: Final = 1.0  # how old an answer may be: writes ask each time
@@ -25,16 +25,16 @@ WARN_PART: Final = 10  # a warning when less than a tenth is free
 RESERVE_PART: Final = 50  # of a disk so small that RESERVE_BYTES would be most of it
 
 
-def kept_free(room: Room) -> int:
+def kept_free(capacity: Capacity) -> int:
     """Bytes of a disk that writes leave alone."""
-    return min(limits.RESERVE_BYTES, room.total // RESERVE_PART)
+    return min(limits.RESERVE_BYTES, capacity.total // RESERVE_PART)
 
 
 def _mib(count: int) -> str:
     return f"{count / limits.MIB:,.0f} MiB" if count >= limits.MIB else f"{count / limits.KIB:,.0f} KiB"
 
 
-class Rooms:
+class FreeSpace:
     """The disks of one store: that of the metastore, and those of the shards."""
 
     def __init__(self, runtime: Runtime, store: str, pool: ShardPool, on_full: Callable[[], None]) -> None:
@@ -45,8 +45,8 @@ class Rooms:
         self._store = store
         self._pool = pool
         self._looked = -LOOK_SECONDS
-        self._metastore: Room | None = None
-        self._shards: dict[int, Room] = {}
+        self._metastore: Capacity | None = None
+        self._shards: dict[int, Capacity] = {}
         self._full: frozenset[int] = frozenset()
 
     def full_shards(self) -> frozenset[int]:
@@ -60,15 +60,15 @@ class Rooms:
         return bool(self._full) or self._metastore_full()
 
     def _metastore_full(self) -> bool:
-        room = self._metastore
-        return room is not None and room.free < kept_free(room)
+        capacity = self._metastore
+        return capacity is not None and capacity.free < kept_free(capacity)
 
     def must_take_writes(self) -> None:
         """NoSpace if the metastore's disk has only its reserve left."""
         self._look()
-        if (room := self._metastore) is not None and self._metastore_full():
+        if (capacity := self._metastore) is not None and self._metastore_full():
             raise NoSpace(
-                f"the disk of the metastore has {_mib(room.free)} left, which are kept for deletes; nothing changed",
+                f"the disk of the metastore has {_mib(capacity.free)} left, which are kept for deletes; nothing changed",
                 hint="delete something (`zstor rm`), or free room on the disk of the store",
             )
 
@@ -76,20 +76,20 @@ class Rooms:
         """Disks that are nearly full, one line each."""
         self._look()
         found = []
-        rooms: list[tuple[str, Room | None]] = [("the disk of the metastore", self._metastore)]
-        disks: dict[str, list[int]] = {}
+        disks: list[tuple[str, Capacity | None]] = [("the disk of the metastore", self._metastore)]
+        groups: dict[str, list[int]] = {}
         for number in sorted(self._shards):
-            disks.setdefault(self._pool.group(number), []).append(number)
-        for numbers in disks.values():
+            groups.setdefault(self._pool.group(number), []).append(number)
+        for numbers in groups.values():
             names = ", ".join(self._pool.name(number) for number in numbers)
-            rooms.append((f"the disk of shard {names}", min((self._shards[number] for number in numbers), key=lambda room: room.free)))
-        for name, room in rooms:
-            if room is None or not room.total or room.free * WARN_PART >= room.total:
+            disks.append((f"the disk of shard {names}", min((self._shards[number] for number in numbers), key=lambda each: each.free)))
+        for name, disk in disks:
+            if disk is None or not disk.total or disk.free * WARN_PART >= disk.total:
                 continue
-            if room.free < kept_free(room):
-                found.append(f"{name} is full ({_mib(room.free)} free): it takes no writes; deletes go on")
+            if disk.free < kept_free(disk):
+                found.append(f"{name} is full ({_mib(disk.free)} free): it takes no writes; deletes go on")
             else:
-                found.append(f"{name} has {100 * room.free // room.total} % free ({_mib(room.free)}): make room before it is full")
+                found.append(f"{name} has {100 * disk.free // disk.total} % free ({_mib(disk.free)}): make room before it is full")
         return found
 
     def _look(self) -> None:
@@ -97,25 +97,25 @@ class Rooms:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        shards: dict[int, Room] = {}
+        shards: dict[int, Capacity] = {}
         for shard in self._pool.opened():
             if shard.on_disk is None:  # a server keeps its own reserve, and asking it takes time
                 continue
             try:
-                shards[shard.number] = shard.room()
+                shards[shard.number] = shard.capacity()
             except ShardError:
                 continue
-        self._note(self._store_room(), shards)
+        self._note(self._store_capacity(), shards)
         if self._full and now - self._told >= TELL_SECONDS:
             self._told = now
             self._on_full()
 
-    def _note(self, metastore: Room | None, shards: dict[int, Room]) -> None:
+    def _note(self, metastore: Capacity | None, shards: dict[int, Capacity]) -> None:
         self._metastore = metastore
         self._shards = shards
-        self._full = frozenset(number for number, room in shards.items() if room.free < kept_free(room))
+        self._full = frozenset(number for number, capacity in shards.items() if capacity.free < kept_free(capacity))
 
-    def _store_room(self) -> Room | None:
+    def _store_capacity(self) -> Capacity | None:
         files = self._runtime.files
         try:
             fd = files.open(self._store, os.O_RDONLY | os.O_DIRECTORY)
@@ -125,4 +125,4 @@ class Rooms:
                 files.close(fd)
         except OSError:
             return None
-        return Room(system.total, system.free)
+        return Capacity(system.total, system.free)

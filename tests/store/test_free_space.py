@@ -27,37 +27,37 @@ from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.shards.base import Room
+from zstor_local.shards.base import Capacity
 from zstor_local.store import engines, mending
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import RESERVE, SqliteEngines
+from zstor_local.store.free_space import FreeSpace, kept_free
 from zstor_local.store.mending import MANY_IN_VAIN
-from zstor_local.store.room import Rooms, kept_free
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 from zstor_local.system import RealFiles
 
 GIB = 1 << 30
-PLENTY, NEARLY, FULL = Room(100 * GIB, 50 * GIB), Room(100 * GIB, 5 * GIB), Room(100 * GIB, 20 << 20)
+PLENTY, NEARLY, FULL = Capacity(100 * GIB, 50 * GIB), Capacity(100 * GIB, 5 * GIB), Capacity(100 * GIB, 20 << 20)
 
 
-def with_rooms(store: Store, metastore: Room, shards: dict[int, Room]) -> Rooms:
+def with_free_space(store: Store, metastore: Capacity, shards: dict[int, Capacity]) -> FreeSpace:
     """The disks are as full as this from now on."""
-    store.rooms._looked = math.inf
-    store.rooms._note(metastore, shards)
-    return store.rooms
+    store.free_space._looked = math.inf
+    store.free_space._note(metastore, shards)
+    return store.free_space
 
 
 def test_a_small_disk_keeps_a_part_and_a_large_one_a_few_segments() -> None:
-    assert kept_free(Room(100 * GIB, 0)) == 32 << 20
-    assert kept_free(Room(50 << 20, 0)) == 1 << 20
+    assert kept_free(Capacity(100 * GIB, 0)) == 32 << 20
+    assert kept_free(Capacity(50 << 20, 0)) == 1 << 20
 
 
 async def test_a_disk_with_less_than_a_tenth_free_is_told_of_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         monkeypatch.setattr(store.pool, "group", str)
-        assert with_rooms(store, PLENTY, dict.fromkeys(range(3), PLENTY)).warnings() == []
-        told = with_rooms(store, NEARLY, {0: PLENTY, 1: NEARLY, 2: FULL}).warnings()
+        assert with_free_space(store, PLENTY, dict.fromkeys(range(3), PLENTY)).warnings() == []
+        told = with_free_space(store, NEARLY, {0: PLENTY, 1: NEARLY, 2: FULL}).warnings()
         assert [line.split(" has ")[0].split(" is ")[0] for line in told] == [
             "the disk of the metastore",
             "the disk of shard 1",
@@ -67,20 +67,20 @@ async def test_a_disk_with_less_than_a_tenth_free_is_told_of_once(home: Home, mo
         assert "takes no writes" in told[2]
         assert set(told) <= set(store.warnings())
         monkeypatch.setattr(store.pool, "group", lambda number: "one disk")
-        assert [line.split(" is full")[0] for line in with_rooms(store, PLENTY, dict.fromkeys(range(3), FULL)).warnings()] == [
+        assert [line.split(" is full")[0] for line in with_free_space(store, PLENTY, dict.fromkeys(range(3), FULL)).warnings()] == [
             "the disk of shard 0, 1, 2"
         ]
-        with_rooms(store, NEARLY, dict.fromkeys(range(3), NEARLY))
+        with_free_space(store, NEARLY, dict.fromkeys(range(3), NEARLY))
         await put(store, "a", content(1, 10_000))  # a warning stops nothing
 
 
 async def test_a_disk_that_takes_no_writes_degrades_the_store(home: Home) -> None:
     async with home.open() as store:
-        with_rooms(store, NEARLY, dict.fromkeys(range(3), NEARLY))
+        with_free_space(store, NEARLY, dict.fromkeys(range(3), NEARLY))
         assert (store.health, {shard.state for shard in store.shard_statuses()}) == ("ok", {"ok"})
-        with_rooms(store, FULL, dict.fromkeys(range(3), PLENTY))
+        with_free_space(store, FULL, dict.fromkeys(range(3), PLENTY))
         assert store.health == "degraded"
-        with_rooms(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY})
+        with_free_space(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY})
         assert (store.health, [shard.state for shard in store.shard_statuses()]) == ("degraded", ["ok", "full", "ok"])
 
 
@@ -89,7 +89,7 @@ async def test_writes_stop_at_the_reserve_and_reads_and_deletes_go_on(home: Home
         for size in (10_000, 700_000):
             await put(store, str(size), content(1, size))
         for rooms in ((FULL, dict.fromkeys(range(3), PLENTY)), (PLENTY, dict.fromkeys(range(3), FULL))):
-            with_rooms(store, *rooms)
+            with_free_space(store, *rooms)
             for size in (100, 10_000, 700_000):
                 with pytest.raises(NoSpace):
                     await put(store, "new", content(2, size))
@@ -105,7 +105,7 @@ async def test_writes_stop_at_the_reserve_and_reads_and_deletes_go_on(home: Home
 async def test_a_full_shard_is_passed_over_while_others_have_room(tmp_path: Path) -> None:
     home = Home(tmp_path, Policy(2, 3, chunk_size=256 * 1024), shards=4)
     async with home.open() as store:
-        with_rooms(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY, 3: PLENTY})
+        with_free_space(store, PLENTY, {0: PLENTY, 1: FULL, 2: PLENTY, 3: PLENTY})
         for number in range(8):
             stored = await put(store, str(number), content(number, 10_000))
             assert 1 not in stored.record.placement
@@ -120,7 +120,7 @@ async def test_where_there_is_no_other_a_full_shard_is_owed_its_shares_and_keeps
         old = await put(store, "old", content(1, size))
         full = store.pool.get(0)
         assert full is not None
-        with_rooms(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
+        with_free_space(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
         stored = await put(store, "new", content(2, size))
         assert (stored.owed, stored.shares_owed) == (1, 1)
         share = ShareId(stored.version, stored.record.placement.index(0))
@@ -134,7 +134,7 @@ async def test_where_there_is_no_other_a_full_shard_is_owed_its_shares_and_keeps
         await store.shares_health.repair(old, Nobody())
         assert (await store.shares_health.check(store.objects.find(name("old")), Nobody())).status == "optimal"
         await delete(store, "old")
-        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        with_free_space(store, PLENTY, dict.fromkeys(range(4), PLENTY))
         await store.mending.mend()
         assert full.has(share, small=stored.record.small)
         assert store.metastore.debts_count() == 0
@@ -143,7 +143,7 @@ async def test_where_there_is_no_other_a_full_shard_is_owed_its_shares_and_keeps
 async def test_a_full_shard_is_not_offered_what_it_is_owed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.policy = Policy(2, 4, chunk_size=256 * 1024)
     async with home.open() as store:
-        with_rooms(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
+        with_free_space(store, PLENTY, {0: FULL, 1: PLENTY, 2: PLENTY, 3: PLENTY})
         assert (await put(store, "a", content(1, 10_000))).owed == 1
         offered: list[Stored] = []
 
@@ -153,7 +153,7 @@ async def test_a_full_shard_is_not_offered_what_it_is_owed(home: Home, monkeypat
         monkeypatch.setattr(store.shares_health, "repair", note)  # which would read all other shares first
         await store.mending.mend()
         assert not offered
-        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        with_free_space(store, PLENTY, dict.fromkeys(range(4), PLENTY))
         await store.mending.mend()
         assert len(offered) == 1
 
@@ -165,10 +165,10 @@ async def test_a_share_whose_shard_is_away_does_not_go_to_a_full_one(tmp_path: P
         stored = await put(store, "a", content(1, size))
         (spare,) = {0, 1, 2, 3} - set(stored.record.placement)
         home.take_away(stored.record.placement[0])
-        with_rooms(store, PLENTY, {**dict.fromkeys(range(4), PLENTY), spare: FULL})
+        with_free_space(store, PLENTY, {**dict.fromkeys(range(4), PLENTY), spare: FULL})
         repaired = await store.shares_health.repair(stored, Nobody())
         assert (repaired.lacking, repaired.stored.record.placement) == (1, stored.record.placement)
-        with_rooms(store, PLENTY, dict.fromkeys(range(4), PLENTY))
+        with_free_space(store, PLENTY, dict.fromkeys(range(4), PLENTY))
         repaired = await store.shares_health.repair(stored, Nobody())
         assert (repaired.lacking, repaired.stored.record.placement) == (0, (spare, *stored.record.placement[1:]))
 
@@ -229,12 +229,12 @@ def test_a_full_metastore_gives_it_up_for_deletes_and_not_for_writes(tmp_path: P
     path = str(tmp_path / "metastore.sqlite")
     SqliteMetastore.create(path, StoreId(bytes(16)))
 
-    class Room(Reserve):
+    class Tight(Reserve):
         def give_up(self) -> bool:
             metastore._writer.execute("pragma max_page_count=1000000")
             return super().give_up()
 
-    reserve = Room(RealFiles(), str(tmp_path / "reserve"), 1 << 16)
+    reserve = Tight(RealFiles(), str(tmp_path / "reserve"), 1 << 16)
     reserve.keep()
     garbage = [Garbage(0, ShareId(Version(number.to_bytes(16)), 0), small=False) for number in range(2_000)]
     with closing(SqliteMetastore(path, reserve=reserve)) as metastore:
