@@ -6,9 +6,10 @@ is asked and answered is theirs. (On the daemon's own socket HTTP is one languag
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Final
 
 import h11
@@ -19,6 +20,21 @@ from zstor_local.rpc import http1
 
 LINGER_SECONDS: Final = 2.0
 RECEIVE_BYTES: Final = 64 * limits.KIB
+
+
+@asynccontextmanager
+async def ending(stream: trio.abc.Stream, log: logging.Logger) -> AsyncIterator[None]:
+    """While a connection is served; then it is closed. Whatever ends it ends no other one: a client may go at any time, and what is a
+    fault of ours is told.
+    """
+    try:
+        yield
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        pass
+    except Exception:
+        log.exception("a connection broke off")
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 class HttpConnection(ABC):

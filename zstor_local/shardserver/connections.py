@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote
 import h11
 import trio
 
-from zstor_local.rpc.http_connection import HttpConnection
+from zstor_local.rpc.http_connection import HttpConnection, ending
 from zstor_local.shardserver.answer import SEND_BYTES, Answer, refused
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.request import Request
@@ -77,19 +77,15 @@ class Connections:
             return
         self._open += 1
         try:
-            with trio.CancelScope() as life:
-                connection = _Connection(self, stream, life)
-                if isinstance(stream, trio.SSLStream):
-                    with connection.idle(), connection.waiting(), trio.fail_after(HANDSHAKE_SECONDS):
-                        await stream.do_handshake()
-                await connection.serve()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            pass
-        except Exception:
-            log.exception("a connection broke off")
+            async with ending(stream, log):
+                with trio.CancelScope() as life:
+                    connection = _Connection(self, stream, life)
+                    if isinstance(stream, trio.SSLStream):
+                        with connection.idle(), connection.waiting(), trio.fail_after(HANDSHAKE_SECONDS):
+                            await stream.do_handshake()
+                    await connection.serve()
         finally:
             self._open -= 1
-            await trio.aclose_forcefully(stream)
 
     def _let_one_go(self) -> bool:
         """End the connection whose client is waited for the longest; False if the server is at work for all of them."""

@@ -18,7 +18,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
-from zstor_local.rpc.http_connection import HttpConnection
+from zstor_local.rpc.http_connection import HttpConnection, ending
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
 
@@ -59,15 +59,11 @@ class Server:
             return
         self._connections += 1
         try:
-            async with stream:
+            async with ending(stream, log):
                 if may_connect(stream):
                     await _Connection(self._routes, self._large, stream, rebound).serve()
                 else:
                     log.warning("refused a connection of another user")
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            pass
-        except Exception:
-            log.exception("a connection broke off")
         finally:
             self._connections -= 1
 
