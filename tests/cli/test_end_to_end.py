@@ -100,6 +100,20 @@ def test_devices_are_bridged(daemon: PrivateDaemon) -> None:
     assert json.loads(done(zstor(daemon, "stat", "empty", "--json")))["metadata"]["size"] == 0
 
 
+@pytest.mark.parametrize("arguments", [["get", "f"], ["cas", "get"], ["log", "export"]])
+def test_standard_output_by_its_name_is_no_file_to_replace(daemon: PrivateDaemon, arguments: list[str]) -> None:
+    done(zstor(daemon, "put", "-", "f", stdin=b"content"))
+    if arguments[0] == "cas":
+        arguments = [*arguments, done(zstor(daemon, "cas", "put", "-", stdin=b"content")).decode().strip()]
+    want = done(zstor(daemon, *arguments, "-"))
+    with (daemon.home / "out").open("w+b") as out:
+        out.write(b"before ")
+        out.flush()
+        done(zstor(daemon, *arguments, "/dev/stdout", stdout=out))
+    assert (daemon.home / "out").read_bytes() == b"before " + want
+    assert done(zstor(daemon, *arguments, "/dev/fd/1")) == want
+
+
 def test_get_never_overwrites_without_force(daemon: PrivateDaemon) -> None:
     done(zstor(daemon, "put", "-", "f", stdin=b"new"))
     (daemon.home / "f").write_bytes(b"old")

@@ -15,7 +15,7 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import Handover, destination, source, standard_output
 from zstor_local.cli.interrupting import if_interrupted
-from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
+from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
 
 @cas.command()
 @click.argument("id_", metavar="ID", shell_complete=completed("contents"))
-@click.argument("file", metavar="[FILE|-]", required=False, type=FILE)
+@click.argument("file", metavar="[FILE|-]", required=False, type=OUTPUT)
 @click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--offset", type=click.IntRange(min=0), metavar="BYTES", help="Leave out the first BYTES.")
 @click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="At most so many bytes.")

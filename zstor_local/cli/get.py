@@ -13,7 +13,7 @@ import click
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.handover import Handover, destination, standard_output
-from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
+from zstor_local.cli.options import OUTPUT, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("key", shell_complete=completed("keys"))
-@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False, type=FILE)
+@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False, type=OUTPUT)
 @click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
 @click.option("-r", "recursive", is_flag=True, help="All objects below KEY/, as the files of a DIRECTORY.")
 @click.option("--links-outside", is_flag=True, help="With -r: make symbolic links that lead out of the DIRECTORY too.")

@@ -16,7 +16,7 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import destination, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
-from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
+from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 
 
 @log.command()
-@click.argument("file", metavar="FILE|-", type=FILE)
+@click.argument("file", metavar="FILE|-", type=OUTPUT)
 @click.option("-f", "--force", is_flag=True, help="Replace a file that is there.")
 @a_log
 @no_progress

@@ -107,7 +107,15 @@ def completed(what: Completed) -> Completer:
     return complete
 
 
+class _Output(click.Path):
+    """A file to write, or standard output, which is no file to replace under any of its names."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return "-" if value in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else str(super().convert(value, param, ctx))
+
+
 FILE: Final = click.Path(readable=False, allow_dash=True)  # the shells complete it; whether it can be opened is said where it is
+OUTPUT: Final = _Output(readable=False, allow_dash=True)
 
 
 def _shared(
