@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ from zstor_local.network import open_network
 from zstor_local.shards.base import Notices, ScannedEntry, ShardError, ShareMissing
 from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
 from zstor_local.shards.http.shard import HttpShard
-from zstor_local.shards.http.wire import NEXT, Batch, pack_batch
+from zstor_local.shards.http.wire import NEXT, Batch, digest, pack_batch
 from zstor_local.system import real_runtime
 
 
@@ -64,6 +66,24 @@ def test_what_was_not_sent_is_not_called_flushed(ground: HttpGround, monkeypatch
     monkeypatch.setattr(shard, "_must_be_there", lost_after_the_look)
     shard.flush()
     assert [scanned.entry.envelope.sequence for scanned in shard.scan()] == [1]
+
+
+def test_a_batch_is_packed_and_hashed_outside_the_event_loop(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noticing(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def done(given: object) -> object:
+            threads.append(threading.current_thread())
+            return work(given)
+
+        return done
+
+    shard = ground.new()
+    for name, work in (("pack_batch", pack_batch), ("digest", digest)):
+        monkeypatch.setattr(f"zstor_local.shards.http.shard.{name}", noticing(work))
+    shard.append([entry(1, b"share", index=2)], 0)
+    shard.flush()
+    assert threads == [threading.current_thread()] * 2
 
 
 def test_a_share_is_given_up_behind_what_was_sent_of_it(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:

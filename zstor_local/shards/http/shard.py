@@ -226,7 +226,9 @@ class HttpShard:
     def _begin_flush(self) -> None:
         if self._flushing is None and (self._waiting or self._freed):
             batch, self._waiting, self._freed = Batch(self._waiting, self._freed), [], []
-            self._flushing = self.network.start(lambda: self._send(batch))
+            body = pack_batch(batch)  # here, and not in the event loop: there may be much of it
+            named = digest(body)
+            self._flushing = self.network.start(lambda: self._send(batch, body, named))
 
     def flush(self) -> None:
         if self._flushing is None:  # what is on its way already may arrive, whatever became of the shard since
@@ -244,10 +246,9 @@ class HttpShard:
         finally:
             self._fresh.clear()
 
-    async def _send(self, batch: Batch) -> None:
+    async def _send(self, batch: Batch, body: bytes, named: str) -> None:
         self._batches += 1
-        body = pack_batch(batch)
-        headers = {**self.fenced(), DIGEST: digest(body)}
+        headers = {**self.fenced(), DIGEST: named}
         await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, durable=True))
         freed = {*batch.freed}
         shares = [each.entry for each in batch.entries if each.entry.share and _share_of(each.entry) not in freed]
