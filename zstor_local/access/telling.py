@@ -55,9 +55,9 @@ class Telling:
             await self.tell()
 
     async def tell(self) -> None:
-        """Tell every server that is there and does not know yet. When this returns they know."""
+        """Tell every server that is there and does not know yet. When this returns they know. A store that only reads tells nobody."""
         servers = [shard for shard in self._store.pool.opened() if shard.on_disk is None]
-        if not servers:
+        if not servers or self._store.read_only is not None:
             return
         async with self._turn:
             notices = await self._notices()

@@ -224,7 +224,7 @@ def _check_times(claims: Mapping[str, object], trust: Trust, now: int) -> tuple[
     told = "iat" in claims or trust.profile == "zstor"
     issued = _seconds(claims, "iat") if told else expires - TOKEN_SECONDS_MAX
     if now >= expires + LEEWAY_SECONDS:
-        _refuse("the token has expired")
+        _refuse("the token has expired: if it is new, compare the clocks")
     if issued > now + LEEWAY_SECONDS:
         _refuse("the token was issued in the future: compare the clocks")
     if "nbf" in claims and _seconds(claims, "nbf") > now + LEEWAY_SECONDS:
