@@ -17,6 +17,22 @@ from zstor_local.cli.private_daemon import PrivateDaemon
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Whole files are shared out to the cores: the long ones go first, or one core has the last of them for itself while the others wait.
+LONG = [
+    "tests/test_documents.py",
+    "tests/simulation/test_crash.py",
+    "tests/simulation/test_losses.py",
+    "tests/simulation/test_server_crash.py",
+    "tests/simulation/test_histories.py",
+    "tests/clients/test_shell_trouble.py",
+    "tests/daemon/test_lifecycle.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(file) if (file := item.nodeid.partition("::")[0]) in LONG else len(LONG))
+
+
 # A machine that does other things meanwhile fails no right test: nothing here is timed.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
