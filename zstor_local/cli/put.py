@@ -65,6 +65,8 @@ def put(
 
     KEY is its name, the file's own if not given; below KEY if that ends with a slash. Done means durable: it survives a power cut and
     the loss of some shards. An object that is there already gets a new version; a namespace that is not there yet is made.
+
+    With -r contents, modes, times and symbolic links are kept; owners, extended attributes, hard links and holes are not.
     """
     if recursive:
         if if_version or previous or size is not None or digest or file == "-":
