@@ -83,6 +83,18 @@ async def test_what_cannot_be_mended_is_counted_and_told(home: Home, caplog: pyt
     assert caplog.messages[-1].startswith("a scrub came to its end: 1 object looked at; 2 bad shares; 1 objects unreadable; ")
 
 
+async def test_an_object_with_too_few_whole_shares_is_no_damage_as_long_as_each_chunk_has_enough_blocks(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))  # three chunks
+        for index in (0, 2):
+            place = share_place(store, stored, index)
+            place.flip(100 + index * place.length // 3)
+        found = await scrubbed(store)
+        assert (found.bad_shares, found.unreadable, found.damage) == (2, 0, False)
+        await store.mending.mend()
+        assert await optimal(store, "a")
+
+
 async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:
     """With its log gone a shard would know nothing after a rebuild: neither that the object is there nor that another was deleted."""
     async with home.open() as store:

@@ -85,6 +85,19 @@ class Health:
             finally:
                 shares.close()
 
+    async def is_readable(self, stored: Stored) -> bool:
+        """Whether each chunk has k good blocks, whichever shares they are in: of bad ones too."""
+        with self._lease(stored.version):
+            shares = self._shares(stored)
+            try:
+                for chunk in range(len(await self._runtime.threads.run(shares.table))):
+                    await self._runtime.threads.run(shares.fetch, chunk)
+            except Unreadable:
+                return False
+            finally:
+                shares.close()
+        return True
+
     async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
         """Make every bad share anew, as far as shards are there.
 

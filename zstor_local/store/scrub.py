@@ -298,7 +298,7 @@ class Scrub:
         found.objects += 1
         found.bytes += size
         found.bad_shares += len(bad)
-        found.unreadable += policy.m - len(bad) < policy.k
+        found.unreadable += policy.m - len(bad) < policy.k and not await self._health.is_readable(stored)
         return size + OBJECT_BYTES * policy.m
 
     def _changed(self, namespace: Namespace, at: Row) -> Envelope | None:

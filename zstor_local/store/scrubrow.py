@@ -30,7 +30,7 @@ class Found:
     objects: int = 0
     bytes: int = 0  # of shares
     bad_shares: int = 0
-    unreadable: int = 0  # objects with fewer than k good shares, or whose record does not open
+    unreadable: int = 0  # objects with a chunk of which fewer than k blocks are good, or whose record does not open
     lacking_records: int = 0  # copies that a shard's log had not
     strays_freed: int = 0  # shares that were left behind
     strays_kept: int = 0  # shares that no record names, and nothing later either
