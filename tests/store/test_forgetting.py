@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.daemon.client import SAFETY_NET_SECONDS
-from tests.store.home import CHUNK, Home, content, get, name, put, share_place
+from tests.store.home import CHUNK, Home, content, freed, get, name, put, share_place
 from tests.store.test_renaming import rename
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Debt, Owed, Row
@@ -197,4 +197,5 @@ async def test_by_force_no_shard_goes_that_a_share_was_moved_from_which_is_bad_n
         moved = (await store.shares_health.repair(stored, Nobody(), leaving=1)).stored
         share_place(store, moved, 1).flip(100)
         assert not await remove(store, "disk1", force=True)
+        await freed(store)  # of which the record names the old one again
         assert await get(store, "a") == content(1, 10_000)

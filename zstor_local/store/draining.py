@@ -34,6 +34,7 @@ from zstor_local.store.storewide import StoreWide
 TABLE: Final = "drain"
 PAGE: Final = 200  # objects looked at between two notes of how far it has come
 NAMED: Final = 100  # objects that an error names
+ALL: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +151,18 @@ class Drain:
         """NotEnoughShards, naming them, if objects had fewer than k shares without the shard, which is being drained."""
         async with self._health.turn:
             pass  # the repair that was under way may have been moving a share to it
-        await self._free(number)
         began, until = self._runtime.clock.now(), self._committer.state.sequence
+        # A share that was moved elsewhere and is still to be freed here may be the last that is good.
+        moved = self._metastore.garbage(number, ALL) if self._pool.state(number) == "ok" else ()
+        here = {row.share.version for row in moved}
         lost: list[str] = []
         seen = 0
         async with aclosing(self._by_age()) as pages:
             async for page in pages:
                 for stored in page:
                     written_since = stored.envelope.sequence > until and stored.record.modified >= began
-                    if not written_since and await self._needs(stored, number):
+                    concerned = number in stored.record.placement or stored.version in here
+                    if concerned and not written_since and await self._needs(stored, number):
                         lost.append(f"{stored.namespace}/{stored.record.key}")
                 seen += len(page)
                 job.progress(seen, max(seen, self._committer.state.objects), "looking what would be lost")
@@ -177,12 +181,9 @@ class Drain:
 
     async def _needs(self, stored: Stored, number: int) -> bool:
         """Whether an object could not be read without the shard: its other shares are read to see whether they are good."""
-        record = stored.record
-        if number not in record.placement:
-            return False
         checked = await self._health.check(stored, Nobody())
-        others = self._others(stored.version, record, number)
-        return sum(checked.states[index] == "ok" for index in others) < record.policy.k
+        others = self._others(stored.version, stored.record, number)
+        return sum(checked.states[index] == "ok" for index in others) < stored.record.policy.k
 
     async def _caught_up(self, number: int, since: int, *, force: bool) -> int:
         """`must_be_needless`, up to the sequence that is returned: what is changed behind it is little."""
