@@ -150,6 +150,19 @@ async def test_a_log_with_room_again_is_told_first_what_never_came_to_be(home: H
         assert any(void.first <= refused <= void.last for void in voids)
 
 
+async def test_a_log_that_is_no_more_has_to_be_told_of_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await store.rows.put("table", "name", b"old")
+        run_full(store, monkeypatch)
+        with pytest.raises(OutcomeUnknown):
+            await store.rows.put("table", "name", b"refused")
+        home.take_away(2)
+        await store.presence.look()
+        assert not store.committer.all_told
+        await store.membership.remove("2", Nobody(), force=True)
+        assert store.committer.all_told
+
+
 async def test_voids_are_durable_before_anything_says_that_what_they_void_is_settled(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,7 @@ class Committer:
 
     @property
     def all_told(self) -> bool:
-        """No shard that is open has yet to hear of something that never came to be."""
+        """No shard of the store has yet to hear of something that never came to be."""
         return self._publisher.all_told
 
     @property
