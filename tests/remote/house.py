@@ -47,10 +47,32 @@ class House:
         await self.store.mending.mend()
 
 
+@dataclass
+class Ground:
+    """Where a store's shards are, and what opens them. The store need not be open, nor have its metastore."""
+
+    engines: SqliteEngines
+    config: Config
+    servers: list[Server]
+    liar: Liar | None
+
+
 @asynccontextmanager
 async def housing(
     path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy, deadlines: Deadlines = PATIENT
 ) -> AsyncIterator[House]:
+    async with (
+        serving(path, near=near, servers=servers, liar=liar, policy=policy, deadlines=deadlines) as ground,
+        open_store(real_runtime(), ground.engines, ground.config) as store,
+    ):
+        store.on_bad_shares = lambda stored, states: None  # nothing is mended but what the test has repaired
+        yield House(store, ground.servers, ground.liar, ground.config)
+
+
+@asynccontextmanager
+async def serving(
+    path: Path, *, near: int, servers: int, liar: bool = False, policy: Policy, deadlines: Deadlines = PATIENT
+) -> AsyncIterator[Ground]:
     runtime = real_runtime()
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(ExitStack())
@@ -82,7 +104,4 @@ async def housing(
             tokens = OwnerTokens(OwnerKeys(keys).now, store_id, "local", runtime.clock, runtime.randomness)
             return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys, deadlines))
 
-        engines = SqliteEngines(runtime.files, remote)
-        store = await stack.enter_async_context(open_store(runtime, engines, config))
-        store.on_bad_shares = lambda stored, states: None  # nothing is mended but what the test has repaired
-        yield House(store, running, false, config)
+        yield Ground(SqliteEngines(runtime.files, remote), config, running, false)

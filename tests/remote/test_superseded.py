@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.remote.house import CHUNK, House, housing
+from tests.remote.house import CHUNK, House, housing, serving
 from tests.shardserver.server import LIMIT
-from tests.store.home import content, delete, freed, get, put
+from tests.store.home import content, delete, freed, get, keys, put
 from tests.store.test_scrub import scrubbed
 from zstor_local import limits
 from zstor_local.model.ids import NamespaceId
@@ -19,7 +21,10 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.shards.http.shard import HttpShard
 from zstor_local.shardserver.compaction import Compaction
+from zstor_local.store.opening import open_store
 from zstor_local.store.pace import unpaced
+from zstor_local.store.rebuild import rebuild
+from zstor_local.system import real_runtime
 
 POLICY = Policy(1, 2, chunk_size=CHUNK)
 TIMES = 40
@@ -59,6 +64,39 @@ async def test_a_key_that_is_written_on_and_on_leaves_no_more_than_its_newest(tm
             assert newest <= {each.sequence for each in after}
             assert len(newest) == 3
             assert await get(store, "a") == content(TIMES - 1, 500)
+
+
+async def test_the_server_alone_brings_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of its log is what a rebuild needs."""
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 8 * limits.KIB)
+    monkeypatch.setattr(limits, "SEGMENT_STEP_BYTES", 2 * limits.KIB)
+    async with housing(tmp_path, near=1, servers=0, liar=True, policy=POLICY) as house:
+        with trio.fail_after(LIMIT):
+            await put(house.store, "large", content(1, CHUNK + 1_000))
+            await put(house.store, "large", content(2, CHUNK + 1_000))
+            for number in range(TIMES):
+                await put(house.store, f"{number % 3}", content(number, 500))
+                await put(house.store, "other", content(number, 500), namespace=f"photos{number % 2}")
+                await put(house.store, f"gone {number % 2}", content(number, 500))
+                await delete(house.store, f"gone {number % 2}")
+            before = await envelopes(house)
+            await compacted(house)
+            assert len(await envelopes(house)) < len(before) / 3
+    async with serving(tmp_path, near=1, servers=0, liar=True, policy=POLICY) as ground:
+        with trio.fail_after(LIMIT):
+            shutil.rmtree(tmp_path / "near0")
+            for file in Path(ground.config.store).glob("*.sqlite*"):
+                file.unlink()
+            again = partial(rebuild, real_runtime(), ground.engines, ground.config, accept_loss=True, progress=lambda what, count: None)
+            report = await trio.to_thread.run_sync(again)
+            assert (report.objects, report.unreadable, report.older) == (6, [], [])
+            async with open_store(real_runtime(), ground.engines, ground.config) as store:
+                assert await keys(store) == ["0", "1", "2", "large"]
+                for number in range(TIMES - 3, TIMES):
+                    assert await get(store, f"{number % 3}") == content(number, 500)
+                for number in range(TIMES - 2, TIMES):
+                    assert await get(store, "other", namespace=f"photos{number % 2}") == content(number, 500)
+                assert await get(store, "large") == content(2, CHUNK + 1_000)
 
 
 async def test_the_end_of_a_key_stays_while_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
