@@ -78,6 +78,20 @@ async def test_it_stays_while_a_shard_may_have_to_be_told(tmp_path: Path) -> Non
             assert [kept_of(server, namespace) for server in house.servers] == [[], []]
 
 
+async def test_a_store_in_which_there_is_always_something_to_free_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with housing(tmp_path, near=1, servers=2, policy=POLICY) as house:
+        with trio.fail_after(LIMIT):
+            namespace = await filled(house)
+            await house.store.removal.remove("photos", Nobody())
+            await settled(house)
+            for count, stays in ((1_000_000, True), (500, False)):
+                monkeypatch.setattr(house.store.metastore, "garbage_count", lambda count=count: count)
+                await house.store.retiring.retire()
+                assert bool(kept_of(house.servers[0], namespace)) is stays
+
+
 async def test_one_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with housing(tmp_path, near=1, servers=2, policy=POLICY) as house:
         with trio.fail_after(LIMIT):

@@ -26,6 +26,7 @@ from zstor_local.store.storewide import StoredRow, StoreWide
 TABLE: Final = "retire"  # of store-wide rows, by the id of a namespace that is no more
 EVERY: Final = 60.0  # seconds between two looks
 AGAIN: Final = 3_600.0  # after a server that did not do it: it may take longer than a server is waited for, and would be away each time
+FEW: Final = 1_000  # shares that are still to be freed: of more its server might have to free too many in one request
 SCHEMA: Final = 1
 
 log = logging.getLogger("zstor.store")
@@ -75,7 +76,7 @@ class Retiring:
             return False
         if any(debt.space in (namespace, STORE_WIDE) for debt in self._metastore.debts()):
             return False
-        return not self._metastore.garbage_count()  # else its server would free them all in one request
+        return self._metastore.garbage_count() <= FEW
 
     async def _gone(self, number: int, namespace: NamespaceId) -> bool:
         """Remove it there; nothing to do if that shard is none any more."""
