@@ -92,7 +92,7 @@ async def test_the_event_loop_opens_no_record_and_asks_for_none(home: Home, monk
 
             return noted
 
-        monkeypatch.setattr(compaction, "void_of", noting("void", compaction.void_of))
+        monkeypatch.setattr(compaction, "open_void", noting("void", compaction.open_void))
         monkeypatch.setattr(store.metastore, "newest", noting("newest", store.metastore.newest))
         assert await store.compaction.compact(unpaced, least=0.1) > 0
         for met in threads.values():

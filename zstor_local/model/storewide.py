@@ -128,6 +128,9 @@ class VoidRecord:
     first: int
     last: int
 
+    def covers(self, sequence: int) -> bool:
+        return self.first <= sequence <= self.last
+
     def encode(self) -> bytes:
         return encode({0: 1, 1: self.first, 2: self.last})
 

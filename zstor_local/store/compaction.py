@@ -34,6 +34,7 @@ from zstor_local.store.committer import Committer
 from zstor_local.store.pace import Pace, Spend
 from zstor_local.store.rownames import row_name_of
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import open_void
 
 EVERY: Final = 600.0  # seconds between two looks for something to compact
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
@@ -64,7 +65,7 @@ class _Wanted:
 
     keys: frozenset[_Key]
     shares: frozenset[ShareId]
-    voids: tuple[tuple[int, int], ...]
+    voids: tuple[VoidRecord, ...]
 
 
 class Compaction:
@@ -192,7 +193,7 @@ class Compaction:
     def _wanted(self, entries: Sequence[Located]) -> _Wanted:
         keys = frozenset((envelope.namespace, envelope.key_hash) for envelope in _envelopes(entries) if envelope.kind is not Kind.VOID)
         shares = frozenset(located.item.share for located in entries if isinstance(located.item, Freed))
-        opened = (void_of(self._sealer, envelope) for envelope in _envelopes(entries) if envelope.kind is Kind.VOID)
+        opened = (open_void(self._sealer, envelope) for envelope in _envelopes(entries) if envelope.kind is Kind.VOID)
         return _Wanted(keys, shares, tuple(void for void in opened if void is not None))
 
 
@@ -232,7 +233,7 @@ class _Walk:
             share = ShareId(envelope.version, item.entry.share_index)
             if share in self._wanted.shares:
                 self._found.shares.add(share)
-        if any(first <= envelope.sequence <= last for first, last in self._wanted.voids):
+        if any(void.covers(envelope.sequence) for void in self._wanted.voids):
             self._found.sequences.append(envelope.sequence)
 
 
@@ -337,12 +338,11 @@ class _Segment:
         )
 
     def _void_is_done(self, envelope: Envelope) -> bool:
-        void = void_of(self._sealer, envelope)
+        void = open_void(self._sealer, envelope)
         if void is None or self._elsewhere.unread or not self._everybody_has_heard():
             return False
-        first, last = void
         here = (sequence for sequences in self._here.values() for sequence in sequences if sequence != envelope.sequence)
-        return not any(first <= sequence <= last for sequence in (*self._elsewhere.sequences, *here))
+        return not any(map(void.covers, (*self._elsewhere.sequences, *here)))
 
     def _everybody_has_heard(self) -> bool:
         return self._committer.all_told and all(self._pool.state(number) == "ok" for number in self._pool.numbers)
@@ -355,15 +355,6 @@ class _Segment:
         if self._metastore.garbage_count() > MANY:
             return None
         return {row.share.version for number in self._pool.numbers for row in self._metastore.garbage(number, MANY)}
-
-
-def void_of(sealer: RecordSealer, envelope: Envelope) -> tuple[int, int] | None:
-    """The sequences that a void names; None if it does not open."""
-    try:
-        void = VoidRecord.decode(sealer.open(envelope))
-    except CorruptRecord:
-        return None
-    return void.first, void.last
 
 
 def _is_tombstone(envelope: Envelope) -> bool:

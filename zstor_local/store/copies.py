@@ -21,14 +21,14 @@ from typing import Final
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Debt, Metastore, Owed, Row
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.store.pace import Spend
 from zstor_local.store.plausible import no_more_than_written
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.stored import open_object
+from zstor_local.store.stored import open_object, open_void
 
 PAGE: Final = 500  # entries or rows that one thread call looks at
 
@@ -76,7 +76,7 @@ class CopyCheck:
         until = self._metastore.state().sequence  # what comes after it is being written now
         with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as table:
             table.executescript(_SCHEMA)
-            voids: set[tuple[int, int]] = set()
+            voids: set[VoidRecord] = set()
             with closing(self._read(shard, table, voids)) as reading:
                 while (size := await self._runtime.threads.run(lambda: next(reading, None))) is not None:
                     await spend(size)
@@ -92,12 +92,13 @@ class CopyCheck:
             compared.unknown = await self._runtime.threads.run(self._unknown, table, voids, until)
         return compared
 
-    def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[tuple[int, int]]) -> Generator[int, None, None]:
+    def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[VoidRecord]) -> Generator[int, None, None]:
         """The log into the table, a page at a time; yields the bytes that were read."""
         entries = no_more_than_written(shard, shard.scan(), self._metastore)
         while page := list(islice(entries, PAGE)):
             envelopes = [scanned.entry.envelope for scanned in page]
-            voids.update(void for envelope in envelopes if (void := self._void(envelope)) is not None)
+            opened = (open_void(self._sealer, envelope) for envelope in envelopes if envelope.kind is Kind.VOID)
+            voids.update(void for void in opened if void is not None)
             table.execute("begin")
             table.executemany(
                 "insert into heard(space, key_hash, sequence, kind) values(?, ?, ?, ?) on conflict do update "
@@ -144,22 +145,13 @@ class CopyCheck:
             if found := [sequence for sequence, kind in older if kind in kinds]:
                 superseded.setdefault(row.space, []).extend(found)
 
-    def _void(self, envelope: Envelope) -> tuple[int, int] | None:
-        if envelope.kind is not Kind.VOID:
-            return None
-        try:
-            void = VoidRecord.decode(self._sealer.open(envelope))
-        except CorruptRecord:
-            return None
-        return void.first, void.last
-
-    def _unknown(self, table: sqlite3.Connection, voids: set[tuple[int, int]], until: int) -> int:
+    def _unknown(self, table: sqlite3.Connection, voids: set[VoidRecord], until: int) -> int:
         """How many keys the metastore should know by what was heard, and does not. Namespaces that are gone took theirs along."""
         spaces = {STORE_WIDE, *self._spaces()}
         count = 0
         rows = table.execute("select space, sequence from heard where known=0 and kind<>? and sequence<=?", (Kind.TOMBSTONE, until))
         for space, sequence in rows:
-            if space in spaces and not any(first <= sequence <= last for first, last in voids):
+            if space in spaces and not any(void.covers(sequence) for void in voids):
                 count += 1
         return count
 

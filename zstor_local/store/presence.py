@@ -7,7 +7,7 @@ records at the end of its log never came to be, before anything is appended. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,13 +16,14 @@ import trio
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
-from zstor_local.model.storewide import ShardEntry, VoidRecord
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Capacity, Shard, ShardError
 from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.rownames import FIXED, row_name_of
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import open_void
 
 LOOK_EVERY: Final = 5.0  # seconds
 NEW: Final = "it has not been looked at since it was listed"  # why a shard is absent until the next look
@@ -188,15 +189,10 @@ class Presence:
     def never_committed(self, shard: Shard) -> Untold:
         """What to say of records at the end of its log that never came to be, or of which nothing needs to know whether they did."""
         entries = shard.unsettled()
-        known: list[tuple[int, int]] = []
-        for envelope in entries:
-            if envelope.kind is Kind.VOID:
-                try:
-                    void = VoidRecord.decode(self._sealer.open(envelope))
-                except CorruptRecord:
-                    continue
-                known.append((void.first, void.last))
-        wanted = [envelope for envelope in entries if envelope.kind is not Kind.VOID and not _within(envelope.sequence, known)]
+        opened = (open_void(self._sealer, envelope) for envelope in entries if envelope.kind is Kind.VOID)
+        known = [void for void in opened if void is not None]
+        others = (envelope for envelope in entries if envelope.kind is not Kind.VOID)
+        wanted = [envelope for envelope in others if not any(void.covers(envelope.sequence) for void in known)]
         believed = shard.on_disk is not None
         untold = Untold()
         try:
@@ -232,7 +228,3 @@ class Presence:
             untold.void.append(envelope.sequence)
         elif newest not in untold.newest:
             untold.newest.append(newest)
-
-
-def _within(sequence: int, ranges: Sequence[tuple[int, int]]) -> bool:
-    return any(first <= sequence <= last for first, last in ranges)

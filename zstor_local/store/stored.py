@@ -8,6 +8,7 @@ from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Metastore, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.store.sealing import SHARDS_OF_ONE, RecordSealer
 from zstor_local.value import value
 
@@ -36,6 +37,14 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
     if any(number >= SHARDS_OF_ONE for number in record.placement):  # it would be somebody else's shard
         raise CorruptRecord("a record of another user's namespace names a shard that cannot be")
     return replace(record, placement=tuple(foreign.first + number for number in record.placement))
+
+
+def open_void(sealer: RecordSealer, envelope: Envelope) -> VoidRecord | None:
+    """The void in an envelope; None if it does not open."""
+    try:
+        return VoidRecord.decode(sealer.open(envelope))
+    except CorruptRecord:
+        return None
 
 
 def with_debts(metastore: Metastore, stored: Stored) -> Stored:

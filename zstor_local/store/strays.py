@@ -23,7 +23,7 @@ from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.plausible import no_more_than_written
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.stored import open_object
+from zstor_local.store.stored import open_object, open_void
 
 PAGE: Final = 500  # shares, or log entries, that one thread call looks at
 AT_ONCE: Final = 10_000  # strays that are judged together, by one reading of the logs
@@ -69,10 +69,10 @@ class _Heard:
     """What the logs say of some versions."""
 
     records: dict[Version, set[Envelope]] = field(default_factory=dict)
-    voids: set[tuple[int, int]] = field(default_factory=set)
+    voids: set[VoidRecord] = field(default_factory=set)
 
     def voided(self, sequence: int) -> bool:
-        return any(first <= sequence <= last for first, last in self.voids)
+        return any(void.covers(sequence) for void in self.voids)
 
 
 class Strays:
@@ -116,11 +116,8 @@ class Strays:
 
     def _take(self, envelope: Envelope, heard: _Heard) -> None:
         if envelope.kind is Kind.VOID:
-            try:
-                void = VoidRecord.decode(self._sealer.open(envelope))
-            except CorruptRecord:
-                return
-            heard.voids.add((void.first, void.last))
+            if (void := open_void(self._sealer, envelope)) is not None:
+                heard.voids.add(void)
         elif envelope.kind is Kind.OBJECT and envelope.version in heard.records:
             heard.records[envelope.version].add(envelope)
 
