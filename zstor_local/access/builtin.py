@@ -12,12 +12,12 @@ from zstor_local.access.ownership import issuer_name
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
 from zstor_local.access.signing_keys import SigningKeys
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
-from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, NotFound, PermissionDenied
+from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, PermissionDenied
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
 from zstor_local.runtime import Runtime
-from zstor_local.store.namespaces import PERMISSIONS_TABLE
+from zstor_local.store.namespaces import PERMISSIONS_TABLE, no_namespace
 from zstor_local.store.store import Store
 from zstor_local.store.storewide import StoredRow, StoreWide
 
@@ -106,7 +106,7 @@ class BuiltInAuthority:
     def _must_exist(self, namespace: str, row: StoredRow | None) -> None:
         """Namespaces that a first write made have no row here before somebody is given something."""
         if row is None and namespace != STORE_NAMESPACE and not self._exists(namespace):
-            raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them", namespace=namespace)
+            raise no_namespace(namespace)
 
     # --- Tokens ---
 

@@ -20,6 +20,7 @@ from zstor_local.access.itsyouonline_http import Answer, Service
 from zstor_local.access.trust import AUDIENCE, TrustDocument
 from zstor_local.errors import AlreadyExists, InvalidParams, NotFound, NotSupported, PermissionDenied, TooLarge, Unavailable, ZstorError
 from zstor_local.model.permission import OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
+from zstor_local.store.namespaces import no_namespace
 
 ISSUER: Final = "itsyouonline"
 CHILDREN: Final[tuple[Permission, ...]] = PERMISSIONS[:3]
@@ -164,7 +165,7 @@ class ItsYouOnline:
         answer = await self._service.call("GET", f"/organizations/{self._of(namespace, permission)}/users")
         if answer.status in (403, 404):
             if namespace not in (await self._tree()).namespaces:
-                raise NotFound(f"there is no namespace {namespace}", hint="`zstor namespace ls` lists them")
+                raise no_namespace(namespace)
             if answer.status == 404:
                 raise Unavailable(f"the namespace {namespace} is half made at ItsYou.Online", hint="create it again", retryable=False)
         if answer.status != 200:

@@ -135,7 +135,7 @@ class Namespaces:
         """The namespace, or NotFound; that with this id if one is given: it may have been removed, and made anew under its name."""
         found = self.find(name)
         if found is None or identity not in (None, found.id):
-            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
+            raise no_namespace(name)
         return found
 
     def by_id(self, namespace: NamespaceId) -> Namespace | None:
@@ -236,7 +236,7 @@ class Namespaces:
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
-                raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
+                raise no_namespace(name)
             record = self._open(current)
             changed = change(record)
             if (changed.policy, changed.placement) != (record.policy, record.placement):
@@ -251,9 +251,7 @@ class Namespaces:
 
         def decide(current: Envelope | None) -> Decision:
             if current is None or self._open(current).id != namespace.id:
-                raise NotFound(
-                    f"there is no namespace {namespace.name}", hint="`zstor namespace ls` lists them", namespace=namespace.name
-                )
+                raise no_namespace(namespace.name)
             if self._metastore.scan(namespace.id, "", None, 1) or self._committer.view.usage(namespace.id).objects > 0:
                 raise NotEmpty(f"the namespace {namespace.name} has objects", hint="delete them, or say force")
             namespace.gate.closed = True  # for whatever is decided from here on
@@ -335,3 +333,7 @@ class Namespaces:
 def row_name(namespace: str) -> str:
     """The metastore's row of a namespace."""
     return f"namespace/{namespace}"
+
+
+def no_namespace(name: str) -> NotFound:
+    return NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)

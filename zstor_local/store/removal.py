@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from zstor_local.errors import CorruptRecord, NotFound, ZstorError
+from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import NO_VERSION, Envelope, Kind, Tombstone
@@ -27,7 +27,7 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits
-from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.namespaces import Namespace, Namespaces, no_namespace
 from zstor_local.store.sealing import RecordSealer
 
 BATCH: Final = 200  # objects buried by one commit
@@ -84,7 +84,7 @@ class NamespaceRemoval:
         Once it has begun it goes on, whether the caller waits or not; where it fails, the next call or start takes it up.
         """
         if self._namespaces.record(name) is None:
-            raise NotFound(f"there is no namespace {name}", hint="`zstor namespace ls` lists them", namespace=name)
+            raise no_namespace(name)
 
         def closing(record: NamespaceRecord) -> NamespaceRecord:
             return replace(record, deleting=True)
