@@ -18,6 +18,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.store import reads
 from zstor_local.store.caller import Nobody
 from zstor_local.store.objects import WriteOptions
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.reading import ObjectReader, whole
 from zstor_local.store.sinks import FileSink, PipeSink
 from zstor_local.store.sources import BytesSource, FileSource, PipeSource
@@ -341,7 +342,7 @@ async def test_a_list_goes_in_the_order_of_the_keys_bytes(home: Home) -> None:
 
 
 async def test_a_list_longer_than_a_turn_is_whole(home: Home) -> None:
-    wanted = [f"{number:03}" for number in range(2 * reads.LIST_TURN + 5)]
+    wanted = [f"{number:03}" for number in range(2 * RECORDS_A_TURN + 5)]
     async with home.open() as store:
         async with trio.open_nursery() as nursery:
             for key in wanted:

@@ -18,12 +18,11 @@ from zstor_local.formats.unixfs import LEAF_BYTES, PROFILE
 from zstor_local.model.ids import ObjectName
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespace
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
 NAMESPACE: Final = "_cas"  # no user can name it: names begin with a letter or digit
-
-_FIND_TURN: Final = 50  # records opened between two turns of other tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class Contents:
             return
         keys = self.store.metastore.referring(namespace.id, namespace.reference_hash(owner), after, limit)
         for position, key in enumerate(keys):
-            if position % _FIND_TURN == _FIND_TURN - 1:
+            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             content = self.look(cids.parse(key))
             if content is not None and owner in content.stored.record.references:

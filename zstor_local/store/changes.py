@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Final
 
 import trio
 
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import Kind
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import Stored, open_object, with_debts
-
-CHANGES_TURN: Final = 50  # records opened between two turns of other tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Changes:
         if namespace is None:
             return
         for position, row in enumerate(self._metastore.changes(namespace.id, sequence, limit)):
-            if position % CHANGES_TURN == CHANGES_TURN - 1:
+            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             stored = None
             if row.envelope.kind is Kind.OBJECT:

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+RECORDS_A_TURN: Final = 50  # records opened between two turns of other tasks
 BURST_SECONDS: Final = 1.0  # what may be read at once after a rest
 
 Spend = Callable[[int], Awaitable[None]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
 
 import trio
 
@@ -20,6 +19,7 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.coding import ScratchPool
 from zstor_local.store.errorgroups import alone
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.peeking import peek
 from zstor_local.store.reading import ObjectReader, Range, whole
 from zstor_local.store.sealing import RecordSealer
@@ -27,8 +27,6 @@ from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
 from zstor_local.store.stream_budget import StreamBudget
-
-LIST_TURN: Final = 50  # records opened between two turns of other tasks
 
 
 class ObjectFinder:
@@ -147,6 +145,6 @@ class ObjectFinder:
         if namespace is None:
             return
         for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
-            if position % LIST_TURN == LIST_TURN - 1:
+            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             yield self._stored(namespace_name, row.name, row.envelope)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final
 
 import trio
 
@@ -19,11 +18,10 @@ from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import no_key, open_object
 from zstor_local.store.writes import check_version
-
-FIND_TURN: Final = 50  # records opened between two turns of other tasks
 
 
 class References:
@@ -80,7 +78,7 @@ class References:
         if namespace is None:
             return
         for position, key in enumerate(self._metastore.referring(namespace.id, namespace.reference_hash(reference), after, limit)):
-            if position % FIND_TURN == FIND_TURN - 1:
+            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             envelope = self._metastore.get(namespace.id, key)
             if envelope is not None and reference in open_object(self._sealer, envelope).references:

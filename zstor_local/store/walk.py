@@ -17,10 +17,10 @@ from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName
 from zstor_local.model.record import ObjectRecord
 from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
 
-WALK_TURN: Final = 50  # records opened between two turns of other tasks
 LOOKS: Final = 10  # at a link that changes each time
 
 
@@ -89,7 +89,7 @@ class Walk:
             if route.holds(found.record.created):
                 yield found
             looked += 1
-            if looked % WALK_TURN == 0:
+            if looked % RECORDS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
             here = None if route.ends(found.record.created) else Position.at(found, route)
             found = None if here is None else self._step(namespace, route, here)
