@@ -32,6 +32,7 @@ from zstor_local.store.placing import Placing
 from zstor_local.store.reading import stretch
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
+from zstor_local.store.stored import open_void
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ async def test_the_event_loop_opens_no_record_and_asks_for_none(home: Home, monk
 
             return noted
 
-        monkeypatch.setattr(compaction, "open_void", noting("void", compaction.open_void))
+        monkeypatch.setattr(compaction, "open_void", noting("void", open_void))
         monkeypatch.setattr(store.metastore, "newest", noting("newest", store.metastore.newest))
         assert await store.compaction.compact(unpaced, least=0.1) > 0
         for met in threads.values():

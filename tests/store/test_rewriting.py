@@ -22,7 +22,7 @@ from zstor_local.store.writes import WriteOptions
 OTHER = Policy(1, 3, chunk_size=2 * CHUNK, compression="none", padding="padme")
 
 
-class Told:
+class Told(Nobody):
     def __init__(self) -> None:
         self.seen: list[tuple[int, int | None]] = []
 

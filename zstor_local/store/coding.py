@@ -31,9 +31,7 @@ from zstor_local.store.sources import FileSource, StreamSource, fill
 from zstor_local.value import value
 
 INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding
-BATCH_BYTES: Final = (
-    8 * limits.MIB
-)  # plain bytes one thread call takes at most: long enough to make the hop cheap, short enough to be fair
+BATCH_BYTES: Final = 8 * limits.MIB  # plain bytes in a thread call: so many that the hop is cheap, so few that it is fair to others
 STREAM_BUFFERS: Final = 3  # chunks of a stream in memory: one filling, two in the workers
 
 

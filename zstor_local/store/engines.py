@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
 from zstor_local import limits
 from zstor_local.coding.keys import NamespaceKeys
@@ -17,9 +17,9 @@ from zstor_local.runtime import Files, Runtime, settle_file, sync_directory
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
 
-METASTORE: str = "metastore.sqlite"
-INDEX: str = "index.sqlite"
-RESERVE: str = "reserve"
+METASTORE: Final = "metastore.sqlite"
+INDEX: Final = "index.sqlite"
+RESERVE: Final = "reserve"
 
 
 class Engines(Protocol):

@@ -33,7 +33,7 @@ from zstor_local.errors import (
     Unavailable,
 )
 from zstor_local.metastore.base import Debt, Metastore, Owed
-from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
+from zstor_local.model.ids import ID_BYTES, ShardUid
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.runtime import Runtime
@@ -145,8 +145,7 @@ class Membership:
         uid = ShardUid(self._runtime.randomness.bytes(ID_BYTES))
         name = self._free_id(record) if instead_of is None else instead_of.id
         entry = ShardEntry(number, uid, name, url, group or "", added=True)
-        store_id: StoreId = self._sealer.store_id
-        marker = Marker(store_id, uid, number, self._runtime.clock.now())
+        marker = Marker(self._sealer.store_id, uid, number, self._runtime.clock.now())
         self._committer.must_take_changes()  # a place whose listing is in doubt keeps the marker that it was listed with
         await self._runtime.threads.run(self._create, url, marker)
 

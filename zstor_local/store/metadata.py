@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 import pybase64
 
 from zstor_local.errors import CorruptRecord, InvalidParams
-from zstor_local.model.policy import Policy
+from zstor_local.model.policy import Compression, Padding, Policy
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.stored import Stored
 from zstor_local.store.writes import DIGEST_PREFIX
@@ -22,8 +22,8 @@ class PolicyView(TypedDict):
     k: int
     m: int
     chunk_size: int
-    compression: Literal["zstd", "none"]
-    padding: Literal["none", "padme"]
+    compression: Compression
+    padding: Padding
 
 
 class SharePlace(TypedDict):

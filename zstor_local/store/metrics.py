@@ -6,12 +6,12 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import get_args
 
-from zstor_local.store.store import Store
-
-_STATES: Final = ("ok", "degraded", "readonly", "failed")
-_SHARD_STATES: Final = ("ok", "missing", "readonly", "full", "failed")
+from zstor_local.shards.base import ShardState
+from zstor_local.store.scrub import ScrubState
+from zstor_local.store.scrubrow import WORDS
+from zstor_local.store.store import Store, StoreHealth
 
 Sample = tuple[Mapping[str, str], float | None]
 
@@ -23,7 +23,7 @@ def metrics(store: Store) -> str:
 
 def _lines(store: Store) -> Iterator[str]:
     state, scrub, shards = store.committer.state, store.scrub.status(), store.shard_statuses()
-    yield from _metric("state", "gauge", "1 for the state that the store is in.", _one_of(store.health, _STATES))
+    yield from _metric("state", "gauge", "1 for the state that the store is in.", _one_of(store.health, get_args(StoreHealth)))
     yield from _metric("objects", "gauge", "Objects stored.", [({}, state.objects)])
     yield from _metric("object_bytes", "gauge", "Plain bytes of all objects.", [({}, state.bytes)])
     yield from _metric("sequence", "counter", "Sequence of the last committed change.", [({}, state.sequence)])
@@ -37,7 +37,7 @@ def _lines(store: Store) -> Iterator[str]:
         "shard_state",
         "gauge",
         "1 for the state that a shard is in.",
-        [({"shard": shard.id, **labels}, value) for shard in shards for labels, value in _one_of(shard.state, _SHARD_STATES)],
+        [({"shard": shard.id, **labels}, value) for shard in shards for labels, value in _one_of(shard.state, get_args(ShardState))],
     )
     for name, help_text, attribute in (
         ("shard_used_bytes", "Bytes used where a shard lies.", "used"),
@@ -45,25 +45,13 @@ def _lines(store: Store) -> Iterator[str]:
         ("shard_latency_milliseconds", "How long a shard took to answer.", "latency_ms"),
     ):
         yield from _metric(name, "gauge", help_text, [({"shard": shard.id}, getattr(shard, attribute)) for shard in shards])
-    yield from _metric("scrub_state", "gauge", "1 for what the scrub does.", _one_of(scrub.state, ("idle", "running", "paused")))
+    yield from _metric("scrub_state", "gauge", "1 for what the scrub does.", _one_of(scrub.state, get_args(ScrubState)))
     yield from _metric("scrub_percent", "gauge", "How far the scrub is.", [({}, scrub.percent)])
     yield from _metric("scrub_overdue", "gauge", "1 if no scrub has ended for too long.", [({}, scrub.overdue)])
     ended = None if scrub.last_ended is None else scrub.last_ended / 1e6
     yield from _metric("scrub_last_end_seconds", "gauge", "When the last scrub ended, since 1970 UTC.", [({}, ended)])
-    found = scrub.found
-    yield from _metric(
-        "scrub_found",
-        "gauge",
-        "What the present scrub, or the last one, has found.",
-        [
-            ({"kind": "bad_shares"}, found.bad_shares),
-            ({"kind": "unreadable"}, found.unreadable),
-            ({"kind": "lacking_records"}, found.lacking_records),
-            ({"kind": "strays_freed"}, found.strays_freed),
-            ({"kind": "strays_kept"}, found.strays_kept),
-            ({"kind": "unknown_keys"}, found.unknown_keys),
-        ],
-    )
+    found = [({"kind": kind}, getattr(scrub.found, kind)) for kind in WORDS]
+    yield from _metric("scrub_found", "gauge", "What the present scrub, or the last one, has found.", found)
     jobs = [job.state for job in store.jobs.list()]
     yield from _metric("jobs_running", "gauge", "Jobs that run.", [({}, jobs.count("running"))])
 

@@ -104,7 +104,7 @@ class Namespaces:
         self._committer = committer
         self._pool = pool
         self._sealer = sealer
-        self.hasher = self._hasher = hasher
+        self.hasher = hasher
         self._rows = rows
         self._policy = policy
         self._on_servers = on_servers
@@ -284,7 +284,7 @@ class Namespaces:
         shards = self._pool.numbers
         majority = len(shards) // 2 + 1
         # Records of before 0.2 have the hash of the bare name: whatever follows one must lie under the same hash, for a rebuild.
-        hashed = self._hasher.key_hash(STORE_WIDE, row) if current is None else current.key_hash
+        hashed = self.hasher.key_hash(STORE_WIDE, row) if current is None else current.key_hash
         return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority)}  # k is 1, as of any row
 
     def _must_fit(self, record: NamespaceRecord) -> None:
@@ -325,7 +325,7 @@ class Namespaces:
         gate = known.gate if known is not None and known.id == record.id else Gate()
         gate.quota, gate.closed = record.quota, gate.closed or record.deleting
         keys = self._sealer.keys(record.id)
-        made = Namespace(record.name, record.id, record.policy, keys, self._hasher, record.created, record.placement, gate)
+        made = Namespace(record.name, record.id, record.policy, keys, self.hasher, record.created, record.placement, gate)
         self._known[record.name] = made
         return made
 

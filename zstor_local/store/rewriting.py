@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -18,7 +18,7 @@ from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId, ObjectName
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
-from zstor_local.store.caller import Nobody
+from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.coding import Coded
 from zstor_local.store.committer import Committer
@@ -36,12 +36,6 @@ BATCH: Final = 100  # keys between two notes of how far it is
 LOOKS: Final = 5  # at a key that others keep changing
 BUSY_SECONDS: Final = 1.0  # until a look whether clients have left memory for a stream
 TOLD: Final = 100  # keys of unreadable objects that the result names
-
-
-class RewriteProgress(Protocol):
-    """Where a rewrite tells how many objects it has come past."""
-
-    def progress(self, done: int, total: int | None) -> None: ...
 
 
 @dataclass(slots=True)
@@ -77,7 +71,7 @@ class Rewriting:
         self._rows = rows
         self._objects = objects
 
-    async def rewrite(self, name: str, told: RewriteProgress) -> Rewritten:
+    async def rewrite(self, name: str, caller: Caller) -> Rewritten:
         """Write every object of the namespace again, durable each for itself; goes on where an earlier one was broken off."""
         namespace = self._namespaces.get(name)
         started = self._rows.get(REWRITE_TABLE, namespace.id.hex())
@@ -90,7 +84,7 @@ class Rewriting:
                     result.objects += await self._renew(ObjectName(name, row.name), namespace)
                 except (CorruptRecord, Unreadable):
                     result.unreadable += [row.name][: TOLD - len(result.unreadable)]
-                told.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
+                caller.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
             after = rows[-1].name
             await self._note(namespace, after, result.objects)
         await self._rows.remove(REWRITE_TABLE, namespace.id.hex())

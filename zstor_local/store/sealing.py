@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from zstor_local.coding.keys import KeyHasher, KeyRing, NamespaceKeys
+from zstor_local.coding.keys import SALT_BYTES, KeyRing, NamespaceKeys
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, associated_data
 from zstor_local.runtime import Randomness
 
-SALT_BYTES = 32
-
-
-SHARDS_OF_ONE = 10_000  # another store's shards have numbers below it there
+SHARDS_OF_ONE: Final = 10_000  # another store's shards have numbers below it there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,3 @@ class RecordSealer:
     def _associated(self, envelope: Envelope) -> bytes:
         store_id = self.store_of(envelope.namespace)
         return associated_data(store_id, envelope.kind, envelope.namespace, envelope.key_hash, envelope.version, envelope.sequence)
-
-
-__all__ = ["KeyHasher", "RecordSealer"]

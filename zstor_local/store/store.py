@@ -153,7 +153,7 @@ class Store:
             config.scrub,
             health=self.shares_health,
             mending=self.mending,
-            copies=CopyCheck(runtime, metastore, sealer, lambda: [namespace.id for namespace in self.namespaces.all()]),
+            copies=CopyCheck(runtime, metastore, sealer, self.namespaces.ids),
             collect=self.collect,
         )
         self.compaction = Compaction(
