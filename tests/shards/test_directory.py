@@ -17,7 +17,8 @@ from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import outcomes
 from tests.simulation.world import Mount, World
 from zstor_local.coding.block import ChunkShape
-from zstor_local.coding.share import pack_chunk_table, pack_share_end, parse_chunk_table
+from zstor_local.coding.share import pack_share_end
+from zstor_local.coding.table import pack_chunk_table, parse_chunk_table
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import marker_store

@@ -27,13 +27,13 @@ from zstor_local.store.store import Store
 def decoded(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[int]]:
     """The share indices of the blocks from which each chunk was decoded."""
     seen: dict[int, set[int]] = {}
-    original = ChunkCoder.decode_parts
+    original = ChunkCoder.decode
 
     def record(self: ChunkCoder, scratch: Scratch, chunk: int, shape: ChunkShape, blocks: Mapping[int, Buffer]) -> list[Buffer]:
         seen[chunk] = set(blocks)
         return original(self, scratch, chunk, shape, blocks)
 
-    monkeypatch.setattr(ChunkCoder, "decode_parts", record)
+    monkeypatch.setattr(ChunkCoder, "decode", record)
     return seen
 
 

@@ -99,13 +99,10 @@ class ChunkCoder:
             raise BadBlock(f"block {index} of chunk {chunk} has {len(sealed)} bytes")
         return self._sealer.open(chunk, index, shape, sealed)
 
-    def decode(self, scratch: Scratch, chunk: int, shape: ChunkShape, blocks: Mapping[int, Buffer]) -> Buffer:
-        """The plain chunk from any k of its *opened* blocks by index. BadBlock if they are no chunk of this shape."""
-        parts = self.decode_parts(scratch, chunk, shape, blocks)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def decode_parts(self, scratch: Scratch, chunk: int, shape: ChunkShape, blocks: Mapping[int, Buffer]) -> list[Buffer]:
-        """As `decode`, in pieces whose concatenation is the plain chunk: uncompressed data blocks are handed on, not joined."""
+    def decode(self, scratch: Scratch, chunk: int, shape: ChunkShape, blocks: Mapping[int, Buffer]) -> list[Buffer]:
+        """The plain chunk from any k of its *opened* blocks by index, in pieces whose concatenation it is: uncompressed data blocks are
+        handed on, not joined. BadBlock if they are no chunk of this shape.
+        """
         width = block_width(shape.stored_length, self.policy.k, self.policy.padding)
         if {*map(len, blocks.values())} != {width}:
             raise BadBlock(f"a block of chunk {chunk} does not have {width} bytes")

@@ -164,17 +164,11 @@ class KeyRing:
         self._opened: dict[NamespaceId | None, NamespaceKeys] = {}
         self._lock = Lock()
 
-    def record_key(self, namespace: NamespaceId) -> bytes:
-        """The 32 bytes from which a namespace's records open; an invitation wraps them to another user."""
-        return self._record_key(self._masters[self._sealing].key, namespace)
-
     def record_keys(self, namespace: NamespaceId) -> tuple[bytes, ...]:
-        """That, and those from older master keys, the newest first."""
+        """The 32 bytes from which a namespace's records open, and those from older master keys, the newest first; an invitation wraps
+        them to another user.
+        """
         return tuple(self._record_key(master.key, namespace) for master in self._masters)
-
-    def store_record_key(self) -> bytes:
-        """The 32 bytes from which the store-wide records open."""
-        return self._record_key(self._masters[self._sealing].key, None)
 
     def namespace(self, namespace: NamespaceId) -> NamespaceKeys:
         """The keys of one namespace."""

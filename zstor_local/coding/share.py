@@ -25,63 +25,29 @@ A small share is its blocks alone, in chunk order. A share file has four parts m
     footer, 40 bytes:    8s magic b"ZSTORIDX", u32 number of chunks, u32 length of the sealed table, u64 length of the blocks,
                          16s BLAKE3 of the index and the 24 bytes before
 
-Checksums here find accidents, not attacks: nothing is believed until a block opens. A damaged footer or index costs a scan of the
-block headers and no data.
+Checksums here find accidents, not attacks: nothing is believed until it opens. Whoever has the record needs neither index nor footer,
+but the footer for the sealed table: where that is damaged, another share's table is read.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
 
 from zstor_local.coding.block import FORMAT, BadBlock, Buffer, ChunkShape, public_shape
-from zstor_local.coding.table import (
-    BLOCK_HEADER_BYTES,
-    ENTRY_BYTES,
-    ChunkTable,
-    block_size,
-    pack_chunk_table,
-    parse_chunk_table,
-    sealed_table_length,
-    split_word,
-)
-from zstor_local.limits import CHUNK_SIZE_MAX, CHUNKS_MAX, KIB, SHARES_MAX
+from zstor_local.coding.table import ENTRY_BYTES, ChunkTable
+from zstor_local.limits import SHARES_MAX
 from zstor_local.model.ids import ID_BYTES, NamespaceId, Version
 from zstor_local.model.policy import PADDINGS, Padding
 
-__all__ = [
-    "BLOCK_HEADER_BYTES",
-    "FOOTER_BYTES",
-    "SHARE_HEADER_BYTES",
-    "ChunkTable",
-    "FoundBlock",
-    "ShareFooter",
-    "ShareHeader",
-    "block_size",
-    "pack_block_header",
-    "pack_chunk_table",
-    "pack_share_end",
-    "pack_share_header",
-    "parse_block_header",
-    "parse_chunk_table",
-    "parse_share_footer",
-    "parse_share_header",
-    "parse_share_index",
-    "scan_blocks",
-    "sealed_table_length",
-]
-
 SHARE_HEADER_BYTES: Final = 64
 FOOTER_BYTES: Final = 40
-SCAN_STEP_BYTES: Final = 64 * KIB
 
 _BLOCK: Final = struct.Struct("<2sBBIII")
 _BLOCK_MAGIC: Final = b"ZB"
-_BLOCK_START: Final = _BLOCK_MAGIC + bytes([FORMAT])
 _HEADER: Final = struct.Struct("<8sBBBBB3x16s16s8x")
 _HEADER_MAGIC: Final = b"ZSTORSHR"
 _HEADER_CHECK_BYTES: Final = 8
@@ -115,7 +81,6 @@ class ShareFooter:
     chunks: int
     table_length: int
     blocks_length: int
-    checksum: bytes
 
     @property
     def table_offset(self) -> int:
@@ -133,31 +98,10 @@ class ShareFooter:
         return self.chunks * ENTRY_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class FoundBlock:
-    """A block header met in a scan: its chunk, where the header begins in the file, and the shape that it claims."""
-
-    chunk: int
-    offset: int
-    shape: ChunkShape
-
-
 def pack_block_header(chunk: int, shape: ChunkShape, padding: Padding = "none") -> bytes:
     """The 16 bytes before a sealed block. With Padmé they do not tell the true lengths."""
     seen = public_shape(shape, padding)
     return _BLOCK.pack(_BLOCK_MAGIC, FORMAT, seen.codec, chunk, seen.plain_length, seen.stored_length)
-
-
-def parse_block_header(data: Buffer) -> tuple[int, ChunkShape]:
-    """The chunk number and the shape that a block's header claims, or BadBlock."""
-    if len(data) < BLOCK_HEADER_BYTES:
-        raise BadBlock("a block header is cut short")
-    magic, format_, codec, chunk, plain_length, stored_length = _BLOCK.unpack_from(data)
-    if magic != _BLOCK_MAGIC or format_ != FORMAT:
-        raise BadBlock("there is no block header here")
-    if chunk >= CHUNKS_MAX or plain_length > CHUNK_SIZE_MAX:
-        raise BadBlock(f"a block header claims chunk {chunk} of {plain_length} bytes")
-    return chunk, ChunkShape(plain_length, stored_length, codec)
 
 
 def pack_share_header(header: ShareHeader) -> bytes:
@@ -188,58 +132,12 @@ def pack_share_end(table: ChunkTable, table_length: int = 0) -> bytes:
 def parse_share_footer(data: Buffer, file_size: int) -> ShareFooter:
     """The last 40 bytes of a share file, or BadBlock if they are no footer or speak of a file of another size.
 
-    Its checksum covers the index too and is compared by `parse_share_index`.
+    Its checksum is not compared: nothing is believed of what it leads to until that opens.
     """
     if len(data) != FOOTER_BYTES:
         raise BadBlock("a share's footer is cut short")
     magic, chunks, table_length, blocks_length = _FOOTER.unpack_from(data)
-    footer = ShareFooter(chunks, table_length, blocks_length, bytes(data[_FOOTER.size :]))
+    footer = ShareFooter(chunks, table_length, blocks_length)
     if magic != _FOOTER_MAGIC or footer.index_offset + footer.index_length + FOOTER_BYTES != file_size:
         raise BadBlock("a share's footer is damaged")
     return footer
-
-
-def parse_share_index(footer: ShareFooter, data: Buffer) -> Iterator[tuple[int, int]]:
-    """(stored length, codec) of each block as its header has them; BadBlock, at once, if index and footer do not belong together."""
-    fields = _FOOTER.pack(_FOOTER_MAGIC, footer.chunks, footer.table_length, footer.blocks_length)
-    if blake3(bytes(data) + fields).digest(_FOOTER_CHECK_BYTES) != footer.checksum:
-        raise BadBlock("a share's index is damaged")
-    return (split_word(word) for (word,) in struct.iter_unpack("<I", data))
-
-
-def scan_blocks(read: Callable[[int, int], Buffer], file_size: int, header: ShareHeader) -> Iterator[FoundBlock]:
-    """The blocks of a share file by their headers, in the order of the file, for when its footer or index is damaged.
-
-    `read(offset, length)` gives those bytes of the file, fewer only at its end. A damaged header hides its own block and no other: a
-    header is only trusted to tell where the next one is if the next chunk's header is there; otherwise every place behind it is
-    looked at. What is found is a claim until the block opens, and two may claim one chunk; one place in 2⁵⁰ of sealed bytes looks
-    like a header.
-    """
-    found = _search(read, SHARE_HEADER_BYTES, file_size, header)
-    while found:
-        yield found
-        following = _block_at(read, found.offset + block_size(found.shape, header.k, header.padding), file_size, header)
-        trusted = following is not None and following.chunk == found.chunk + 1
-        found = following if trusted else _search(read, found.offset + 1, file_size, header)
-
-
-def _block_at(read: Callable[[int, int], Buffer], offset: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
-    """The block whose header is at `offset`, if there is one and the file can hold it."""
-    try:
-        chunk, shape = parse_block_header(read(offset, BLOCK_HEADER_BYTES))
-    except BadBlock:
-        return None
-    whole = offset + block_size(shape, header.k, header.padding) <= file_size
-    return FoundBlock(chunk, offset, shape) if whole else None
-
-
-def _search(read: Callable[[int, int], Buffer], start: int, file_size: int, header: ShareHeader) -> FoundBlock | None:
-    """The first block at `start` or behind it, however far."""
-    for base in range(start, file_size, SCAN_STEP_BYTES):
-        window = bytes(read(base, SCAN_STEP_BYTES + len(_BLOCK_START) - 1))
-        at = window.find(_BLOCK_START)
-        while at >= 0:
-            if found := _block_at(read, base + at, file_size, header):
-                return found
-            at = window.find(_BLOCK_START, at + 1)
-    return None

@@ -13,9 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.coding.share import (
-    ShareHeader,
-)
+from zstor_local.coding.share import ShareHeader
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope

@@ -18,7 +18,8 @@ import trio
 from zstor_local import limits
 from zstor_local.coding.chunk import ChunkCoder, Scratch
 from zstor_local.coding.seal import BlockBinding, BlockSealer
-from zstor_local.coding.share import ChunkTable, block_size, pack_block_header, pack_chunk_table, pack_share_end
+from zstor_local.coding.share import pack_block_header, pack_share_end
+from zstor_local.coding.table import ChunkTable, block_size, pack_chunk_table, table_word
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import ObjectRecord
@@ -324,7 +325,7 @@ class LargeWrite:
             size = block_size(packed.shape, self._policy.k, self._policy.padding)
             with self._turns.take(number):
                 self._digest.update(plain)
-                self._words.append(packed.shape.stored_length | packed.shape.codec << 31)
+                self._words.append(table_word(packed.shape))
                 self._size += len(plain)
                 offset, self._offset = self._offset, self._offset + size
             blocks = self._coder.seal(scratch, number, packed)

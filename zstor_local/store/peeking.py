@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from zstor_local.coding.block import BadBlock, Buffer, ChunkShape
 from zstor_local.coding.chunk import ChunkCoder, Scratch
-from zstor_local.coding.share import BLOCK_HEADER_BYTES, block_size, pack_block_header, parse_chunk_table
+from zstor_local.coding.share import pack_block_header
+from zstor_local.coding.table import BLOCK_HEADER_BYTES, block_size, parse_chunk_table
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.coding import block_sealer
@@ -29,7 +30,7 @@ def peek(pool: ShardPool, store_id: StoreId, namespace: Namespace, stored: Store
             blocks = _blocks(pool, stored, coder, chunk, shape, table.offset(chunk))
             if blocks is None:
                 return None
-            parts += part.cut(chunk, shape.plain_length, coder.decode_parts(scratch, chunk, shape, blocks))
+            parts += part.cut(chunk, shape.plain_length, coder.decode(scratch, chunk, shape, blocks))
     except BadBlock:
         return None
     return b"".join(parts)

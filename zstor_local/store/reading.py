@@ -127,7 +127,7 @@ class ObjectReader:
 
     def _decode(self, scratch: Scratch, chunk: int, stretch: Range) -> list[Buffer]:
         shape = self.shares.table().shape(chunk)
-        parts = self.shares.coder.decode_parts(scratch, chunk, shape, self.shares.fetch(chunk))
+        parts = self.shares.coder.decode(scratch, chunk, shape, self.shares.fetch(chunk))
         return stretch.cut(chunk, shape.plain_length, parts)
 
     def close(self) -> None:

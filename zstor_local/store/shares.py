@@ -11,7 +11,8 @@ from typing import Final, Literal, NamedTuple
 from zstor_local.coding.block import BadBlock, Buffer, ChunkShape
 from zstor_local.coding.chunk import ChunkCoder
 from zstor_local.coding.seal import BlockSealer
-from zstor_local.coding.share import BLOCK_HEADER_BYTES, ChunkTable, pack_block_header, parse_chunk_table, sealed_table_length
+from zstor_local.coding.share import pack_block_header
+from zstor_local.coding.table import BLOCK_HEADER_BYTES, ChunkTable, parse_chunk_table, sealed_table_length
 from zstor_local.errors import CorruptRecord, Unreadable
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.record import ObjectRecord
