@@ -117,7 +117,7 @@ class Registry:
                 parameters=tuple(parameters),
                 variadic=variadic,
                 result=self.schemas.compile(_result(hints["return"])),
-                errors=tuple(errors),
+                errors=tuple(sorted({*errors}, key=lambda error: error.code)),
                 urgent=urgent,
                 long=long,
                 plain=not inspect.iscoroutinefunction(function),

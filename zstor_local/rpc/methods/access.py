@@ -10,12 +10,8 @@ from zstor_local.access.trust import TOKEN_SECONDS, TOKEN_SECONDS_MAX
 from zstor_local.errors import (
     CorruptRecord,
     InvalidParams,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
     NotSupported,
-    OutcomeUnknown,
     PermissionDenied,
     Unauthenticated,
     Unavailable,
@@ -23,6 +19,7 @@ from zstor_local.errors import (
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.permission import OWNER, Permission, Rights, check_user
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.namespaces import Name
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -32,8 +29,8 @@ Words = Annotated[Word | list[Word], "read, write, delete, admin (which is all o
 User = Annotated[str, "the user's name: 1 to 255 of A-Z, a-z, 0-9 and . _ @ + -"]
 
 MICROSECONDS: Final = 1_000_000
-ERRORS: Final = [NotFound, PermissionDenied, Unauthenticated, Unavailable, CorruptRecord]
-CHANGE_ERRORS: Final = [*ERRORS, NotEnoughShards, NoSpace, OutcomeUnknown, IoError]
+ERRORS: Final[Failures] = [NotFound, PermissionDenied, Unauthenticated, Unavailable, CorruptRecord]
+CHANGE_ERRORS: Final[Failures] = [*ERRORS, *COMMIT_ERRORS]
 
 
 class PermissionView(TypedDict):

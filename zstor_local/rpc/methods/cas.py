@@ -17,20 +17,15 @@ from zstor_local.errors import (
     CorruptRecord,
     Incomplete,
     InvalidParams,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PathRefused,
     TooLarge,
-    Unavailable,
     Unreadable,
-    ZstorError,
 )
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
-from zstor_local.rpc.methods.objects import FILE_ERRORS, READ_ERRORS, Count, Digest, Fd, Offset, Path, Size
+from zstor_local.rpc.methods.objects import Count, Digest, Fd, Offset, Path, Size
 from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
@@ -46,7 +41,7 @@ Id = Annotated[str, "the content's id, as cas.upload answered it (in any base; C
 OwnerIn = Annotated[str, f"whose pin it is; “{USER}” if not given, and “{LOGS}…” are those of logs", Length(1, limits.REFERENCE_BYTES)]
 Reason = Annotated[str, "why, for whoever wonders later", Length(0, limits.PIN_REASON_BYTES)]
 
-CHANGE_ERRORS: Final[list[type[ZstorError]]] = [NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable, IoError, CorruptRecord]
+CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, CorruptRecord]
 
 _HINT: Final = "hand over a descriptor, or give a path"
 _LIST_BYTES_OF_A_PIN: Final = 6 * (limits.REFERENCE_BYTES + limits.PIN_REASON_BYTES) + 60  # at most, escaped

@@ -7,15 +7,11 @@ from typing import Annotated, Literal, TypedDict
 from zstor_local.errors import (
     Conflict,
     CorruptRecord,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PermissionDenied,
-    Unavailable,
-    Unreadable,
 )
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
@@ -70,7 +66,7 @@ def register(registry: Registry, store: Store) -> None:
 
     @registry.method(
         "object.repair",
-        errors=[NotFound, CorruptRecord, PermissionDenied, Unreadable, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable],
+        errors=[*READ_ERRORS, PermissionDenied, Conflict, *COMMIT_ERRORS],
         long=True,
     )
     async def repair(

@@ -8,8 +8,9 @@ from typing import TypedDict
 
 import trio
 
-from zstor_local.errors import Busy, IoError, NoSpace, NotEnoughShards, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.errors import Busy, ShuttingDown, ZstorError
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.store import Store
 
@@ -31,7 +32,7 @@ class Retired(TypedDict):
 def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[None]]) -> None:
     """Add the methods. `told` tells the shard servers that are there of the keys as they are now, and waits for them."""
 
-    @registry.method("key.rotate", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
+    @registry.method("key.rotate", errors=[Busy, ShuttingDown, *COMMIT_ERRORS])
     async def rotate(call: Call, /) -> Rotated:
         """Give the store a new master key.
 
@@ -47,7 +48,7 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
                 await told()  # before anybody destroys the words of the key that they know
         return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}
 
-    @registry.method("key.retire", errors=[Busy, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable, ShuttingDown])
+    @registry.method("key.retire", errors=[Busy, ShuttingDown, *COMMIT_ERRORS])
     async def retire(call: Call, /) -> Retired:
         """Have shard servers let in nobody any more who has an older master key; for when the words of the present one are kept.
 

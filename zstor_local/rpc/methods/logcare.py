@@ -13,11 +13,12 @@ from zstor_local.content.logs.policy import DEFAULT_LOG, check_log
 from zstor_local.content.logs.reading import LogReading
 from zstor_local.content.logs.scrubbing import Scrubbing
 from zstor_local.content.logs.verifying import Problem, Verifying
-from zstor_local.errors import AlreadyExists, Incomplete, InvalidParams, NotFound, ZstorError
+from zstor_local.errors import AlreadyExists, Incomplete, InvalidParams, NotFound
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import FILE_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover
 from zstor_local.rpc.methods.logs import CHANGE_ERRORS, LocalHash, LogIn, Seq
-from zstor_local.rpc.methods.objects import FILE_ERRORS, Fd, Path
+from zstor_local.rpc.methods.objects import Fd, Path
 from zstor_local.rpc.methods.values import exactly_one
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.objects import Source
@@ -27,7 +28,7 @@ from zstor_local.store.store import Store
 
 REMAINS: Final = "the entry's number and local hash; exported files; sealed copies on disks until their space is used again"
 
-_PACK_ERRORS: Final[list[type[ZstorError]]] = [*FILE_ERRORS, *(error for error in CHANGE_ERRORS if error not in FILE_ERRORS)]
+_PACK_ERRORS: Final[Failures] = [*FILE_ERRORS, *CHANGE_ERRORS]
 
 
 class LogProblem(TypedDict):

@@ -19,21 +19,15 @@ from zstor_local.errors import (
     BadEncoding,
     Busy,
     Conflict,
-    CorruptRecord,
     InvalidParams,
     IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     ShuttingDown,
     TooLarge,
-    Unavailable,
-    Unreadable,
-    ZstorError,
 )
 from zstor_local.formats.remotelog import Entry
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.ns import WaitSeconds
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
@@ -45,8 +39,8 @@ LogIn = Annotated[str, "the log; left out, the default one"]
 LocalHash = Annotated[bytes, "the hash that writers and readers know the entry by (in MVDS the message id), up to 64 bytes"]
 Seq = Annotated[int, "an entry's sequence number; the first entry has 1", Range(1)]
 
-LOG_ERRORS: Final[list[type[ZstorError]]] = [NotFound, CorruptRecord, Unreadable, IoError]
-CHANGE_ERRORS: Final[list[type[ZstorError]]] = [*LOG_ERRORS, Conflict, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable]
+LOG_ERRORS: Final[Failures] = [*READ_ERRORS, IoError]
+CHANGE_ERRORS: Final[Failures] = [*LOG_ERRORS, Conflict, *COMMIT_ERRORS]
 
 _ENTRY_BYTES: Final = 400  # about what an entry takes in a reply beside its value
 

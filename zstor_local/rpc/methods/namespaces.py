@@ -13,20 +13,16 @@ from zstor_local.errors import (
     Busy,
     CorruptRecord,
     InvalidParams,
-    IoError,
-    NoSpace,
     NotEmpty,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PermissionDenied,
     ShuttingDown,
-    Unavailable,
 )
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -40,7 +36,7 @@ Placement = Annotated[
     list[Annotated[str, Length(1, 63)]] | None, "the shards or groups that shares go to, by name; empty: all shards", Length(0, 255)
 ]
 
-CHANGE_ERRORS: Final = [CorruptRecord, NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable, IoError, ShuttingDown]
+CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, CorruptRecord, ShuttingDown]
 
 
 class PolicyIn(TypedDict, total=False):

@@ -13,17 +13,12 @@ from zstor_local.errors import (
     Busy,
     Conflict,
     CorruptRecord,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     ShuttingDown,
     TooLarge,
-    Unavailable,
-    ZstorError,
 )
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
@@ -35,16 +30,8 @@ IfSeq = Annotated[int, "only while the name has this sequence number; 0: only wh
 Encoding = Annotated[Literal["utf-8"] | None, "give the bytes as text"]
 WaitSeconds = Annotated[float, "wait so long for news, if there are none", Range(0, limits.LONG_POLL_SECONDS)]
 
-CHANGE_ERRORS: Final[list[type[ZstorError]]] = [
-    Conflict,
-    TooLarge,
-    NotEnoughShards,
-    NoSpace,
-    OutcomeUnknown,
-    Unavailable,
-    IoError,
-]
-POLL_ERRORS: Final[list[type[ZstorError]]] = [CorruptRecord, BadEncoding, Busy, ShuttingDown]
+CHANGE_ERRORS: Final[Failures] = [Conflict, TooLarge, *COMMIT_ERRORS]
+POLL_ERRORS: Final[Failures] = [CorruptRecord, BadEncoding, Busy, ShuttingDown]
 
 
 class NameUpdated(TypedDict):

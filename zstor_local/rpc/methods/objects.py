@@ -17,19 +17,17 @@ from zstor_local.errors import (
     InvalidParams,
     IoError,
     NoSpace,
-    NotEnoughShards,
     NotFound,
     OutcomeUnknown,
     PathRefused,
     PermissionDenied,
     TooLarge,
     Unavailable,
-    Unreadable,
-    ZstorError,
 )
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references, checked_user
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
@@ -61,25 +59,19 @@ Count = Annotated[int, "bytes wanted at most", Range(0)]
 Size = Annotated[int, "refuse the write unless just so many bytes arrive", Range(0)]
 Digest = Annotated[str, "refuse the write unless the bytes have this digest", Pattern("blake3:[0-9a-f]{64}")]
 
-WRITE_ERRORS: Final[list[type[ZstorError]]] = [
+WRITE_ERRORS: Final[Failures] = [
     NotFound,
     AlreadyExists,
     Conflict,
     CorruptRecord,
     PermissionDenied,
-    NotEnoughShards,
-    OutcomeUnknown,
-    NoSpace,
     TooLarge,
     Incomplete,
-    Unavailable,
-    IoError,
     PathRefused,
     Busy,
+    *COMMIT_ERRORS,
 ]
-DELETE_ERRORS: Final = [NotFound, Conflict, CorruptRecord, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, IoError]
-READ_ERRORS: Final[list[type[ZstorError]]] = [NotFound, Unreadable, CorruptRecord]
-FILE_ERRORS: Final[list[type[ZstorError]]] = [PathRefused, IoError, NoSpace, Busy]
+DELETE_ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, IoError]
 
 
 class Written(TypedDict):

@@ -9,17 +9,13 @@ from zstor_local.errors import (
     Conflict,
     CorruptRecord,
     InvalidParams,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PermissionDenied,
     TooLarge,
-    Unavailable,
 )
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.pages import cursor_of, key_of
 from zstor_local.rpc.registry import Registry
@@ -30,18 +26,7 @@ from zstor_local.store.store import Store
 
 Given = Annotated[list[Annotated[str, Length(1, limits.REFERENCE_BYTES)]], "1 to 255 bytes of UTF-8 each"]
 
-CHANGE_ERRORS: Final = [
-    NotFound,
-    Conflict,
-    CorruptRecord,
-    PermissionDenied,
-    TooLarge,
-    NotEnoughShards,
-    NoSpace,
-    OutcomeUnknown,
-    Unavailable,
-    IoError,
-]
+CHANGE_ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, PermissionDenied, TooLarge, *COMMIT_ERRORS]
 
 
 class Appended(TypedDict):

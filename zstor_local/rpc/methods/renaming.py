@@ -9,16 +9,12 @@ from zstor_local.errors import (
     Conflict,
     CorruptRecord,
     InvalidParams,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PermissionDenied,
-    Unavailable,
 )
 from zstor_local.model.ids import check_key
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
 from zstor_local.rpc.methods.objects import Written
 from zstor_local.rpc.registry import Registry
@@ -30,18 +26,7 @@ from zstor_local.store.store import Store
 NewKey = Annotated[str, "the other key, in the same namespace"]
 Exclusive = Annotated[bool, "refuse to replace an object"]
 
-ERRORS: Final = [
-    NotFound,
-    AlreadyExists,
-    Conflict,
-    CorruptRecord,
-    PermissionDenied,
-    NotEnoughShards,
-    NoSpace,
-    OutcomeUnknown,
-    Unavailable,
-    IoError,
-]
+ERRORS: Final[Failures] = [NotFound, AlreadyExists, Conflict, CorruptRecord, PermissionDenied, *COMMIT_ERRORS]
 
 
 def register(registry: Registry, store: Store) -> None:

@@ -7,14 +7,11 @@ from typing import Annotated, TypedDict
 from zstor_local.errors import (
     AlreadyExists,
     Conflict,
-    IoError,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
-    Unavailable,
 )
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.daemon import ShardView, shard_views
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.membership import Removed
 from zstor_local.store.store import Store
@@ -46,7 +43,7 @@ def register(registry: Registry, store: Store) -> None:
         await store.presence.look()
         return {"shards": shard_views(store)}
 
-    @registry.method("shard.add", errors=[AlreadyExists, Conflict, IoError, NotEnoughShards, OutcomeUnknown, Unavailable])
+    @registry.method("shard.add", errors=[AlreadyExists, Conflict, *COMMIT_ERRORS])
     async def add(
         call: Call,
         /,
@@ -62,7 +59,7 @@ def register(registry: Registry, store: Store) -> None:
 
     @registry.method(
         "shard.replace",
-        errors=[Conflict, IoError, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable],
+        errors=[NotFound, Conflict, *COMMIT_ERRORS],
         long=True,
     )
     async def replace(
@@ -74,7 +71,7 @@ def register(registry: Registry, store: Store) -> None:
         """
         return _view(await membership.replace(shard, url, call))
 
-    @registry.method("shard.remove", errors=[Conflict, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable], long=True)
+    @registry.method("shard.remove", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
     async def remove(
         call: Call,
         /,

@@ -10,19 +10,15 @@ from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
 from zstor_local.errors import (
     AlreadyExists,
-    IoError,
-    NoSpace,
-    NotEnoughShards,
     NotFound,
-    OutcomeUnknown,
     PermissionDenied,
     Unauthenticated,
-    Unavailable,
 )
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.permission import check_user
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.access import User
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS
 from zstor_local.rpc.methods.namespaces import Name
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length
@@ -54,9 +50,7 @@ class JoiningKey(TypedDict):
 def register(registry: Registry, store: Store, letters: Letters, joining: Joining, *, told: Callable[[], Awaitable[None]]) -> None:
     """Add the methods. `told` returns when shard servers know which namespaces there are."""
 
-    @registry.method(
-        "namespace.invite", errors=[NotFound, PermissionDenied, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable]
-    )
+    @registry.method("namespace.invite", errors=[NotFound, PermissionDenied, *COMMIT_ERRORS])
     async def invite(
         call: Call, /, namespace: Name, user: User, public_key: Annotated[str, "the user's, from `namespace.key`", Length(1, 255)]
     ) -> Invitation:
@@ -71,14 +65,14 @@ def register(registry: Registry, store: Store, letters: Letters, joining: Joinin
         await told()
         return {"invitation": await letters.invite(name, who, public)}
 
-    @registry.method("namespace.key", errors=[NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable])
+    @registry.method("namespace.key", errors=COMMIT_ERRORS)
     async def key(call: Call, /) -> JoiningKey:
         """Tell the public key that invitations for this daemon's user are made with."""
         return {"public_key": await joining.public_key()}
 
     @registry.method(
         "namespace.join",
-        errors=[AlreadyExists, PermissionDenied, Unauthenticated, NotEnoughShards, NoSpace, IoError, OutcomeUnknown, Unavailable],
+        errors=[AlreadyExists, PermissionDenied, Unauthenticated, *COMMIT_ERRORS],
         long=True,
     )
     async def join(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, TypedDict, cast
 
 from zstor_local import limits
-from zstor_local.errors import Cancelled, Conflict, NotFound, TimedOut, ZstorError
+from zstor_local.errors import Cancelled, Conflict, NotFound, TimedOut
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import Failures
 from zstor_local.rpc.methods.objects import WRITE_ERRORS, Written
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -25,8 +26,8 @@ class Passed(TypedDict):
 
 def register(registry: Registry) -> None:
     """Add the methods."""
-    errors: list[type[ZstorError]] = [NotFound, Conflict, Cancelled, TimedOut]
-    failures = [*errors, *(error for error in WRITE_ERRORS if error not in errors)]
+    errors: Failures = [NotFound, Conflict, Cancelled, TimedOut]
+    failures: Failures = [*errors, *WRITE_ERRORS]
 
     @registry.method("stream.write", errors=failures, urgent=True)
     async def write(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
-from zstor_local.errors import Busy, NoSpace, OutcomeUnknown, ShuttingDown, Unavailable
+from zstor_local.errors import Busy, ShuttingDown
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.metrics import metrics
 from zstor_local.store.pace import unpaced
@@ -14,7 +15,7 @@ from zstor_local.store.scrub import ScrubStatus
 from zstor_local.store.store import Store
 from zstor_local.store.strays import Judged
 
-CHANGE_ERRORS = [Unavailable, OutcomeUnknown, ShuttingDown, NoSpace]
+CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, ShuttingDown]
 
 
 class ScrubFound(TypedDict):

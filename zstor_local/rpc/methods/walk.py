@@ -13,6 +13,7 @@ from zstor_local.errors import Conflict, CorruptRecord, InvalidParams, NotFound,
 from zstor_local.model.ids import ObjectName, check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
+from zstor_local.rpc.methods.failures import Failures
 from zstor_local.rpc.methods.names import Names, Namespace
 from zstor_local.rpc.methods.pages import reply_bytes, room_for_page
 from zstor_local.rpc.registry import Registry
@@ -27,7 +28,7 @@ from zstor_local.store.walk import Position, Route, Walk
 
 Direction = Literal["forward", "backward"]
 
-ERRORS: Final = [NotFound, Conflict, CorruptRecord, Unreadable]
+ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, Unreadable]
 
 
 class WalkItem(TypedDict):
