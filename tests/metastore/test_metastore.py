@@ -16,6 +16,7 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from tests.metastore.conformance import OTHER_SPACE, SPACE, STORE, MetastoreLaws, envelope, names, row, transaction, version
+from tests.metastore.memory import Cell, MemoryMetastore
 from tests.troubled_files import TroubledFiles
 from zstor_local.errors import CorruptRecord, IoError
 from zstor_local.metastore.base import (
@@ -33,7 +34,6 @@ from zstor_local.metastore.base import (
     StoreState,
     Transaction,
 )
-from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ReferenceHash, ShareId
 from zstor_local.model.record import Kind
@@ -198,7 +198,7 @@ def test_a_tombstone_of_an_earlier_life_goes_with_a_new_object(path: str) -> Non
 def test_what_is_loaded_is_all_in_the_one_file(tmp_path: Path) -> None:
     path = str(tmp_path / "loaded.sqlite")
     parts = [transaction(row("a", 1), row("b", 1)), transaction(row("a", 2, Kind.TOMBSTONE), sequence=2)]
-    SqliteMetastore.load(path, STORE, parts)
+    SqliteMetastore.create(path, STORE, parts)
     assert [file.name for file in tmp_path.iterdir()] == ["loaded.sqlite"]
     with closing(SqliteMetastore(path)) as metastore:
         assert names(metastore.scan(SPACE, "", None, 10)) == ["b"]

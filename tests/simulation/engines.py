@@ -10,10 +10,10 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from tests.metastore.memory import Cell, MemoryMetastore
 from tests.simulation.world import World
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDamaged, Transaction
-from zstor_local.metastore.memory import Cell, MemoryMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Runtime
 from zstor_local.shards.log_index import LogIndex

@@ -26,6 +26,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.metastore.memory import Cell
 from tests.simulation.clients import Clients, History
 from tests.simulation.encounters import counted
 from tests.simulation.engines import SimulatedEngines, cell
@@ -51,7 +52,6 @@ from tests.simulation.trouble import LONG, SPARES, Ground, Trouble, Upkeep, comp
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local import limits
 from zstor_local.metastore.base import Owed
-from zstor_local.metastore.memory import Cell
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import key_exists
 from zstor_local.store.opening import open_store

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tests.metastore.memory import Cell
 from tests.simulation.house import House
 from zstor_local.metastore.base import Owed
-from zstor_local.metastore.memory import Cell
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord

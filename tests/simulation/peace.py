@@ -10,6 +10,7 @@ from typing import Final
 import trio
 import trio.testing
 
+from tests.metastore.memory import Cell
 from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.house import STORE
 from tests.simulation.oracle import BadState, live_records
@@ -19,7 +20,6 @@ from tests.simulation.trouble import Ground, scrub, spare_disk, staying
 from tests.simulation.world import World, run
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed
-from zstor_local.metastore.memory import Cell
 from zstor_local.model.ids import ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW

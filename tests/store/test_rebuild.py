@@ -231,7 +231,7 @@ async def test_a_new_metastore_that_cannot_be_made_leaves_the_old_one_where_it_i
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteMetastore, "load", refuse)
+        patch.setattr(SqliteMetastore, "create", refuse)
         with pytest.raises(StoreFault, match="cannot be made: "):
             rebuilt(home.config())
     async with home.open() as store:

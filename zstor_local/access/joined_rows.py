@@ -52,7 +52,7 @@ class Rows:
         self._path = f"{store.config.store}/{ROWS}{given.namespace_id.hex()}.sqlite"
         remove_rows(self._files, store.config.store, given)
         try:
-            SqliteMetastore.load(self._path, given.store_id, ())
+            SqliteMetastore.create(self._path, given.store_id, ())
             self.metastore: Metastore = SqliteMetastore(self._path)
         except _FAILED as error:
             raise IoError(f"there is no place for the records of a joined namespace: {error}", hint="make room") from error

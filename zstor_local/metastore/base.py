@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import NamespaceId, ReferenceHash, ShareId, StoreId, Version
-from zstor_local.model.record import Envelope
+from zstor_local.model.record import Envelope, Kind
 from zstor_local.value import value
 
 
@@ -113,6 +113,9 @@ class Transaction:
     usage: dict[NamespaceId, Usage] = field(default_factory=dict)  # what each namespace has more (or less) than before
 
 
+REPLACING: Final = (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE)  # kinds of which a record and a tombstone replace each other
+
+
 class MetastoreClosed(Exception):
     """The metastore failed before and serves no writes for the rest of the process."""
 
@@ -166,7 +169,7 @@ class Lookups(Protocol):
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None: ...
-    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
         """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
         ...
 
@@ -187,7 +190,7 @@ class Lookups(Protocol):
         ...
 
     def intents(self) -> Sequence[Intent]: ...
-    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]: ...
+    def garbage(self, shard: int, limit: int | None = None) -> Sequence[Garbage]: ...
     def garbage_count(self) -> int: ...
     def debts(self, shard: int | None = None) -> Sequence[Debt]: ...
     def debts_count(self) -> int: ...

@@ -44,7 +44,7 @@ class RoutedMetastore:
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
         return self._of(space).tombstone(space, name)
 
-    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
         return self._of(space).scan(space, prefix, after, limit)
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:

@@ -6,9 +6,10 @@ import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from zstor_local.metastore.base import (
+    REPLACING,
     CommitRefused,
     CommitUnknown,
     Debt,
@@ -58,15 +59,10 @@ create index tombstone_by_sequence on tombstone(space, sequence);
 _USAGE_SCHEMA: Final = """
 create table if not exists usage(space blob primary key, objects integer not null, bytes integer not null) without rowid;
 """
-_ROW: Final = "kind, space, key_hash, version, sequence, sealed"
-_AT_ONCE: Final = 500  # values in one query
-SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema above gives each column its type, unless the file is damaged
 
 # Primary result codes that tell of the system and not of what the file holds. For want of room for -shm the second and third come too.
 _PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _SYSTEM: Final = _PERHAPS_FULL | {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM}
-
-T = TypeVar("T")
 
 
 class SqliteMetastore(SqliteLookups):
@@ -107,13 +103,9 @@ class SqliteMetastore(SqliteLookups):
         self._no_tombstones = not self._all("select 1 from tombstone limit 1", ())
 
     @classmethod
-    def create(cls, path: str, store_id: StoreId) -> None:
-        """Make an empty metastore, durable when this returns (the directory entry is the caller's to sync); or CommitUnknown."""
-        cls.load(path, store_id, ())
-
-    @classmethod
-    def load(cls, path: str, store_id: StoreId, transactions: Iterable[Transaction]) -> None:
-        """Make a metastore with these transactions in it; as `create`. The file alone is the metastore then.
+    def create(cls, path: str, store_id: StoreId, transactions: Iterable[Transaction] = ()) -> None:
+        """Make a metastore with these transactions in it, durable when this returns (the directory entry is the caller's to sync); or
+        CommitUnknown. The file alone is the metastore then.
 
         The indexes are made when the rows are there: that sorts each of them once.
         """
@@ -175,9 +167,8 @@ class SqliteMetastore(SqliteLookups):
             "update store set sequence=?, reserved=?, writer=?, objects=?, bytes=?",
             (state.sequence, state.reserved, state.writer, state.objects, state.bytes),
         )
-        self._put_rows(
-            {(row.space, row.name.encode()): row.envelope for row in transaction.rows}
-        )  # of one written twice the last counts
+        # Of a row that is written twice the last counts.
+        self._put_rows({(row.space, row.name.encode()): row.envelope for row in transaction.rows})
         if transaction.intents:
             db.executemany("insert into intent values(?, ?)", [(i.version, _pack(i.shards)) for i in transaction.intents])
         if transaction.intents_done:
@@ -223,11 +214,7 @@ class SqliteMetastore(SqliteLookups):
                 continue
             self._writer.executemany(
                 f"delete from {other} where space=? and name=?",  # noqa: S608 (constants)
-                [
-                    (space, name)
-                    for space, name, envelope in rows
-                    if envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE)
-                ],
+                [(space, name) for space, name, envelope in rows if envelope.kind in REPLACING],
             )
 
     def _give_up(self, error: sqlite3.Error) -> None:

@@ -48,12 +48,12 @@ class SqliteLookups:
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
         return self._envelope(f"select {_ROW} from tombstone where space=? and name=?", (space, name.encode()))  # noqa: S608
 
-    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
         beginning = prefix.encode()
         low = beginning if after is None else max(beginning, after.encode() + b"\0")
         rows = self._all(
             f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
-            (space, low, limit),
+            (space, low, _most(limit)),
         )
         found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
         return [row for wanted, row in found if wanted]
@@ -88,8 +88,9 @@ class SqliteLookups:
     def intents(self) -> Sequence[Intent]:
         return _parsed(_intent, self._all("select version, shards from intent", ()))
 
-    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
-        return _parsed(_garbage, self._all("select shard, version, share, small from garbage where shard=? limit ?", (shard, limit)))
+    def garbage(self, shard: int, limit: int | None = None) -> Sequence[Garbage]:
+        query = "select shard, version, share, small from garbage where shard=? limit ?"
+        return _parsed(_garbage, self._all(query, (shard, _most(limit))))
 
     def garbage_count(self) -> int:
         return int(self._all("select count(*) from garbage", ())[0][0])
@@ -114,6 +115,11 @@ class SqliteLookups:
     def _envelope(self, query: str, values: tuple[object, ...]) -> Envelope | None:
         rows = self._all(query, values)
         return _parsed(_envelope, rows)[0] if rows else None
+
+
+def _most(limit: int | None) -> int:
+    """A limit as SQLite has it: a negative one is none."""
+    return -1 if limit is None else limit
 
 
 def primary_code(error: sqlite3.Error) -> int:

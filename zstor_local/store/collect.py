@@ -26,7 +26,6 @@ from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.strays import AT_ONCE, Judged, Stray, Strays, put_here
 
 REPORTED: Final = 1_000  # kept strays that are told one by one; further ones are counted
-ALL_GARBAGE: Final = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -108,7 +107,7 @@ class Collect:
     ) -> None:
         """Judge suspects when everything that was being written has come to its end, and have freed what is left behind."""
         await self._committer.commit(STORE_WIDE, "", lambda _: Decision())
-        pending = {garbage.share for garbage in self._metastore.garbage(number, ALL_GARBAGE)}
+        pending = {garbage.share for garbage in self._metastore.garbage(number)}
         intended = {intent.version for intent in self._metastore.intents()}
         left = [stray for stray in suspects if stray.share not in pending and stray.share.version not in intended]
         if not left:

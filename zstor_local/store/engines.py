@@ -66,7 +66,7 @@ class SqliteEngines:
         for name in self._files.list(store):  # what an interrupted try left
             if name.startswith(f"{METASTORE}.new"):
                 self._files.unlink(f"{store}/{name}")
-        SqliteMetastore.load(temporary, store_id, transactions)
+        SqliteMetastore.create(temporary, store_id, transactions)
         self._put_aside(store)
         self._files.rename(temporary, f"{store}/{METASTORE}")
         sync_directory(self._files, store)

@@ -53,7 +53,6 @@ from zstor_local.store.presence import NEW, Presence
 from zstor_local.store.sealing import RecordSealer
 
 DRAIN_JOB: Final = "shard.drain"
-ALL: Final = 1_000_000_000  # rows
 
 log = logging.getLogger("zstor.store")
 
@@ -162,7 +161,7 @@ class Membership:
             return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._home)
 
         def extra() -> Decision:
-            rows = self._metastore.scan(STORE_WIDE, "", None, ALL)
+            rows = self._metastore.scan(STORE_WIDE, "", None, None)
             return Decision(debts=[Debt(number, Owed.RECORD, STORE_WIDE, row.name, row.envelope.version) for row in rows])
 
         await self._change(change, extra)
@@ -323,7 +322,7 @@ class Membership:
         record = self._places.record
         gone = sorted({*range(record.next_number)} - {entry.number for entry in record.shards})
         debts = [debt for number in gone for debt in self._metastore.debts(number)]
-        garbage = [row for number in gone for row in self._metastore.garbage(number, ALL)]
+        garbage = [row for number in gone for row in self._metastore.garbage(number)]
         if debts or garbage:
             await self._committer.commit(STORE_WIDE, "", lambda _: Decision(debts_paid=debts, garbage_freed=garbage))
 

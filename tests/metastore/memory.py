@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 
 from zstor_local.metastore.base import (
+    REPLACING,
     CommitUnknown,
     Debt,
     Garbage,
@@ -85,7 +86,7 @@ class MemoryMetastore:
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None:
         return self.cell.tombstones.get((space, name))
 
-    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int) -> list[Row]:
+    def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
         with self._whole:
             found = [Row(*row, envelope) for row, envelope in self.cell.records.items() if row[0] == space]
         wanted = [row for row in found if row.name.startswith(prefix) and (after is None or row.name.encode() > after.encode())]
@@ -116,7 +117,7 @@ class MemoryMetastore:
     def intents(self) -> Sequence[Intent]:
         return list(self.cell.intents.values())
 
-    def garbage(self, shard: int, limit: int) -> Sequence[Garbage]:
+    def garbage(self, shard: int, limit: int | None = None) -> Sequence[Garbage]:
         return [garbage for garbage in self.cell.garbage.values() if garbage.shard == shard][:limit]
 
     def garbage_count(self) -> int:
@@ -150,7 +151,7 @@ class MemoryMetastore:
             name = (row.space, row.name)
             dead = row.envelope.kind is Kind.TOMBSTONE
             (cell.tombstones if dead else cell.records)[name] = row.envelope
-            if row.envelope.kind in (Kind.OBJECT, Kind.NAMESPACE, Kind.ROW, Kind.TOMBSTONE):
+            if row.envelope.kind in REPLACING:
                 (cell.records if dead else cell.tombstones).pop(name, None)
         cell.intents.update((intent.version, intent) for intent in transaction.intents)
         for version in transaction.intents_done:
