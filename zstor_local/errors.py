@@ -6,6 +6,7 @@ The codes are a promise (`zstor call rpc.discover` lists them): positive ones ar
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -197,6 +198,11 @@ class Cancelled(ProtocolFault):
     """The caller cancelled the request."""
 
     code, type = -32800, "cancelled"
+
+
+def errno_name(error: OSError) -> str:
+    """The name of the system's error: that of its number, EIO where it bears none."""
+    return errno.errorcode.get(error.errno or 0, "EIO")
 
 
 def typed_error(fault: object) -> ZstorError:

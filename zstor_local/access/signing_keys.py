@@ -35,10 +35,6 @@ class SigningKeys:
         """The newest key whose time has come; None if there is none."""
         return next((kept.key for kept in reversed(self.keys) if kept.signs_from <= now), None)
 
-    def known(self, now: int) -> tuple[SigningKey, ...]:
-        """Keys of which a valid token may be about, or will be."""
-        return tuple(kept.key for kept in self.pruned(now).keys)
-
     def with_key(self, key: SigningKey, signs_from: int, now: int) -> SigningKeys:
         """The ring with one key more. One that was to sign later than this is dropped: it has signed nothing."""
         kept = tuple(each for each in self.pruned(now).keys if each.signs_from <= signs_from)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import IO, Final
 
 import click
 
-from zstor_local.errors import IoError
+from zstor_local.errors import IoError, errno_name
 
 
 def settle() -> None:
@@ -57,4 +56,4 @@ def failed(error: OSError) -> IoError:
         os.dup2(nowhere, fd)  # else the interpreter tries again at its end, and complains in its own words
         os.close(nowhere)
     where = str(error.filename) if error.filename else "the output"
-    return IoError(f"{where}: {error.strerror}", errno=errno.errorcode.get(error.errno or 0, "EIO"))
+    return IoError(f"{where}: {error.strerror}", errno=errno_name(error))

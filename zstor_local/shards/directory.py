@@ -14,6 +14,7 @@ from typing import Final
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.coding.share import ShareHeader
+from zstor_local.errors import errno_name
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
@@ -22,7 +23,7 @@ from zstor_local.runtime import Files, FileStatus, FileSystem, Randomness, Runti
 from zstor_local.shards import marker
 from zstor_local.shards.base import Capacity, Entry, Notices, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
-from zstor_local.shards.disk import Disk, error_name
+from zstor_local.shards.disk import Disk
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place
 from zstor_local.shards.marker import BadMarker, Marker
@@ -98,13 +99,13 @@ class DirectoryShard:
         try:
             self._lock_fd = self._files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
         except OSError as error:
-            raise ShardError("missing", f"{root} has no marker ({error_name(error)}): the disk may not be mounted") from None
+            raise ShardError("missing", f"{root} has no marker ({errno_name(error)}): the disk may not be mounted") from None
         try:
             self._disk = Disk(self._files, root, self._lock_fd, self._verify(store_id, keys))
             self.log = Log(self._files, f"{root}/{LOG}", shard=entry.number, store_id=store_id, index=index)
         except OSError as error:
             self._files.close(self._lock_fd)
-            raise ShardError("failed", f"{root}: {error_name(error)}") from None
+            raise ShardError("failed", f"{root}: {errno_name(error)}") from None
         except IndexDamaged as error:
             self._files.close(self._lock_fd)
             raise ShardError("failed", str(error)) from None

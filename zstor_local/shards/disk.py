@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from types import TracebackType
 
+from zstor_local.errors import errno_name
 from zstor_local.runtime import Files, FileStatus, FileSystem
 from zstor_local.shards import marker
 from zstor_local.shards.base import ShardError, ShardState
@@ -62,7 +63,7 @@ class Disk:
         try:
             seen = self._files.path_status(f"{self._root}/{marker.NAME}")
         except OSError as error:
-            self.error, self._was_gone = f"the marker cannot be seen ({error_name(error)}): unmounted or emptied", True
+            self.error, self._was_gone = f"the marker cannot be seen ({errno_name(error)}): unmounted or emptied", True
             return None
         if (seen.device, seen.inode) != (self._identity.device, self._identity.inode):
             self.error, self._was_gone = "another marker lies where this shard's was", True
@@ -84,7 +85,7 @@ class Disk:
             raise ShardError("failed", str(error)) from error
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             state = _state(error)
-            self.error = f"{error_name(error)}: {error.strerror}"
+            self.error = f"{errno_name(error)}: {error.strerror}"
             if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log_closed():
                 self.broken = state = "failed"
             raise ShardError(state, self.error, untouched=isinstance(error, NothingAppended)) from error
@@ -113,7 +114,3 @@ def _state(error: OSError) -> ShardState:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "readonly"
     return "missing" if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE) else "failed"
-
-
-def error_name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "unknown error")

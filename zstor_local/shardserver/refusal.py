@@ -6,6 +6,8 @@ import errno
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from zstor_local.errors import errno_name
+
 RefusalType = Literal[
     "bad_request",
     "unauthenticated",
@@ -62,7 +64,7 @@ class Refusal(Exception):
 
 def of_system(error: OSError) -> Refusal:
     """The system's error, without a path."""
-    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    name = errno_name(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refusal("full", f"the disk of the shard server is full ({name})")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from contextlib import suppress
 from typing import Final
 
+from zstor_local.errors import errno_name
 from zstor_local.model.masterkey import MAX_FILE_BYTES, NEXT, UNFINISHED, BadKeyFile, MasterKey
 from zstor_local.runtime import Files, FileStatus, read_exactly, settle_file, sync_directory, write_all
 from zstor_local.store.faults import StoreFault
@@ -36,7 +36,7 @@ def _read(files: Files, path: str) -> MasterKey:
         fd = files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise StoreFault(
-            f"the master key {path} cannot be read: {errno.errorcode.get(error.errno or 0, 'unknown error')}",
+            f"the master key {path} cannot be read: {errno_name(error)}",
             "bring the file back, or restore it with `zstor key restore` from the words of `zstor key backup`",
         ) from None
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal, Protocol
 
-from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError
+from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError, errno_name
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
 from zstor_local.store.protected import Protected, own_file
 
@@ -273,7 +273,7 @@ class Paths:
         except ZstorError:
             raise
         except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, "unknown")
+            name = errno_name(error)
             directory = directory or posixpath.dirname(path)
             around = self._surroundings if error.errno in _SANDBOXED and path.startswith("/") else None
             if around is not None and (advice := around.advice(directory, write=write)):

@@ -48,7 +48,7 @@ class Untold:
 
 
 class Presence:
-    """One task for a store; `wake` it when a shard may have gone or come. `open_shard` opens one at its place, or raises ShardError."""
+    """One task for a store. `open_shard` opens a shard at its place, or raises ShardError."""
 
     def __init__(
         self,
@@ -68,12 +68,8 @@ class Presence:
         self._sealer = sealer
         self._open_shard = open_shard
         self._on_return = on_return
-        self._woken = trio.Event()
         self._turn = trio.Lock()
         self._sights: dict[int, Sight] = {}
-
-    def wake(self) -> None:
-        self._woken.set()
 
     def sight(self, number: int) -> Sight | None:
         """What the last look saw of a shard that is there."""
@@ -81,9 +77,7 @@ class Presence:
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(LOOK_EVERY):
-                await self._woken.wait()
-            self._woken = trio.Event()
+            await trio.sleep(LOOK_EVERY)
             await self.look()
 
     async def look(self) -> None:

@@ -12,7 +12,6 @@ A start finds out how far that came (store/unlocking.py) and goes on. No step is
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from typing import Final
 import trio
 
 from zstor_local.coding.keys import KeyHasher
-from zstor_local.errors import Busy, IoError, OutcomeUnknown, Unavailable, ZstorError
+from zstor_local.errors import Busy, IoError, OutcomeUnknown, Unavailable, ZstorError, errno_name
 from zstor_local.metastore.base import Metastore, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
@@ -134,7 +133,7 @@ class Rotation:
         try:
             await self._runtime.threads.run(work)
         except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, "EIO")
+            name = errno_name(error)
             raise IoError(f"the key file {self._key_file} could not be written ({name}); it {then}", errno=name) from error
 
     # --- Afterwards ---

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from zstor_local.errors import IoError, NoSpace, ZstorError
+from zstor_local.errors import IoError, NoSpace, ZstorError, errno_name
 from zstor_local.runtime import Buffer, Files, Runtime, write_all
 
 
@@ -96,7 +96,7 @@ class PipeSink:
 
 def write_error(error: OSError) -> ZstorError:
     """The system's error while writing where the caller wanted it."""
-    name = errno.errorcode.get(error.errno or 0, "unknown")
+    name = errno_name(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace("the destination's disk is full", hint="free some room there")
     return IoError(f"writing to the destination failed: {name} ({os.strerror(error.errno or 0)})", errno=name)

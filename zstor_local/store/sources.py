@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Protocol
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError
+from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError, errno_name
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
@@ -187,7 +186,7 @@ class ChannelSource:
 
 def read_error(error: OSError) -> ZstorError:
     """The system's error while reading what the caller gave."""
-    name = errno.errorcode.get(error.errno or 0, "unknown")
+    name = errno_name(error)
     return IoError(f"reading failed: {name} ({os.strerror(error.errno or 0)})", errno=name)
 
 
