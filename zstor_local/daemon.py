@@ -39,6 +39,7 @@ from zstor_local.shards.http.engine import SCHEMES, HttpEngine
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.signals import heard, heed
 from zstor_local.store.engines import Engines, SqliteEngines
+from zstor_local.store.errorgroups import single
 from zstor_local.store.faults import Refused, StoreFault, StoreInUse
 from zstor_local.store.keyfile import finish_key, key_exists, make_directories, write_unfinished_key
 from zstor_local.store.opening import known_keys, make_store, open_store
@@ -135,7 +136,7 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (StoreFault, StoreInUse, AlreadyServed, OSError, BaseExceptionGroup) as error:
-        cause = _first(error)
+        cause = single(error)
         hint = getattr(cause, "hint", None)
         if isinstance(cause, (StoreInUse, AlreadyServed)):
             raise Refused("in_use", str(cause), hint, EXIT_IN_USE) from None
@@ -273,13 +274,6 @@ def _announce(config: Config, say: Say, store_id: StoreId) -> None:
     say(f"created the master key {key}; without it everything is lost: keep a copy (zstor key backup)", master_key_file=key)
     if not config.shards:
         say(_STORE_HINT, warning=_STORE_HINT)
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error that a nursery's groups wrap."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _words(error: OSError) -> str:

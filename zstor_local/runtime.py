@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, TypeVarTuple, runtime_checkable
+from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 from zstor_local.value import value
 
@@ -157,6 +157,9 @@ class ClientFiles(Protocol):
     def send(self, fd: int, buffers: Sequence[Buffer]) -> int:
         """Bytes to a socket, without waiting."""
         ...
+
+
+SECOND_US: Final = 1_000_000  # a second in microseconds, the clock's unit
 
 
 class Clock(Protocol):

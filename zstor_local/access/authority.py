@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from zstor_local.access.trust import TrustDocument
+from zstor_local.config import AuthorityKind
 from zstor_local.model.permission import Permission, Rights
-
-AuthorityKind = Literal["builtin", "itsyouonline"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,23 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
+from zstor_local.access.authority import Given, Revoked, Token
 from zstor_local.access.owner import Owner
 from zstor_local.access.ownership import issuer_name
-from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
+from zstor_local.access.signing import JTI_BYTES, SEED_BYTES, Claims, SigningKey, sign_token
 from zstor_local.access.signing_keys import SigningKeys
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
+from zstor_local.config import AuthorityKind
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, PermissionDenied
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
-from zstor_local.runtime import Runtime
+from zstor_local.runtime import SECOND_US, Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE, no_namespace
 from zstor_local.store.store import Store
 from zstor_local.store.storewide import StoredRow, StoreWide
 
-SECOND: Final = 1_000_000  # microseconds
-JTI_BYTES: Final = 16
 SCHEMA: Final = 1
 
 _AUTHORITY: Final = "authority"
@@ -198,7 +197,7 @@ class BuiltInAuthority:
         return (SigningKeys() if row is None else SigningKeys.decode(row.value)).since(self._owner.retired())
 
     def _now(self) -> int:
-        return self._runtime.clock.now() // SECOND
+        return self._runtime.clock.now() // SECOND_US
 
 
 def builtin_authority(store: Store) -> BuiltInAuthority:

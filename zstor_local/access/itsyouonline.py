@@ -15,9 +15,10 @@ from typing import Final
 
 import jwt
 
-from zstor_local.access.authority import AuthorityKind, Given, Revoked, Token
+from zstor_local.access.authority import Given, Revoked, Token
 from zstor_local.access.itsyouonline_http import Answer, Service
 from zstor_local.access.trust import AUDIENCE, TrustDocument
+from zstor_local.config import AuthorityKind
 from zstor_local.errors import AlreadyExists, InvalidParams, NotFound, NotSupported, PermissionDenied, TooLarge, Unavailable, ZstorError
 from zstor_local.model.permission import OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
 from zstor_local.store.namespaces import no_namespace

@@ -18,7 +18,7 @@ import trio
 
 from zstor_local.errors import Unauthenticated, Unavailable
 from zstor_local.limits import MIB
-from zstor_local.runtime import Runtime
+from zstor_local.runtime import SECOND_US, Runtime
 
 CALL_SECONDS: Final = 20.0  # a call with all its tries
 TRY_SECONDS: Final = 8.0
@@ -123,7 +123,7 @@ class Service:
 
     async def _logged_in(self) -> _Login:
         async with self._logging_in:  # one login for all who need one
-            now = self._runtime.clock.now() // 1_000_000
+            now = self._runtime.clock.now() // SECOND_US
             if self._login is not None and now < self._login.renew:
                 return self._login
             answer = await self._post_login({})

@@ -19,7 +19,7 @@ from zstor_local.access.joined_shard import WAIT_SECONDS, JoinedShard
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import ZstorError
 from zstor_local.model.policy import Policy
-from zstor_local.runtime import Network
+from zstor_local.runtime import SECOND_US, Network
 from zstor_local.shards.base import ShardError
 from zstor_local.store.namespaces import Gate, Namespace
 from zstor_local.store.sealing import SHARDS_OF_ONE, Foreign
@@ -74,7 +74,7 @@ class Joined:
     async def token(self, refused: int = 0) -> str | None:
         if refused > 1:
             return None
-        if refused or self._expires() <= self._store.runtime.clock.now() // 1_000_000 + RENEW_SECONDS:
+        if refused or self._expires() <= self._store.runtime.clock.now() // SECOND_US + RENEW_SECONDS:
             old = self.given.token
             async with self._renewing:
                 if self.given.token == old:

@@ -11,18 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token
+from zstor_local.access.signing import JTI_BYTES, SEED_BYTES, Claims, SigningKey, sign_token
 from zstor_local.access.trust import AUDIENCE, TOKEN_SECONDS, TrustDocument
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import ShardUid, StoreId
 from zstor_local.model.permission import OWNER, STORE_NAMESPACE, scope
-from zstor_local.runtime import Clock, Randomness
+from zstor_local.runtime import SECOND_US, Clock, Randomness
 
 RENEW_SECONDS: Final = 30  # before a token expires
 
 _INFO: Final = b"zstor/1 owner of shards"
-_JTI_BYTES: Final = 16
-_SECOND: Final = 1_000_000
 
 
 def issuer_name(store_id: StoreId) -> str:
@@ -101,14 +99,14 @@ class OwnerTokens:
         """A token that is good for half a minute at least. `refused`: how many were refused just now, for the same; None where no
         other one is left to try.
         """
-        now = self._clock.now() // _SECOND
+        now = self._clock.now() // SECOND_US
         if refused or not self._token or not self._expires - TOKEN_SECONDS <= now < self._expires - RENEW_SECONDS:
             keys = self._keys()
             if refused > len(keys):
                 return None
             signer = self._signer = keys[refused - 1] if refused else self._signer or keys[0]
             self._expires = now + TOKEN_SECONDS
-            jti = self._randomness.bytes(_JTI_BYTES).hex()
+            jti = self._randomness.bytes(JTI_BYTES).hex()
             self._token = sign_token(
                 signer,
                 Claims(

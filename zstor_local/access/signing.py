@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from zstor_local.access.trust import ALGORITHM, TOKEN_TYPE, TRUST_TYPE, TrustDocument
 
 SEED_BYTES: Final = 56  # 64 bits more than the curve's order has: FIPS 186-5, A.2.1
+JTI_BYTES: Final = 16  # of the random id of a token
 _ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973  # of P-384
 _COORDINATE_BYTES: Final = 48
 

@@ -21,7 +21,7 @@ from zstor_local.store.storewide import StoredRow, StoreWide
 
 TABLE: Final = "name"
 SCAN_ROWS: Final = 16  # read at once: their values take 8 MiB at most
-LOGS: Final = "log/"  # names below it are the heads of logs, which only the logs change
+LOGS: Final = "log/"  # names below it are the heads of logs, which only the logs change; owners of pins that begin so are logs too
 
 _FORMAT: Final = 1
 _DELETED: Final = 1

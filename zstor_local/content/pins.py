@@ -12,14 +12,14 @@ from typing import Final
 from zstor_local import limits
 from zstor_local.errors import InvalidParams, TooLarge
 from zstor_local.model.record import ObjectRecord
+from zstor_local.runtime import SECOND_US
 
 USER: Final = "user"  # the owner where none is named
-LOGS: Final = "log/"  # owners that begin so are logs: only they pin and unpin for themselves
 
 _PINS: Final = "pins"
 _PROMISED: Final = "promised"
 _LEFT: Final = "left"
-_KEPT: Final = limits.UNPINNED_KEPT_SECONDS * 1_000_000
+_KEPT: Final = limits.UNPINNED_KEPT_SECONDS * SECOND_US
 
 
 @dataclass(frozen=True, slots=True)

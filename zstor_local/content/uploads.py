@@ -69,7 +69,7 @@ class Uploads:
         """
         namespace = await self._contents.namespace()
         if isinstance(source, FileSource) and is_small(source.size, namespace.policy):
-            source = await self._loaded(source)
+            source = BytesSource(bytes(await self._runtime.threads.run(source.read_whole)))
         known = await self._identify(source, caller)
         if known is not None and (kept := await self._keep(namespace, known.cid, owner, expected, caller)):
             return Uploaded(known.cid, kept.record.size, new=False)
@@ -86,15 +86,6 @@ class Uploads:
         return await self._store.objects.store(
             namespace, source, publish, watching, expected_size=expected.size, watch=leaves.watch(namespace.policy.chunk_size)
         )
-
-    async def _loaded(self, source: FileSource) -> BytesSource:
-        def read() -> bytes:
-            buffer = bytearray(source.size)
-            source.read_at(memoryview(buffer), 0)
-            source.verify()
-            return bytes(buffer)
-
-        return BytesSource(await self._runtime.threads.run(read))
 
     async def _identify(self, source: Source, caller: Caller) -> Link | None:
         """The tree of bytes that can be read twice; None for a stream."""

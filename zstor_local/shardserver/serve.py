@@ -21,7 +21,7 @@ import trio
 from zstor_local import process
 from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
 from zstor_local.errors import InvalidParams
-from zstor_local.runtime import Runtime
+from zstor_local.runtime import SECOND_US, Runtime
 from zstor_local.shardserver.app import App
 from zstor_local.shardserver.compaction import Compaction
 from zstor_local.shardserver.connections import CONNECTIONS, CONNECTIONS_PART, Connections
@@ -35,7 +35,6 @@ BACKLOG: Final = 128
 GRACE_SECONDS: Final = 20.0
 TRUST_SECONDS: Final = 300  # between two looks at a trust URL
 FETCH_SECONDS: Final = 10.0
-SECOND: Final = 1_000_000
 
 log = logging.getLogger("zstor.shardserver")
 
@@ -73,7 +72,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
         keeper = TrustKeeper(runtime, f"{settings.data}/{TRUST}")
         verifier = TokenVerifier([])
         await _load_trust(settings.trust, keeper, verifier, must=True)
-        guard = Guard(verifier, lambda: runtime.clock.now() // SECOND)
+        guard = Guard(verifier, lambda: runtime.clock.now() // SECOND_US)
         app = App(volume, guard, keeper, Metrics())
         connections = Connections(app, min(CONNECTIONS, runtime.files.descriptors() // CONNECTIONS_PART))
         listener = _bind(settings.listen)

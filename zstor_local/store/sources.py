@@ -59,6 +59,13 @@ class FileSource:
         if count < len(buffer):
             raise PathRefused("the file became shorter while it was read", hint="store it when nothing writes to it")
 
+    def read_whole(self) -> bytearray:
+        """All of a file that is small; errors as of `read_at` and `verify`."""
+        data = bytearray(self.size)
+        self.read_at(memoryview(data), 0)
+        self.verify()
+        return data
+
     def verify(self) -> None:
         """PathRefused if the file is not the one it was."""
         now = self._files.status(self._fd)

@@ -157,14 +157,7 @@ class ObjectWriter:
         if isinstance(source, FileSource):
             if not is_small(source.size, policy):
                 return b"", source
-            buffer = bytearray(source.size)
-
-            def read() -> None:
-                source.read_at(memoryview(buffer), 0)
-                source.verify()
-
-            await self._runtime.threads.run(read)
-            return buffer, None
+            return await self._runtime.threads.run(source.read_whole), None
         buffer = bytearray()
         window = memoryview(bytearray(64 * limits.KIB))
         while is_small(len(buffer), policy):

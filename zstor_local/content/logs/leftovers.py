@@ -13,9 +13,9 @@ from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.policy import head_name
 from zstor_local.errors import ZstorError
 from zstor_local.formats.cid import Cid
-from zstor_local.runtime import Clock
+from zstor_local.runtime import SECOND_US, Clock
 
-KEPT: Final = 24 * 3_600 * 1_000_000  # microseconds: appends and imports that are under way have pinned what they have yet to name
+KEPT: Final = 24 * 3_600 * SECOND_US  # appends and imports that are under way have pinned what they have yet to name
 
 log = logging.getLogger("zstor.store")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from zstor_local import limits
+from zstor_local.content.names import LOGS
 from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.formats.remotelog import ENCODINGS, Encoding
 from zstor_local.model.fields import decode, encode
@@ -83,4 +84,4 @@ def check_log(name: str) -> str:
 
 def head_name(log: str) -> str:
     """The name whose value is the log's newest page; also who owns the pins of what the log holds."""
-    return f"log/{log}"
+    return LOGS + log

@@ -23,12 +23,12 @@ from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.namespaces import Name
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
+from zstor_local.runtime import SECOND_US
 
 Word = Literal["read", "write", "delete", "admin"]
 Words = Annotated[Word | list[Word], "read, write, delete, admin (which is all of them), or a list"]
 User = Annotated[str, "the user's name: 1 to 255 of A-Z, a-z, 0-9 and . _ @ + -"]
 
-MICROSECONDS: Final = 1_000_000
 ERRORS: Final[Failures] = [NotFound, PermissionDenied, Unauthenticated, Unavailable, CorruptRecord]
 CHANGE_ERRORS: Final[Failures] = [*ERRORS, *COMMIT_ERRORS]
 
@@ -135,7 +135,7 @@ def register(registry: Registry, authority: Authority, *, told: Callable[[], Awa
         who = None if user is None else check_user(user)
         token = await authority.token(check_namespace(namespace), _list(permission), who, ttl_seconds)
         await told()
-        return {"token": token.text, "expires_epoch": token.expires * MICROSECONDS, "scopes": [*token.scopes]}
+        return {"token": token.text, "expires_epoch": token.expires * SECOND_US, "scopes": [*token.scopes]}
 
     @registry.method("token.keys", errors=[*CHANGE_ERRORS, NotSupported])
     async def keys(

@@ -9,7 +9,8 @@ from zstor_local import limits
 from zstor_local.content.cas import Cas, Content, Expected, Owner
 from zstor_local.content.contents import content_id
 from zstor_local.content.logs.leftovers import Leftovers
-from zstor_local.content.pins import LOGS, USER, check_owner
+from zstor_local.content.names import LOGS
+from zstor_local.content.pins import USER, check_owner
 from zstor_local.errors import (
     AlreadyExists,
     BadEncoding,
