@@ -48,6 +48,11 @@ class ShardPool:
         """The numbers of all shards, absent ones included."""
         return sorted(self._slots)
 
+    @property
+    def majority(self) -> int:
+        """How many are more than half of all shards."""
+        return len(self._slots) // 2 + 1
+
     def get(self, number: int) -> Shard | None:
         """An opened shard, whatever its state now; None if it is absent."""
         slot = self._slots.get(number)

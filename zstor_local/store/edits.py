@@ -107,7 +107,7 @@ class Edits:
                 fresh = new if new is not None and new.key == key else None
                 records[namespace.id, key] = self._record(key, after, copies, fresh, insist=insist)
             elif before is not None:
-                records[namespace.id, key] = self._tombstone(key, before, copies, now)
+                records[namespace.id, key] = tombstone(namespace, key, before.version, copies, now, k=before.record.policy.k)
         garbage, paid = self._left_behind(changed)
         return Decision(
             records=records,
@@ -131,10 +131,6 @@ class Edits:
         shares = fresh.shares if fresh else {}
         hashed, plain = self._namespace.key_hash(key), row.record.encode()
         return NewRecord(Kind.OBJECT, hashed, row.version, plain, copies, shares, quorum, row.record.policy.k)
-
-    def _tombstone(self, key: str, row: Object, copies: Sequence[int], now: int) -> NewRecord:
-        hashed, plain = self._namespace.key_hash(key), Tombstone(key, now).encode()
-        return NewRecord(Kind.TOMBSTONE, hashed, row.version, plain, copies, k=row.record.policy.k)
 
     def _left_behind(self, changed: Sequence[Changed]) -> tuple[list[Garbage], list[Debt]]:
         """The shares of versions that nothing names any more, and the debts that end: of those shares, and of changed rows' records."""
@@ -169,6 +165,11 @@ class Edits:
             missing = set(row.record.references).difference(other.record.references if other is not None else ())
             for reference in missing:
                 yield Reference(self._namespace.id, self._namespace.reference_hash(reference), key)
+
+
+def tombstone(namespace: Namespace, key: str, version: Version, copies: Sequence[int], now: int, *, k: int) -> NewRecord:
+    """What buries a key that had this version."""
+    return NewRecord(Kind.TOMBSTONE, namespace.key_hash(key), version, Tombstone(key, now).encode(), copies, k=k)
 
 
 def _placement(row: Object | None) -> tuple[int, ...]:

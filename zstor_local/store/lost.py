@@ -12,10 +12,9 @@ from dataclasses import replace
 from zstor_local.errors import Conflict
 from zstor_local.metastore.base import Garbage, Metastore
 from zstor_local.model.ids import ShareId
-from zstor_local.model.record import Kind, Tombstone
-from zstor_local.store.change import Decision, NewRecord
+from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
-from zstor_local.store.edits import Edits, Look
+from zstor_local.store.edits import Edits, Look, tombstone
 from zstor_local.store.links import unlink
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.stored import Stored
@@ -42,10 +41,8 @@ def bury(stored: Stored, namespace: Namespace, edits: Edits, committer: Committe
     edits.remove(record.key)
     change = edits.decision(now, insist=False)
     copies = sorted({*numbers, *record.placement})
-    tombstone = NewRecord(
-        Kind.TOMBSTONE, namespace.key_hash(record.key), version, Tombstone(record.key, now).encode(), copies, k=record.policy.k
-    )
+    buried = tombstone(namespace, record.key, version, copies, now, k=record.policy.k)
     garbage = list(change.garbage)
     if not committer.view.named(namespace.id, version):
         garbage += [Garbage(number, ShareId(version, index), record.small) for index, number in enumerate(record.placement)]
-    return replace(change, records={**change.records, (namespace.id, record.key): tombstone}, garbage=garbage)
+    return replace(change, records={**change.records, (namespace.id, record.key): buried}, garbage=garbage)

@@ -281,11 +281,10 @@ class Namespaces:
         return self._record(row_name(record.name), Kind.NAMESPACE, record.encode(), current)
 
     def _record(self, row: str, kind: Kind, plain: bytes, current: Envelope | None) -> Mapping[RowName, NewRecord]:
-        shards = self._pool.numbers
-        majority = len(shards) // 2 + 1
         # Records of before 0.2 have the hash of the bare name: whatever follows one must lie under the same hash, for a rebuild.
         hashed = self.hasher.key_hash(STORE_WIDE, row) if current is None else current.key_hash
-        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, plain, shards, quorum=majority)}  # k is 1, as of any row
+        new = NewRecord(kind, hashed, NO_VERSION, plain, self._pool.numbers, quorum=self._pool.majority)  # k is 1, as of any row
+        return {(STORE_WIDE, row): new}
 
     def _must_fit(self, record: NamespaceRecord) -> None:
         for name in record.placement:

@@ -25,7 +25,7 @@ from zstor_local.store.reading import ObjectReader, Range, whole
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
-from zstor_local.store.stored import Stored, no_key, open_object, with_debts
+from zstor_local.store.stored import Stored, no_key, open_object, stored_row, with_debts
 from zstor_local.store.stream_budget import StreamBudget
 
 
@@ -65,13 +65,7 @@ class ObjectFinder:
         envelope = None if namespace is None else self._metastore.get(namespace.id, name.key)
         if envelope is None:
             raise no_key(name)
-        return self._stored(name.namespace, name.key, envelope)
-
-    def _stored(self, namespace: str, key: str, envelope: Envelope) -> Stored:
-        record = open_object(self._sealer, envelope)
-        if record.key != key:
-            raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`")
-        return with_debts(self._metastore, Stored(namespace, record, envelope))
+        return stored_row(self._metastore, self._sealer, name.namespace, name.key, envelope)
 
     def from_seal(self, seal: bytes) -> Stored:
         """The version that a seal, as a write returned it, names; CorruptRecord if it is not authentic."""
@@ -147,4 +141,4 @@ class ObjectFinder:
         for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            yield self._stored(namespace_name, row.name, row.envelope)
+            yield stored_row(self._metastore, self._sealer, namespace_name, row.name, row.envelope)

@@ -10,7 +10,7 @@ A start goes on where an earlier life was. The name is free again after step 3.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -19,14 +19,14 @@ import trio
 from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import NamespaceId
-from zstor_local.model.record import NO_VERSION, Envelope, Kind, Tombstone
+from zstor_local.model.record import NO_VERSION, Envelope
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.committer import Committer
-from zstor_local.store.edits import Edits
+from zstor_local.store.edits import Edits, tombstone
 from zstor_local.store.namespaces import Namespace, Namespaces, no_namespace
 from zstor_local.store.sealing import RecordSealer
 
@@ -142,17 +142,10 @@ class NamespaceRemoval:
                     if edits.find(key) is not None:
                         edits.remove(key)
                 except CorruptRecord:
-                    unreadable.update(self._unreadable(namespace, key, now))
+                    # It tells nobody where its shares are: its tombstone goes everywhere, for `zstor collect` to find them.
+                    k = namespace.policy.k
+                    unreadable[namespace.id, key] = tombstone(namespace, key, NO_VERSION, self._pool.numbers, now, k=k)
             change = edits.decision(now, insist=False, closing=True)
             return replace(change, records={**change.records, **unreadable}, objects=change.objects - len(unreadable))
 
         await self._committer.commit(namespace.id, keys[0], decide)
-
-    def _unreadable(self, namespace: Namespace, key: str, now: int) -> Mapping[RowName, NewRecord]:
-        """A record that does not open tells nobody where its shares are: its tombstone goes everywhere, for `zstor collect` to find."""
-        plain = Tombstone(key, now).encode()
-        return {
-            (namespace.id, key): NewRecord(
-                Kind.TOMBSTONE, namespace.key_hash(key), NO_VERSION, plain, self._pool.numbers, k=namespace.policy.k
-            )
-        }

@@ -149,7 +149,8 @@ class Rotation:
         if not ring.older or ring.older[0].through is None:
             await self._commit(self._switched)
         through = ring.older[0].through
-        assert through is not None  # noqa: S101 (just limited)
+        if through is None:
+            raise AssertionError("the key before the present one has its limit")
         done = 0
         for space in [STORE_WIDE, *self._namespaces()]:
             since = 0
@@ -189,8 +190,7 @@ class Rotation:
     def _renewed(self, envelope: Envelope) -> NewRecord:
         """The same record, to be sealed again; its copies go where a rebuild looks for them."""
         plain = self._sealer.open(envelope)
-        copies: Sequence[int] = self._pool.numbers
-        k = len(copies) // 2 + 1
+        copies, k = self._pool.numbers, self._pool.majority
         if envelope.kind is Kind.OBJECT:
             keys, record = self._sealer.keys(envelope.namespace), ObjectRecord.decode(plain)
             plain = replace(record, wrapped_key=keys.wrap(keys.unwrap(record.wrapped_key))).encode()
@@ -208,10 +208,9 @@ class Rotation:
         """The record of the older keys, made of the one before in the committer's thread, on a majority of the shards."""
 
         def decide(before: Envelope | None) -> Decision:
-            shards = self._pool.numbers
-            majority = len(shards) // 2 + 1
-            hashed = self._hasher.key_hash(STORE_WIDE, KEYS_ROW)
-            record = NewRecord(Kind.KEYS, hashed, NO_VERSION, make(self._decoded(before)).encode(), shards, quorum=majority, k=majority)
+            hashed, plain = self._hasher.key_hash(STORE_WIDE, KEYS_ROW), make(self._decoded(before)).encode()
+            shards, majority = self._pool.numbers, self._pool.majority
+            record = NewRecord(Kind.KEYS, hashed, NO_VERSION, plain, shards, quorum=majority, k=majority)
             return Decision({(STORE_WIDE, KEYS_ROW): record})
 
         await self._committer.commit(STORE_WIDE, KEYS_ROW, decide)
@@ -222,5 +221,6 @@ class Rotation:
 
 def _there(record: KeysRecord | None) -> KeysRecord:
     """Of a store that had a rotation."""
-    assert record is not None  # noqa: S101
+    if record is None:
+        raise AssertionError("the rotation has written it")
     return record

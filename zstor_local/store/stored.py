@@ -56,6 +56,14 @@ def with_debts(metastore: Metastore, stored: Stored) -> Stored:
     return replace(stored, owed=len({debt.shard for debt in debts}), shares_owed=len(shares))
 
 
+def stored_row(metastore: Metastore, sealer: RecordSealer, namespace: str, key: str, envelope: Envelope) -> Stored:
+    """The version under a key, with its debts; CorruptRecord."""
+    record = open_object(sealer, envelope)
+    if record.key != key:
+        raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`", key=key)
+    return with_debts(metastore, Stored(namespace, record, envelope))
+
+
 def no_key(name: ObjectName) -> NotFound:
     where = "" if name.namespace == "default" else f" -n {name.namespace}"
     return NotFound(

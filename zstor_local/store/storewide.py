@@ -119,11 +119,10 @@ class StoreWide:
         return self._record(row, Kind.TOMBSTONE, Tombstone(row, self._runtime.clock.now()))
 
     def _record(self, row: str, kind: Kind, record: Record) -> Mapping[RowName, NewRecord]:
-        shards = self._pool.numbers
-        majority = len(shards) // 2 + 1
         hashed = self._hasher.key_hash(STORE_WIDE, row)
         # k is 1: a rebuild takes the row from a single log.
-        return {(STORE_WIDE, row): NewRecord(kind, hashed, NO_VERSION, record.encode(), shards, quorum=majority)}
+        new = NewRecord(kind, hashed, NO_VERSION, record.encode(), self._pool.numbers, quorum=self._pool.majority)
+        return {(STORE_WIDE, row): new}
 
     def _open(self, table: str, envelope: Envelope) -> StoredRow:
         record = RowRecord.decode(self._sealer.open(envelope))

@@ -19,7 +19,7 @@ from zstor_local.model.record import ObjectRecord
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.stored import Stored, no_key, open_object, with_debts
+from zstor_local.store.stored import Stored, no_key, stored_row
 
 LOOKS: Final = 10  # at a link that changes each time
 
@@ -118,9 +118,4 @@ class Walk:
 
     def _find(self, namespace: Namespace, key: str) -> Stored | None:
         envelope = self._metastore.get(namespace.id, key)
-        if envelope is None:
-            return None
-        record = open_object(self._sealer, envelope)
-        if record.key != key:
-            raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`", key=key)
-        return with_debts(self._metastore, Stored(namespace.name, record, envelope))
+        return None if envelope is None else stored_row(self._metastore, self._sealer, namespace.name, key, envelope)
