@@ -75,7 +75,6 @@ class PipeSink:
         self._runtime = runtime
         self._fd = fd
         self._send = send
-        self.written = 0
 
     async def write(self, parts: Sequence[Buffer]) -> None:
         todo = [memoryview(part) for part in parts if len(part)]
@@ -87,7 +86,6 @@ class PipeSink:
                 continue
             except OSError as error:
                 raise write_error(error) from error
-            self.written += count
             while todo and count >= len(todo[0]):
                 count -= len(todo.pop(0))
             if count:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
-from zstor_local.runtime import Buffer, Runtime
+from zstor_local.runtime import FileStatus, Runtime
 from zstor_local.store.objects import Objects
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
@@ -68,15 +68,18 @@ class Handover:
     def sink(self, call: Call, index: int) -> Iterator[OrderedSink]:
         """A handed-over descriptor to write to in order; a regular file is written from its offset on."""
         fd = call.take_fd(index)
-        with self._closing(fd):
-            status = self._paths.check_output(fd, stream=True)
-            if status.is_regular:
-                yield AppendSink(self._runtime, fd)
-            elif stat.S_ISSOCK(status.mode):
-                yield PipeSink(self._runtime, fd, self._paths.client_files.send)
-            else:
-                with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
-                    yield PipeSink(self._runtime, own, self._files.writev)
+        with self._closing(fd), self._in_order(fd, self._paths.check_output(fd, stream=True)) as sink:
+            yield sink
+
+    @contextmanager
+    def _in_order(self, fd: int, status: FileStatus) -> Iterator[OrderedSink]:
+        if status.is_regular:
+            yield AppendSink(self._runtime, fd)
+        elif stat.S_ISSOCK(status.mode):
+            yield PipeSink(self._runtime, fd, self._paths.client_files.send)
+        else:
+            with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
+                yield PipeSink(self._runtime, own, self._files.writev)
 
     @contextmanager
     def sink_at(self, call: Call, path: str, mode: Mode) -> Iterator[OrderedSink]:
@@ -97,13 +100,15 @@ class Handover:
             await self._into_file(call, objects, stored, part, fd, sync=sync)
 
     async def to_either(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
-        """The bytes into whatever was handed over: as `to_file` into a regular file, else as `to_stream`."""
+        """The bytes into whatever was handed over: as `to_file` into a regular file, else in order."""
         fd = call.take_fd(index)
         with self._closing(fd):
-            if self._paths.check_output(fd, stream=True).is_regular:
+            status = self._paths.check_output(fd, stream=True)
+            if status.is_regular:
                 await self._into_file(call, objects, stored, part, fd, sync=sync)
-            else:
-                await self._into_stream(call, objects, stored, part, fd)
+                return
+            with self._in_order(fd, status) as sink:
+                await objects.read_to_stream(stored, sink, part, call)
 
     async def _into_file(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, *, sync: bool) -> None:
         if self._files.open_flags(fd) & os.O_APPEND:
@@ -114,27 +119,6 @@ class Handover:
             self._files.seek(fd, offset + part.length, os.SEEK_SET)
         if sync:
             await self._runtime.threads.run(self._files.fsync, fd)
-
-    async def to_stream(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int) -> None:
-        """The bytes into a handed-over pipe or socket (or regular file), in order."""
-        fd = call.take_fd(index)
-        with self._closing(fd):
-            if self._paths.check_output(fd, stream=True).is_regular:
-                await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
-            else:
-                await self._into_stream(call, objects, stored, part, fd)
-
-    async def _into_stream(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int) -> None:
-        if stat.S_ISSOCK(self._files.status(fd).mode):
-            await self._pump(call, objects, stored, part, fd, self._paths.client_files.send)
-        else:
-            with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
-                await self._pump(call, objects, stored, part, own, self._files.writev)
-
-    async def _pump(
-        self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, send: Callable[[int, Sequence[Buffer]], int]
-    ) -> None:
-        await objects.read_to_stream(stored, PipeSink(self._runtime, fd, send), part, call)
 
     def _reopen(self, fd: int, flags: int) -> int:
         """A pipe once more, for O_NONBLOCK must be ours alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
@@ -317,22 +316,19 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         at most four of them that stream.ack has not answered, and in the end stream.end {stream, result} or {stream, error}.
         """
 
-        async def send(put: Callable[[Stored, Part], Awaitable[None]]) -> Streamed:
+        async def send(sink: OrderedSink, caller: Caller) -> Streamed:
             # The version is looked up where its bytes are read next: so they cannot be freed in between.
             stored = names.find(key, namespace, metadata)
             part = stretch(stored.record, offset, length)
             with names.still_there(stored, by_metadata=metadata is not None):
-                await put(stored, part)
+                await objects.read_to_stream(stored, sink, part, caller)
             return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
 
         if fd is not None:
-            return await send(lambda stored, part: handover.to_stream(call, objects, stored, part, fd))
+            with handover.sink(call, fd) as sink:
+                return await send(sink, call)
         names.find(key, namespace, metadata)  # what is wrong with it is told at once
-
-        async def send_pieces(sink: OrderedSink, caller: Caller) -> Streamed:
-            return await send(lambda stored, part: objects.read_to_stream(stored, sink, part, caller))
-
-        return streams.read(call, send_pieces)
+        return streams.read(call, send)
 
     @registry.method("object.delete", errors=DELETE_ERRORS)
     async def delete(
