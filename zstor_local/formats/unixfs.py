@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from zstor_local.formats.cid import DAG_PB, DIGEST_BYTES, RAW, BadCid, Cid
-from zstor_local.formats.cid import read as read_cid
+from zstor_local.formats.cid import DAG_PB, DIGEST_BYTES, RAW, BadCid, Cid, from_binary
 from zstor_local.formats.protobuf import LENGTH, VARINT, Malformed, records
 from zstor_local.formats.varint import packed as varint
 
@@ -148,22 +147,15 @@ def _link_fields(data: bytes) -> tuple[Cid, int]:
     tree_size = 0
     for number, _, value, _ in records(data):
         if number == 1 and isinstance(value, bytes):
-            cid = _cid(value)
+            try:
+                cid = from_binary(value)
+            except BadCid as error:
+                raise Malformed(str(error)) from None
         elif number == 3 and isinstance(value, int):
             tree_size = value
     if cid is None:
         raise Malformed("a link has no id")
     return cid, tree_size
-
-
-def _cid(data: bytes) -> Cid:
-    try:
-        cid, end = read_cid(data)
-    except BadCid as error:
-        raise Malformed(str(error)) from None
-    if end != len(data):
-        raise Malformed("bytes follow the id of a link")
-    return cid
 
 
 def _file_sizes(data: bytes) -> list[int]:

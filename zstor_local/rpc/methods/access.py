@@ -7,15 +7,7 @@ from typing import Annotated, Final, Literal, TypedDict, cast
 
 from zstor_local.access.authority import Authority, Revoked
 from zstor_local.access.trust import TOKEN_SECONDS, TOKEN_SECONDS_MAX
-from zstor_local.errors import (
-    CorruptRecord,
-    InvalidParams,
-    NotFound,
-    NotSupported,
-    PermissionDenied,
-    Unauthenticated,
-    Unavailable,
-)
+from zstor_local.errors import CorruptRecord, InvalidParams, NotFound, NotSupported, PermissionDenied, Unauthenticated, Unavailable
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.permission import OWNER, Permission, Rights, check_user
 from zstor_local.rpc.call import Call
@@ -25,8 +17,7 @@ from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
 from zstor_local.runtime import SECOND_US
 
-Word = Literal["read", "write", "delete", "admin"]
-Words = Annotated[Word | list[Word], "read, write, delete, admin (which is all of them), or a list"]
+Words = Annotated[Permission | list[Permission], "read, write, delete, admin (which is all of them), or a list"]
 User = Annotated[str, "the user's name: 1 to 255 of A-Z, a-z, 0-9 and . _ @ + -"]
 
 ERRORS: Final[Failures] = [NotFound, PermissionDenied, Unauthenticated, Unavailable, CorruptRecord]
@@ -51,7 +42,7 @@ class PermissionGiven(TypedDict):
     write: bool
     delete: bool
     admin: bool
-    pending: list[Word]
+    pending: list[Permission]
 
 
 class PermissionList(TypedDict):
@@ -184,7 +175,7 @@ def register(registry: Registry, authority: Authority, *, told: Callable[[], Awa
         return {"revoked": True}
 
 
-def _list(words: Word | list[Word]) -> list[Permission]:
+def _list(words: Permission | list[Permission]) -> list[Permission]:
     listed: list[Permission] = [words] if isinstance(words, str) else [*dict.fromkeys(words)]
     if not listed:
         raise InvalidParams("permission is empty", hint="read, write, delete, admin, or a list of them", parameter="permission")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.upkeep import ScrubView, scrub_view
 from zstor_local.rpc.openrpc import wire_limits
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json
-from zstor_local.store.store import Store
+from zstor_local.shards.base import ShardState
+from zstor_local.store.store import Store, StoreHealth
 
 API = 1  # grows by one when something is added; nothing is ever taken away under the same name
 
@@ -44,7 +45,7 @@ class ShardView(TypedDict):
     id: str
     url: str
     group: str
-    state: Literal["ok", "missing", "readonly", "full", "failed"]
+    state: ShardState
     used: int | None
     free: int | None
     latency_ms: float | None
@@ -70,7 +71,7 @@ class Queues(TypedDict):
 class Status(TypedDict):
     """The store's health at a glance."""
 
-    state: Literal["ok", "degraded", "readonly", "failed"]
+    state: StoreHealth
     shards: list[ShardView]
     metastore: MetastoreView
     objects: int

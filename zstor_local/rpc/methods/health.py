@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypedDict
 
-from zstor_local.errors import (
-    Conflict,
-    CorruptRecord,
-    NotFound,
-    PermissionDenied,
-)
+from zstor_local.errors import Conflict, CorruptRecord, NotFound, PermissionDenied
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace

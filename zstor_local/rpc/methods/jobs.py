@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import trio
 
@@ -12,7 +12,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.dispatch import error_object
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
-from zstor_local.store.jobs import Job
+from zstor_local.store.jobs import Job, JobState
 from zstor_local.store.store import Store
 
 JobId = Annotated[str, "the id that the detached call answered"]
@@ -31,7 +31,7 @@ class JobView(TypedDict):
 
     job: str
     method: str
-    state: Literal["running", "done", "failed", "cancelled"]
+    state: JobState
     progress: float
     total: float | None
     message: str

@@ -14,17 +14,7 @@ from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.policy import DEFAULT_LOG, LogPolicy, head_name
 from zstor_local.content.logs.reading import LogReading
-from zstor_local.errors import (
-    AlreadyExists,
-    BadEncoding,
-    Busy,
-    Conflict,
-    InvalidParams,
-    IoError,
-    NotFound,
-    ShuttingDown,
-    TooLarge,
-)
+from zstor_local.errors import AlreadyExists, BadEncoding, Busy, Conflict, InvalidParams, IoError, NotFound, ShuttingDown, TooLarge
 from zstor_local.formats.remotelog import Entry
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS, Failures

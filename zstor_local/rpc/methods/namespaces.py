@@ -8,16 +8,7 @@ from typing import Annotated, Final, Literal, TypedDict
 from zstor_local import limits
 from zstor_local.access.joining import Joining
 from zstor_local.access.spaces import Spaces
-from zstor_local.errors import (
-    AlreadyExists,
-    Busy,
-    CorruptRecord,
-    InvalidParams,
-    NotEmpty,
-    NotFound,
-    PermissionDenied,
-    ShuttingDown,
-)
+from zstor_local.errors import AlreadyExists, Busy, CorruptRecord, InvalidParams, NotEmpty, NotFound, PermissionDenied, ShuttingDown
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.model.storewide import NamespaceRecord

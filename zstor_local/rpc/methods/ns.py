@@ -8,15 +8,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.content.names import SCAN_ROWS, Name, Names
-from zstor_local.errors import (
-    BadEncoding,
-    Busy,
-    Conflict,
-    CorruptRecord,
-    NotFound,
-    ShuttingDown,
-    TooLarge,
-)
+from zstor_local.errors import BadEncoding, Busy, Conflict, CorruptRecord, NotFound, ShuttingDown, TooLarge
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.pages import cursor_of, key_of

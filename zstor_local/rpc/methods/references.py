@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Final, TypedDict
 
 from zstor_local import limits
-from zstor_local.errors import (
-    Conflict,
-    CorruptRecord,
-    InvalidParams,
-    NotFound,
-    PermissionDenied,
-    TooLarge,
-)
+from zstor_local.errors import Conflict, CorruptRecord, InvalidParams, NotFound, PermissionDenied, TooLarge
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures

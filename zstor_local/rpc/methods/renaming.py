@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from zstor_local.errors import (
-    AlreadyExists,
-    Conflict,
-    CorruptRecord,
-    InvalidParams,
-    NotFound,
-    PermissionDenied,
-)
+from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.ids import check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypedDict
 
-from zstor_local.errors import (
-    AlreadyExists,
-    Conflict,
-    NotFound,
-)
+from zstor_local.errors import AlreadyExists, Conflict, NotFound
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.daemon import ShardView, shard_views
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS
@@ -57,11 +53,7 @@ def register(registry: Registry, store: Store) -> None:
         added = await membership.add(url, group)
         return next(view for view in shard_views(store) if view["id"] == added.id)
 
-    @registry.method(
-        "shard.replace",
-        errors=[NotFound, Conflict, *COMMIT_ERRORS],
-        long=True,
-    )
+    @registry.method("shard.replace", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
     async def replace(
         call: Call, /, shard: ShardId, url: Annotated[str, "the new, empty place; where the old one was, if left out"] | None = None
     ) -> RemovedView:

@@ -8,12 +8,7 @@ from typing import Annotated, TypedDict
 from zstor_local.access.invitation import parse_public_key
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
-from zstor_local.errors import (
-    AlreadyExists,
-    NotFound,
-    PermissionDenied,
-    Unauthenticated,
-)
+from zstor_local.errors import AlreadyExists, NotFound, PermissionDenied, Unauthenticated
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.permission import check_user
 from zstor_local.rpc.call import Call

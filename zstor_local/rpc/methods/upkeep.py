@@ -11,7 +11,7 @@ from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.metrics import metrics
 from zstor_local.store.pace import unpaced
-from zstor_local.store.scrub import ScrubStatus
+from zstor_local.store.scrub import ScrubState, ScrubStatus
 from zstor_local.store.store import Store
 from zstor_local.store.strays import Judged
 
@@ -41,7 +41,7 @@ class ScrubView(TypedDict):
     `overdue`: no pass has ended for twice as long as one may take ([scrub] days).
     """
 
-    state: Literal["idle", "running", "paused"]
+    state: ScrubState
     cursor_percent: float
     started_epoch: int | None
     last_ended_epoch: int | None
