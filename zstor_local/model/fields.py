@@ -49,7 +49,7 @@ def expect_schema(plain: Plain, newest: int) -> None:
 def take(plain: Plain, number: int, kind: type[T], default: T | None = None) -> T:
     """A field of exactly this type; numbers are never negative."""
     value = plain.get(number, default)
-    if type(value) is not kind or (kind is int and value < 0):  # type: ignore[operator]
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
         raise CorruptRecord(f"field {number} of a record is not {kind.__name__}")
     return value
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
-from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.coding.keys import SALT_BYTES, NamespaceKeys
 from zstor_local.coding.share import ShareHeader
 from zstor_local.errors import errno_name
 from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
@@ -50,7 +50,7 @@ def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: 
         temporary, final = f"{root}/{TEMPORARY}/{marker.NAME}", f"{root}/{marker.NAME}"
         fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            write_all(files, fd, [identity.pack(keys, runtime.randomness.bytes(32))], 0)
+            write_all(files, fd, [identity.pack(keys, runtime.randomness.bytes(SALT_BYTES))], 0)
             files.fsync(fd)
         finally:
             files.close(fd)

@@ -17,10 +17,11 @@ import trio
 
 from zstor_local import limits
 from zstor_local.coding.chunk import ChunkCoder, Scratch
+from zstor_local.coding.keys import KEY_BYTES
 from zstor_local.coding.seal import BlockBinding, BlockSealer
 from zstor_local.coding.share import pack_block_header, pack_share_end
 from zstor_local.coding.table import ChunkTable, block_size, pack_chunk_table, table_word
-from zstor_local.model.ids import ShareId, StoreId, Version
+from zstor_local.model.ids import ID_BYTES, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
@@ -115,27 +116,35 @@ class Coded:
 
 
 def new_version(runtime: Runtime) -> Version:
-    return Version(runtime.randomness.bytes(16))
+    return Version(runtime.randomness.bytes(ID_BYTES))
 
 
 def block_sealer(store_id: StoreId, namespace: Namespace, policy: Policy, version: Version, data_key: bytes) -> BlockSealer:
     return BlockSealer(data_key, BlockBinding(store_id, namespace.id, version, policy.k, policy.m))
 
 
-def code_small(
-    store_id: StoreId,
-    namespace: Namespace,
-    version: Version,
-    data_key: bytes,
-    placement: tuple[int, ...],
-    refused: Mapping[int, ShardError],
-    data: Buffer,
-    scratch: Scratch,
-    watch: Watch = watch_nothing,
-) -> Coded:
+@value()
+class Planned:
+    """A version that is to be written: where its shares go, and how many of them must get there. Those of `refused`, by share index,
+    are not sent at all.
+    """
+
+    store_id: StoreId
+    namespace: Namespace
+    version: Version
+    placement: tuple[int, ...]
+    refused: Mapping[int, ShardError]
+    quorum: int
+
+    def sealer(self, data_key: bytes) -> BlockSealer:
+        """What seals its blocks."""
+        return block_sealer(self.store_id, self.namespace, self.namespace.policy, self.version, data_key)
+
+
+def code_small(planned: Planned, data_key: bytes, data: Buffer, scratch: Scratch, watch: Watch = watch_nothing) -> Coded:
     """All of a small object's shares, in memory."""
-    policy = namespace.policy
-    coder = ChunkCoder(policy, block_sealer(store_id, namespace, policy, version, data_key))
+    policy = planned.namespace.policy
+    coder = ChunkCoder(policy, planned.sealer(data_key))
     view = memoryview(data)
     parts: list[list[Buffer]] = [[] for _ in range(policy.m)]
     shapes = []
@@ -149,15 +158,15 @@ def code_small(
             parts[index] += (header, block)
     shares = [b"".join(blocks) for blocks in parts]
     return Coded(
-        version=version,
+        version=planned.version,
         size=len(view),
         digest=blake3.blake3(view).digest(),
         chunk_table=pack_chunk_table(shapes),
         share_bytes=len(shares[0]),
-        wrapped_key=namespace.keys.wrap(data_key),
-        placement=placement,
+        wrapped_key=planned.namespace.keys.wrap(data_key),
+        placement=planned.placement,
         shares=shares,
-        failed=refused,
+        failed=planned.refused,
     )
 
 
@@ -193,35 +202,20 @@ class _Turns:
 class LargeWrite:
     """The shares of one large object on their way. `begin`, one of the two `code_…`, then `finish`; `abort` if any of them failed.
 
-    Shards that fail on the way are dropped and named in `Coded.failed`, as long as `quorum` of them remain. Those of `refused` get no
-    share from the beginning.
+    Shards that fail on the way are dropped and named in `Coded.failed`, as long as the quorum of them remains.
     """
 
     def __init__(
-        self,
-        runtime: Runtime,
-        pool: ShardPool,
-        scratches: ScratchPool,
-        store_id: StoreId,
-        namespace: Namespace,
-        version: Version,
-        placement: tuple[int, ...],
-        refused: Mapping[int, ShardError],
-        quorum: int,
-        watch: Watch = watch_nothing,
+        self, runtime: Runtime, pool: ShardPool, scratches: ScratchPool, planned: Planned, watch: Watch = watch_nothing
     ) -> None:
         self._runtime = runtime
         self._pool = pool
         self._scratches = scratches
-        self._namespace = namespace
-        self._policy = namespace.policy
-        self._version = version
-        self._placement = placement
-        self._refused = refused
-        self._quorum = quorum
+        self._planned = planned
+        self._policy = planned.namespace.policy
         self._watch = watch
-        self._data_key = runtime.randomness.bytes(32)
-        self._sealer = block_sealer(store_id, namespace, self._policy, version, self._data_key)
+        self._data_key = runtime.randomness.bytes(KEY_BYTES)
+        self._sealer = planned.sealer(self._data_key)
         self._coder = ChunkCoder(self._policy, self._sealer)
         self._writers: dict[int, ShareWriter] = {}
         self._retired: list[ShareWriter] = []  # failed ones: open until no thread can be writing to them
@@ -235,15 +229,16 @@ class LargeWrite:
 
     def begin(self) -> None:
         """Open the shares' files. NotEnoughShards if fewer than the quorum can be opened. Blocks."""
-        for index, number in enumerate(self._placement):
-            if index in self._refused:
-                self._drop(index, self._refused[index])
+        planned = self._planned
+        for index, number in enumerate(planned.placement):
+            if index in planned.refused:
+                self._drop(index, planned.refused[index])
                 continue
             shard = self._pool.get(number)
             try:
                 if shard is None:
                     raise ShardError(self._pool.state(number), self._pool.reason(number))
-                self._writers[index] = shard.begin(ShareId(self._version, index), self._namespace.id, self._policy)
+                self._writers[index] = shard.begin(ShareId(planned.version, index), planned.namespace.id, self._policy)
             except ShardError as error:
                 self._drop(index, error)
         self._check_quorum()
@@ -362,13 +357,13 @@ class LargeWrite:
         for writer in retired:
             await self._runtime.threads.run(writer.abort)
         return Coded(
-            version=self._version,
+            version=self._planned.version,
             size=self._size,
             digest=self._digest.digest(),
             chunk_table=packed,
             share_bytes=self._offset,
-            wrapped_key=self._namespace.keys.wrap(self._data_key),
-            placement=self._placement,
+            wrapped_key=self._planned.namespace.keys.wrap(self._data_key),
+            placement=self._planned.placement,
             failed=dict(self._failed),
         )
 
@@ -388,6 +383,6 @@ class LargeWrite:
                 self._retired.append(writer)
 
     def _check_quorum(self) -> None:
-        if len(self._writers) < self._quorum:
-            failed = {self._pool.name(self._placement[index]): error for index, error in self._failed.items()}
-            raise not_enough_shards(len(self._writers), self._quorum, failed)
+        if len(self._writers) < self._planned.quorum:
+            failed = {self._pool.name(self._planned.placement[index]): error for index, error in self._failed.items()}
+            raise not_enough_shards(len(self._writers), self._planned.quorum, failed)

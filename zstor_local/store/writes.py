@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import trio
 
 from zstor_local import limits
+from zstor_local.coding.keys import KEY_BYTES
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
@@ -22,6 +23,7 @@ from zstor_local.store.coding import (
     INLINE_CODING_BYTES,
     Coded,
     LargeWrite,
+    Planned,
     ScratchPool,
     Watch,
     code_small,
@@ -169,15 +171,19 @@ class ObjectWriter:
 
     def _small_coding(self, namespace: Namespace, data: Buffer, watch: Watch) -> Callable[[], Coded]:
         """The work of coding a small object, for the loop or for a thread."""
-        version = new_version(self._runtime)
-        placement, refused = self._placing.place(namespace, version)
-        key = self._runtime.randomness.bytes(32)
+        planned, data_key = self._plan(namespace), self._runtime.randomness.bytes(KEY_BYTES)
 
         def code() -> Coded:
             with self._scratches.borrow() as scratch:
-                return code_small(self._sealer.store_id, namespace, version, key, placement, refused, data, scratch, watch)
+                return code_small(planned, data_key, data, scratch, watch)
 
         return code
+
+    def _plan(self, namespace: Namespace) -> Planned:
+        """NotEnoughShards or NoSpace if too few shards can take a new version."""
+        version = new_version(self._runtime)
+        placement, refused = self._placing.place(namespace, version)
+        return Planned(self._sealer.store_id, namespace, version, placement, refused, self._placing.quorum(namespace))
 
     async def _write_large(
         self,
@@ -189,21 +195,9 @@ class ObjectWriter:
         expected_size: int | None,
         watch: Watch,
     ) -> T:
-        version = new_version(self._runtime)
-        placement, refused = self._placing.place(namespace, version)
-        await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(version, placement)]))
-        write = LargeWrite(
-            self._runtime,
-            self._pool,
-            self._scratches,
-            self._sealer.store_id,
-            namespace,
-            version,
-            placement,
-            refused,
-            self._placing.quorum(namespace),
-            watch,
-        )
+        planned = self._plan(namespace)
+        await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(planned.version, planned.placement)]))
+        write = LargeWrite(self._runtime, self._pool, self._scratches, planned, watch)
         total = source.size if isinstance(source, FileSource) else expected_size
         try:
             with self._pool.large_write():
@@ -216,21 +210,21 @@ class ObjectWriter:
             return await publish(coded)
         except BaseException as error:
             with trio.CancelScope(shield=True):
-                await self._undo(namespace, write, version, placement)
+                await self._undo(planned, write)
             raise single(error) from None
 
-    async def _undo(self, namespace: Namespace, write: LargeWrite, version: Version, placement: tuple[int, ...]) -> None:
+    async def _undo(self, planned: Planned, write: LargeWrite) -> None:
         """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it: also where nobody
         knows whether the metastore has the write's record, as it takes no changes then.
         """
         await self._runtime.threads.run(write.abort)
 
         def decide(_: Envelope | None) -> Decision:
-            begun = any(intent.version == version for intent in self._metastore.intents())
-            return _garbage(version, placement) if begun else Decision()  # a record that was committed ended the intent
+            begun = any(intent.version == planned.version for intent in self._metastore.intents())
+            return _garbage(planned.version, planned.placement) if begun else Decision()  # a record that was committed ended the intent
 
         try:
-            await self._committer.commit(namespace.id, "", decide)
+            await self._committer.commit(planned.namespace.id, "", decide)
         except ZstorError:
             return
         self._on_garbage()
