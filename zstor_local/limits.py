@@ -45,6 +45,9 @@ USER_METADATA_BYTES: Final = 16 * KIB  # the `user` member, as CBOR
 LIST_ITEMS: Final = 1_000
 LIST_BYTES: Final = 8 * MIB
 
+# --- Shards ---
+SHARD_NUMBERS: Final = 10_000  # of one store: those of another one, which lets us read there, count from a multiple of it on
+
 # --- Names ---
 NAME_VALUE_BYTES: Final = 512 * KIB  # half of what a store-wide row holds; what is larger belongs into the content store
 

@@ -14,9 +14,10 @@ import trio.testing
 
 from tests.shardserver.server import Issuer, scanned
 from tests.store.home import Home, get, put
+from zstor_local import limits
 from zstor_local.access import joined_rows
 from zstor_local.access.builtin import builtin_authority
-from zstor_local.access.invitation import PLACES, PLACES_MAX, Pass, Place, parse_public_key, seal_invitation, seal_letter
+from zstor_local.access.invitation import PLACES, Pass, Place, parse_public_key, seal_invitation, seal_letter
 from zstor_local.access.joined import TABLE, Joined
 from zstor_local.access.joining import Joining
 from zstor_local.coding.keys import NamespaceKeys
@@ -99,8 +100,8 @@ BAD: Mapping[str, Change] = {
     "token beyond ASCII": token("gr\u00fcn"),
     "token with a header behind it": token("a\r\nx: y"),
     "endless token": token("a" * 8_193),
-    "number of another store's shard": places(Place(PLACES_MAX, "one", SOCKET)),
-    "number of one of ours": places(Place(-PLACES_MAX + 1, "one", SOCKET)),
+    "number of another store's shard": places(Place(limits.SHARD_NUMBERS, "one", SOCKET)),
+    "number of one of ours": places(Place(-limits.SHARD_NUMBERS + 1, "one", SOCKET)),
     "one number twice": places(Place(0, "one", SOCKET), Place(0, "two", SOCKET)),
     "more places than there are servers": places(*(Place(number, "one", SOCKET) for number in range(PLACES + 1))),
     "name that steers a terminal": places(Place(0, "\x1b[2J", SOCKET)),

@@ -13,20 +13,20 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
+from zstor_local import limits
 from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
 from zstor_local.errors import CorruptRecord, InvalidParams
-from zstor_local.model.fields import decode, encode
+from zstor_local.model.fields import decode, encode, expect_schema, take, take_list, take_sized
 from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
 
 TokenSourceKind = Literal["letters", "authority"]
 PREFIX: Final = "zstor1"
-PLACES_MAX: Final = 10_000  # numbers of a store's shards are below it
 PLACES: Final = 500  # at once: each costs its reader a connection
 _SCHEMA: Final = 1
 _FOR_ONE: Final = 2  # of a letter: what is a pass inside is sealed to a public key
@@ -93,47 +93,52 @@ class Pass:
     @classmethod
     def decode(cls, data: bytes) -> Pass:
         """The reverse of `encode`; CorruptRecord for anything else."""
-        plain = decode(data)
-        texts = [plain.get(number) for number in (1, 4, 7, 8, 9)]
-        ids = [plain.get(number) for number in (2, 3, 11)]
-        keys, places, letter_key, made = (plain.get(number) for number in (5, 6, 10, 12))
-        if (
-            plain.get(0) != _SCHEMA
-            or any(type(text) is not str for text in texts)
-            or any(type(each) is not bytes or len(each) != ID_BYTES for each in ids)
-            or not _are_keys(keys)
-            or not _are_keys([letter_key])
-            or not isinstance(places, list)
-            or not _are_places(places)
-            or type(made) is not int
-            or texts[2] not in ("letters", "authority")
-            or not _TOKEN.match(str(texts[4]))
-        ):
-            raise CorruptRecord("that invitation is not one of this version", hint="use the newest zstor, or ask for another one")
-        name, user, source, organization, token = texts
-        return cls(
-            str(name), NamespaceId(ids[0]), StoreId(ids[1]), str(user), tuple(keys), tuple(Place(*each) for each in places),  # type: ignore[arg-type]
-            source, str(organization), str(token), letter_key, ids[2], made,  # type: ignore[arg-type]
-        )  # fmt: skip
+        try:
+            plain = decode(data)
+            expect_schema(plain, _SCHEMA)
+            record_keys, places = take_list(plain, 5, bytes), take_list(plain, 6, list)
+            source, token = take(plain, 7, str), take(plain, 9, str)
+            if not _are_keys(record_keys) or not _are_places(places) or not _TOKEN.match(token):
+                raise CorruptRecord("a key, a place or the token cannot be one")
+            if source not in ("letters", "authority"):
+                raise CorruptRecord("tokens come from elsewhere")
+            return cls(
+                namespace=take(plain, 1, str),
+                namespace_id=NamespaceId(take_sized(plain, 2, ID_BYTES)),
+                store_id=StoreId(take_sized(plain, 3, ID_BYTES)),
+                user=take(plain, 4, str),
+                record_keys=tuple(record_keys),
+                places=tuple(Place(*each) for each in places),
+                source="letters" if source == "letters" else "authority",
+                organization=take(plain, 8, str),
+                token=token,
+                letter_key=take_sized(plain, 10, KEY_BYTES),
+                letter_id=take_sized(plain, 11, ID_BYTES),
+                made=take(plain, 12, int),
+            )
+        except CorruptRecord as error:
+            raise CorruptRecord(
+                f"that invitation is not one of this version: {error}", hint="use the newest zstor, or ask for another one"
+            ) from None
 
 
-def _are_places(places: Sequence[object]) -> bool:
+def _are_places(places: Sequence[Sequence[Any]]) -> bool:
     """Whoever wrote them may be up to anything: they become requests, and are shown to people."""
     if len(places) > PLACES:
         return False
     numbers = set()
     for place in places:
-        if not isinstance(place, list) or [type(each) for each in place] != [int, str, str]:
+        if [type(each) for each in place] != [int, str, str]:
             return False
         number, *texts = place
-        if not 0 <= number < PLACES_MAX or any(len(text) > _TEXT_CHARACTERS or not text.isprintable() for text in texts):
+        if not 0 <= number < limits.SHARD_NUMBERS or any(len(text) > _TEXT_CHARACTERS or not text.isprintable() for text in texts):
             return False
         numbers.add(number)
     return len(numbers) == len(places)
 
 
-def _are_keys(keys: object) -> bool:
-    return isinstance(keys, list) and bool(keys) and all(type(key) is bytes and len(key) == KEY_BYTES for key in keys)
+def _are_keys(keys: Sequence[bytes]) -> bool:
+    return bool(keys) and all(len(key) == KEY_BYTES for key in keys)
 
 
 def public_key(private: bytes) -> str:
@@ -167,13 +172,12 @@ def open_invitation(text: str, private: bytes) -> Pass:
     text = "".join(text.split())
     try:
         plain = decode(_from_base64(text.removeprefix(PREFIX)))
-        store_id, namespace_id, sealed = plain[1], plain[2], plain[3]
-        if not text.startswith(PREFIX) or plain[0] != _SCHEMA:
+        expect_schema(plain, _SCHEMA)
+        if not text.startswith(PREFIX):
             raise InvalidParams("that is no invitation")
-        info = _INVITATION + store_id + namespace_id  # type: ignore[operator]
-        opened = _SUITE.decrypt(sealed, X25519PrivateKey.from_private_bytes(private), info)  # type: ignore[arg-type]
-        return Pass.decode(opened)
-    except (KeyError, TypeError, ValueError, InvalidTag, CorruptRecord, InvalidParams):
+        info = _INVITATION + take(plain, 1, bytes) + take(plain, 2, bytes)
+        return Pass.decode(_SUITE.decrypt(take(plain, 3, bytes), X25519PrivateKey.from_private_bytes(private), info))
+    except (ValueError, InvalidTag, CorruptRecord, InvalidParams):
         raise InvalidParams(
             "that invitation does not open", hint="it must be whole, and made for the key that `zstor namespace join` prints here"
         ) from None
@@ -197,8 +201,8 @@ def open_letter(letter: bytes, before: Pass, private: bytes) -> Pass:
     outer = decode(plain)
     if outer.get(0) == _FOR_ONE:
         try:
-            plain = _SUITE.decrypt(outer.get(1), X25519PrivateKey.from_private_bytes(private), bound)  # type: ignore[arg-type]
-        except (TypeError, ValueError, InvalidTag):
+            plain = _SUITE.decrypt(take(outer, 1, bytes), X25519PrivateKey.from_private_bytes(private), bound)
+        except (CorruptRecord, ValueError, InvalidTag):
             raise CorruptRecord("a letter is for another reader") from None
     opened = Pass.decode(plain)
     if (opened.store_id, opened.namespace_id) != (before.store_id, before.namespace_id):

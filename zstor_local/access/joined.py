@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from zstor_local import limits
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass
 from zstor_local.access.joined_rows import Rows
@@ -22,7 +23,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.runtime import SECOND_US, Network
 from zstor_local.shards.base import ShardError
 from zstor_local.store.namespaces import Gate, Namespace
-from zstor_local.store.sealing import SHARDS_OF_ONE, Foreign
+from zstor_local.store.sealing import Foreign
 from zstor_local.store.store import Store
 
 TABLE: Final = "joined"  # of store-wide rows: passes, by the name that the namespace has here
@@ -46,7 +47,7 @@ class Joined:
         self._renewing = trio.Lock()
         self.scope = trio.CancelScope()
         keys = NamespaceKeys.of(given.record_keys)
-        self.foreign = Foreign(given.store_id, keys, number * SHARDS_OF_ONE)
+        self.foreign = Foreign(given.store_id, keys, number * limits.SHARD_NUMBERS)
         self.rows = rows.metastore
         self._kept = rows
         self._taking = trio.Lock()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from zstor_local.access.signing import SigningKey
 from zstor_local.access.trust import LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation
 from zstor_local.errors import CorruptRecord, NotFound
-from zstor_local.model.fields import decode, encode
+from zstor_local.model.fields import decode, encode, expect_schema, take, take_list
 
 SCHEMA = 1
 REVOCATIONS_MAX = 2_000  # a row, and the document that servers are told of, hold so many; they are forgotten after a day
@@ -94,11 +94,10 @@ class SigningKeys:
     def decode(cls, data: bytes) -> SigningKeys:
         """The reverse of `encode`; CorruptRecord for anything else."""
         plain = decode(data)
+        expect_schema(plain, SCHEMA)
         try:
-            if plain[0] != SCHEMA:
-                raise CorruptRecord("the signing keys were written by a newer version", hint="use the newer zstor that wrote them")
-            keys = tuple(KeptKey(SigningKey.parse(secret), signs_from) for secret, signs_from in plain[1])  # type: ignore[attr-defined]
-            revoked = tuple(Revocation(*each) for each in plain[2])  # type: ignore[attr-defined]
-            return cls(keys, revoked, int(plain.get(3, 0)))  # type: ignore[call-overload]
-        except (KeyError, TypeError, ValueError):
+            keys = tuple(KeptKey(SigningKey.parse(secret), signs_from) for secret, signs_from in take_list(plain, 1, list))
+            revoked = tuple(Revocation(*each) for each in take_list(plain, 2, list))
+            return cls(keys, revoked, take(plain, 3, int, 0))
+        except (TypeError, ValueError):
             raise CorruptRecord("the signing keys are malformed") from None

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from zstor_local.coding.keys import SALT_BYTES, KeyRing, NamespaceKeys
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, associated_data
 from zstor_local.runtime import Randomness
 
-SHARDS_OF_ONE: Final = 10_000  # another store's shards have numbers below it there
-
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A namespace of another store, whose owner gave us its keys. Its SHARDS_OF_ONE shard numbers count from `first` on here."""
+    """A namespace of another store, whose owner gave us its keys. Its limits.SHARD_NUMBERS count from `first` on here."""
 
     store_id: StoreId
     keys: NamespaceKeys

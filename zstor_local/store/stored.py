@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Metastore, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
-from zstor_local.store.sealing import SHARDS_OF_ONE, RecordSealer
+from zstor_local.store.sealing import RecordSealer
 from zstor_local.value import value
 
 
@@ -34,7 +35,7 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
     foreign = sealer.foreign.get(envelope.namespace) if sealer.foreign else None
     if foreign is None:
         return record
-    if any(number >= SHARDS_OF_ONE for number in record.placement):  # it would be somebody else's shard
+    if any(number >= limits.SHARD_NUMBERS for number in record.placement):  # it would be somebody else's shard
         raise CorruptRecord("a record of another user's namespace names a shard that cannot be")
     return replace(record, placement=tuple(foreign.first + number for number in record.placement))
 
