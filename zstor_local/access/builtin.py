@@ -56,7 +56,7 @@ class BuiltInAuthority:
     async def create(self, namespace: str) -> None:
         def change(_: StoredRow | None) -> bytes:
             if self._exists(namespace):
-                raise AlreadyExists(f"there is a namespace {namespace} already")
+                raise AlreadyExists(f"there is a namespace {namespace} already", hint="`zstor namespace get` shows it")
             return _encode({})  # also over what a creation that was broken off has left
 
         await self._rows.change(PERMISSIONS_TABLE, namespace, change)

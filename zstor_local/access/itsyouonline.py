@@ -56,7 +56,7 @@ class ItsYouOnline:
         await self._ensure_root()
         tree = await self._tree()
         if tree.is_whole(namespace):
-            raise AlreadyExists(f"there is a namespace {namespace} already")
+            raise AlreadyExists(f"there is a namespace {namespace} already", hint="`zstor perm ls` shows who may use it")
         ours = namespace not in tree.namespaces
         try:
             if ours:

@@ -26,7 +26,7 @@ FIRST_SECONDS: Final = 3_600  # from a start to the first collection: many machi
 BATCH: Final = 200  # contents looked at, and collected in one commit: some milliseconds of the committer's time
 
 
-log = logging.getLogger("zstor.store")
+log = logging.getLogger("zstor.content")
 
 
 @dataclass(slots=True)

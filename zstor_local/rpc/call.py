@@ -228,7 +228,11 @@ class Call:
         """Around waiting for news; Busy if too many calls of this connection do so, ShuttingDown when the daemon stops."""
         polls = self.connection.state(LongPolls)
         if len(polls.waiting) >= limits.LONG_POLLS_PER_CONNECTION:
-            raise Busy(f"{len(polls.waiting)} calls of this connection wait for news already", limit=limits.LONG_POLLS_PER_CONNECTION)
+            raise Busy(
+                f"{len(polls.waiting)} calls of this connection wait for news already",
+                hint="cancel one of them, or open another connection",
+                limit=limits.LONG_POLLS_PER_CONNECTION,
+            )
         with trio.CancelScope() as scope:
             polls.waiting.add(scope)
             try:
@@ -274,7 +278,7 @@ class Call:
         if self._reason is not None:
             return self._reason
         if self._deadline <= trio.current_time():
-            return TimedOut("the deadline passed before a commit began")
+            return TimedOut("the deadline passed before a commit began", hint="call again with more time")
         return stopping()  # the connection ended: nobody will read this
 
     def scope(self) -> trio.CancelScope:

@@ -18,7 +18,7 @@ from zstor_local.rpc.dispatch import Dispatcher, Id, Missing
 from zstor_local.rpc.outbox import Outbox
 from zstor_local.store.later import Later
 
-logger: Final = logging.getLogger("zstor.rpc")
+log = logging.getLogger("zstor.rpc")
 
 _NOT_BEGUN: Final = object()
 _LASTING: Final = (Later, Awaitable)  # what a plain method answers with where its result is yet to come
@@ -90,7 +90,7 @@ class Calls:
         task = _Task(call, identity, answer, urgent, size)
         if not at_once:
             if urgent or not self._budget.take(size):
-                raise Busy(f"{most} calls run and the queue is full", limit=most)
+                raise Busy(f"{most} calls run and the queue is full", hint="wait for their answers, then send this again", limit=most)
             task.cost = size
             task.waiting = True
             self._queue.append(task)
@@ -206,12 +206,12 @@ class Calls:
 
     def _word(self, call: Call, identity: Id, answer: Answer, outcome: object) -> bytes | None:
         """Word a call's outcome. Returns the message's whole reply, if this was its last call."""
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%.64r %s: %s", identity, call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%.64r %s: %s", identity, call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
         if identity is not Missing.ID:
             return answer.add(identity, self._dispatcher.reply(identity, outcome))
         if isinstance(outcome, ZstorError):
-            logger.info("notification %s: %s", call.method, outcome.message)
+            log.info("notification %s: %s", call.method, outcome.message)
         return answer.add(identity, None)
 
     async def _conclude_in_turn(self, task: _Task, outcome: object) -> None:

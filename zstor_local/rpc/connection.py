@@ -31,7 +31,7 @@ from zstor_local.rpc.strict_json import Json, encode
 from zstor_local.rpc.wire import Wire, wire_of
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("zstor.rpc")
+log = logging.getLogger("zstor.rpc")
 
 _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
@@ -114,7 +114,7 @@ class Connection:
                     self._calls.close()  # before the nursery takes no more tasks
                 self._nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
-            logger.debug("client %s: %s", self._peer, gone.exceptions[0])
+            log.debug("client %s: %s", self._peer, gone.exceptions[0])
         finally:
             self._arrivals.close()
             self._budget.give(self._held)
@@ -247,7 +247,7 @@ class Connection:
         if self._held != size:
             self._framer.discard()
             self._arrivals.drop_early()
-            error = Busy("the daemon holds too much unread input", limit=limits.INPUT_BUDGET_BYTES)
+            error = Busy("the daemon holds too much unread input", hint="send this again later", limit=limits.INPUT_BUDGET_BYTES)
             await self._outbox.put(error_reply(None, error) + b"\n")
 
     # --- Messages ---
@@ -260,7 +260,7 @@ class Connection:
             if not members:
                 raise InvalidRequest("an empty batch")
             if len(members) > limits.BATCH_ITEMS:
-                raise TooLarge(f"a batch of {len(members)} requests", limit=limits.BATCH_ITEMS)
+                raise TooLarge(f"a batch of {len(members)} requests", hint="send several batches", limit=limits.BATCH_ITEMS)
         except ZstorError as error:
             descriptors.close()
             await self._bad(error, ending)
@@ -306,7 +306,7 @@ class Connection:
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except ZstorError as error:
             if not request.wants_reply:
-                logger.info("notification %s: %s", request.method[:64], error.message)
+                log.info("notification %s: %s", request.method[:64], error.message)
             await self._calls.reply(answer, request.id, error_reply(request.id, error))
 
     # --- Cancelling ---
@@ -374,7 +374,7 @@ class Connection:
             if not self._calls.idle:
                 self._active = trio.current_time()
             elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
-                logger.debug("client %s: idle", self._peer)
+                log.debug("client %s: idle", self._peer)
                 self._reading.cancel()
                 return
 

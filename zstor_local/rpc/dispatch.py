@@ -34,7 +34,7 @@ from zstor_local.store.later import Later
 from zstor_local.value import value
 
 T = TypeVar("T")
-logger: Final = logging.getLogger("zstor.rpc")
+log = logging.getLogger("zstor.rpc")
 
 _MEMBERS: Final = frozenset({"jsonrpc", "method", "params", "id", "_meta"})
 _MESSAGES: Final = {
@@ -203,7 +203,7 @@ class Dispatcher:
     def incident(self, error: BaseException, where: str) -> Internal:
         """Log a fault of ours with its traceback; the caller gets an id to find it by, and nothing else."""
         incident = self._randomness.bytes(4).hex()
-        logger.error("incident %s: %s", incident, where, exc_info=error)
+        log.error("incident %s: %s", incident, where, exc_info=error)
         return Internal("a fault of the daemon", hint=f"its log has the details under {incident}", incident=incident)
 
     def _unexpected(self, error: Exception, method: str) -> ZstorError:

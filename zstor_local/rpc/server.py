@@ -23,7 +23,7 @@ from zstor_local.rpc.registry import Registry
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Jobs
 
-logger: Final = logging.getLogger("zstor.rpc")
+log = logging.getLogger("zstor.rpc")
 
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _UNMAPPED_UID: Final = 65534  # how a user outside our user namespace shows
@@ -101,9 +101,9 @@ class Server:
         if peer.uid != self._uid or peer.uid == _UNMAPPED_UID:
             refusal = PermissionDenied("this socket is for its owner alone", hint="run your own daemon, or be the same user")
         elif len(self._connections) >= limits.CONNECTIONS:
-            refusal = Busy(f"{limits.CONNECTIONS} clients are connected", limit=limits.CONNECTIONS)
+            refusal = Busy(f"{limits.CONNECTIONS} clients are connected", hint="try again when one is gone", limit=limits.CONNECTIONS)
         if refusal is not None:
-            logger.warning("refused %s: %s", peer, refusal.message)
+            log.warning("refused %s: %s", peer, refusal.message)
             with trio.move_on_after(_LAST_REPLIES_SECONDS):
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return

@@ -245,7 +245,7 @@ class Outgoing:
             with trio.move_on_after(limits.STREAM_IDLE_SECONDS) as waiting:
                 await self._moved.wait()
             if waiting.cancelled_caught:
-                raise TimedOut(f"nothing was acknowledged for {limits.STREAM_IDLE_SECONDS:.0f} s")
+                raise TimedOut(f"nothing was acknowledged for {limits.STREAM_IDLE_SECONDS:.0f} s", hint="send stream.ack for each")
 
     # --- For whoever runs it ---
 
@@ -310,4 +310,5 @@ class OwnStreams:
 
 
 def _wrong_seq(method: str, seq: int, expected: int) -> Conflict:
-    return Conflict(f"{method} with seq {seq} where {expected} was due; the stream is aborted", current=expected)
+    what = f"{method} with seq {seq} where {expected} was due; the stream is aborted"
+    return Conflict(what, hint="open another one, and send its pieces in order", current=expected)

@@ -183,7 +183,7 @@ class Membership:
         if self._pool.state(entry.number) == "ok" and url != self._places.place(entry):
             raise AlreadyExists(f"{url} is shard {entry.id}, which is at {self._places.place(entry)}", hint="one of them is a copy")
         if self._pool.state(entry.number) == "ok" and not entry.draining:
-            raise AlreadyExists(f"{url} is shard {entry.id} of this store already")
+            raise AlreadyExists(f"{url} is shard {entry.id} of this store already", hint="`zstor shard ls` lists them")
         if (job := self.job_of(entry.number)) is not None:
             await _ended(job)
         taken = replace(entry, url=url, group=entry.group if group is None else group, added=True, draining=False)

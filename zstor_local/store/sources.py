@@ -181,7 +181,7 @@ class ChannelSource:
             with trio.move_on_after(limits.STREAM_IDLE_SECONDS) as waiting:
                 await self._news.wait()
             if waiting.cancelled_caught:
-                raise TimedOut(f"nothing came for {limits.STREAM_IDLE_SECONDS:.0f} s")
+                raise TimedOut(f"nothing came for {limits.STREAM_IDLE_SECONDS:.0f} s", hint="send the next piece sooner")
         piece = self._pieces[0]
         count = min(len(piece.rest), len(buffer))
         buffer[:count] = piece.rest[:count]

@@ -187,7 +187,7 @@ def _local_hash(new: NewEntry, data: bytes | None, policy: LogPolicy) -> bytes:
     """The hash that the entry is known by; in a log of MVDS messages none but the message id."""
     if policy.messages == "mvds":
         if data is None:
-            raise TooLarge("that is too large for an MVDS message", limit=limits.LOG_EMBED_BYTES)
+            raise TooLarge("that is too large for an MVDS message", hint="send its id in one", limit=limits.LOG_EMBED_BYTES)
         try:
             message_id = logged_message_id(data)
         except Malformed as error:

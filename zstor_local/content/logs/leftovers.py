@@ -17,7 +17,7 @@ from zstor_local.runtime import SECOND_US, Clock
 
 KEPT: Final = 24 * 3_600 * SECOND_US  # appends and imports that are under way have pinned what they have yet to name
 
-log = logging.getLogger("zstor.store")
+log = logging.getLogger("zstor.content")
 
 
 class Leftovers:

@@ -139,7 +139,7 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
 
         def change(record: NamespaceRecord) -> NamespaceRecord:
             if record.deleting:
-                raise NotFound(f"the namespace {namespace} is being deleted")
+                raise NotFound(f"the namespace {namespace} is being deleted", hint="wait until it is gone, or use another name")
             return replace(
                 record,
                 policy=_policy(policy, record.policy) or record.policy,
