@@ -68,3 +68,13 @@ def daemon(private_daemon: PrivateDaemon) -> PrivateDaemon:
     """A daemon process that listens, on a new store."""
     private_daemon.start()
     return private_daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateDaemon]:
+    """One for the tests of a file that leave it as it was."""
+    home = tmp_path_factory.mktemp("shared") / "home"
+    home.mkdir()
+    with PrivateDaemon(home) as daemon:
+        daemon.start()
+        yield daemon

@@ -339,6 +339,16 @@ def test_a_key_with_a_slash_at_its_end_is_a_directory_to_go_into(daemon: Private
     assert refused.stderr.startswith(b"zstor: error: - has no name of its own: give a KEY\n")
 
 
+@pytest.fixture(scope="module")
+def named(shared_daemon: PrivateDaemon) -> PrivateDaemon:
+    """A daemon with something of each kind that has a name."""
+    done(zstor(shared_daemon, "put", "-", "notes.txt", stdin=b"1"))
+    assert zstor(shared_daemon, "put", "-", "holiday", "-n", "photos", stdin=b"1").returncode == 0
+    done(zstor(shared_daemon, "log", "create", "messages"))
+    done(zstor(shared_daemon, "ns", "set", "latest", "1"))
+    return shared_daemon
+
+
 @pytest.mark.parametrize(
     ("arguments", "meant"),
     [
@@ -356,19 +366,14 @@ def test_a_key_with_a_slash_at_its_end_is_a_directory_to_go_into(daemon: Private
         (["ns", "get", "lates"], "latest"),
     ],
 )
-def test_what_may_have_been_meant_is_named(daemon: PrivateDaemon, arguments: list[str], meant: str) -> None:
-    done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
-    assert zstor(daemon, "put", "-", "holiday", "-n", "photos", stdin=b"1").returncode == 0
-    done(zstor(daemon, "log", "create", "messages"))
-    done(zstor(daemon, "ns", "set", "latest", "1"))
-    missed = zstor(daemon, *arguments)
+def test_what_may_have_been_meant_is_named(named: PrivateDaemon, arguments: list[str], meant: str) -> None:
+    missed = zstor(named, *arguments)
     assert missed.returncode == 1
     assert f"\n  hint: did you mean '{meant}'? `zstor ".encode() in missed.stderr
-    json_error = json.loads(zstor(daemon, *arguments, "--json").stderr)["error"]
+    json_error = json.loads(zstor(named, *arguments, "--json").stderr)["error"]
     assert "did you mean" not in json_error["data"]["hint"]  # nobody is asked again for a program
 
 
-def test_what_is_like_nothing_is_not_guessed_at(daemon: PrivateDaemon) -> None:
-    done(zstor(daemon, "put", "-", "notes.txt", stdin=b"1"))
-    assert zstor(daemon, "stat", "xyzzy").stderr.endswith(b"\n  hint: `zstor ls` lists the keys\n")
-    assert zstor(daemon, "stat", "notes.txt", "-n", "other").stderr.endswith(b"\n  hint: `zstor ls -n other` lists the keys\n")
+def test_what_is_like_nothing_is_not_guessed_at(named: PrivateDaemon) -> None:
+    assert zstor(named, "stat", "xyzzy").stderr.endswith(b"\n  hint: `zstor ls` lists the keys\n")
+    assert zstor(named, "stat", "notes.txt", "-n", "other").stderr.endswith(b"\n  hint: `zstor ls -n other` lists the keys\n")

@@ -15,9 +15,10 @@ from tests.cli.test_end_to_end import done, zstor
 from zstor_local.cli.private_daemon import PrivateDaemon
 
 
-@pytest.fixture
-def filled(daemon: PrivateDaemon) -> PrivateDaemon:
-    """A daemon with one of everything that can be listed."""
+@pytest.fixture(scope="module")
+def filled(shared_daemon: PrivateDaemon) -> PrivateDaemon:
+    """A daemon with one of everything that can be listed; nothing is to be changed there."""
+    daemon = shared_daemon
     (daemon.home / "f").write_bytes(b"bytes")
     for arguments in (
         ["put", "f", "--reference", "r"],
@@ -137,7 +138,7 @@ def test_an_input_that_fails_is_not_taken_for_its_end(daemon: PrivateDaemon) -> 
 
 
 @pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-@pytest.mark.parametrize("arguments", [["stat", "missing"], ["status"], ["lss"], ["put", "f"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["stat", "missing"], ["status"], ["lss"], ["put", "f", "other"], ["--help"]])
 def test_without_colors_no_escape_sequence_is_drawn(filled: PrivateDaemon, arguments: list[str], setting: dict[str, str]) -> None:
     assert "\x1b" not in _drawn(filled, arguments, **setting)
 
