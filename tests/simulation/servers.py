@@ -7,7 +7,8 @@ one of the last did, and anybody may throw them away.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,12 +62,17 @@ class Indexes:
         for commits in self.commits.values():
             del commits[len(commits) - draw.randrange(min(LATE_COMMITS, len(commits) + 1)) :]
 
-    def newest(self, path: str) -> bytes | None:
-        return next(reversed(self.commits.get(path, ())), None)
+    def keeper(self, path: str, database: sqlite3.Connection) -> Callable[[], None]:
+        """Give an empty database what was committed last. What is returned keeps what it is then as the next commit."""
+        if before := self.commits.get(path):
+            database.deserialize(before[-1])
 
-    def keep(self, path: str, now: bytes) -> None:
-        if now != self.newest(path):
-            self.commits.setdefault(path, []).append(now)
+        def keep() -> None:
+            commits, now = self.commits.setdefault(path, []), database.serialize()
+            if commits[-1:] != [now]:
+                commits.append(now)
+
+        return keep
 
 
 def indexes(world: World) -> Indexes:
@@ -78,28 +84,22 @@ def indexes(world: World) -> Indexes:
 class _KeptLogIndex(LogIndex):
     def __init__(self, kept: Indexes, path: str) -> None:
         super().__init__(":memory:")
-        self._keep = partial(kept.keep, path)
-        before = kept.newest(path)
-        if before is not None:
-            self._db.deserialize(before)
-            self._progress = {number: Progress(*about) for number, *about in self._db.execute("select * from progress")}
+        self._keep = kept.keeper(path, self._db)
+        self._progress = {number: Progress(*about) for number, *about in self._db.execute("select * from progress")}
 
     def flush(self) -> None:
         super().flush()
-        self._keep(self._db.serialize())
+        self._keep()
 
 
 class _KeptLargeIndex(LargeIndex):
     def __init__(self, kept: Indexes, path: str) -> None:
         super().__init__(":memory:")
-        self._keep = partial(kept.keep, path)
-        before = kept.newest(path)
-        if before is not None:
-            self._db.deserialize(before)
+        self._keep = kept.keeper(path, self._db)
 
     def _change(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         super()._change(statement, rows)
-        self._keep(self._db.serialize())
+        self._keep()
 
 
 # --- Promises ---

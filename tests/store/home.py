@@ -245,3 +245,13 @@ async def freed_by_itself(store: Store) -> None:
 def small_shares(store: Store) -> int:
     """How many shares the logs hold."""
     return sum(1 for number in store.pool.numbers for _ in store.index.shares(number))
+
+
+async def strays(home: Home, store: Store) -> None:
+    """The shares of a large object that was deleted lie there again: nothing names them."""
+    await put(store, "stray", content(1, 700_000))
+    kept = {path: Path(path).read_bytes() for path in home.share_files()}
+    await delete(store, "stray")
+    await freed(store)
+    for path, data in kept.items():
+        Path(path).write_bytes(data)

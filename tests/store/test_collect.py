@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares, strays
 from zstor_local.errors import NotFound
 from zstor_local.metastore.base import CommitRefused, Intent, Transaction
 from zstor_local.model.ids import Version
@@ -72,12 +72,7 @@ async def test_files_that_a_power_loss_brought_back_are_freed(home: Home) -> Non
 
 async def test_of_a_deleted_object_too(home: Home) -> None:
     async with home.open() as store:
-        await put(store, "a", content(1, 700_000))
-        kept = {path: Path(path).read_bytes() for path in home.share_files()}
-        await delete(store, "a")
-        await freed(store)
-        for path, data in kept.items():
-            Path(path).write_bytes(data)
+        await strays(home, store)
         assert (await collect(store)).freed == 3
         assert home.share_files() == []
 

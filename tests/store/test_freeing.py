@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 from zstor_local.system import RealFiles
 
 
@@ -173,21 +175,28 @@ async def test_a_read_wakes_nothing_where_nothing_waited_for_it(home: Home, monk
         assert await get(store, "a") == content(1, 6 * CHUNK)
 
 
+@asynccontextmanager
+async def reading_slowly(store: Store, stored: Stored) -> AsyncIterator[SlowPipe]:
+    """Somebody who has begun to read, and has taken nothing yet."""
+    pipe = SlowPipe(store)
+
+    async def read() -> None:
+        await store.objects.read_to_stream(stored, pipe.sink, whole(stored.record), Nobody())
+        pipe.end()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await pipe.begun.wait()
+        yield pipe
+
+
 @pytest.mark.parametrize("change", ["overwrite", "delete"])
 async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str) -> None:
     old = content(1, 6 * CHUNK)
     async with home.open() as store:
         await put(store, "a", old)
         stored = store.objects.find(name("a"))
-        pipe = SlowPipe(store)
-
-        async def read() -> None:
-            await store.objects.read_to_stream(stored, pipe.sink, whole(stored.record), Nobody())
-            pipe.end()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read)
-            await pipe.begun.wait()
+        async with reading_slowly(store, stored) as pipe:
             assert store.objects.leased(stored.version)
             if change == "overwrite":
                 await put(store, "a", b"new")
@@ -207,15 +216,7 @@ async def test_two_readers_both_keep_the_version(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", old)
         stored = store.objects.find(name("a"))
-        slow = SlowPipe(store)
-
-        async def read_slowly() -> None:
-            await store.objects.read_to_stream(stored, slow.sink, whole(stored.record), Nobody())
-            slow.end()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_slowly)
-            await slow.begun.wait()
+        async with reading_slowly(store, stored) as slow:
             assert await store.objects.read(stored) == old  # a second one, which ends first
             await delete(store, "a")
             await freed(store)

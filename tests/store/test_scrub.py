@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, strays
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
@@ -159,12 +159,7 @@ async def test_a_tombstone_that_a_shard_missed_is_given_to_it(home: Home) -> Non
 
 async def test_shares_that_nothing_names_are_freed_or_told(home: Home) -> None:
     async with home.open() as store:
-        await put(store, "a", content(1, 700_000))
-        kept = {path: Path(path).read_bytes() for path in home.share_files()}
-        await delete(store, "a")
-        await freed(store)
-        for path, data in kept.items():
-            Path(path).write_bytes(data)
+        await strays(home, store)
         await put(store, "lost", content(2, 10_000))
         store.metastore._writer.execute("delete from record where name=?", (b"lost",))  # type: ignore[attr-defined]
         found = await scrubbed(store)
