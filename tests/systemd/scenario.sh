@@ -30,6 +30,7 @@ step status-ready zstor systemd status
 step ready service
 
 step stop systemctl --user stop zstor.service
+step status-stopped zstor systemd status
 step started-again zstor get a -
 must_run
 before=$(pid)

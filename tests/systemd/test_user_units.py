@@ -126,6 +126,10 @@ def test_the_first_call_starts_it_and_paths_in_the_home_directory_work(scenario:
     assert "StatusText=store ok, 6 of 6 shards" in scenario["ready"].out
 
 
+def test_a_service_that_is_stopped_says_nothing_of_how_it_stopped(scenario: Scenario) -> None:
+    assert scenario["status-stopped"].out.endswith("zstor.service  inactive (dead), enabled\n")
+
+
 def test_a_path_the_service_may_not_write_is_refused_with_the_line_that_allows_it(scenario: Scenario) -> None:
     kind, hint = scenario.refusal("closed")
     assert (kind, "ReadWritePaths=/usr/local" in hint) == ("path_refused", True), hint
