@@ -20,6 +20,7 @@ from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards import log_index
+from zstor_local.shards.base import Capacity
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shards.segment import HEADER_BYTES
 from zstor_local.shardserver import rooms
@@ -367,6 +368,15 @@ def test_what_is_on_its_way_in_counts_against_the_quota(disk: Disk) -> None:
     assert refused(lambda: space.append(FENCE, 1, batch)) == "quota"
     space.large.abort(SHARE)
     put(space, other, bytes(500), 400)
+
+
+def test_a_space_tells_of_what_its_quota_leaves(disk: Disk) -> None:
+    space, plenty, little = disk.open(quota_bytes=1_000), Capacity(10_000, 5_000), Capacity(10_000, 50)
+    assert (space.rooms.capacity(plenty), space.rooms.capacity(little)) == (Capacity(1_000, 1_000), Capacity(1_000, 50))
+    put(space, SHARE, bytes(600))
+    assert space.rooms.capacity(plenty) == Capacity(1_000, 400)
+    assert disk.open(quota_bytes=0).rooms.capacity(plenty) == Capacity(0, 0)
+    assert disk.open().rooms.capacity(plenty) == plenty
 
 
 def test_what_broke_off_counts_no_more(disk: Disk) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.daemon.client import SAFETY_NET_SECONDS
-from tests.store.home import Home, content, delete, freed, get, name, put, share_place
+from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, share_place
 from zstor_local.errors import NoSpace, NotFound
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -28,6 +28,7 @@ from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Capacity
+from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store import engines, mending
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import RESERVE, SqliteEngines
@@ -72,6 +73,23 @@ async def test_a_disk_with_less_than_a_tenth_free_is_told_of_once(home: Home, mo
         ]
         with_free_space(store, NEARLY, dict.fromkeys(range(3), NEARLY))
         await put(store, "a", content(1, 10_000))  # a warning stops nothing
+
+
+async def test_a_full_server_is_told_of_and_sent_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DirectoryShard, "on_disk", None)
+    monkeypatch.setattr(DirectoryShard, "capacity", lambda shard: FULL if shard.number == 1 else PLENTY)
+    home.policy = Policy(2, 4, chunk_size=CHUNK)
+    async with home.open() as store:
+        monkeypatch.setattr(store.pool, "group", str)
+        await store.presence.look()
+        store.free_space._looked = -math.inf
+        assert store.free_space.full_shards() == {1}
+        assert store.health == "degraded"
+        assert any("the disk of shard 1 is full" in line for line in store.warnings())
+        stored = await put(store, "a", content(1, 3 * CHUNK))
+        assert stored.owed == 1
+        assert not share_place(store, stored, stored.record.placement.index(1)).path.exists()
+        assert await get(store, "a") == content(1, 3 * CHUNK)
 
 
 async def test_a_disk_that_takes_no_writes_degrades_the_store(home: Home) -> None:

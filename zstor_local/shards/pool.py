@@ -10,7 +10,7 @@ from typing import Final
 
 from zstor_local.model.ids import Version
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.shards.base import Entry, Flushable, ReadableShard, Shard, ShardError, ShardState
+from zstor_local.shards.base import Capacity, Entry, Flushable, ReadableShard, Shard, ShardError, ShardState
 from zstor_local.shards.placement import Candidate, spread
 
 # File systems whose syncfs(2) returns only when everything is on the disk, and reports errors (Linux 5.8).
@@ -40,7 +40,7 @@ class ShardPool:
         }
         self.joined: dict[int, ReadableShard] = {}  # of other users' stores, only to read from; no placement of ours names them
         self._draining = frozenset(slot.entry.number for slot in self._slots.values() if slot.entry.draining)
-        self._free: dict[int, int] = {}
+        self._capacities: dict[int, Capacity] = {}
         self._large_writes = 0
 
     @property
@@ -158,11 +158,17 @@ class ShardPool:
 
     def _candidates(self, numbers: Sequence[int]) -> list[Candidate]:
         shards = [shard for number in numbers if (shard := self.get(number)) is not None]
-        return [Candidate(shard.number, shard.group, self._free.get(shard.number, 1)) for shard in shards]
+        return [
+            Candidate(shard.number, shard.group, 1 if (seen := self.capacity(shard.number)) is None else seen.free) for shard in shards
+        ]
 
-    def note_free(self, number: int, free: int) -> None:
-        """How much room a shard had when it was last looked at: fuller ones get fewer shares."""
-        self._free[number] = free
+    def note_capacity(self, number: int, capacity: Capacity) -> None:
+        """What a shard had when it was last looked at: fuller ones get fewer shares."""
+        self._capacities[number] = capacity
+
+    def capacity(self, number: int) -> Capacity | None:
+        """What a shard had when it was last looked at; None if it never was."""
+        return self._capacities.get(number)
 
     @property
     def draining(self) -> frozenset[int]:

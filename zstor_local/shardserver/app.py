@@ -158,7 +158,7 @@ class App:
     async def _describe(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._space(uid)
         guest.check_store(space)
-        capacity = await self._in_thread(self._volume.capacity)
+        capacity = space.rooms.capacity(await self._in_thread(self._volume.capacity))
         return as_json(
             {
                 "marker": space.marker.hex(),

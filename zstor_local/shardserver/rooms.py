@@ -14,7 +14,7 @@ from typing import Final
 
 from zstor_local.model.ids import NamespaceId, StoreId
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import ScannedEntry
+from zstor_local.shards.base import Capacity, ScannedEntry
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.http.wire import parse_id
 from zstor_local.shards.log import Log
@@ -291,9 +291,18 @@ class Rooms:
         with self._lock:
             room.coming_bytes -= size
 
+    def capacity(self, disk: Capacity) -> Capacity:
+        """What of the disk the space may have."""
+        if self._quota_bytes is None:
+            return disk
+        return Capacity(min(disk.total, self._quota_bytes), max(0, min(disk.free, self._quota_bytes - self._used())))
+
+    def _used(self) -> int:
+        return sum(each.used_bytes + each.coming_bytes for each in self)
+
     def _check(self, room: Room | None, more: int) -> None:
         """Refusal `quota` if the room (None: one that is not made yet), or the space, may not hold so many bytes more."""
-        used = sum(each.used_bytes + each.coming_bytes for each in self)
+        used = self._used()
         if self._quota_bytes is not None and used + more > self._quota_bytes:
             raise Refusal("quota", f"the shard holds {used} of the {self._quota_bytes} bytes that it may")
         if room is None or room.quota_bytes is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -99,12 +100,11 @@ class FreeSpace:
         self._looked = now
         shards: dict[int, Capacity] = {}
         for shard in self._pool.opened():
-            if shard.on_disk is None:  # a server keeps its own reserve, and asking it takes time
-                continue
-            try:
-                shards[shard.number] = shard.capacity()
-            except ShardError:
-                continue
+            with suppress(ShardError):
+                # Asking a server takes time: what presence saw is some seconds old.
+                capacity = self._pool.capacity(shard.number) if shard.on_disk is None else shard.capacity()
+                if capacity is not None:
+                    shards[shard.number] = capacity
         self._note(self._store_capacity(), shards)
         if self._full and now - self._told >= TELL_SECONDS:
             self._told = now

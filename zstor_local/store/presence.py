@@ -133,7 +133,7 @@ class Presence:
         except ShardError:
             capacity = None
         if capacity is not None:
-            self._pool.note_free(number, capacity.free)
+            self._pool.note_capacity(number, capacity)
         self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, capacity)
         return False
 
