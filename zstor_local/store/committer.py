@@ -139,9 +139,10 @@ class Committer:
 
     def _next_group(self) -> list[_Change]:
         """The changes that have waited longest; one that others have to be decided after is alone."""
-        alone = next((at for at, change in enumerate(self._waiting) if change.then is not None), limits.GROUP_CHANGES)
-        count = min(max(alone, 1), limits.GROUP_CHANGES)
-        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        group = self._waiting[: limits.GROUP_CHANGES]
+        alone = next((at for at, change in enumerate(group) if change.then is not None), len(group))
+        group = group[: max(alone, 1)]
+        self._waiting = self._waiting[len(group) :]
         return group
 
     async def _commit_group(self, group: list[_Change]) -> None:
