@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing
 from itertools import chain
 from typing import Final
@@ -178,7 +178,7 @@ class _Rebuild:
     def _own_records(self) -> tuple[KeyHasher, ShardsRecord]:
         """The store's own record and the list of shards, the newest of each."""
         hash_key = listed = None
-        for opened in self._store_rows(lambda _: None, iter):
+        for opened in self._store_rows(lambda _: None, iter, {Kind.STORE, Kind.SHARDS}):
             if opened.envelope.kind is Kind.STORE:
                 hash_key = StoreRecord.decode(opened.plain).hash_key
             elif opened.envelope.kind is Kind.SHARDS:
@@ -189,7 +189,7 @@ class _Rebuild:
 
     def _choose_store_rows(self, behind: Behind) -> None:
         """The newest records of the store itself: its own, the list of shards, the namespaces, the rows. And who lacks them."""
-        for opened in self._store_rows(self._damaged_store_row, behind.watch):
+        for opened in self._store_rows(self._damaged_store_row, behind.watch, {*Kind}):
             name = row_name_of(opened.envelope.kind, opened.plain)
             if opened.ambiguous and opened.envelope.sequence > FIRST_SEQUENCES:
                 self._report.ambiguous.append(name)
@@ -197,12 +197,13 @@ class _Rebuild:
             self._scratch.owe(behind.debts(opened.record, name))
 
     def _store_rows(
-        self, on_damage: Callable[[Envelope], None], watch: Callable[[Iterable[FoundRow]], Iterable[FoundRow]]
+        self, on_damage: Callable[[Envelope], None], watch: Callable[[Iterable[FoundRow]], Iterable[FoundRow]], kinds: Set[int]
     ) -> Iterator[Opened]:
-        """Of each row of the store's own the newest record that opens."""
+        """Of each row of the store's own the newest record that opens, as far as it is one of these kinds."""
         opener = Opener(self._sealer, on_damage)
         for records in by_key(watch(chain.from_iterable(self._scratch.found(store_wide=True))), self._voids):
-            newest = next((opened for same in records if (opened := opener.first(same)) is not None), None)
+            wanted = (same for same in records if any(record[0] in kinds for record in same))
+            newest = next((opened for same in wanted if (opened := opener.first(same)) is not None), None)
             deque(records, maxlen=0)
             if newest is not None:
                 yield newest
