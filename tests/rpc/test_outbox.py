@@ -57,7 +57,7 @@ async def test_a_line_waits_while_the_queue_is_full_and_goes_out_in_order() -> N
 
 
 async def test_few_but_large_lines_fill_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr(limits, "SEND_QUEUE_BYTES", 100_000)
     async with outbox() as (box, _):
         box.push(LINE + LINE)
         assert box.full

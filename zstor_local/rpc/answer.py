@@ -5,11 +5,16 @@ It owns the message's descriptors: what no call took is closed when the last cal
 
 from __future__ import annotations
 
+from typing import Final
+
 import trio
 
 from zstor_local import limits
+from zstor_local.rpc.budget import ReplyRoom
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.dispatch import Id, Missing, error_reply, reply_too_large
+
+_BRACKETS: Final = 2  # bytes
 
 
 class Ending:
@@ -37,19 +42,19 @@ class Ending:
 
 
 class Answer:
-    """Collects the replies of one message's calls."""
+    """Collects the replies of one message's calls; `room` is where those of a batch wait for the last one, None if it is none."""
 
-    __slots__ = ("_batch", "_descriptors", "_ending", "_left", "_lines", "_size", "calls", "sent")
+    __slots__ = ("_descriptors", "_ending", "_left", "_lines", "_room", "_size", "calls", "sent")
 
-    def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, batch: bool) -> None:
+    def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, room: ReplyRoom | None) -> None:
         self._ending = ending
         self._descriptors = descriptors
         self.calls = calls
         self.sent = trio.Event()  # whoever sends the whole sets it
         self._left = calls
-        self._batch = batch
+        self._room = room
         self._lines: list[bytes] = []
-        self._size = 2
+        self._size = _BRACKETS
 
     @property
     def complete(self) -> bool:
@@ -60,13 +65,21 @@ class Answer:
         """Take a call's reply (None for a notification). With the last one comes the whole, if there is anything to send."""
         self._left -= 1
         if reply is not None and identity is not Missing.ID:
-            if self._size + len(reply) > limits.MESSAGE_BYTES and self._lines:
+            if self._lines and not self._has_room(len(reply)):
                 reply = error_reply(identity, reply_too_large())
             self._size += len(reply) + 1
             self._lines.append(reply)
+            if self._room is not None:
+                self._room.hold(len(reply) + 1)
         if self._left:
             return None
         self._descriptors.close()
-        if not self._lines:
-            return None
-        return self._ending.finish(b"[" + b",".join(self._lines) + b"]" if self._batch else self._lines[0])
+        if self._room is None:
+            return self._ending.finish(self._lines[0]) if self._lines else None
+        self._room.give(self._size - _BRACKETS)
+        return self._ending.finish(b"[" + b",".join(self._lines) + b"]") if self._lines else None
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a batch may collect so much more: it never waits for others, for those may wait for it."""
+        small = self._size + size <= limits.SMALL_REPLY_BYTES
+        return self._size + size <= limits.MESSAGE_BYTES and (small or self._room is None or self._room.has(size))

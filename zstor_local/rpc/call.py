@@ -12,6 +12,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.errors import Busy, InvalidParams, NotSupported, ShuttingDown, TimedOut, ZstorError
+from zstor_local.rpc.budget import ReplyRoom
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.strict_json import JsonObject
 
@@ -36,6 +37,11 @@ class Connection(Protocol):
 
     @property
     def peer(self) -> Peer: ...
+
+    @property
+    def reply_room(self) -> ReplyRoom:
+        """Its part of the memory for large replies."""
+        ...
 
     @property
     def replies_only(self) -> bool:
@@ -89,27 +95,6 @@ class LongPolls:
     def end(self) -> None:
         for scope in self.waiting:
             scope.cancel()
-
-
-class ReplyRoom:
-    """Bytes of large replies that a connection's calls have in memory, up to a message's size: more wait until some are sent."""
-
-    def __init__(self) -> None:
-        self._free = limits.MESSAGE_BYTES
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    def take(self, size: int) -> bool:
-        if size > self._free:
-            return False
-        self._free -= size
-        return True
-
-    async def wait(self) -> None:
-        await self._waiting.park()
-
-    def give(self, size: int) -> None:
-        self._free += size
-        self._waiting.unpark_all()
 
 
 class Call:
@@ -187,14 +172,14 @@ class Call:
         self.connection.offer("notifications/progress", params)
 
     def take_reply_room(self, size: int) -> bool:
-        """Whether a reply of about `size` bytes (a message's at most) has room beside those that this client has yet to take.
+        """Whether a reply of about `size` bytes (a message's at most) has room beside those that clients have yet to take.
 
-        Ask before reading them: a client that takes nothing must not fill our memory with what it asked for. A connection has few calls
+        Ask before reading them: clients that take nothing must not fill our memory with what they asked for. A connection has few calls
         at once, so small replies always have room.
         """
         if size <= limits.SMALL_REPLY_BYTES:
             return True
-        if not self.connection.state(ReplyRoom).take(size):
+        if not self.connection.reply_room.take(size):
             return False
         self._reply_bytes += size
         return True
@@ -202,13 +187,13 @@ class Call:
     def give_back(self, size: int) -> None:
         """Of the room that was taken so much is not needed after all."""
         self._reply_bytes -= size
-        self.connection.state(ReplyRoom).give(size)
+        self.connection.reply_room.give(size)
 
     async def reply_room(self, size: int) -> bool:
         """The same; but False comes after waiting until some were taken: look again, and ask again."""
         if self.take_reply_room(size):
             return True
-        await self.connection.state(ReplyRoom).wait()
+        await self.connection.reply_room.wait()
         return False
 
     def begin_commit(self) -> None:

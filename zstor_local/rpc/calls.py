@@ -94,6 +94,7 @@ class Calls:
             task.cost = size
             task.waiting = True
             self._queue.append(task)
+            self._outbox.on_room = self._start_waiting
         self._tasks.add(task)
         if identity is not None and identity is not Missing.ID:
             # Two calls with one id are the client's mistake; a cancel is for the older one.
@@ -129,6 +130,7 @@ class Calls:
         self._closed = True
         self._budget.give(sum(task.cost for task in self._queue))
         self._queue.clear()
+        self._outbox.on_room = None
         self._tasks.clear()
 
     async def reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
@@ -140,9 +142,9 @@ class Calls:
             answer.sent.set()
 
     def _may_start(self, size: int) -> bool:
-        """Whether a call that is not urgent may run now: not too many, and not too large ones together."""
+        """Whether a call that is not urgent may run now: not too many or too large ones, none for a client that takes nothing."""
         room = not self._running_bytes or self._running_bytes + size <= limits.RUNNING_INPUT_BYTES
-        return room and self._running[False] < limits.CALLS_PER_CONNECTION
+        return room and self._running[False] < limits.CALLS_PER_CONNECTION and not self._outbox.large
 
     def _start(self, task: _Task, begun: object) -> None:
         """Run it, if it is not `begun`: then that is what a plain method answered."""
@@ -190,6 +192,10 @@ class Calls:
         ended.call.replied()
         self._running[ended.urgent] -= 1
         self._running_bytes -= ended.size
+        if self._queue:
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
         if self._going_on:  # what was started below has ended already
             return
         self._going_on = True
@@ -199,6 +205,8 @@ class Calls:
             self._budget.give(following.cost)
             self._start(following, _NOT_BEGUN)
         self._going_on = False
+        if not self._queue:
+            self._outbox.on_room = None
 
     def _conclude(self, task: _Task, outcome: object) -> bytes | None:
         task.answered = True
@@ -216,9 +224,10 @@ class Calls:
 
     async def _conclude_in_turn(self, task: _Task, outcome: object) -> None:
         try:
+            await self._outbox.ready()
             reply = self._conclude(task, outcome)
             if reply is not None:
-                await self._outbox.put(reply)
+                self._outbox.push(reply)
         finally:
             self._concluded(task)
 

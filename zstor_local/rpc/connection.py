@@ -18,7 +18,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
-from zstor_local.rpc.budget import InputBudget
+from zstor_local.rpc.budget import InputBudget, ReplyRoom
 from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import Calls
 from zstor_local.rpc.content_length import ContentLengthFramer
@@ -51,7 +51,9 @@ class Connection:
         self._framer: Wire = Framer()
         self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
         self._receiver = Receiver(socket)
-        self._outbox = Outbox(socket, cork)
+        self._reply_room = ReplyRoom(dispatcher.replies)
+        self._batch_room = ReplyRoom(dispatcher.batches)
+        self._outbox = Outbox(socket, cork, self._reply_room)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_size = _READ_BYTES
@@ -77,6 +79,10 @@ class Connection:
         return self._peer
 
     @property
+    def reply_room(self) -> ReplyRoom:
+        return self._reply_room
+
+    @property
     def replies_only(self) -> bool:
         return self._http is not None
 
@@ -89,7 +95,8 @@ class Connection:
         self._calls.begin(work)
 
     async def notify(self, method: str, params: object) -> None:
-        await self._outbox.put(_notification(method, params))
+        await self._outbox.ready()
+        self._outbox.push(_notification(method, params))
 
     def offer(self, method: str, params: object) -> None:
         if self._outbox.empty:
@@ -120,6 +127,8 @@ class Connection:
             self._budget.give(self._held)
             self._framer = Framer()  # it and its tasks refer to each other: what is large must not wait until garbage is looked for
             self._outbox.close()
+            self._reply_room.close()
+            self._batch_room.close()
             self._receiver.detach()
             self._socket.close()
 
@@ -265,7 +274,7 @@ class Connection:
             descriptors.close()
             await self._bad(error, ending)
             return
-        answer = Answer(ending, descriptors, calls=len(members), batch=batch)
+        answer = Answer(ending, descriptors, calls=len(members), room=self._batch_room if batch else None)
         good = 0
         for member in members:
             try:

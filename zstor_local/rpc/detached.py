@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 from zstor_local.errors import NotSupported
+from zstor_local.rpc.budget import ReplyRoom
 from zstor_local.rpc.call import Peer, Work
 from zstor_local.store.jobs import Job
 
@@ -14,14 +15,19 @@ T = TypeVar("T")
 class JobConnection:
     """See rpc.call.Connection."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, reply_room: ReplyRoom) -> None:
         self._peer = peer
+        self._reply_room = reply_room
         self._states: dict[type, object] = {}
         self.job: Job | None = None
 
     @property
     def peer(self) -> Peer:
         return self._peer
+
+    @property
+    def reply_room(self) -> ReplyRoom:
+        return self._reply_room
 
     @property
     def replies_only(self) -> bool:

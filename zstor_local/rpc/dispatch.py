@@ -22,6 +22,7 @@ import trio
 
 from zstor_local import errors, limits
 from zstor_local.errors import Cancelled, Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
+from zstor_local.rpc.budget import ReplyBudget, ReplyRoom
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.descriptors import NO_DESCRIPTORS
 from zstor_local.rpc.detached import JobConnection
@@ -121,12 +122,14 @@ class Dispatcher:
         self.registry: Final = registry
         self._randomness = randomness
         self._jobs = jobs
+        self.replies: Final = ReplyBudget()
+        self.batches: Final = ReplyBudget(limits.BATCH_BUDGET_BYTES)
 
     def detach(self, request: Request, call: Call) -> None:
         """Have a bound call start a job that does its work, and answer {job} at once."""
         if self._jobs is None:
             raise NotSupported("_meta.detach: there are no jobs here", hint="call it without detach and ask for progress")
-        connection = JobConnection(call.peer)
+        connection = JobConnection(call.peer, ReplyRoom(self.replies))
         inner = Call(call.method, connection, NO_DESCRIPTORS, trio.Event())
         bind(self.registry, request, inner)
         inner.follow_by_job()
@@ -141,6 +144,7 @@ class Dispatcher:
                 outcome = await self.run(inner)
             finally:
                 inner.descriptors.close()
+                connection.reply_room.close()
             if isinstance(outcome, ZstorError):
                 raise outcome
             return outcome

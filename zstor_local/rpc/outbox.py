@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from zstor_local import limits
+from zstor_local.rpc.budget import ReplyRoom
 
 _HELD: Final = 8  # replies that wait for a turn's end: more are sent, so that the first of them is not kept for long
 _AT_ONCE: Final = 64  # pieces in one call of the kernel, which takes no more than IOV_MAX
@@ -62,8 +63,12 @@ def _nothing() -> None:
 class Outbox:
     """Lines on their way to a socket. Run `run` in a task; it ends with BrokenResourceError when the client is gone."""
 
-    def __init__(self, peer: trio.socket.SocketType, cork: Cork | None = None) -> None:
+    def __init__(self, peer: trio.socket.SocketType, cork: Cork | None = None, reply_room: ReplyRoom | None = None) -> None:
+        """What the client has yet to take counts in `reply_room`."""
         self.frame: Callable[[bytes], bytes] | None = None  # how a line is sent; None: as it is
+        self.on_room: Callable[[], object] | None = None  # to be called when it is not full
+        self._reply_room = reply_room
+        self._counted = 0  # bytes in the reply room
         self._peer = peer
         self._cork = cork
         self._waiting: deque[memoryview] = deque()
@@ -76,7 +81,12 @@ class Outbox:
     @property
     def full(self) -> bool:
         """A reply has to wait."""
-        return len(self._waiting) >= limits.SEND_QUEUE_MESSAGES or self._size >= limits.MESSAGE_BYTES
+        return len(self._waiting) >= limits.SEND_QUEUE_MESSAGES or self.large
+
+    @property
+    def large(self) -> bool:
+        """What waits takes so much memory that nothing should be begun whose reply would wait behind it."""
+        return self._size >= limits.SEND_QUEUE_BYTES
 
     @property
     def empty(self) -> bool:
@@ -85,9 +95,13 @@ class Outbox:
 
     async def put(self, line: bytes) -> None:
         """Send a line; waits while the queue is full. To a client that is gone it does nothing."""
+        await self.ready()
+        self.push(line)
+
+    async def ready(self) -> None:
+        """Wait while the queue is full. What is made after this may be sent at once, and what is not made takes no memory."""
         while self.full and not self._broken:
             await self._room.park()
-        self.push(line)
 
     def push(self, line: bytes, *, framed: bool = False) -> None:
         """Send a line, whatever waits before it."""
@@ -98,6 +112,7 @@ class Outbox:
         self._waiting.append(data)
         self._size += len(data)
         if self._blocked:
+            self._count()
             return
         if self.full or not (held or (self._cork is not None and self._cork.hold(self))):
             self.deliver()
@@ -116,12 +131,23 @@ class Outbox:
         else:
             self._waiting.clear()
         woken = 0
+        if self._size or self._counted:
+            self._count()
         if self._size or self._broken:
             self._blocked = True
             woken += len(self._work.unpark())
         if self._room and not self.full:
             woken += len(self._room.unpark_all())
+        if self.on_room is not None and not self.full:
+            woken += 1
+            self.on_room()
         return woken > 0
+
+    def _count(self) -> None:
+        """Tell the reply room what the client has yet to take."""
+        more, self._counted = self._size - self._counted, self._size
+        if self._reply_room is not None:
+            self._reply_room.hold(more) if more > 0 else self._reply_room.give(-more)
 
     def close(self) -> None:
         """The connection ends: let go of what was not sent, and take nothing more."""

@@ -1,0 +1,149 @@
+"""What all connections together may hold of replies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import trio
+import trio.testing
+
+from tests.rpc.conftest import World, error_type, request
+from zstor_local import limits
+from zstor_local.rpc.budget import ReplyBudget, ReplyRoom
+from zstor_local.rpc.call import Call
+from zstor_local.rpc.outbox import Outbox
+
+
+def test_nobody_takes_more_than_is_left_for_others() -> None:
+    budget = ReplyBudget(100)
+    first, second = ReplyRoom(budget), ReplyRoom(budget)
+    assert first.take(50)
+    assert not first.take(1)
+    assert second.take(25)
+    assert not second.take(1)
+    assert budget.left == 25
+
+
+def test_a_connection_takes_a_messages_size_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MESSAGE_BYTES", 20)
+    room = ReplyRoom(ReplyBudget(100))
+    assert room.take(20)
+    assert not room.take(1)
+
+
+def test_what_is_there_already_counts_and_goes_with_its_connection() -> None:
+    budget = ReplyBudget(100)
+    gone, other = ReplyRoom(budget), ReplyRoom(budget)
+    gone.hold(120)
+    assert not other.take(1)
+    gone.close()
+    gone.give(120)
+    assert budget.left == 100
+    assert other.take(50)
+
+
+async def test_whoever_waits_hears_of_what_others_give_back() -> None:
+    budget = ReplyBudget(100)
+    first, second, third = (ReplyRoom(budget) for _ in range(3))
+    first.hold(100)
+    served = []
+
+    async def want(room: ReplyRoom, size: int) -> None:
+        while not room.take(size):
+            await room.wait()
+        served.append(size)
+
+    async with trio.open_nursery() as nursery:
+        for room, size in ((second, 20), (second, 61), (third, 22), (third, 70)):
+            nursery.start_soon(want, room, size)
+            await trio.testing.wait_all_tasks_blocked()
+        first.give(100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(served) == [20, 22]
+        second.give(20)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(served) == [20, 22, 61]
+        second.close()
+        third.give(22)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(served) == [20, 22, 61, 70]
+    assert not budget.crowd
+
+
+async def test_what_a_client_has_yet_to_take_counts() -> None:
+    ours, theirs = trio.socket.socketpair()
+    budget = ReplyBudget(10_000_000)
+    box = Outbox(ours, None, ReplyRoom(budget))
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.run)
+            for _ in range(3):
+                box.push(b"x" * 1_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            assert 2_000_000 < 10_000_000 - budget.left < 3_000_000  # the kernel has the rest
+            received = 0
+            while received < 3_000_000:
+                received += len(await theirs.recv(1 << 20))
+            await trio.testing.wait_all_tasks_blocked()
+            assert budget.left == 10_000_000
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_nothing_is_begun_for_a_client_that_has_much_to_take(world: World, plain: bool) -> None:
+    begun = 0
+
+    def large() -> str:
+        nonlocal begun
+        begun += 1
+        return "x" * 2 * limits.SEND_QUEUE_BYTES
+
+    if plain:
+
+        @world.registry.method("large")
+        def large_(call: Call, /) -> str:
+            """Answer much at once."""
+            return large()
+    else:
+
+        @world.registry.method("large")
+        async def large_soon(call: Call, /) -> str:
+            """Answer much."""
+            return large()
+
+    async with world.serving(), world.client() as client, world.client() as other:
+        for number in range(5):
+            await client.request("large", id=number)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await other.result("rpc.ping") == "pong"
+        assert begun == 1
+        assert sorted([(await client.reply())["id"] for _ in range(5)], key=str) == [0, 1, 2, 3, 4]
+        assert begun == 5
+
+
+async def test_batches_that_are_collected_take_no_more_than_their_budget(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_BUDGET_BYTES", 500_000)
+    last, waiting = trio.Event(), list[Call]()
+
+    @world.registry.method("piece")
+    def piece(call: Call, /) -> str:
+        """A part of a large answer."""
+        return "x" * 100_000
+
+    @world.registry.method("last")
+    async def last_(call: Call, /) -> None:
+        """Keep the batch from being answered."""
+        waiting.append(call)
+        await last.wait()
+
+    batch = ",".join(request("piece" if number else "last", id=number) for number in range(5))
+    async with world.serving(), world.client() as first, world.client() as second:
+        for number, client in enumerate((first, second), 1):
+            await client.send(f"[{batch}]\n")
+            while len(waiting) < number:
+                await trio.testing.wait_all_tasks_blocked()
+        last.set()
+        answers = [json.loads(await client.line()) for client in (first, second)]
+    refused = [[error_type(reply) for reply in answer if "error" in reply] for answer in answers]
+    assert refused == [["too_large"] * 2, ["too_large"] * 3]
