@@ -34,9 +34,10 @@ from zstor_local.network import open_network
 from zstor_local.parts import Parts, methods
 from zstor_local.rpc.server import Server
 from zstor_local.runtime import Files, Network, Runtime
+from zstor_local.sandbox import Sandbox
 from zstor_local.sd_notify import Notifier
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
-from zstor_local.shards.opening import ShardEngine
+from zstor_local.shards.opening import ShardEngine, nothing_against
 from zstor_local.signals import heard, heed
 from zstor_local.store.engines import Engines, SqliteEngines
 from zstor_local.store.errorgroups import single
@@ -160,7 +161,8 @@ def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
         tokens = OwnerTokens(OwnerKeys(keys).now, store_id, config.authority.organization, runtime.clock, runtime.randomness)
         return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys))
 
-    return SqliteEngines(runtime.files, remote)
+    sandbox = Sandbox.of_this_process()
+    return SqliteEngines(runtime.files, remote, nothing_against if sandbox is None else sandbox.against_shard)
 
 
 class _Heeding:

@@ -50,6 +50,16 @@ class Sandbox:
 
     def advice(self, directory: str, *, write: bool) -> str | None:
         """What to change so that the daemon may use a directory; None where the sandbox is not to blame."""
+        line = self._line(directory, write=write)
+        return line and f"hand the descriptor over (`fd`), which always works; or {line}"
+
+    def against_shard(self, root: str) -> str | None:
+        """Why no shard can be made in a directory, there or not, and what to do; None where the sandbox has nothing against it."""
+        line = self._line(os.path.realpath(root), write=True)
+        return line and f"{root} is closed to the daemon, which is a service of its own: make the directory, then {line}"
+
+    def _line(self, directory: str, *, write: bool) -> str | None:
+        """How to open a directory to the daemon; None where it is."""
         mount = self._mount_of(directory)
         if mount.hides:
             line = f"{'BindPaths' if write else 'BindReadOnlyPaths'}={directory}"
@@ -58,8 +68,7 @@ class Sandbox:
         else:
             return None
         unit = self._service
-        edit = f"`systemctl --user edit {unit}`, below [Service] the line  {line}  , then `systemctl --user restart {unit}`"
-        return f"hand the descriptor over (`fd`), which always works; or {edit}"
+        return f"`systemctl --user edit {unit}`, below [Service] the line  {line}  , then `systemctl --user restart {unit}`"
 
     def _mount_of(self, path: str) -> Mount:
         path = posixpath.normpath(path)

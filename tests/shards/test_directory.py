@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.shards.conformance import SHARE, ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, Ground, entry, read_share, version, write_share
+from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, entry, keys, read_share, uid, version, write_share
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import outcomes
 from tests.simulation.world import Mount, World
@@ -20,9 +20,12 @@ from zstor_local.coding.block import ChunkShape
 from zstor_local.coding.share import pack_share_end
 from zstor_local.coding.table import pack_chunk_table, parse_chunk_table
 from zstor_local.model.ids import ShareId, StoreId
+from zstor_local.sandbox import Sandbox, parse_mounts
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import marker_store
-from zstor_local.shards.marker import BadMarker
+from zstor_local.shards.log_index import LogIndex
+from zstor_local.shards.marker import BadMarker, Marker
+from zstor_local.shards.opening import DirectoryEngine
 
 
 class TestOnRealFiles(ShardLaws):
@@ -59,6 +62,37 @@ def test_making_a_shard_again_completes_what_was_interrupted(real: Ground) -> No
     (root / "tmp").mkdir()
     (root / "tmp" / "marker").write_bytes(b"half a mark")
     assert real.new().check() == "ok"
+
+
+TABLE = """\
+21 1 254:0 / / ro,relatime - ext4 /dev/vda rw
+22 21 0:50 / /home ro,nodev - tmpfs tmpfs ro,mode=755,uid=1000
+23 22 254:0 /home/ann/zstor /home/ann/zstor rw,relatime - ext4 /dev/vda rw
+24 21 254:1 / /mnt/blue rw,relatime - ext4 /dev/vdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("root", "line"),
+    [
+        ("/home/ann/disk", "BindPaths=/home/ann/disk"),
+        ("/mnt/red", "ReadWritePaths=/mnt/red"),
+        ("/home/ann/zstor/shards/6", None),
+        ("/mnt/blue/zstor", None),
+    ],
+)
+def test_a_sandbox_says_how_a_directory_is_opened_for_a_shard(root: str, line: str | None) -> None:
+    said = Sandbox("zstor.service", parse_mounts(TABLE, 1000)).against_shard(root)
+    assert said is None if line is None else said is not None and f"[Service] the line  {line}  ," in said
+
+
+def test_no_shard_is_made_in_a_directory_that_a_sandbox_throws_away(real: Ground) -> None:
+    index = LogIndex(":memory:")
+    engine = DirectoryEngine(real.runtime, STORE, keys(), index, lambda root: f"{root} is closed")
+    with pytest.raises(ShardError, match="is closed"):
+        engine.create(real.root(), Marker(STORE, uid(0), 0, 0))
+    assert not Path(real.root()).exists()
+    index.close()
 
 
 def test_making_a_shard_twice_keeps_its_marker(real: Ground) -> None:

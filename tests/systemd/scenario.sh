@@ -54,6 +54,9 @@ step strict-came-back cat out2.txt
 step strict-write call object.write_file "{\"key\": \"c\", \"path\": \"$HOME/in.txt\"}"
 step strict-read call object.read_file "{\"key\": \"b\", \"path\": \"$HOME/lost.txt\"}"
 step strict-lost ls lost.txt
+step strict-shard zstor shard add "$HOME/disk"
+step strict-replace zstor shard replace 0 "$HOME/disk"
+step strict-shards zstor shard ls
 step strict-ready service
 
 # One that hangs is ended by the watchdog and started anew.

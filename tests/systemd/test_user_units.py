@@ -175,6 +175,13 @@ def test_uninstall_leaves_the_store_and_nothing_else(scenario: Scenario) -> None
     assert scenario["uninstall-again"].out == "nothing was installed\n"
 
 
+def test_no_shard_is_made_where_it_would_be_thrown_away_with_the_service(scenario: Scenario) -> None:
+    for step in ("strict-shard", "strict-replace"):
+        refused = scenario[step]
+        assert (refused.rc, "BindPaths=" in refused.err, "/disk is closed to the daemon" in refused.err) == (1, True, True), refused
+    assert "/disk" not in scenario["strict-shards"].out
+
+
 # --- Without a manager ---
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -101,14 +101,24 @@ def directory_of(url: str) -> str:
     return path
 
 
+Against = Callable[[str], str | None]  # why no shard can be made in a directory: what is written there would not stay
+
+
+def nothing_against(root: str) -> None:
+    """Any directory may become a shard."""
+
+
 class DirectoryEngine:
     """Shards that are directories: `/path` or `file:///path`."""
 
-    def __init__(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> None:
+    def __init__(
+        self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex, against: Against = nothing_against
+    ) -> None:
         self._runtime = runtime
         self._store_id = store_id
         self._keys = keys
         self._index = index
+        self._against = against
 
     def open(self, entry: ShardEntry, url: str) -> Shard:
         root = directory_of(url)
@@ -138,6 +148,8 @@ class DirectoryEngine:
 
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)
+        if (reason := self._against(root)) is not None:
+            raise ShardError("failed", reason)
         try:
             if not self._is_begun(root, identity):
                 self._must_be_vacant(root)

@@ -15,7 +15,7 @@ from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Files, Runtime, settle_file, sync_directory
 from zstor_local.shards.log_index import LogIndex
-from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
+from zstor_local.shards.opening import FILE, Against, DirectoryEngine, ShardEngine, nothing_against
 
 METASTORE: Final = "metastore.sqlite"
 INDEX: Final = "index.sqlite"
@@ -48,11 +48,14 @@ def no_remote_engines(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) 
 
 
 class SqliteEngines:
-    """SQLite files in the store's directory. `remote` makes the engines of shards on other machines."""
+    """SQLite files in the store's directory. `remote` makes the engines of shards on other machines, `against` says where none may be
+    made on this one.
+    """
 
-    def __init__(self, files: Files, remote: RemoteEngines = no_remote_engines) -> None:
+    def __init__(self, files: Files, remote: RemoteEngines = no_remote_engines, against: Against = nothing_against) -> None:
         self._files = files
         self._remote = remote
+        self._against = against
 
     def metastore_exists(self, store: str) -> bool:
         try:
@@ -103,4 +106,4 @@ class SqliteEngines:
         return LogIndex(f"{store}/{INDEX}")
 
     def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
-        return {FILE: DirectoryEngine(runtime, store_id, keys, index), **self._remote(runtime, store_id, keys)}
+        return {FILE: DirectoryEngine(runtime, store_id, keys, index, self._against), **self._remote(runtime, store_id, keys)}
