@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from zstor_local.metastore.base import CommitRefused, Intent, Transaction
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
+from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collected
+from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import unpaced
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.store import Store
@@ -123,7 +126,7 @@ async def test_a_copy_keeps_the_shares_of_its_version(home: Home) -> None:
         assert await get(store, "b") == content(1, 700_000)
 
 
-async def test_shares_of_another_store_are_never_touched(tmp_path: Path) -> None:
+async def test_shares_of_another_store_are_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = Home(tmp_path / "ours"), Home(tmp_path / "theirs")
     for home in (ours, theirs):
         home.path.mkdir()
@@ -135,8 +138,16 @@ async def test_shares_of_another_store_are_never_touched(tmp_path: Path) -> None
         place = Path(f"{ours.store}/shards/0/shares") / Path(path).parent.name
         place.mkdir(exist_ok=True)
         shutil.copy(path, place)
+        remember, threads = Namespaces._remember, set()
+
+        def noticed(self: Namespaces, record: NamespaceRecord, **more: bool) -> Namespace:
+            threads.add(threading.current_thread())
+            return remember(self, record, **more)
+
+        monkeypatch.setattr(Namespaces, "_remember", noticed)
         report = await collect(store, accept_loss=True)
         assert (report.freed, report.kept, reasons(report)) == (0, 1, ["foreign"])
+        assert threads == {threading.current_thread()}  # two would make a namespace twice, and a write pass a gate that nobody closes
         assert len(ours.share_files()) == 4
 
 

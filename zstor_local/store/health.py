@@ -235,19 +235,19 @@ class Health:
 
     async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Set[int]:
         """Make the bad shares anew where they were: without a record in the metastore none can move."""
-        record = stored.record
+        record, namespace = stored.record, self._namespace(stored)
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
         if not record.small:
-            space = self._namespace(stored).id
-            return {*await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).files, self._pool, space, own)}
+            remaking = Remaking(record, shares, _sources(checked))
+            return {*await self._runtime.threads.run(remaking.files, self._pool, namespace.id, own)}
         made = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).small, own)
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
-            is_lost(stored, self._namespace(stored), self._committer.view.look, self._metastore)
+            is_lost(stored, namespace, self._committer.view.look, self._metastore)
             return Decision(resend=entries)
 
-        await self._committer.commit(self._namespace(stored).id, record.key, decide)
+        await self._committer.commit(namespace.id, record.key, decide)
         return {*made}
 
     async def _commit(

@@ -167,7 +167,8 @@ class Store:
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
     def _strays(self) -> Strays:
-        return Strays(self.metastore, self.pool, self.sealer, lambda space: self.namespaces.by_id(space) is not None)
+        ours = {*self.namespaces.ids()}  # now: threads that ask for one would bring the gate of a namespace into being twice
+        return Strays(self.metastore, self.pool, self.sealer, ours.__contains__)
 
     def go_on_rewriting(self) -> None:
         """At a start: the rewrites that an earlier life did not come to the end of."""
