@@ -6,6 +6,7 @@ import errno
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
 from zstor_local.store.objects import WriteOptions
+from zstor_local.store.opening import open_store
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.rebuild.scratch import Scratch
 from zstor_local.store.store import Store
@@ -119,6 +121,18 @@ async def test_what_was_never_committed_does_not_come_back(home: Home) -> None:
     rebuilt(home.config())
     async with home.open() as store:
         assert await get(store, "a") == content(1, 5_000)
+
+
+async def test_a_metastore_that_this_version_does_not_have_is_told_so(home: Home) -> None:
+    """As at a start: what was made instead would not be used."""
+    async with home.open() as store:
+        await put(store, "a", b"a")
+    elsewhere = replace(home.config(), metastore_url="http://127.0.0.1:2379")
+    with pytest.raises(StoreFault, match="keeps its records in the store"):
+        rebuilt(elsewhere)
+    with pytest.raises(StoreFault, match="keeps its records in the store"):
+        async with open_store(home.runtime(), home.engines, elsewhere):
+            pass
 
 
 async def test_a_shard_that_is_not_seen_must_be_accepted(home: Home) -> None:

@@ -77,7 +77,7 @@ def _root(url: str) -> str:
 
 def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
     """What is there. StoreFault if a part of a store is there without the others: a disk may not be mounted."""
-    _must_be_known(config)
+    must_be_known(config)
     files = runtime.files
     unfinished = unfinished_key(files, config.master_key_file) is not None  # first: it becomes the key, perhaps while we look
     key = key_exists(files, config.master_key_file)
@@ -107,7 +107,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
     return "nothing"
 
 
-def _must_be_known(config: Config) -> None:
+def must_be_known(config: Config) -> None:
     """StoreFault for settings of engines that this version does not have: nothing is ignored in silence."""
     if config.metastore_url is not None:
         raise StoreFault(f"metastore {config.metastore_url}: this version keeps its records in the store", "leave [metastore] out")

@@ -34,7 +34,7 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import ShardOpener
-from zstor_local.store.create import FIRST_SEQUENCES
+from zstor_local.store.create import FIRST_SEQUENCES, must_be_known
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import make_directories
@@ -63,6 +63,7 @@ def rebuild(runtime: Runtime, engines: Engines, config: Config, *, accept_loss: 
     StoreFault if there is no shard to read, or if something may be missing and that was not accepted: then nothing was changed. The
     same holds for what `progress` raises, unless it was told of WRITING.
     """
+    must_be_known(config)
     masters = key_files(runtime.files, config.master_key_file)
     make_directories(runtime.files, config.store)
     with store_lock(runtime, config.store):
