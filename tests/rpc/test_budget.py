@@ -146,4 +146,4 @@ async def test_batches_that_are_collected_take_no_more_than_their_budget(world: 
         last.set()
         answers = [json.loads(await client.line()) for client in (first, second)]
     refused = [[error_type(reply) for reply in answer if "error" in reply] for answer in answers]
-    assert refused == [["too_large"] * 2, ["too_large"] * 3]
+    assert refused == [["too_large"] * 2, ["too_large"] * 3]  # and what is shorter than the error is given

@@ -66,7 +66,7 @@ class Answer:
         self._left -= 1
         if reply is not None and identity is not Missing.ID:
             if self._lines and not self._has_room(len(reply)):
-                reply = error_reply(identity, reply_too_large())
+                reply = min(reply, error_reply(identity, reply_too_large()), key=len)
             self._size += len(reply) + 1
             self._lines.append(reply)
             if self._room is not None:
