@@ -52,7 +52,7 @@ class Ground:
             await self.append(content, log)
 
     async def entries(self, log: str = "default", since: int = 0, limit: int = 1_000) -> list[Entry]:
-        return (await self.reading.since(log, since, limit))[1]
+        return (await self.reading.since(log, since, limit, embedded=True))[1]
 
     async def contents(self, log: str = "default", since: int = 0) -> list[bytes | None]:
         """What is in the log, the oldest first; None for what was scrubbed."""

@@ -7,11 +7,12 @@ once; if a scrub rewrites pages meanwhile, the read begins again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import trio
 
+from zstor_local import limits
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import Head, OpenLog
 from zstor_local.errors import CorruptRecord, NotFound
@@ -49,16 +50,21 @@ class LogReading:
     def __init__(self, logs: Logs) -> None:
         self._logs = logs
 
-    async def since(self, name: str, seq: int, limit: int) -> tuple[Head, list[Entry]]:
-        """The entries behind this number, the oldest first, at most `limit`; and the log's head as it was then."""
+    async def since(self, name: str, seq: int, limit: int, *, embedded: bool) -> tuple[Head, list[Entry]]:
+        """The entries behind this number, the oldest first, at most `limit`; and the log's head as it was then.
+
+        With what is `embedded` in the pages they are no more than a list may hold, one page aside; else they come without.
+        """
 
         async def read(log: OpenLog) -> tuple[Head, list[Entry]]:
             head = log.head
             found: list[Entry] = []
-            at = seq + 1
-            while at <= head.last and len(found) < limit:
+            at, held = seq + 1, 0
+            while at <= head.last and len(found) < limit and held <= limits.LIST_BYTES:
                 page = await _page_with(log, head, at)
-                found += [entry for entry in reversed(page.entries) if entry.seq >= at]
+                entries = [entry for entry in reversed(page.entries) if entry.seq >= at]
+                found += entries if embedded else [replace(entry, data=b"") if entry.data else entry for entry in entries]
+                held += sum(len(entry.data) for entry in entries) if embedded else 0
                 at = page.last + 1
             return head, found[:limit]
 

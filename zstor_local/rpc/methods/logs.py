@@ -19,7 +19,7 @@ from zstor_local.formats.remotelog import Entry
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.ns import WaitSeconds
-from zstor_local.rpc.methods.pages import cursor_of, key_of
+from zstor_local.rpc.methods.pages import cursor_of, key_of, room_for_page
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -202,18 +202,22 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
         with logs.names.watch(head_name(log)) as watch:
             while True:
                 news = watch.news()  # before looking, so that nothing is missed
-                head, found = await reading.since(log, since, limit)
+                if values:
+                    await room_for_page(call)  # its entries have their content with them, where pages embed it
+                head, found = await reading.since(log, since, limit, embedded=values)
                 if since > head.last:
                     raise InvalidParams(f"log {log!r} ends with entry {head.last}", hint="is it the same log?", parameter="since_seq")
                 if found or trio.current_time() >= until:
                     break
+                if values:
+                    call.give_back(limits.LIST_BYTES)
                 with call.long_poll(), trio.move_on_at(until):
                     await news.wait()
         try:
-            entries = await _valued(call, found, encoding) if values else [_entry(each) for each in found]
+            entries = await _valued(found, encoding) if values else [_entry(each) for each in found]
         except NotFound:  # scrubbed since the page was read: now it says so
-            _, found = await reading.since(log, since, limit)
-            entries = await _valued(call, found, encoding)
+            _, found = await reading.since(log, since, limit, embedded=values)
+            entries = await _valued(found, encoding)
         return {"entries": entries, "next": entries[-1]["seq"] if entries else since}
 
     @registry.method("log.head", errors=LOG_ERRORS)
@@ -273,7 +277,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             "view": found.page.view(),
         }
 
-    async def _valued(call: Call, found: list[Entry], encoding: str | None) -> list[LogEntry]:
+    async def _valued(found: list[Entry], encoding: str | None) -> list[LogEntry]:
         """As many of the entries as fit into a reply, with their content."""
         sizes = [0 if each.cid is None else len(each.data) or cas.find(each.cid).size for each in found]
         room, fitting = limits.LIST_BYTES, 0
@@ -283,8 +287,6 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             if room < 0 and fitting:
                 break
             fitting += 1
-        while not await call.reply_room(sum(size for size in sizes[:fitting] if size <= limits.INLINE_VALUE_BYTES)):
-            pass
         return [await _with_value(each, size, encoding) for each, size in zip(found[:fitting], sizes, strict=False)]
 
     async def _with_value(entry: Entry, size: int, encoding: str | None) -> LogEntry:
