@@ -618,21 +618,17 @@ def test_metrics_are_told_to_bearers_of_a_token(owner: httpx.Client) -> None:
 
 
 def test_stopping_waits_for_nobody_that_follows(tmp_path: Path) -> None:
-    import threading
-
     issuer = Issuer()
     with serving(tmp_path / "data", issuer) as server, server.client(issuer.owner()) as owner:
         make_space(owner)
-        ended: list[object] = []
-
-        def follow() -> None:
-            try:
-                ended.append(owner.get(f"/v1/{SPACE}/log?wait=50").status_code)
-            except httpx.TransportError as error:
-                ended.append(error)
-
-        waiting = threading.Thread(target=follow)
-        waiting.start()
-        server.signal(signal.SIGTERM)
-        waiting.join(LIMIT)
-        assert ended
+        assert server.socket is not None
+        with socket.socket(socket.AF_UNIX) as follower:
+            follower.settimeout(LIMIT)
+            follower.connect(server.socket)
+            lines = [f"GET /v1/{SPACE}/log?wait=50 HTTP/1.1", "Host: shard", f"Authorization: Bearer {issuer.owner()}", "", ""]
+            follower.sendall("\r\n".join(lines).encode())
+            assert owner.get("/metrics").status_code == 200  # asked later, and so the follower's request has come
+            server.signal(signal.SIGTERM)
+            assert follower.recv(4096).startswith(b"HTTP/1.1 200")  # and not the end of its grace
+            while follower.recv(4096):
+                pass
