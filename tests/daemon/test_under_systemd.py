@@ -162,7 +162,7 @@ def test_a_life_is_told_from_ready_to_stopping(new_daemon: Daemon, manager: Mana
     assert new_daemon.wait() == 0
 
 
-def test_the_watchdog_is_fed_and_the_variables_go_no_further(new_daemon: Daemon, manager: Manager, tmp_path: Path) -> None:
+def test_the_watchdog_is_fed(new_daemon: Daemon, manager: Manager, tmp_path: Path) -> None:
     new_daemon.environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
     new_daemon.start()
     for _ in range(3):
