@@ -38,6 +38,7 @@ STREAM_IDLE_SECONDS: Final = 60.0  # without the message that a stream waits for
 URGENT_CALLS_PER_CONNECTION: Final = 128  # more than full streams have waiting (16 times 4 writes and a close): an abort gets through
 JOBS_RUNNING: Final = 64  # detached calls and the store's own long work
 JOBS_KEPT: Final = 200  # that have ended; their results stay in memory
+JOB_RESULTS_BYTES: Final = 16 * MIB  # of them together, but for the last
 SAFE_INTEGER: Final = 2**53 - 1  # what every JSON reader holds exactly
 
 # --- Objects ---

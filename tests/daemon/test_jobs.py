@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.daemon.client import Client, pipe
 from tests.daemon.process import Daemon
+from zstor_local import limits
 
 LARGE = b"a value whose shares are files " * 10_000
 
@@ -133,3 +135,16 @@ def test_the_manual_says_which_calls_may_be_detached(client: Client) -> None:
     }
     assert "detach" in client.call("help", {"method": "object.repair"})["result"]
     assert "detach" not in client.call("help", {"method": "object.stat"})["result"]
+
+
+def test_of_jobs_with_large_results_only_the_last_are_kept(client: Client) -> None:
+    """A content of 8 MiB is 11 MiB as text, of which 16 MiB are kept."""
+    content = client.result("cas.upload", value_b64=b64encode(bytes(8 * limits.MIB)).decode())["id"]
+    first, second = (detached(client, "cas.fetch", {"id": content}) for _ in range(2))
+    for job in (first, second):
+        client.call("job.wait", {"job": job})
+    states = [client.call("job.status", {"job": job}) for job in (first, second)]
+    assert sorted("error" in state for state in states) == [False, True]
+    kept = next(state["result"] for state in states if "error" not in state)
+    assert len(kept["result"]["value_b64"]) > 8 * limits.MIB
+    client.result("cas.unpin", id=content, forget=True)

@@ -135,7 +135,7 @@ async def test_jobs_that_ended_are_forgotten_one_day_and_running_ones_never(monk
     async with running() as jobs:
         runs = jobs.start("long", forever)
         short_ones = [await ended(jobs.start("short", short)) for _ in range(8)]
-        assert [job.id for job in jobs.list()] == [*(job.id for job in short_ones[:-5:-1]), runs.id]
+        assert [job.id for job in jobs.list()] == [*(job.id for job in short_ones[:-4:-1]), runs.id]
         with pytest.raises(NotFound):
             jobs.get(short_ones[0].id)
 
@@ -166,3 +166,18 @@ async def test_the_end_of_the_daemon_cancels_what_runs() -> None:
     assert job.state == "cancelled"
     with pytest.raises(ShuttingDown):
         jobs.start("long", forever)
+
+
+async def test_of_large_results_only_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOB_RESULTS_BYTES", 100)
+
+    async def work(job: Job) -> object:
+        job.result_bytes = size
+        return "x" * size
+
+    kept = []
+    async with running() as jobs:
+        for size in (10, 60, 40, 20, 300, 5):  # noqa: B007 (work reads it)
+            await ended(jobs.start("some.method", work))
+            kept.append([job.result_bytes for job in jobs.list()])
+    assert kept == [[10], [60, 10], [40, 60], [20, 40], [300], [5]]

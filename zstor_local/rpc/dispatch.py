@@ -147,6 +147,7 @@ class Dispatcher:
                 connection.reply_room.close()
             if isinstance(outcome, ZstorError):
                 raise outcome
+            job.result_bytes = len(self.reply(None, outcome))
             return outcome
 
         try:

@@ -25,7 +25,7 @@ log = logging.getLogger("zstor.store")
 class Job:
     """One piece of work. To that work it is a `Caller` that takes progress and never goes away, but may be cancelled between commits.
 
-    `result` is plain JSON data of a done job, `error` of a failed one. Epochs in microseconds.
+    `result` is plain JSON data of a done job, of about `result_bytes`; `error` of a failed one. Epochs in microseconds.
     """
 
     def __init__(self, identity: str, method: str, started_epoch: int) -> None:
@@ -38,6 +38,7 @@ class Job:
         self.total: float | None = None
         self.message = ""
         self.result: object = None
+        self.result_bytes = 0  # the work tells, where it may be large
         self.error: ZstorError | None = None
         self._scope = trio.CancelScope()
         self._cancel: Callable[[], object] = self._scope.cancel
@@ -132,8 +133,12 @@ class Jobs:
         return [*self._jobs.values()][::-1]
 
     def _forget_oldest(self) -> None:
-        ended = [job for job in self._jobs.values() if not job.running]
-        for job in ended[: max(0, len(ended) - limits.JOBS_KEPT)]:
+        ended = sorted((job for job in self._jobs.values() if not job.running), key=lambda job: job.ended_epoch or 0)
+        held = sum(job.result_bytes for job in ended)
+        for position, job in enumerate(ended[:-1]):
+            if len(ended) - position <= limits.JOBS_KEPT and held <= limits.JOB_RESULTS_BYTES:
+                return
+            held -= job.result_bytes
             del self._jobs[job.id]
 
     async def _run(self, job: Job, work: Work) -> None:
@@ -151,3 +156,4 @@ class Jobs:
             state, job.error = "failed", Internal("a fault of the daemon", hint="its log has the details")
         finally:
             job._end(state, self._runtime.clock.now())
+            self._forget_oldest()
