@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tests.simulation.disk import DirectoryNode, Disk, FileNode, Node, failure
 from tests.simulation.outcomes import Change
@@ -62,6 +62,22 @@ class Disks:
             disk.write(node, 0, data)
             disk.sync_file(node)
         disk.sync_directory(parent)
+
+    def tree(self, root: str) -> dict[str, bytes]:
+        """Every file below a directory, by its path, as a program would read it now."""
+        node = self._look_up(*self._locate(root), root)
+        if isinstance(node, FileNode):
+            return {root: self.contents(root)}
+        return {path: data for name in sorted(node.entries) for path, data in self.tree(f"{root}/{name}").items()}
+
+    def put_back_tree(self, root: str, tree: Mapping[str, bytes]) -> None:
+        """A copy takes the place of all files below a directory, durably. Nothing there may be open."""
+        for path in self.tree(root):
+            disk, parent, name = self._parent(path)
+            disk.unlink(parent, name)
+            disk.sync_directory(parent)
+        for path, data in tree.items():
+            self.place(path, data)
 
     def contents(self, path: str) -> bytes:
         """All bytes of a file as a program would read them now, even after the power went."""

@@ -15,6 +15,8 @@ import pytest
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.shards.base import Shard
+from zstor_local.shards.log_index import Progress
+from zstor_local.shards.recovery import CatchingUp
 from zstor_local.store.change import Decision
 from zstor_local.store.compaction import Compaction, _Segment
 from zstor_local.store.edits import Edits
@@ -28,7 +30,7 @@ from zstor_local.store.publishing import Item, Publisher
 def counted(counts: Counter[str]) -> Iterator[None]:
     """Count into `counts` while it lasts."""
     with pytest.MonkeyPatch.context() as patch:
-        for watch in (_groups, _decisions, _compaction, _shards, _freeing):
+        for watch in (_groups, _decisions, _compaction, _shards, _freeing, _recovery):
             watch(patch, counts)
         yield
 
@@ -161,3 +163,15 @@ def _freeing(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
         return done
 
     patch.setattr(Freeing, "_free_batch", counted_free)
+
+
+def _recovery(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
+    holds = CatchingUp._holds
+
+    def counted_holds(self: CatchingUp, known: Progress) -> bool:
+        held = holds(self, known)
+        short = not held and (last := self._segments.header(known.segment)) is not None and last.id == known.segment_id
+        counts["a segment that ends before its index"] += short
+        return held
+
+    patch.setattr(CatchingUp, "_holds", counted_holds)

@@ -1,4 +1,4 @@
-"""The engines of a simulated world: the metastore is a `Cell` among the world's survivors, the index of the logs lives in memory.
+"""The engines of a simulated world: the metastore is a `Cell` among the world's survivors, and so is the index of the logs.
 
 A commit takes effect at once and for ever, between its two crash points. The faults of a SQLite file come in there too: a full disk
 refuses the transaction, any other error leaves its outcome open, and what the process then sees may not be what a restart finds.
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from tests.metastore.memory import Cell, MemoryMetastore
+from tests.simulation.indexes import KeptLogIndex, indexes
 from tests.simulation.world import World
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDamaged, Transaction
@@ -18,6 +19,7 @@ from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Runtime
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.opening import FILE, DirectoryEngine, ShardEngine
+from zstor_local.store.engines import INDEX
 
 COMMIT: Final = "metastore:commit"  # the names of the crash points: followed by " before" or " after"
 CREATE: Final = "metastore:create"
@@ -53,7 +55,7 @@ class SimulatedEngines:
         return SimulatedMetastore(self._world, cell(self._world, store))
 
     def open_index(self, store: str) -> LogIndex:
-        return LogIndex(":memory:")
+        return KeptLogIndex(indexes(self._world), f"{store}/{INDEX}")
 
     def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
         return {FILE: DirectoryEngine(runtime, store_id, keys, index)}

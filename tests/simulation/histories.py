@@ -1,5 +1,5 @@
-"""Histories: several lives of a daemon with clients at work all the while, disks that go and come back, fail, fill up and rot, and the
-power that is cut; what every client was told must fit on one line, and in the end everything must be there, from the shards alone too.
+"""Histories: several lives of a daemon with clients at work all the while; disks that go and come back, fail, fill up, rot, or are put
+back as they once were; the power that is cut. What every client was told must fit on one line, and in the end everything must be there.
 
     python -m tests.simulation.histories 12345        # that seed again, told step by step
     python -m tests.simulation.histories --soak 1000  # so many new ones, and figures
@@ -11,18 +11,15 @@ what happens between two lives (below). How a history ends is told in peace.py, 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
-import pytest
 import trio
 import trio.testing
 
@@ -30,7 +27,9 @@ from tests.metastore.memory import Cell
 from tests.simulation.clients import Clients, History
 from tests.simulation.encounters import counted
 from tests.simulation.engines import SimulatedEngines, cell
-from tests.simulation.house import KEY, STORE, House, policy
+from tests.simulation.ground import SPARES, Ground
+from tests.simulation.house import KEY, STORE, House, policy, small_limits
+from tests.simulation.indexes import indexes
 from tests.simulation.linearizable import Kind
 from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares
 from tests.simulation.outcomes import ALL, NOTHING, Outcome, Subset
@@ -47,10 +46,10 @@ from tests.simulation.peace import (
     without_spare_disks,
 )
 from tests.simulation.points import PowerLoss
+from tests.simulation.swallowed import no_swallowed_faults
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import LONG, SPARES, Ground, Trouble, Upkeep, compact_some, staying
+from tests.simulation.trouble import LONG, Trouble, Upkeep, compact_some, staying
 from tests.simulation.world import World, run, run_until_power_loss
-from zstor_local import limits
 from zstor_local.metastore.base import Owed
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import key_exists
@@ -75,13 +74,14 @@ CLIENTS: Final[Mapping[Kind, int]] = {
 }  # fmt: skip
 TROUBLE: Final = {
     "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
-    "crowded": 1, "read only": 1,
+    "copy": 1, "crowded": 1, "read only": 1,
 }  # fmt: skip
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
 }  # fmt: skip
 POWER_CUT: Final = 0.6  # of the lives
 KILLED: Final = 0.3  # of the others
+OLDER: Final = 0.5  # of the lives' beginnings, with an older copy of a shard in its place
 EXCHANGED: Final = 0.1  # of the lives' beginnings, with two disks at each other's place
 METASTORE_LOST: Final = 0.15  # of the lives' ends, as they are
 LOOKED_AT: Final = 0.4  # of the lives' ends, with everything healed
@@ -112,9 +112,8 @@ class _Simulation:
         self.trouble = Trouble(self.ground, TROUBLE)
         self.upkeep = Upkeep(self.ground, self.clients, UPKEEP)
         self.old: Cell | None = None  # the metastore of an earlier life
-        self.tidy = (
-            True  # until what is still to be freed is forgotten with the metastore; shares of namespaces that are gone stay then
-        )
+        # Until what has to be freed is forgotten with the metastore, or an older copy brings back a share of which no log has a record.
+        self.tidy = True
 
     @property
     def world(self) -> World:
@@ -137,6 +136,8 @@ class _Simulation:
                     history.note("killed")
                     self.world = self.world.copy()
                 self.ground.heal(all_disks=draw.random() < 0.5)
+                if draw.random() < OLDER:
+                    self._put_older_back()
                 if draw.random() < EXCHANGED and STORE in self.world.survivors:
                     self.ground.exchange()
                 if draw.random() < METASTORE_LOST:
@@ -152,6 +153,7 @@ class _Simulation:
     def _crash(self, outcome: Outcome) -> None:
         self.history.note(f"the power went; {outcome}")
         self.world = self.world.crash(outcome)
+        indexes(self.world).lose(self.draw.randrange(1 << 20))
 
     # --- A life ---
 
@@ -211,11 +213,29 @@ class _Simulation:
         await compact_some(self.ground, store)
         await trio.testing.wait_all_tasks_blocked()
 
+    def _put_older_back(self) -> None:
+        """What the store had of one shard is older than all else, what it lacks is made anew; now and then not at once."""
+        if not self.ground.copy or self.ground.exchanged is not None or STORE not in self.world.survivors:
+            return
+        self.ground.heal(all_disks=True)
+        self.ground.put_older_back()
+        self.tidy &= not self.ground.older
+        if self.ground.older and self.draw.random() < 0.5:
+            self._life("after an older copy was put back", self._healed)
+            self._quiet_life()
+
+    async def _healed(self, store: Store) -> None:
+        """Whatever the older copy lacks is there again."""
+        await self.clients.read_all(store)
+        await mended(store, accept_loss=False)
+        await optimal(store, self.clients.names)
+        self.ground.older = False
+
     def _lose_metastore(self) -> None:
         """As a crash left it: what nobody was told of comes to light, or never does; acknowledged is acknowledged, but for what the
-        answer said that shards are owed: that only the metastore knows.
+        answer said that shards are owed: that only the metastore knows, as it does what an older copy brings back that was forgotten.
         """
-        if STORE not in self.world.survivors or self.clients.half_done:
+        if STORE not in self.world.survivors or self.clients.half_done or self.ground.older:
             return
         if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts) or not key_exists(self.world.files, KEY):
             return
@@ -317,36 +337,6 @@ def _bad(when: str, error: Exception) -> BadState:
     return BadState(f"{when}: {cause}" if isinstance(cause, BadState) else f"{when}: {cause!r}")
 
 
-class _Faults(logging.Handler):
-    """Takes note of exceptions that are logged: they are faults of the daemon that it lives on with."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[BaseException] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1] is not None:
-            self.found.append(record.exc_info[1])
-
-
-@contextmanager
-def no_swallowed_faults() -> Iterator[None]:
-    """BadState in the end if the daemon logged a fault of its own."""
-    log, handler = logging.getLogger("zstor"), _Faults()
-    level, propagates = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.ERROR)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagates
-    if handler.found:
-        raise BadState(f"a fault was swallowed: {handler.found[0]!r}") from handler.found[0]
-
-
 class Found(AssertionError):
     """A seed whose history is not what was promised."""
 
@@ -363,20 +353,6 @@ def history(seed: int, mutate: Mutate = intact, house: House | None = None, *, t
         if told:
             happened = [*simulation.history.events, *(f"{each.begin:>6} {each}" for each in simulation.history.operations)]
             sys.stdout.write("\n".join(sorted(happened, key=lambda each: int(each.split()[0]))) + "\n")
-
-
-@contextmanager
-def small_limits() -> Iterator[None]:
-    """Logs whose segments are soon full, and share files of a few KiB: the same paths for less work."""
-    level = logging.getLogger("zstor").level
-    logging.getLogger("zstor").setLevel(logging.CRITICAL + 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SEGMENT_BYTES", 1 << 13)
-        patch.setattr(limits, "SMALL_SHARE_BYTES", 1 << 11)
-        try:
-            yield
-        finally:
-            logging.getLogger("zstor").setLevel(level)
 
 
 def soak(count: int, first: int) -> int:

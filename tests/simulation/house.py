@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import pytest
 
 from tests.simulation.world import Mount, World
 from zstor_local import limits
@@ -52,3 +57,17 @@ class House:
 
 def policy(k: int, m: int) -> Policy:
     return Policy(k, m, chunk_size=256 * limits.KIB)
+
+
+@contextmanager
+def small_limits() -> Iterator[None]:
+    """Logs whose segments are soon full, and share files of a few KiB: the same paths for less work."""
+    level = logging.getLogger("zstor").level
+    logging.getLogger("zstor").setLevel(logging.CRITICAL + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "SEGMENT_BYTES", 1 << 13)
+        patch.setattr(limits, "SMALL_SHARE_BYTES", 1 << 11)
+        try:
+            yield
+        finally:
+            logging.getLogger("zstor").setLevel(level)

@@ -12,11 +12,12 @@ import trio.testing
 
 from tests.metastore.memory import Cell
 from tests.simulation.engines import SimulatedEngines, cell
+from tests.simulation.ground import Ground
 from tests.simulation.house import STORE
 from tests.simulation.oracle import BadState, live_records
 from tests.simulation.points import under
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import Ground, scrub, spare_disk, staying
+from tests.simulation.trouble import scrub, spare_disk, staying
 from tests.simulation.world import World, run
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed

@@ -12,9 +12,10 @@ from typing import Final
 import pytest
 
 from tests.shardserver.server import NAMESPACE
+from tests.simulation.indexes import indexes
 from tests.simulation.oracle import BadState
 from tests.simulation.outcomes import NOTHING, outcomes
-from tests.simulation.servers import OTHER, Life, Promises, indexes, living
+from tests.simulation.servers import OTHER, Life, Promises, living
 from tests.simulation.sweep import Mutate, first_error, intact
 from tests.simulation.world import World, run
 from zstor_local import limits

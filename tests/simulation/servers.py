@@ -1,14 +1,11 @@
 """A shard server's storage in a simulated world, without its HTTP: lives of a server, and what it has promised to its owner.
 
-Its indexes lie beside the simulated disks, as SQLite would leave them: after a kill as its last commit made them, after a power loss as
-one of the last did, and anybody may throw them away.
+Its indexes lie beside the simulated disks (indexes.py).
 """
 
 from __future__ import annotations
 
-import random
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +15,11 @@ from typing import Final
 import pytest
 
 from tests.shardserver.server import MARKER, NAMESPACE, SESSION, STORE, scanned, share_file, version
+from tests.simulation.indexes import Indexes, KeptLogIndex, indexes
 from tests.simulation.oracle import BadState
 from tests.simulation.world import World
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
 from zstor_local.shards.http.wire import Batch, Fence
-from zstor_local.shards.log_index import LogIndex, Progress
 from zstor_local.shardserver.compaction import Compaction
 from zstor_local.shardserver.large_index import LargeIndex
 from zstor_local.shardserver.refusal import Refusal
@@ -34,62 +31,14 @@ ROOT: Final = "/server"
 UID: Final = ShardUid(bytes(STORE))
 OTHER: Final = NamespaceId(b"another name 16b")
 LETTER: Final = b"a letter's 16 id"
-INDEXES: Final = "indexes"  # a survivor of the world
 SMALL_BYTES: Final = 1_000
 LARGE_BYTES: Final = 3_000
-LATE_COMMITS: Final = 4  # of an index that a power loss may take back
 
 Share = tuple[ShareId, bool]  # and whether it is small
 Value = bytes | str | None
 
 
 # --- Indexes ---
-
-
-@dataclass
-class Indexes:
-    """What SQLite committed of each index, by path, oldest first; and how many lives of the owner's daemon there were."""
-
-    commits: dict[str, list[bytes]] = field(default_factory=dict)
-    lives: int = 0
-
-    def copy(self) -> Indexes:
-        return Indexes({path: commits.copy() for path, commits in self.commits.items()}, self.lives)
-
-    def lose(self, seed: int) -> None:
-        """A power loss."""
-        draw = random.Random(seed)
-        for commits in self.commits.values():
-            del commits[len(commits) - draw.randrange(min(LATE_COMMITS, len(commits) + 1)) :]
-
-    def keeper(self, path: str, database: sqlite3.Connection) -> Callable[[], None]:
-        """Give an empty database what was committed last. What is returned keeps what it is then as the next commit."""
-        if before := self.commits.get(path):
-            database.deserialize(before[-1])
-
-        def keep() -> None:
-            commits, now = self.commits.setdefault(path, []), database.serialize()
-            if commits[-1:] != [now]:
-                commits.append(now)
-
-        return keep
-
-
-def indexes(world: World) -> Indexes:
-    found = world.survivors.setdefault(INDEXES, Indexes())
-    assert isinstance(found, Indexes)
-    return found
-
-
-class _KeptLogIndex(LogIndex):
-    def __init__(self, kept: Indexes, path: str) -> None:
-        super().__init__(":memory:")
-        self._keep = kept.keeper(path, self._db)
-        self._progress = {number: Progress(*about) for number, *about in self._db.execute("select * from progress")}
-
-    def flush(self) -> None:
-        super().flush()
-        self._keep()
 
 
 class _KeptLargeIndex(LargeIndex):
@@ -342,7 +291,7 @@ def living(world: World, promises: Promises, *, patient: bool = False) -> Iterat
 
     kept = indexes(world)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zstor_local.shardserver.space.LogIndex", partial(_KeptLogIndex, kept))
+        patch.setattr("zstor_local.shardserver.space.LogIndex", partial(KeptLogIndex, kept))
         patch.setattr("zstor_local.shardserver.large.LargeIndex", partial(_KeptLargeIndex, kept))
         patch.setattr("zstor_local.shardserver.volume.shutil", SimpleNamespace(rmtree=remove_tree))
         life = Life(world, promises)

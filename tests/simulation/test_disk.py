@@ -322,6 +322,24 @@ def test_copies_go_their_own_ways(world: World) -> None:
     assert files.contents("/d/a") == b"xyz"
 
 
+def test_a_copy_of_a_directory_takes_its_place_for_good(world: World) -> None:
+    files = world.files
+    files.place("/d/x/a", b"1")
+    files.place("/d/x/y/b", b"2")
+    fd = create(files, "/d/x/c", b"3")
+    copy = files.tree("/d/x")
+    assert copy == {"/d/x/a": b"1", "/d/x/c": b"3", "/d/x/y/b": b"2"}
+    files.unlink("/d/x/a")
+    files.pwritev(fd, [b"longer"], 0)
+    files.close(fd)
+    create(files, "/d/x/y/d", b"4")
+    files.place("/d/beside", b"5")
+    files.put_back_tree("/d/x", copy)
+    for outcome in outcomes(files.unpinned()):
+        after = world.crash(outcome).files
+        assert after.tree("/d") == {**copy, "/d/beside": b"5"}
+
+
 def test_files_that_nothing_leads_to_leave_their_room(world: World) -> None:
     files = world.files
     files.set_capacity("/d", 4 * PAGE)

@@ -15,8 +15,7 @@ import trio.testing
 
 from tests.simulation.account import name
 from tests.simulation.engines import SimulatedEngines
-from tests.simulation.histories import small_limits
-from tests.simulation.house import House, policy
+from tests.simulation.house import House, policy, small_limits
 from tests.simulation.world import run
 from zstor_local import limits
 from zstor_local.coding.block import BadBlock

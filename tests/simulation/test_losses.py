@@ -16,8 +16,7 @@ import trio.testing
 
 from tests.simulation.account import name
 from tests.simulation.engines import SimulatedEngines
-from tests.simulation.histories import small_limits
-from tests.simulation.house import House, policy
+from tests.simulation.house import House, policy, small_limits
 from tests.simulation.points import under
 from tests.simulation.programs import value
 from tests.simulation.world import World, run

@@ -10,10 +10,11 @@ from contextlib import suppress
 import pytest
 
 from tests.shardserver.server import NAMESPACE
+from tests.simulation.indexes import indexes
 from tests.simulation.oracle import BadState
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.server_sweep import State, examine, examine_once, small_segments
-from tests.simulation.servers import OTHER, Life, Promises, indexes, living
+from tests.simulation.servers import OTHER, Life, Promises, living
 from tests.simulation.sweep import first_error
 from tests.simulation.world import World, run_until_power_loss
 from zstor_local.shardserver.refusal import Refusal

@@ -3,106 +3,26 @@
 from __future__ import annotations
 
 import errno
-import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 import pytest
 import trio
 
-from tests.simulation.clients import OTHER, Clients, History
+from tests.simulation.clients import OTHER, Clients
 from tests.simulation.engines import COMMIT
-from tests.simulation.house import House
+from tests.simulation.ground import Ground
 from tests.simulation.points import Where, under
-from tests.simulation.world import World
 from zstor_local.errors import ZstorError
-from zstor_local.metastore.base import Owed
 from zstor_local.shards.base import Shard
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
 from zstor_local.store.store import Store
-from zstor_local.store.stored import Stored
 
-ONE_DISK: Final = "/disks"  # where that of a house with a single one is mounted
-SPARES: Final = 3  # disks beside those of the first shards, for shards that are added or replaced
 LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
-
-
-@dataclass(slots=True)
-class Ground:
-    """The world in which a history takes place, and its disks by mount point."""
-
-    world: World
-    house: House
-    draw: random.Random
-    history: History
-    disks: Sequence[str]
-    rotten: str | None  # the one disk on which bits flip
-    weak: str  # the one disk on which a sync of a directory may fail, which no later one makes up for
-    rotted: bool = False  # a bit has flipped
-    failed_sync: bool = False  # a sync of a directory has failed
-    exchanged: tuple[str, str] | None = None  # disks that are mounted where the other one was
-    unread: set[str] = field(default_factory=set)  # disks of which reads may fail in this life
-    can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
-
-    @property
-    def apart(self) -> bool:
-        """Whether each shard has a disk of its own, which may go and come."""
-        return self.house.kind is not None and not self.house.kind.startswith("one:")
-
-    @property
-    def mounts(self) -> Sequence[str]:
-        return self.disks if self.apart else [ONE_DISK]
-
-    def put_back(self) -> None:
-        """Every disk is there, where it belongs, and takes what is written to it."""
-        files = self.world.files
-        if self.exchanged is not None:
-            files.exchange(*self.exchanged)
-            self.exchanged = None
-        for disk in self.mounts:
-            files.put_back(disk)
-            files.set_read_only(disk, False)
-            files.set_capacity(disk, None)
-
-    def exchange(self) -> None:
-        """Two disks are mounted where the other one was, as after a restart that named them anew."""
-        if self.apart and self.exchanged is None:
-            one, other = self.draw.sample(self.disks[: self.house.shards], 2)
-            self.exchanged = one, other
-            self.world.files.exchange(one, other)
-            self.history.note(f"exchanged: {one} and {other}")
-
-    def heal(self, *, all_disks: bool) -> None:
-        self.world.files.heal()
-        self.unread.clear()
-        if all_disks:
-            self.put_back()
-
-    def excuse(self, store: Store, stored: Stored) -> bool:
-        """Whether a version may be unreadable: a share more than it can spare is bad, or it was replaced meanwhile, and compaction
-        passes over what a slow reader of it still wants.
-        """
-        if not store.metastore.named(stored.version):
-            return True
-        owed = {debt.shard for debt in store.metastore.debts_of(stored.version) if debt.kind is Owed.SHARE}
-        bad = [number for number in stored.record.placement if number in owed or not self._reads(store, number)]
-        return len(bad) > stored.record.policy.m - stored.record.policy.k
-
-    def _reads(self, store: Store, number: int) -> bool:
-        entry = store.pool.entry(number)
-        if entry is None or store.pool.state(number) != "ok":
-            return False
-        place = store.places.place(entry)
-        return not any(under(disk)(place) for disk in [*self.unread, *([self.rotten] if self.rotted and self.rotten else [])])
-
-    def crash_soon(self) -> None:
-        files = self.world.files
-        files.crash_at(files.points + self.draw.choice([1, 5, 20, 60]) + self.draw.randrange(20), torn=self.draw.random() < 0.5)
 
 
 class Trouble:
@@ -180,6 +100,9 @@ class Trouble:
     def _clock(self, _: str) -> None:
         self._ground.world.clock.advance(self._ground.draw.randrange(-(10**13), 10**13))
 
+    def _copy(self, _: str) -> None:
+        self._ground.copy_shard()
+
     def _rot(self, _: str) -> None:
         """A bit flips on the one disk that rots: one share of each object may be bad, and one log."""
         ground, root = self._ground, self._ground.rotten
@@ -196,7 +119,7 @@ class Trouble:
         except (OSError, IndexError, ValueError):
             return
         ground.history.note(f"a bit flips in {path} at {at}")
-        ground.rotted = True
+        ground.flipped = True
         files.damage(path, at, bytes([data[at] ^ 1 << ground.draw.randrange(8)]))
 
     def _fail(self, operation: str, where: Where, code: int, times: int | None = None) -> None:
