@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,18 +29,20 @@ from tests.store.home import (
 from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import Conflict, Unreadable
-from zstor_local.metastore.base import Debt, Garbage, Owed
-from zstor_local.model.ids import NamespaceId, ShareId
+from zstor_local.metastore.base import Debt, Garbage, Owed, Transaction
+from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
+from zstor_local.store.health import Turns
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.remaking import Remaking
+from zstor_local.store.several import SEVERAL
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -539,3 +542,90 @@ async def test_every_pattern_of_at_most_m_minus_k_losses_is_read_and_repaired(
                     assert await get(store, "a") == content(1, 3_000), (k, m, bad)
                     stored = await repair(store, stored)
                     assert (await check(store, stored))[0] == "optimal", (k, m, bad)
+
+
+# --- Several at once ---
+
+
+async def test_repairs_take_turns_where_they_would_write_the_same_files_or_take_long() -> None:
+    turns = Turns()
+    begun: list[str] = []
+    first, second, third = (Version(bytes([number]) * 16) for number in range(3))
+
+    async def repairing(what: str, version: Version, *, small: bool) -> None:
+        async with turns.of(version, small=small):
+            begun.append(what)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        for what, version, small in (
+            ("one", first, True),
+            ("one again", first, True),
+            ("large", second, False),
+            ("other", third, True),
+        ):
+            nursery.start_soon(partial(repairing, what, version, small=small))
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(repairing, "large too", Version(bytes([9]) * 16), small=False))
+        await trio.testing.wait_all_tasks_blocked()
+        assert begun == ["one", "large", "other"]
+        nursery.cancel_scope.cancel()
+    async with turns.of(first, small=False), turns.of(third, small=True):
+        pass
+    await turns.wait()
+
+
+async def test_what_is_under_way_is_waited_for_and_nothing_that_begins_later() -> None:
+    turns, go_on, waited = Turns(), trio.Event(), trio.Event()
+    version, later = Version(bytes(16)), Version(bytes([1]) * 16)
+
+    async def wait() -> None:
+        await turns.wait()
+        waited.set()
+
+    async def repairing() -> None:
+        async with turns.of(version, small=True):
+            await go_on.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(repairing)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not waited.is_set()
+        async with turns.of(later, small=True):
+            go_on.set()
+            await waited.wait()
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_of_two_repairs_of_one_version_the_second_finds_nothing_to_do(home: Home, size: int) -> None:
+    made: list[int] = []
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        lose(store, stored, 0)
+
+        async def repair_it() -> None:
+            made.append((await store.shares_health.repair(stored, Nobody())).made)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(repair_it)
+            nursery.start_soon(repair_it)
+        assert sorted(made) == [0, 1]
+        assert await get(store, "a") == content(1, size)
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
+
+
+async def test_repairs_of_many_small_objects_share_commits(home: Home) -> None:
+    """A disk's share of a million objects takes hours where each waits for a flush of its own."""
+    async with home.open() as store:
+        many = [await put(store, f"key{number}", content(number, 1_000)) for number in range(3 * SEVERAL)]
+        for stored in many:
+            lose(store, stored, 1)
+        commits: list[Transaction] = []
+        home.engines.before_commit = commits.append
+        report = await store.repair_all.run(Nobody())
+        assert (report.repaired, report.failed, report.lacking) == (len(many), 0, 0)
+        assert len(commits) <= len(many) // 2
+        for stored in many:
+            assert (await check(store, stored))[0] == "optimal"

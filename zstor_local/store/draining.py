@@ -28,6 +28,7 @@ from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.several import for_each
 from zstor_local.store.stored import Stored, open_object
 from zstor_local.store.storewide import StoreWide
 
@@ -120,16 +121,19 @@ class Drain:
     async def _move_page(self, number: int, page: list[Stored], cursor: _Cursor, job: Job) -> tuple[_Cursor, dict[str, ZstorError]]:
         failed: dict[str, ZstorError] = {}
         moved = cursor.moved
-        for stored in page:
-            if number in stored.record.placement:
-                try:
-                    await self._health.repair(stored, Nobody(), leaving=number)
-                    moved += 1
-                except NotFound:
-                    pass
-                except ZstorError as error:
-                    if self._still_there(stored, number):
-                        failed[stored.record.key] = error
+
+        async def move(stored: Stored) -> None:
+            nonlocal moved
+            try:
+                await self._health.repair(stored, Nobody(), leaving=number)
+                moved += 1
+            except NotFound:
+                pass
+            except ZstorError as error:
+                if self._still_there(stored, number):
+                    failed[stored.record.key] = error
+
+        await for_each([stored for stored in page if number in stored.record.placement], move)
         seen = cursor.seen + len(page)
         job.progress(seen, max(seen, self._committer.state.objects), f"{moved} shares moved")
         last = page[-1]
@@ -149,8 +153,7 @@ class Drain:
 
     async def check_force(self, number: int, job: Job) -> Drained:
         """NotEnoughShards, naming them, if objects had fewer than k shares without the shard, which is being drained."""
-        async with self._health.turn:
-            pass  # the repair that was under way may have been moving a share to it
+        await self._health.turns.wait()  # a repair that is under way may be moving a share to it
         began, until = self._runtime.clock.now(), self._committer.state.sequence
         # A share that was moved elsewhere and is still to be freed here may be the last that is good.
         moved = self._metastore.garbage(number, ALL) if self._pool.state(number) == "ok" else ()
@@ -227,11 +230,15 @@ class Drain:
     async def make_whole(self, number: int, job: Job) -> int:
         """Once the shard is forgotten: make what it held anew elsewhere, where there is room. Returns how many objects lack a share."""
         lacking = seen = 0
+
+        async def mend(stored: Stored) -> None:
+            nonlocal lacking
+            if not await self._made_whole(stored, number):
+                lacking += 1
+
         async with aclosing(self._pages(_Cursor())) as pages:
             async for page in pages:
-                for stored in page:
-                    if number in stored.record.placement:
-                        lacking += not await self._made_whole(stored, number)
+                await for_each([stored for stored in page if number in stored.record.placement], mend)
                 seen += len(page)
                 job.progress(seen, max(seen, self._committer.state.objects), "looking whether all is moved")
         return lacking

@@ -8,8 +8,9 @@ that would free it is there before it is, so that a crash leaves nothing behind.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import trio
@@ -44,6 +45,35 @@ class Repaired:
     lacking: int
 
 
+class Turns:
+    """Repairs of one version go one at a time, as two would write the same files. So do those of all large objects: each keeps a worker
+    thread and its buffers for long.
+    """
+
+    def __init__(self) -> None:
+        self._large = trio.Lock()
+        self._of: dict[Version, trio.Lock] = {}
+        self._users: Counter[Version] = Counter()
+
+    @asynccontextmanager
+    async def of(self, version: Version, *, small: bool) -> AsyncIterator[None]:
+        """This version's turn."""
+        self._users[version] += 1
+        try:
+            async with self._of.setdefault(version, trio.Lock()), nullcontext() if small else self._large:
+                yield
+        finally:
+            self._users[version] -= 1
+            if not self._users[version]:
+                del self._users[version], self._of[version]
+
+    async def wait(self) -> None:
+        """Until the repairs that have begun by now have ended."""
+        for version in list(self._of):
+            async with self.of(version, small=True):
+                pass
+
+
 class Health:
     """The use cases. While `lease` is held a version's shares are not freed; `freeing` is held while some are; `full` tells the shards
     that have only their reserve left.
@@ -73,7 +103,7 @@ class Health:
         self._lease = lease
         self._freeing = freeing
         self._checker = Checker(runtime, pool)
-        self.turn = trio.Lock()  # one repair at a time: two of one version would write the same files
+        self.turns = Turns()
         self._on_garbage = on_garbage
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
@@ -106,7 +136,7 @@ class Health:
         `leaving` is made on another one: NotEnoughShards if there is none.
         """
         self._namespace(stored).gate.check(stored.namespace, closing=True)
-        async with self.turn, AsyncExitStack() as leases:
+        async with self.turns.of(stored.version, small=stored.record.small), AsyncExitStack() as leases:
             async with self._freeing:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._lease(stored.version))
             stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
@@ -141,7 +171,7 @@ class Health:
             elsewhere = stored.record.placement[index] != row.shard
             if elsewhere and (await self._is_good(stored, index) or not await self._is_good(_placed(stored, index, row.shard), index)):
                 return True
-            async with self.turn:
+            async with self.turns.of(row.share.version, small=row.small):
                 now = self._naming(row.share.version)
                 if now is not None and now.record.placement == stored.record.placement and self._pool.entry(row.shard) is not None:
                     await self._commit(now, {index: row.shard}, {}, [row], {index} if elsewhere else set())

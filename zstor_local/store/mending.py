@@ -23,6 +23,7 @@ from zstor_local.store.change import Decision
 from zstor_local.store.committer import Committer
 from zstor_local.store.health import Health
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.several import for_each
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 
@@ -105,17 +106,21 @@ class Mending:
                 await self._pay(number)
             except ZstorError as error:
                 log.warning("shard %s was not told all it missed: %s", self._pool.name(number), error)
-        for version, name in list(self._suspects.items()):
-            await self._repair(version, name)
+        await for_each(list(self._suspects.items()), lambda suspect: self._repair(*suspect))
 
     async def _pay(self, number: int) -> None:
         """Give a shard the records that it missed, then the shares, as long as it takes them."""
         owed = self._metastore.debts(number)
         await self.tell(number, [debt for debt in owed if debt.kind is Owed.RECORD])
         in_vain = 0
-        for debt in owed:
-            if debt.kind is Owed.SHARE and in_vain < MANY_IN_VAIN and number not in self._full():
-                in_vain = 0 if await self._fill(debt) else in_vain + 1
+
+        async def fill(debt: Debt) -> None:
+            nonlocal in_vain
+            if in_vain < MANY_IN_VAIN and number not in self._full():
+                filled = await self._fill(debt)
+                in_vain = 0 if filled else in_vain + 1
+
+        await for_each([debt for debt in owed if debt.kind is Owed.SHARE], fill)
 
     async def tell(self, number: int, debts: Sequence[Debt]) -> None:
         """Give a shard the newest records of these rows, whether it was known or not that it lacks them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,7 @@ from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.several import for_each
 from zstor_local.store.stored import Stored, open_object
 
 PAGE: Final = 100  # rows read at once
@@ -60,13 +62,17 @@ class RepairAll:
         for namespace in self._namespaces.all():
             after: str | None = None
             while page := self._metastore.scan(namespace.id, "", after, PAGE):
-                for row in page:
-                    after = row.name
-                    if row.envelope.kind is Kind.OBJECT:
-                        await self._object(namespace, row, report)
-                        caller.progress(report.objects, max(report.objects, self._metastore.state().objects))
+                after = page[-1].name
+                await self._page(namespace, page, report, caller)
         report.owed = self._metastore.debts_count()
         return report
+
+    async def _page(self, namespace: Namespace, page: Sequence[Row], report: RepairedAll, caller: Caller) -> None:
+        async def repair(row: Row) -> None:
+            await self._object(namespace, row, report)
+            caller.progress(report.objects, max(report.objects, self._metastore.state().objects))
+
+        await for_each([row for row in page if row.envelope.kind is Kind.OBJECT], repair)
 
     async def _object(self, namespace: Namespace, row: Row, report: RepairedAll) -> None:
         report.objects += 1
