@@ -253,17 +253,20 @@ class _Simulation:
         for _ in range(self.draw.choice([0, 0, 1, 2])):
             self.world.files.crash_at(self.world.files.points + self.draw.randrange(1, 12), torn=self.draw.random() < 0.5)
             try:
-                rebuilt(self.ground, self.world, accept_loss=accept_loss)
+                self._rebuilt(what, accept_loss)
                 self.world.files.heal()
             except PowerLoss:
                 self.history.counts[f"power cut in: {what}"] += 1
                 self._crash(Subset(self.draw.randrange(1 << 30)))
-        try:
-            report = rebuilt(self.ground, self.world, accept_loss=accept_loss)
-        except StoreFault as error:
-            raise BadState(f"{what} is refused: {error}") from error
+        report = self._rebuilt(what, accept_loss)
         self.history.note(f"rebuilt {report.objects} objects")
         return report
+
+    def _rebuilt(self, what: str, accept_loss: bool) -> Report:
+        try:
+            return rebuilt(self.ground, self.world, accept_loss=accept_loss)
+        except StoreFault as error:
+            raise BadState(f"{what} is refused: {error}") from error
 
     def _life(self, what: str, work: Callable[[Store], Awaitable[None]]) -> None:
         """A life in which nothing may go wrong."""
