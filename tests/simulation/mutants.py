@@ -27,6 +27,7 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
 from zstor_local.store.coding import LargeWrite
 from zstor_local.store.draining import Drain, Drained
+from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence, Untold
 from zstor_local.store.publishing import Publisher
 
@@ -82,7 +83,9 @@ def no_quorum_in_groups(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_quorum_of_large_shares(patch: pytest.MonkeyPatch) -> None:
+    """Neither when they are written nor where the change is decided."""
     patch.setattr(LargeWrite, "_check_quorum", lambda self: None)
+    patch.setattr(Placing, "must_be_there", lambda *_: None)
 
 
 def metastore_before_logs(patch: pytest.MonkeyPatch) -> None:
