@@ -15,6 +15,7 @@ from zstor_local.cli.private_daemon import PrivateDaemon
 
 # Hundreds of processes are started: where nothing may be kept, each would compile the whole program again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("PYTHONUNBUFFERED", None)  # with it no output is left for a command's end
 sys.dont_write_bytecode = False
 
 # Whole files are shared out to the cores: the long ones go first, or one core has the last of them for itself while the others wait.

@@ -5,6 +5,7 @@ Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage,
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -194,7 +195,9 @@ def _run(given: list[str], *, json: bool) -> int:
         report.error(Interrupted("interrupted"), json=json)
         return INTERRUPTED
     except OSError as error:
-        report.error(stdio.failed(error), json=json)
+        failed = stdio.failed(error)
+        if error.errno != errno.EPIPE:  # else whoever reads has enough
+            report.error(failed, json=json)
         return REFUSED
     if code == INTERRUPTED:
         _end_line(json=json)
