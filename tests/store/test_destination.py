@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lacking import lacking
 from zstor_local.errors import AlreadyExists
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.protected import Protected
@@ -48,7 +49,7 @@ def fill(paths: Paths, path: Path, mode: Mode, work: Callable[[int], object]) ->
 def test_while_it_is_written_nothing_lies_there(tmp_path: Path) -> None:
     paths = Paths(RealFiles(), RealClientFiles(), Random(), Protected(directories=[], files=[]), [])
     if RealClientFiles().open_unnamed(str(tmp_path)) is None:
-        pytest.skip("this file system has no unnamed files")
+        lacking("a file system with unnamed files (O_TMPFILE)")
     target = tmp_path / "f"
     assert write(paths, target, b"1", "truncate") == []
     assert write(paths, target, b"2", "append") == ["f"]
