@@ -16,7 +16,7 @@ from tests.daemon.process import Daemon
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 sys.path.insert(0, str(CLIENTS / "python"))
-LARGE = bytes(range(251)) * 13_000  # four chunks, and more than a client asks for at once
+LARGE = bytes(range(251)) * 17_000  # five messages of a stream: one more than the daemon sends ahead
 
 
 @dataclass(frozen=True)
