@@ -27,7 +27,8 @@ from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone, associated_data
 from zstor_local.network import open_network
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
-from zstor_local.shards.http.peer import Ask, Peer, Reply
+from zstor_local.shards.http.ask import Ask, Reply
+from zstor_local.shards.http.connections import Connections
 from zstor_local.shards.http.wire import NEXT, Batch, pack_batch
 from zstor_local.store.store import Store
 
@@ -76,11 +77,11 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tokens that went out; nobody answers."""
     tokens: list[str] = []
 
-    async def nobody(self: Peer, ask: Ask, token: str) -> Reply:
+    async def nobody(self: Connections, ask: Ask, token: str) -> Reply:
         tokens.append(token)
         raise ShardError("missing", f"{self.url} does not answer")
 
-    monkeypatch.setattr(Peer, "_send", nobody)
+    monkeypatch.setattr(Connections, "exchange", nobody)
     return tokens
 
 
@@ -141,12 +142,12 @@ async def test_an_odd_invitation_harms_nobody_but_itself(home: Home, shown: list
 async def test_a_letter_like_that_does_not_end_the_daemon(home: Home, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     letter = seal_letter(replace(change(GOOD), made=2), bytes(32))
 
-    async def answer(self: Peer, ask: Ask, token: str) -> Reply:
+    async def answer(self: Connections, ask: Ask, token: str) -> Reply:
         if "/letters/" in ask.path:
             return Reply(200, {}, letter)
         raise ShardError("missing", "nobody answers")
 
-    monkeypatch.setattr(Peer, "_send", answer)
+    monkeypatch.setattr(Connections, "exchange", answer)
     async with home.open() as store, reading(store) as bob:
         with suppress(ZstorError):
             await bob.join(GOOD)
@@ -187,11 +188,11 @@ async def test_our_own_authority_signs_nothing_for_somebody_elses_servers(home: 
 async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     following = iter(["1.1.5", "1.1.4"])
 
-    async def circles(self: Peer, ask: Ask, token: str) -> Reply:
+    async def circles(self: Connections, ask: Ask, token: str) -> Reply:
         return Reply(200, {NEXT: next(following)}, pack_batch(Batch([scanned(1)])))
 
     issuer = Issuer()
-    monkeypatch.setattr(Peer, "_send", circles)
+    monkeypatch.setattr(Connections, "exchange", circles)
     monkeypatch.setattr(Joined, "follow", _no_follow)
     async with home.open() as store, reading(store) as bob:
         with pytest.raises(ZstorError, match="in circles"):
@@ -207,12 +208,12 @@ async def test_who_joins_and_who_follows_may_look_at_once(home: Home, monkeypatc
     later = {"0.0.0": "1.1.5", "1.1.5": "1.1.9", "1.1.9": "1.1.9"}
     asked: list[str] = []
 
-    async def pages(self: Peer, ask: Ask, token: str) -> Reply:
+    async def pages(self: Connections, ask: Ask, token: str) -> Reply:
         asked.append(after := ask.path.partition("after=")[2].partition("&")[0])
         await trio.testing.wait_all_tasks_blocked()
         return Reply(200, {NEXT: later[after]}, pack_batch(Batch([scanned(1)] if later[after] != after else [])))
 
-    monkeypatch.setattr(Peer, "_send", pages)
+    monkeypatch.setattr(Connections, "exchange", pages)
     monkeypatch.setattr(Joined, "follow", _no_follow)
     async with home.open() as store, reading(store) as bob:
         await bob.join(replace(GOOD, token=Issuer().token("photos", "read")))

@@ -17,8 +17,8 @@ from zstor_local.model.ids import StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.network import open_network
 from zstor_local.runtime import Runtime
+from zstor_local.shards.http.ask import Deadlines
 from zstor_local.shards.http.engine import SCHEMES, HttpEngine
-from zstor_local.shards.http.peer import Deadlines
 from zstor_local.shards.opening import ShardEngine
 from zstor_local.store.create import begin_key
 from zstor_local.store.engines import SqliteEngines

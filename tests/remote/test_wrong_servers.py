@@ -13,7 +13,7 @@ from tests.remote.liar import LIES, STORING
 from tests.shardserver.server import LIMIT
 from tests.store.home import content, get, name, put
 from zstor_local.model.policy import Policy
-from zstor_local.shards.http.peer import Deadlines
+from zstor_local.shards.http.ask import Deadlines
 from zstor_local.store.caller import Nobody
 
 SMALL, LARGE = content(1, 9_000), content(2, 3 * CHUNK + 1_000)

@@ -12,7 +12,9 @@ import trio
 from tests.shards.test_http import NoTokens
 from zstor_local.network import open_network
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.http.peer import Ask, Deadlines, Peer
+from zstor_local.shards.http.ask import Ask, Deadlines
+from zstor_local.shards.http.peer import Peer
+from zstor_local.shards.http.server import Server
 from zstor_local.system import real_runtime
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
@@ -41,7 +43,7 @@ async def asking(serve: Serve, deadlines: Deadlines) -> AsyncIterator[Peer]:
         [listener] = await nursery.start(partial(trio.serve_tcp, each, 0, host="127.0.0.1"))
         async with open_network() as network:
             port = listener.socket.getsockname()[1]
-            yield Peer(f"http://127.0.0.1:{port}", NoTokens(), network, real_runtime().randomness, deadlines)
+            yield Peer(Server(f"http://127.0.0.1:{port}", network, real_runtime().randomness, deadlines), NoTokens())
         nursery.cancel_scope.cancel()
 
 

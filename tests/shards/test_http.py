@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,12 @@ from tests.shards.ground import NAMESPACE, POLICY, entry, version
 from tests.shards.http_ground import HttpGround
 from zstor_local.model.ids import ShareId
 from zstor_local.network import open_network
+from zstor_local.runtime import Network
 from zstor_local.shards.base import Notices, ScannedEntry, ShardError, ShareMissing
-from zstor_local.shards.http.peer import Ask, Deadlines, Peer, Reply
+from zstor_local.shards.http.ask import Ask, Deadlines, Reply
+from zstor_local.shards.http.connections import Connections
+from zstor_local.shards.http.peer import Peer
+from zstor_local.shards.http.server import Server
 from zstor_local.shards.http.shard import HttpShard
 from zstor_local.shards.http.wire import NEXT, Batch, digest, pack_batch
 from zstor_local.system import real_runtime
@@ -141,13 +145,13 @@ def test_a_share_that_arrives_while_it_is_opened_is_read_from_its_server(ground:
 
 def test_what_one_server_is_shown_is_of_no_use_at_another(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, set[str]] = {}
-    send = Peer._send
+    send = Connections.exchange
 
-    async def overheard(self: Peer, ask: Ask, token: str) -> Reply:
+    async def overheard(self: Connections, ask: Ask, token: str) -> Reply:
         shown.setdefault(ask.path.split("?")[0].split("/")[2], set()).add(token)
         return await send(self, ask, token)
 
-    monkeypatch.setattr(Peer, "_send", overheard)
+    monkeypatch.setattr(Connections, "exchange", overheard)
     shards = [ground.new(number) for number in range(2)]
     for shard in shards:
         shard.append([entry(1, b"share", index=2)], 0)
@@ -166,12 +170,12 @@ def told(ground: HttpGround, monkeypatch: pytest.MonkeyPatch, lie: Exception | R
     shard = ground.new()
     assert isinstance(shard, HttpShard)
 
-    async def lying(self: Peer, ask: Ask, token: str) -> Reply:
+    async def lying(self: Connections, ask: Ask, token: str) -> Reply:
         if isinstance(lie, Exception):
             raise lie
         return lie
 
-    monkeypatch.setattr(Peer, "_send", lying)
+    monkeypatch.setattr(Connections, "exchange", lying)
     return shard
 
 
@@ -243,11 +247,16 @@ class NoTokens:
         return None if refused > 1 else "new" if refused else "old"
 
 
+def talking_to(answers: Callable[[httpx.Request], Coroutine[None, None, httpx.Response]], network: Network) -> Peer:
+    server = Server("http://shard", network, real_runtime().randomness, Deadlines())
+    server._connections._transport = MockTransport(answers)
+    network.at_end(server._connections.close)
+    return Peer(server, NoTokens())
+
+
 async def asked(script: Script, ask: Ask) -> ShardError | Reply:
     async with open_network() as network:
-        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
-        peer._transport = MockTransport(script)
-        network.at_end(peer.close)
+        peer = talking_to(script, network)
         try:
             return await peer.ask(ask)
         except ShardError as error:
@@ -294,9 +303,7 @@ async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(auto
         return answer(200)
 
     async with open_network() as network:
-        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
-        peer._transport = MockTransport(server)
-        network.at_end(peer.close)
+        peer = talking_to(server, network)
 
         async def waited(seconds: float) -> float:
             """How long it is waited for, of so many seconds."""
@@ -335,8 +342,7 @@ async def test_what_is_long_may_take_longer(autojump_clock: trio.testing.MockClo
         return Ask("POST", f"/v1/x?length={length}", expect=(201,), durable=True, settles=length, safe=False)
 
     async with open_network() as network:
-        peer = Peer("http://shard", NoTokens(), network, real_runtime().randomness, Deadlines())
-        peer._transport = MockTransport(server)
+        peer = talking_to(server, network)
         assert (await peer.ask(finish(2_500_000_000))).status == 201
         with pytest.raises(ShardError, match="within 10 seconds"):
             await peer.ask(replace(finish(2_500_000_000), settles=0))
@@ -345,13 +351,13 @@ async def test_what_is_long_may_take_longer(autojump_clock: trio.testing.MockClo
 def test_a_share_is_waited_for_as_long_as_it_is(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer tells how long it is."""
     asked: list[Ask] = []
-    send = Peer._send
+    send = Connections.exchange
 
-    async def noted(self: Peer, ask: Ask, token: str) -> Reply:
+    async def noted(self: Connections, ask: Ask, token: str) -> Reply:
         asked.append(ask)
         return await send(self, ask, token)
 
-    monkeypatch.setattr(Peer, "_send", noted)
+    monkeypatch.setattr(Connections, "exchange", noted)
     shard = ground.new()
     written = shard.begin(ShareId(version(1), 0), NAMESPACE, POLICY)
     written.write(0, [b"block" * 100_000])

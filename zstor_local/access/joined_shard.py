@@ -14,8 +14,10 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Network
 from zstor_local.shards.base import ShardError, ShardState, ShareMissing
+from zstor_local.shards.http.ask import Ask, Deadlines
 from zstor_local.shards.http.engine import locate
-from zstor_local.shards.http.peer import Ask, Deadlines, Peer
+from zstor_local.shards.http.peer import Peer
+from zstor_local.shards.http.server import Server
 from zstor_local.shards.http.share import HttpShareReader
 from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, cursor, share_name
 from zstor_local.store.store import Store
@@ -59,13 +61,12 @@ class JoinedShard:
         self.url = place.url
         self._joined = joined
         self._store = store
-        server, self.space = locate(place.url, joined.given.store_id)
+        url, self.space = locate(place.url, joined.given.store_id)
         self.network = network
-        self.peer = Peer(server, joined, network, store.runtime.randomness, Deadlines())
-        self._following = Peer(
-            server, joined, network, store.runtime.randomness, Deadlines(request=WAIT_SECONDS + 20.0)
-        )  # its long waits are not what is usual
-        self._letters = Peer(server, _NoTokens(), network, store.runtime.randomness, Deadlines())
+        server = Server(url, network, store.runtime.randomness, Deadlines())
+        self.peer, self._letters = Peer(server, joined), Peer(server, _NoTokens())
+        waited_for = Deadlines(request=WAIT_SECONDS + 20.0)
+        self._following = Peer(Server(url, network, store.runtime.randomness, waited_for), joined)  # long waits are not what is usual
         self._after = "0.0.0"
         self._took = 0.0  # seconds, for the last page
         self._error: str | None = None

@@ -22,7 +22,7 @@ from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import ShardError, ShareMissing
-from zstor_local.shards.http.peer import Ask
+from zstor_local.shards.http.ask import Ask
 from zstor_local.shards.http.shard import HttpShard
 from zstor_local.shards.http.wire import DIGEST, LETTERS_MAX, digest
 from zstor_local.store.namespaces import INVITED_TABLE, Namespace

@@ -17,7 +17,9 @@ from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
-from zstor_local.shards.http.peer import Ask, Bearer, Deadlines, OwnTokens, Peer
+from zstor_local.shards.http.ask import Ask, Deadlines
+from zstor_local.shards.http.peer import OwnTokens, Peer
+from zstor_local.shards.http.server import Server
 from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about, read_log
 from zstor_local.shards.http.wire import DIGEST, FENCE, Fence, digest, space_path
 from zstor_local.shards.marker import BadMarker, Marker, claimed_shard
@@ -33,7 +35,7 @@ log = logging.getLogger("zstor.shards")
 
 
 class HttpEngine:
-    """See shards.opening.ShardEngine. One for a store in a daemon's life: its servers are asked through one peer each."""
+    """See shards.opening.ShardEngine. One for a store in a daemon's life: whoever asks a server shares its connections."""
 
     def __init__(
         self,
@@ -51,13 +53,13 @@ class HttpEngine:
         self._keys = keys
         self._deadlines = deadlines
         self._lock = threading.Lock()
-        self._peers: dict[str, Peer] = {}
+        self._servers: dict[str, Server] = {}
         self._openings = 0
         self._session = runtime.randomness.bytes(ID_BYTES).hex()
 
     def open(self, entry: ShardEntry, url: str) -> Shard:
-        peer, space = self._place(url)
-        bearer = peer.bearing(self._tokens.of(ShardUid(entry.uid)))
+        server, space = self._place(url)
+        peer = Peer(server, self._tokens.of(ShardUid(entry.uid)))
         with self._lock:
             self._openings += 1
             opening = self._openings
@@ -65,7 +67,7 @@ class HttpEngine:
             return HttpShard(
                 entry,
                 url,
-                peer=bearer,
+                peer=peer,
                 space=space,
                 network=self._network,
                 store_id=self._store_id,
@@ -78,58 +80,59 @@ class HttpEngine:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
     def identify(self, url: str) -> Identified | None:
-        peer, space = self._place(url)
+        server, space = self._place(url)
         try:
-            about = self._network.run(lambda: ask_about(peer, space))
+            about = self._network.run(lambda: ask_about(Peer(server, self._tokens), space))
         except ShardError as error:
             if error.code == "no_space_here":
                 return None
             raise
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
-        return Identified(Marker.parse(about.marker, self._keys, self._store_id), (peer.url, space))
+        return Identified(Marker.parse(about.marker, self._keys, self._store_id), (server.url, space))
 
     def older_keys(self, url: str) -> Iterator[Envelope]:
-        peer, space = self._place(url)
+        server, space = self._place(url)
         try:
-            uid = claimed_shard(self._network.run(lambda: ask_about(peer, space)).marker)
+            uid = claimed_shard(self._network.run(lambda: ask_about(Peer(server, self._tokens), space)).marker)
             if uid is None:
                 return
-            bearer = peer.bearing(self._tokens.of(uid))
+            peer = Peer(server, self._tokens.of(uid))
             log_path = f"{space}/log?namespace={STORE_WIDE.hex()}&"
-            for scanned in read_log(url, log_path, lambda ask: self._network.run(lambda: bearer.ask(ask))):
+            for scanned in read_log(url, log_path, lambda ask: self._network.run(lambda: peer.ask(ask))):
                 if scanned.entry.envelope.kind is Kind.KEYS:
                     yield scanned.entry.envelope
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
     def create(self, url: str, identity: Marker) -> None:
-        peer, space = self._place(url)
+        server, space = self._place(url)
         found = self.identify(url)
         if found is not None:
             if found.marker.uid != identity.uid:
                 raise BadMarker("it is already another shard of this store")
             return
         body = identity.pack(self._keys, self._runtime.randomness.bytes(_SALT_BYTES))
+        peer = Peer(server, self._tokens.of(identity.uid))
         try:
-            self._network.run(lambda: peer.bearing(self._tokens.of(identity.uid)).ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
+            self._network.run(lambda: peer.ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
 
     def retire(self, entry: ShardEntry, url: str) -> None:
         """Its server removes all of it, so that the place can be given again."""
         try:
-            peer, space = self._place(url)
+            server, space = self._place(url)
             with self._lock:
                 self._openings += 1
                 opening = self._openings
-            bearer = peer.bearing(self._tokens.of(ShardUid(entry.uid)))
-            self._network.run(lambda: self._remove(bearer, space, entry, opening))
+            peer = Peer(server, self._tokens.of(ShardUid(entry.uid)))
+            self._network.run(lambda: self._remove(peer, space, entry, opening))
         except (ShardError, ShareMissing, BadMarker) as error:
             reason = str(error) or "it answers something else than was asked"
             log.warning("shard %s is no shard any more, but what it holds stays on its server: %s", entry.id, reason)
 
-    async def _remove(self, peer: Bearer, space: str, entry: ShardEntry, opening: int) -> None:
+    async def _remove(self, peer: Peer, space: str, entry: ShardEntry, opening: int) -> None:
         """Take the space over from its opening in this life, then away. ShardError `fenced` if a later life has it."""
         try:
             about = await ask_about(peer, space)
@@ -142,14 +145,14 @@ class HttpEngine:
             if error.code != "no_space_here":  # or the answer to the first of two was lost
                 raise
 
-    def _place(self, url: str) -> tuple[Peer, str]:
+    def _place(self, url: str) -> tuple[Server, str]:
         """The server, and where on it the shard lies: one place for each store and name."""
-        server, space = locate(url, self._store_id)
+        at, space = locate(url, self._store_id)
         with self._lock:
-            peer = self._peers.get(server)
-            if peer is None:
-                peer = self._peers[server] = Peer(server, self._tokens, self._network, self._runtime.randomness, self._deadlines)
-        return peer, space
+            server = self._servers.get(at)
+            if server is None:
+                server = self._servers[at] = Server(at, self._network, self._runtime.randomness, self._deadlines)
+        return server, space
 
 
 def locate(url: str, store_id: StoreId) -> tuple[str, str]:

@@ -26,7 +26,8 @@ from zstor_local.shards.base import (
     ShareMissing,
     ShareReader,
 )
-from zstor_local.shards.http.peer import Ask, Bearer, Reply
+from zstor_local.shards.http.ask import Ask, Reply
+from zstor_local.shards.http.peer import Peer
 from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
 from zstor_local.shards.http.wire import (
     API,
@@ -59,7 +60,7 @@ T = TypeVar("T")
 class About:
     """What a server tells of a space: nothing of it is believed but the marker, which proves itself."""
 
-    def __init__(self, peer: Bearer, body: bytes) -> None:
+    def __init__(self, peer: Peer, body: bytes) -> None:
         """ShardError for what is none."""
         try:
             members = json.loads(body)
@@ -73,7 +74,7 @@ class About:
             raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
 
 
-async def ask_about(peer: Bearer, space: str) -> About:
+async def ask_about(peer: Peer, space: str) -> About:
     reply = await peer.ask(Ask("GET", f"{space}?namespaces=0", expect=(200,), most=ABOUT_BYTES))  # there may be any number of them
     return About(peer, reply.body)
 
@@ -105,7 +106,7 @@ class HttpShard:
     on_disk: Flushable | None = None
 
     def __init__(
-        self, entry: ShardEntry, url: str, *, peer: Bearer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
+        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
         opening: int, session: str, prove: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Open it: ShardError if it is not there, or if it is another one than `entry` names. `prove` tells what to read back."""
@@ -143,7 +144,7 @@ class HttpShard:
 
     @property
     def group(self) -> str:
-        return self.entry.group or self.peer.host
+        return self.entry.group or self.peer.server.host
 
     # --- How it is ---
 

@@ -13,7 +13,8 @@ from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHead
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer, Network, Pending
 from zstor_local.shards.base import ShardError, ShareLate, ShareMissing
-from zstor_local.shards.http.peer import Ask, Bearer, Reply
+from zstor_local.shards.http.ask import Ask, Reply
+from zstor_local.shards.http.peer import Peer
 from zstor_local.shards.http.wire import DIGEST, PART_BYTES_MAX, digest, share_name
 from zstor_local.shards.share_claims import Claiming, table_offset
 
@@ -25,7 +26,7 @@ class Speaker(Protocol):
     """The shard as its shares need it: where they lie on the server, and what goes with a request that changes something."""
 
     @property
-    def peer(self) -> Bearer: ...
+    def peer(self) -> Peer: ...
     @property
     def network(self) -> Network: ...
     @property
@@ -43,7 +44,7 @@ class Speaker(Protocol):
         ...
 
 
-async def read_range(peer: Bearer, path: str, offset: int, length: int) -> bytes:
+async def read_range(peer: Peer, path: str, offset: int, length: int) -> bytes:
     """Bytes of a share's file or entry; fewer only at its end, where the server says so too."""
     if length == 0:
         return b""
@@ -54,7 +55,7 @@ async def read_range(peer: Bearer, path: str, offset: int, length: int) -> bytes
     return _checked(peer, reply, offset, length)
 
 
-def _checked(peer: Bearer, reply: Reply, offset: int, length: int) -> bytes:
+def _checked(peer: Peer, reply: Reply, offset: int, length: int) -> bytes:
     """The body, if it is the range that was asked for."""
     span, _, size = reply.headers.get("content-range", "").removeprefix("bytes ").partition("/")
     if not size.isascii() or not size.isdecimal() or len(size) > 16:
@@ -88,7 +89,7 @@ class HttpShareReader(Claiming):
             pending = self._ahead.get((offset, length)) or self._begin(offset, length)
             self._ahead[offset, length] = pending
         try:
-            data = pending.wait(None if patient else self._shard.peer.patience)
+            data = pending.wait(None if patient else self._shard.peer.server.patience)
         except TimeoutError:
             if not patient:
                 raise ShareLate from None

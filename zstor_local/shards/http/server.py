@@ -1,0 +1,103 @@
+"""One shard server as the daemon sees it: what is asked once more, and a breaker while it does not answer.
+
+What fails once is not asked again by requests: a probe in the background asks whether it is well, and closes the breaker.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import trio
+
+from zstor_local.runtime import Network, Randomness
+from zstor_local.shards.base import ShardError
+from zstor_local.shards.http.ask import Ask, Deadlines, Reply
+from zstor_local.shards.http.connections import Broke, Connections
+
+PROBE_SECONDS: Final = (0.5, 10.0)  # between two probes: at first, and at most
+REST_SECONDS: Final = (5.0, 600.0)  # without a probe for one that was late again, at first and at most: commits wait for it, each time
+CALM_SECONDS: Final = 600.0  # of being well, after which one that is late is one that was never late before
+RETRY_SECONDS: Final = 0.1  # about so long is waited before a safe request is sent once more
+USUAL_SECONDS: Final = (0.1, 1.0)  # what takes longer than usual is no less and no more than this
+USUAL_FACTOR: Final = 4.0
+
+log = logging.getLogger("zstor.shards")
+
+
+class Server:
+    """The one at `url`, for whoever asks it in a daemon's life. `ask` runs in the event loop."""
+
+    def __init__(self, url: str, network: Network, randomness: Randomness, deadlines: Deadlines) -> None:
+        self.url = url
+        self.broken: str | None = None  # why nothing is asked of it now; None if it is well, as far as is known
+        self._network = network
+        self._randomness = randomness
+        self._connections = Connections(url, network, deadlines)
+        self._well_since = -math.inf
+        self._rested = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which an answer is late: some times what is usual."""
+        least, most = USUAL_SECONDS
+        return max(least, min(most, USUAL_FACTOR * self._connections.usual))
+
+    @property
+    def host(self) -> str:
+        """What fails together with it."""
+        return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
+
+    async def ask(self, ask: Ask, token: str) -> Reply:
+        """The answer; once more where the connection broke and that does no harm: a server may close one that was idle.
+
+        ShardError (`untouched` where nothing was sent), TokenRefused or ShareMissing.
+        """
+        try:
+            return await self._connections.exchange(ask, token)
+        except Broke as broke:
+            unsent = broke.unsent
+            if not ask.safe or broke.late:
+                self._trip(broke)
+                raise ShardError("missing", str(broke), untouched=unsent) from None
+        await self._pause(RETRY_SECONDS)
+        try:
+            return await self._connections.exchange(ask, token)
+        except Broke as broke:
+            self._trip(broke)
+            raise ShardError("missing", str(broke), untouched=unsent and broke.unsent) from None
+
+    async def _pause(self, seconds: float) -> None:
+        """About so long: not all daemons at once."""
+        await trio.sleep(seconds * (0.5 + self._randomness.bytes(1)[0] / 256))
+
+    # --- The breaker ---
+
+    def _trip(self, broke: Broke) -> None:
+        """Ask nothing more until a probe was answered."""
+        if self.broken is None:
+            log.warning("%s", broke)
+            self._network.start(partial(self._probe, self._rest() if broke.late else 0.0))
+        self.broken = str(broke)
+
+    def _rest(self) -> float:
+        """Seconds for which one that was late is left alone, whatever it answers to probes: more each time, but after a long calm."""
+        if trio.current_time() - self._well_since > CALM_SECONDS:
+            self._rested = 0.0
+        else:
+            least, most = REST_SECONDS
+            self._rested = max(least, min(most, 2 * self._rested))
+        return self._rested
+
+    async def _probe(self, rest: float) -> None:
+        pause, longest = PROBE_SECONDS
+        await trio.sleep(rest)
+        await self._pause(pause)
+        while not await self._connections.well():
+            pause = min(longest, pause * 2)
+            await self._pause(pause)
+        log.warning("%s answers again", self.url)
+        self.broken, self._well_since = None, trio.current_time()
