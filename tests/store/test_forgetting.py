@@ -120,7 +120,7 @@ async def test_a_write_that_would_come_into_one_group_with_the_list_is_safe_or_r
             await put(store, "make the namespace", b"x")
         placed_before(monkeypatch, 0, 2)
         outcomes: list[Later[Stored]] = []
-        submit = store.committer.submit
+        commit = store.committer.commit
 
         def write() -> None:
             if not outcomes and store.pool.draining:
@@ -130,14 +130,14 @@ async def test_a_write_that_would_come_into_one_group_with_the_list_is_safe_or_r
 
         def with_a_write(space: NamespaceId, row: str, *args: Any, **more: Any) -> Later[Committed]:
             if row != SHARDS_ROW:
-                return submit(space, row, *args, **more)
+                return commit(space, row, *args, **more)
             if before:
                 write()
-            later = submit(space, row, *args, **more)
+            later = commit(space, row, *args, **more)
             write()
             return later
 
-        monkeypatch.setattr(store.committer, "submit", with_a_write)
+        monkeypatch.setattr(store.committer, "commit", with_a_write)
         gone = await remove(store, "disk2", force=force)
         try:
             await outcomes[0]

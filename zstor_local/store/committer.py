@@ -164,13 +164,7 @@ class Committer:
             change.later.settle(outcome)
         self.tell()
 
-    async def commit(
-        self, space: NamespaceId, name: str, decide: Decide, *, then: Callable[[], object] | None = None
-    ) -> Committed:  # fmt: skip
-        """`submit` a change and wait for its outcome."""
-        return await self.submit(space, name, decide, then=then)
-
-    def submit(
+    def commit(
         self, space: NamespaceId, name: str, decide: Decide, *, then: Callable[[], object] | None = None
     ) -> Later[Committed]:  # fmt: skip
         """Have a change committed. `decide` runs in the committer's thread, with the row as the changes before it left it.

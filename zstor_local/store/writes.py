@@ -267,7 +267,7 @@ class ObjectWriter:
             return Stored(name.namespace, published, committed.envelope, len(owed), len(shares_owed))
 
         caller.begin_commit()
-        return self._committer.submit(namespace.id, name.key, decide).map(stored)
+        return self._committer.commit(namespace.id, name.key, decide).map(stored)
 
     # --- What a change comes to that publishes coded shares: in the committer's thread ---
 
