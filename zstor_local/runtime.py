@@ -33,15 +33,10 @@ class FileStatus:
     uid: int
     size: int
     modified_ns: int
-    changed_ns: int
 
     @property
     def is_regular(self) -> bool:
         return stat.S_ISREG(self.mode)
-
-    @property
-    def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,6 @@ def _status(result: os.stat_result) -> FileStatus:
         uid=result.st_uid,
         size=result.st_size,
         modified_ns=result.st_mtime_ns,
-        changed_ns=result.st_ctime_ns,
     )
 
 

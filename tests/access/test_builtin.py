@@ -194,7 +194,7 @@ async def test_no_number_of_revocations_is_too_much_for_a_server(world: World) -
 
 async def test_one_token_is_revoked_by_its_id(world: World) -> None:
     one, other = await world.token("bob"), await world.token("bob")
-    await world.authority.revoke(Revoked(jti=(await world.check(one)).jti))
+    await world.authority.revoke(Revoked(jti=jwt.decode(one, options={"verify_signature": False})["jti"]))
     assert await world.refused(one)
     assert not await world.refused(other)
 

@@ -265,7 +265,7 @@ def test_there_are_enough_attacks() -> None:
 def test_a_token_says_whose_it_is_and_what_for() -> None:
     scopes = [READ, "user:memberof:local.0stor.mail", "user:memberof:local.0stor.photos.delete", "user:address"]
     verified = verify(own(scope=scopes), TRUSTS, NOW)
-    assert (verified.issuer, verified.organization, verified.user, verified.jti) == (ISSUER, "local", "alice", "token-1")
+    assert (verified.issuer, verified.user) == (ISSUER, "alice")
     assert (verified.issued, verified.expires) == (NOW, NOW + 300)
     granted = {
         (space, each) for space in ("photos", "mail") for each in ("read", "write", "delete", "admin") if verified.allows(space, each)

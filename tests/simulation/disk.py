@@ -47,22 +47,21 @@ class State(enum.Enum):
 class FileNode:
     """A regular file. Contents are shared between copies until written: `_own` says whether `content` is ours alone."""
 
-    __slots__ = ("_own", "changed", "content", "durable", "links", "mode", "modified", "number", "opens", "pending")
+    __slots__ = ("_own", "content", "durable", "links", "mode", "modified", "number", "opens", "pending")
 
     def __init__(self, number: int, mode: int, time: int) -> None:
         self.number = number
         self.mode = stat.S_IFREG | mode
         self.links = 1
         self.opens = 0
-        self.changed = self.modified = time
+        self.modified = time
         self.durable = Content()
         self.content = self.durable
         self._own = False
         self.pending: list[tuple[Mutation, State]] = []
 
     def copy(self) -> FileNode:
-        other = FileNode(self.number, self.mode, self.changed)
-        other.modified = self.modified
+        other = FileNode(self.number, self.mode, self.modified)
         other.links = self.links
         other.durable, other.content = self.durable, self.content
         other.pending = self.pending.copy()
@@ -75,7 +74,7 @@ class FileNode:
             self._own = True
         mutation.apply(self.content)
         self.pending.append((mutation, State.UNPINNED))
-        self.changed = self.modified = time
+        self.modified = time
 
     def pin(self) -> None:
         if any(state is State.FAILED for _, state in self.pending):
@@ -113,19 +112,18 @@ class FileNode:
 class DirectoryNode:
     """A directory: its names as seen and as durable, each leading to an inode."""
 
-    __slots__ = ("changed", "durable", "entries", "mode", "modified", "number", "opens")
+    __slots__ = ("durable", "entries", "mode", "modified", "number", "opens")
 
     def __init__(self, number: int, mode: int, time: int) -> None:
         self.number = number
         self.mode = stat.S_IFDIR | mode
         self.opens = 0
-        self.changed = self.modified = time
+        self.modified = time
         self.durable: dict[str, int] = {}
         self.entries: dict[str, int] = {}
 
     def copy(self) -> DirectoryNode:
-        other = DirectoryNode(self.number, self.mode, self.changed)
-        other.modified = self.modified
+        other = DirectoryNode(self.number, self.mode, self.modified)
         other.durable = self.durable.copy()
         other.entries = self.entries.copy()
         return other
@@ -225,7 +223,6 @@ class Disk:
     def rename(self, old_parent: DirectoryNode, old: str, new_parent: DirectoryNode, new: str) -> None:
         number, replaced = old_parent.entries[old], new_parent.entries.get(new)
         self._enter(Entry(self.device, number, gained=(new_parent.number, new), lost=(old_parent.number, old)))
-        self.nodes[number].changed = self.now()
         if replaced is not None:
             self._unlinked(replaced)
 
@@ -357,8 +354,7 @@ class Disk:
     def _enter(self, entry: Entry) -> None:
         self._entries.append((entry, State.UNPINNED))
         for number in entry.directories:
-            directory = self.directory(number)
-            directory.changed = directory.modified = self.now()
+            self.directory(number).modified = self.now()
         self._apply(entry, durable=False)
 
     def _settle(self, chosen: Iterable[bool], here: int | None) -> None:
@@ -392,7 +388,6 @@ class Disk:
 
     def _unlinked(self, number: int) -> None:
         node = self.nodes[number]
-        node.changed = self.now()
         if isinstance(node, FileNode):
             node.links -= 1
             if not node.links and not node.opens:

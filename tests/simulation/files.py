@@ -219,7 +219,7 @@ class SimulatedFiles(Disks, CrashPoints):
         end = self._any_end(fd)
         if isinstance(end, PipeEnd):
             self._begin("status", "pipe", fd)
-            return FileStatus(PIPE_DEVICE, fd, stat.S_IFIFO | 0o600, 1, _UID, 0, self._now(), self._now())
+            return FileStatus(PIPE_DEVICE, fd, stat.S_IFIFO | 0o600, 1, _UID, 0, self._now())
         self._begin("status", end.path)
         return self._status(end.disk, end.node)
 
@@ -363,7 +363,7 @@ class SimulatedFiles(Disks, CrashPoints):
 
     def _status(self, disk: Disk, node: Node) -> FileStatus:
         links = node.links if isinstance(node, FileNode) else 2
-        return FileStatus(disk.device, node.number, node.mode, links, _UID, self._size(node), node.modified, node.changed)
+        return FileStatus(disk.device, node.number, node.mode, links, _UID, self._size(node), node.modified)
 
     # --- Inside: reading, writing, syncing ---
 

@@ -169,7 +169,7 @@ def shards_told_apart_by_their_places(patch: pytest.MonkeyPatch) -> None:
 def no_look_before_a_shard_goes_by_force(patch: pytest.MonkeyPatch) -> None:
     async def check_force(self: Drain, number: int, job: object) -> Drained:
         """Nothing is lost, whatever is."""
-        return Drained(0, 0, self._committer.state.sequence)
+        return Drained(0, self._committer.state.sequence)
 
     patch.setattr(Drain, "check_force", check_force)
 

@@ -284,7 +284,7 @@ def living(world: World, promises: Promises, *, patient: bool = False) -> Iterat
         """All of it but the directories: nothing in a simulated world removes those."""
         files = world.files
         for name in files.list(path):
-            if files.path_status(f"{path}/{name}").is_directory:
+            if not files.path_status(f"{path}/{name}").is_regular:
                 remove_tree(f"{path}/{name}")
             else:
                 files.unlink(f"{path}/{name}")

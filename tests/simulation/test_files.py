@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,12 +337,11 @@ class FilesContract:
         files.pwritev(fd, [b"123"], 0)
         status = files.status(fd)
         assert status == files.path_status(f"{root}/a") == files.path_status(f"{root}/a", follow=False)
-        assert (status.size, status.links, status.is_regular, status.is_directory) == (3, 1, True, False)
+        assert (status.size, status.links, status.is_regular) == (3, 1, True)
         assert status.mode & 0o777 == 0o640
         assert status.modified_ns > 0
-        assert status.changed_ns >= status.modified_ns
         above = files.path_status(root)
-        assert (above.is_directory, above.device) == (True, status.device)
+        assert (stat.S_ISDIR(above.mode), above.device) == (True, status.device)
         with refused(errno.ENOENT):
             files.path_status(f"{root}/none")
 

@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import pytest
 import trio
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local import limits
+from zstor_local.coding.block import ChunkShape
+from zstor_local.coding.chunk import ChunkCoder
 from zstor_local.coding.share import SHARE_HEADER_BYTES
 from zstor_local.config import Config, ShardConfig
 from zstor_local.metastore.base import Transaction
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.runtime import Files, Runtime
+from zstor_local.runtime import Buffer, Files, Runtime
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
@@ -176,6 +179,19 @@ async def keys(
     store: Store, prefix: str = "", *, after: str | None = None, limit: int = 1_000, namespace: str = "default"
 ) -> list[str]:
     return [stored.record.key async for stored in store.objects.list(namespace, prefix, after, limit)]
+
+
+def opened_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The chunk's number of each block that is opened from now on."""
+    opened: list[int] = []
+    open_block = ChunkCoder.open_block
+
+    def noting(coder: ChunkCoder, chunk: int, index: int, shape: ChunkShape, sealed: Buffer) -> bytes:
+        opened.append(chunk)
+        return open_block(coder, chunk, index, shape, sealed)
+
+    monkeypatch.setattr(ChunkCoder, "open_block", noting)
+    return opened
 
 
 def content(seed: int, size: int) -> bytes:

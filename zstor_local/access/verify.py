@@ -45,12 +45,10 @@ class Verified:
     """What a token says that counts: whose it is, and the rights it gives in which namespaces. Times in seconds since 1970."""
 
     issuer: str
-    organization: str
     user: str
     rights: Mapping[str, Rights]
     issued: int
     expires: int
-    jti: str | None
     shard: str | None = None  # the only one that it is for, in hex
 
     def allows(self, namespace: str, permission: Permission) -> bool:
@@ -77,7 +75,7 @@ def verify(token: str, trusts: Mapping[str, Trust], now: int) -> Verified:
     if told and not rights:  # so that its bearer asks for another one
         _refuse("the token was revoked")
     shard = _text(claims, "shard") if "shard" in claims else None
-    return Verified(trust.issuer, trust.organization, user, rights, issued, expires, jti, shard)
+    return Verified(trust.issuer, user, rights, issued, expires, shard)
 
 
 def verify_trust(document: str, known: Trust) -> Trust:

@@ -40,10 +40,9 @@ ALL: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """How many shares were moved, and how many objects were looked at: all that were committed up to a sequence."""
+    """How many shares were moved; all objects were looked at that were committed up to a sequence."""
 
     moved: int
-    seen: int
     until: int
 
 
@@ -101,7 +100,7 @@ class Drain:
             await self._save(number, cursor)
             if cursor.moved == moved_before:
                 await self._writes_ended(number, job)
-        return Drained(cursor.moved, cursor.seen, await self._caught_up(number, until, force=False))
+        return Drained(cursor.moved, await self._caught_up(number, until, force=False))
 
     async def _free(self, number: int) -> None:
         """Free what was moved; what is not good where it was moved to is named here again, for the next round."""
@@ -171,7 +170,7 @@ class Drain:
                 job.progress(seen, max(seen, self._committer.state.objects), "looking what would be lost")
         if lost:
             raise self._would_lose(number, lost)
-        return Drained(0, seen, await self._caught_up(number, until, force=True))
+        return Drained(0, await self._caught_up(number, until, force=True))
 
     def _would_lose(self, number: int, lost: Sequence[str]) -> NotEnoughShards:
         return NotEnoughShards(

@@ -62,11 +62,6 @@ class ObjectReader:
         """What was found wrong so far, by share index."""
         return self.shares.bad
 
-    @property
-    def blocks_read(self) -> int:
-        """Blocks taken from shards so far."""
-        return self.shares.blocks_read
-
     async def to_file(self, sink: FileSink, stretch: Range, progress: Callable[[int], None]) -> None:
         """Every chunk to its place, in parallel."""
         numbers = iter(stretch.chunks)

@@ -60,7 +60,6 @@ class VersionShares:
         self._states: dict[int, ShareState] = {}
         self._late: set[int] = set()  # shares that took longer than others would have
         self._table: ChunkTable | None = None
-        self.blocks_read = 0
 
     @property
     def bad(self) -> Mapping[int, ShareState]:
@@ -110,7 +109,6 @@ class VersionShares:
         reader = self.reader(index)
         try:
             data = memoryview(reader.read(offset, length, patient=patient))
-            self.blocks_read += 1
             if data[:BLOCK_HEADER_BYTES] != header:
                 raise BadBlock("another block lies there")
             return self.coder.open_block(chunk, index, shape, data[BLOCK_HEADER_BYTES:])
