@@ -86,7 +86,8 @@ async def test_a_full_server_is_told_of_and_sent_nothing(home: Home, monkeypatch
         store.free_space._looked = -math.inf
         assert store.free_space.full_shards() == {1}
         assert store.health == "degraded"
-        assert any("the disk of shard 1 is full" in line for line in store.warnings())
+        (told,) = (line for line in store.warnings() if "shard 1" in line)
+        assert "the disk of shard 1 is full" in told
         stored = await put(store, "a", content(1, 3 * CHUNK))
         assert stored.owed == 1
         assert not share_place(store, stored, stored.record.placement.index(1)).path.exists()

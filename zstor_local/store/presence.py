@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +19,7 @@ from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime
-from zstor_local.shards.base import Capacity, Shard, ShardError
+from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import Absent, ShardPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.rownames import FIXED, row_name_of
@@ -29,14 +30,6 @@ LOOK_EVERY: Final = 5.0  # seconds
 NEW: Final = "it has not been looked at since it was listed"  # why a shard is absent until the next look
 
 log = logging.getLogger("zstor.store")
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What the last look at a shard saw: how long that took, and its capacity in bytes (None if it did not tell)."""
-
-    latency_ms: float
-    capacity: Capacity | None
 
 
 @dataclass(slots=True)
@@ -69,11 +62,11 @@ class Presence:
         self._open_shard = open_shard
         self._on_return = on_return
         self._turn = trio.Lock()
-        self._sights: dict[int, Sight] = {}
+        self._latencies: dict[int, float] = {}  # of the last looks at shards that are there
 
-    def sight(self, number: int) -> Sight | None:
-        """What the last look saw of a shard that is there."""
-        return self._sights.get(number)
+    def latency_ms(self, number: int) -> float | None:
+        """How long the last look at a shard took; None if it is not there."""
+        return self._latencies.get(number)
 
     async def run(self) -> None:
         while True:
@@ -125,16 +118,12 @@ class Presence:
         begin = self._runtime.clock.now()
         state = shard.check()
         if state != "ok":
-            if self._sights.pop(number, None) is not None:
+            if self._latencies.pop(number, None) is not None:
                 log.warning("shard %s is %s: %s", shard.id, state, shard.last_error() or state)
             return shard.may_return()
-        try:
-            capacity: Capacity | None = shard.capacity()
-        except ShardError:
-            capacity = None
-        if capacity is not None:
-            self._pool.note_capacity(number, capacity)
-        self._sights[number] = Sight(max(0, self._runtime.clock.now() - begin) / 1_000, capacity)
+        with suppress(ShardError):
+            self._pool.note_capacity(number, shard.capacity())
+        self._latencies[number] = max(0, self._runtime.clock.now() - begin) / 1_000
         return False
 
     # --- In the committer's thread ---

@@ -253,7 +253,7 @@ class Store:
             found.append("the scrub is overdue: nothing has been proved for twice as long as a pass may take; `zstor scrub` starts one")
         if self.scrub.status().found.damage:
             found.append("the last scrub found what it cannot mend: `zstor scrub --status` tells")
-        return [*found, *shard_warnings(self.pool, self.presence, self.membership, self.config.policy)]
+        return [*found, *shard_warnings(self.pool, self.membership, self.config.policy)]
 
     def shard_statuses(self) -> list[ShardStatus]:
         """In the order in which they are listed: a replacement in the place of what it replaces."""
@@ -261,7 +261,7 @@ class Store:
         return [self._shard_status(number) for number in sorted(self.pool.numbers, key=lambda number: order.get(number, len(order)))]
 
     def _shard_status(self, number: int) -> ShardStatus:
-        entry, shard, sight = self.pool.entry(number), self.pool.get(number), self.presence.sight(number)
+        entry, shard = self.pool.entry(number), self.pool.get(number)
         if entry is None:
             raise AssertionError("a shard of the pool is listed")
         state, draining = self.pool.state(number), number in self.pool.draining
@@ -270,10 +270,10 @@ class Store:
             return ShardStatus(entry.id, place, entry.group, state, last_error=reason, draining=draining)
         used = free = latency = None
         if state == "ok":
-            latency = None if sight is None else sight.latency_ms
+            latency = self.presence.latency_ms(number)
             state = "full" if number in self.free_space.full_shards() else state
         with suppress(ShardError):
-            seen = None if sight is None else sight.capacity
+            seen = None if latency is None else self.pool.capacity(number)
             capacity = shard.capacity() if shard.on_disk is not None else seen  # asking another machine takes a while
             if capacity is not None:
                 used, free = capacity.total - capacity.free, capacity.free

@@ -1,22 +1,18 @@
-"""What a person should look at among the shards: who is away, whether a disk may be lost, room, drains; each line says what to do."""
+"""What a person should look at among the shards: who is away, whether a disk may be lost, drains; each line says what to do."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
 
 from zstor_local.model.policy import Policy
 from zstor_local.shards.placement import groups_to_lose
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.membership import Membership
-from zstor_local.store.presence import Presence
-
-LOW: Final = 10  # percent free
 
 
-def shard_warnings(pool: ShardPool, presence: Presence, membership: Membership, policy: Policy) -> list[str]:
+def shard_warnings(pool: ShardPool, membership: Membership, policy: Policy) -> list[str]:
     """One line each."""
-    return [*_away(pool), *_drained(pool, membership), *_few(pool, policy), *_groups(pool, policy), *_full(pool, presence)]
+    return [*_away(pool), *_drained(pool, membership), *_few(pool, policy), *_groups(pool, policy)]
 
 
 def _away(pool: ShardPool) -> list[str]:
@@ -59,20 +55,4 @@ def _groups(pool: ShardPool, policy: Policy) -> list[str]:
     return [
         f"{policy.k} of {policy.m} shares lie in {len(groups)} groups (disks or hosts): any {lost} of them may be lost, not {wanted}; "
         f"`zstor shard add` on other disks makes it {wanted}"
-    ]
-
-
-def _full(pool: ShardPool, presence: Presence) -> list[str]:
-    """Of shards on other machines; the disks of this one are told of by free_space.py."""
-    low: dict[str, tuple[int, list[str]]] = {}
-    for shard in pool.opened():
-        sight = presence.sight(shard.number)
-        capacity = None if sight is None or shard.on_disk is not None else sight.capacity
-        if capacity is None or capacity.free * 100 >= capacity.total * LOW:
-            continue
-        percent = capacity.free * 100 // max(1, capacity.total)
-        low.setdefault(shard.group, (percent, []))[1].append(shard.id)
-    return [
-        f"{percent} % are free where shard {', '.join(names)} lies: delete something, or `zstor shard add` on another disk"
-        for percent, names in low.values()
     ]
