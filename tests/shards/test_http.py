@@ -84,7 +84,7 @@ def test_a_batch_is_packed_and_hashed_outside_the_event_loop(ground: HttpGround,
 
     shard = ground.new()
     for name, work in (("pack_batch", pack_batch), ("digest", digest)):
-        monkeypatch.setattr(f"zstor_local.shards.http.shard.{name}", noticing(work))
+        monkeypatch.setattr(f"zstor_local.shards.http.outgoing.{name}", noticing(work))
     shard.append([entry(1, b"share", index=2)], 0)
     shard.flush()
     assert threads == [threading.current_thread()] * 2
@@ -137,7 +137,7 @@ def test_a_share_that_arrives_while_it_is_opened_is_read_from_its_server(ground:
     assert isinstance(shard, HttpShard)
     shard.append([entry(1, b"share", index=2)], 0)
     shard.flush()
-    shard._fresh = Arriving({ShareId(version(1), 2): b"share"})
+    shard._outgoing._fresh = Arriving({ShareId(version(1), 2): b"share"})
     reader = shard.open_share(ShareId(version(1), 2), small=True)
     assert bytes(reader.read(0, 100)) == b"share"
     reader.close()

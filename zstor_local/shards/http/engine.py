@@ -17,10 +17,12 @@ from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
 from zstor_local.shards.base import Shard, ShardError, ShareMissing
+from zstor_local.shards.http.about import ABOUT_BYTES, ask_about
 from zstor_local.shards.http.ask import Ask, Deadlines
+from zstor_local.shards.http.pages import read_log
 from zstor_local.shards.http.peer import OwnTokens, Peer
 from zstor_local.shards.http.server import Server
-from zstor_local.shards.http.shard import ABOUT_BYTES, HttpShard, ask_about, read_log
+from zstor_local.shards.http.shard import HttpShard
 from zstor_local.shards.http.wire import DIGEST, FENCE, Fence, digest, space_path
 from zstor_local.shards.marker import BadMarker, Marker, claimed_shard
 from zstor_local.shards.opening import Identified

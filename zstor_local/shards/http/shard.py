@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.coding.share import ShareHeader
@@ -13,7 +13,7 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Buffer, Network, Pending, Randomness
+from zstor_local.runtime import Buffer, Network, Randomness
 from zstor_local.shards.base import (
     Capacity,
     Entry,
@@ -26,78 +26,28 @@ from zstor_local.shards.base import (
     ShareMissing,
     ShareReader,
 )
-from zstor_local.shards.http.ask import Ask, Reply
+from zstor_local.shards.http.about import ABOUT_BYTES, ask_about
+from zstor_local.shards.http.ask import Ask
+from zstor_local.shards.http.outgoing import FreshShare, Outgoing
+from zstor_local.shards.http.pages import read_batch, read_log, read_names
 from zstor_local.shards.http.peer import Peer
-from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, read_range
+from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter
 from zstor_local.shards.http.wire import (
     API,
-    COUNT_MAX,
     DIGEST,
     FENCE,
-    NEXT,
     PAGE_BYTES,
     SUPERSEDED_MAX,
-    BadWire,
     Batch,
     Fence,
-    cursor,
     digest,
     pack_batch,
     pack_sequences,
-    parse_batch,
-    parse_share_name,
     share_name,
 )
 from zstor_local.shards.marker import BadMarker, Marker
 
-ABOUT_BYTES: Final = 1 << 20
-LIST_NAMES: Final = 10_000  # in a page
-LIST_BYTES: Final = 1 << 20
-
 T = TypeVar("T")
-
-
-class About:
-    """What a server tells of a space: nothing of it is believed but the marker, which proves itself."""
-
-    def __init__(self, peer: Peer, body: bytes) -> None:
-        """ShardError for what is none."""
-        try:
-            members = json.loads(body)
-            self.marker = bytes.fromhex(members["marker"])
-            self.writer = int(members["writer"])
-            self.committed = int(members["committed"])
-            self.capacity = Capacity(int(members["total_bytes"]), int(members["free_bytes"]))
-            if not all(0 <= each <= COUNT_MAX for each in (self.writer, self.committed, self.capacity.total, self.capacity.free)):
-                raise ValueError("a count is none")
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            raise ShardError("failed", f"{peer.url} tells nothing of the shard that can be understood") from None
-
-
-async def ask_about(peer: Peer, space: str) -> About:
-    reply = await peer.ask(Ask("GET", f"{space}?namespaces=0", expect=(200,), most=ABOUT_BYTES))  # there may be any number of them
-    return About(peer, reply.body)
-
-
-def read_log(url: str, path: str, ask: Callable[[Ask], Reply]) -> Iterator[ScannedEntry]:
-    """The entries that a server sends under the path, which ends where the cursor belongs; ShardError for anything else."""
-    after = "0.0.0"
-    while True:
-        reply = ask(Ask("GET", f"{path}after={after}", expect=(200,), most=2 * PAGE_BYTES))
-        batch, following = _batch(url, reply), reply.headers.get(NEXT, "")
-        yield from batch.entries
-        if not batch.entries or following == after:
-            return
-        if not cursor(after) < cursor(following):
-            raise ShardError("failed", f"{url} sends its log in circles")
-        after = following
-
-
-def _batch(url: str, reply: Reply) -> Batch:
-    try:
-        return parse_batch(reply.body)
-    except BadWire as error:
-        raise ShardError("failed", f"{url}: {error}") from None
 
 
 class HttpShard:
@@ -117,14 +67,9 @@ class HttpShard:
         self.network = network
         self._opening = opening
         self._session = session
-        self._prove = prove
         self._fence: Fence | None = None
         self._lost: tuple[ShardState, str] | None = None
-        self._waiting: list[ScannedEntry] = []
-        self._freed: list[ShareId] = []
-        self._flushing: Pending[None] | None = None
-        self._fresh: dict[ShareId, bytes] = {}  # small shares that were appended and not flushed
-        self._batches = 0
+        self._outgoing = Outgoing(self, prove)
         about = network.run(lambda: ask_about(peer, space))
         try:
             found = Marker.parse(about.marker, keys, store_id)
@@ -173,7 +118,7 @@ class HttpShard:
     def unsettled(self) -> Sequence[Envelope]:
         ask = Ask("GET", f"{self.space}/unsettled", expect=(200,), most=16 * PAGE_BYTES)
         try:
-            return [each.entry.envelope for each in _batch(self.url, self._run(lambda: self.peer.ask(ask))).entries]
+            return [each.entry.envelope for each in read_batch(self.url, self._run(lambda: self.peer.ask(ask))).entries]
         except ShardError as error:
             raise self.failed(error) from None
 
@@ -215,53 +160,17 @@ class HttpShard:
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         self.writing()
-        self._waiting += [ScannedEntry(entry, committed) for entry in entries]
-        for entry in entries:
-            if entry.share_index is not None:
-                self._fresh[ShareId(entry.envelope.version, entry.share_index)] = entry.share
+        self._outgoing.append(entries, committed)
 
     def start_flush(self) -> None:
         if self._lost is None:
-            self._begin_flush()
-
-    def _begin_flush(self) -> None:
-        if self._flushing is None and (self._waiting or self._freed):
-            batch, self._waiting, self._freed = Batch(self._waiting, self._freed), [], []
-            body = pack_batch(batch)  # here, and not in the event loop: there may be much of it
-            named = digest(body)
-            self._flushing = self.network.start(lambda: self._send(batch, body, named))
+            self._outgoing.send()
 
     def flush(self) -> None:
-        if self._flushing is None:  # what is on its way already may arrive, whatever became of the shard since
+        if not self._outgoing.under_way:  # what is on its way already may arrive, whatever became of the shard since
             self._must_be_there()
-            self._begin_flush()  # also if another thread loses the shard just now: nothing that waits may pass for flushed
-        pending, self._flushing = self._flushing, None
-        if pending is None:
-            return
-        try:
-            pending.wait()
-        except ShardError as error:
-            raise self.failed(error) from None
-        except (ShareMissing, TimeoutError):
-            raise self.failed(ShardError("failed", f"{self.url} says that it stored shares and does not have them")) from None
-        finally:
-            self._fresh.clear()
-
-    async def _send(self, batch: Batch, body: bytes, named: str) -> None:
-        self._batches += 1
-        headers = {**self.fenced(), DIGEST: named}
-        await self.peer.ask(Ask("POST", f"{self.space}/log?batch={self._batches}", body, headers, durable=True))
-        freed = {*batch.freed}
-        shares = [each.entry for each in batch.entries if each.entry.share and _share_of(each.entry) not in freed]
-        if shares and self._prove():
-            await self._read_back(shares[0])
-
-    async def _read_back(self, entry: Entry) -> None:
-        """A server that only says that it stored something is found out."""
-        name = share_name(_share_of(entry))
-        found = await read_range(self.peer, f"{self.space}/shares/{name}?small=1", 0, len(entry.share))
-        if found != entry.share:
-            raise ShardError("failed", f"{self.url} says that it stored a share and has another one")
+            self._outgoing.send()  # also if another thread loses the shard just now: nothing that waits may pass for flushed
+        self._outgoing.wait()
 
     def scan(self) -> Iterator[ScannedEntry]:
         try:
@@ -279,11 +188,11 @@ class HttpShard:
         return HttpShareWriter(self, share, namespace, header)
 
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
-        fresh = self._fresh.get(share) if small else None  # one look: the committer's thread takes it away meanwhile
-        return HttpShareReader(self, share, small=small) if fresh is None else _Fresh(fresh)
+        fresh = self._outgoing.fresh(share) if small else None
+        return HttpShareReader(self, share, small=small) if fresh is None else FreshShare(fresh)
 
     def peek(self, share: ShareId, offset: int, length: int) -> Buffer | None:
-        fresh = self._fresh.get(share)
+        fresh = self._outgoing.fresh(share)
         return None if fresh is None else fresh[offset : offset + length]
 
     def tell(self, notices: Notices) -> bool:
@@ -325,26 +234,16 @@ class HttpShard:
         return self._run(lambda: self.peer.ask(ask)).status == 200
 
     def held(self, *, small: bool) -> Iterator[ShareId]:
-        after = ""
-        while True:
-            path = f"{self.space}/shares?after={after}&limit={LIST_NAMES}{'&small=1' if small else ''}"
-            reply = self._run(partial(self.peer.ask, Ask("GET", path, expect=(200,), most=LIST_BYTES)))
-            try:
-                names: list[str] = [*json.loads(reply.body)["shares"]]
-                shares = [parse_share_name(name) for name in names]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise self.failed(ShardError("failed", f"{self.url} lists something that is no share")) from None
-            if any(name <= after for name in names):
-                raise self.failed(ShardError("failed", f"{self.url} lists shares in circles"))
-            yield from shares
-            if not names:
-                return
-            after = max(names)
+        try:
+            path = f"{self.space}/shares?{'small=1&' if small else ''}"
+            yield from read_names(self.url, path, lambda ask: self._run(lambda: self.peer.ask(ask)))
+        except ShardError as error:
+            raise self.failed(error) from None
 
     def free(self, shares: Sequence[ShareId], *, small: bool) -> None:
         headers = self.writing()
         if small:
-            self._freed += shares
+            self._outgoing.free(shares)
             return
         body = pack_batch(Batch((), shares))
         ask = Ask("POST", f"{self.space}/free", body, {**headers, DIGEST: digest(body)}, durable=True)
@@ -365,35 +264,4 @@ class HttpShard:
 
     def close(self) -> None:
         self._lost = self._lost or ("missing", f"{self.url} was closed")
-        if self._flushing is not None:
-            self._flushing.cancel()
-
-
-def _share_of(entry: Entry) -> ShareId:
-    """The small share that comes with an entry which has one."""
-    return ShareId(entry.envelope.version, entry.share_index or 0)
-
-
-class _Fresh:
-    """A small share that is on its way to the server."""
-
-    def __init__(self, share: bytes) -> None:
-        self._share = share
-
-    def prefetch(self, offset: int, length: int) -> None:
-        pass
-
-    def read(self, offset: int, length: int, *, patient: bool = True) -> Buffer:
-        return self._share[offset : offset + length]
-
-    def read_table(self, length: int) -> Buffer:
-        raise ShareMissing
-
-    def claimed_version(self) -> None:
-        return None
-
-    def claimed_namespace(self) -> None:
-        return None
-
-    def close(self) -> None:
-        pass
+        self._outgoing.cancel()
