@@ -131,18 +131,18 @@ export class Client {
     const { signal, release } = stopper(options, (reason) => interrupt(reason))
     const lost = () => interrupt(this.#lost)
     this.#socket.once('close', lost)
+    let stream
+    let writing
     try {
-      const { stream } = await this.call('object.write_stream', { key, ...params }, { signal })
-      const writing = this.#write(stream, iterable, signal)
-      try {
-        await Promise.race([writing, interrupted]) // the iterable may have nothing to give for long
-        return (await this.call('stream.close', { stream }, { signal })).metadata
-      } catch (error) {
-        writing.catch(() => {})
-        iterable?.destroy?.() // a Readable that nobody will read
-        await this.#abort(stream)
-        throw error
-      }
+      stream = (await this.call('object.write_stream', { key, ...params }, { signal })).stream
+      writing = this.#write(stream, iterable, signal)
+      await Promise.race([writing, interrupted]) // the iterable may have nothing to give for long
+      return (await this.call('stream.close', { stream }, { signal })).metadata
+    } catch (error) {
+      writing?.catch(() => {})
+      iterable?.destroy?.() // a Readable that nobody will read
+      if (stream) await this.#abort(stream)
+      throw error
     } finally {
       this.#socket.off('close', lost)
       release()
