@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 LANGUAGES = {"sh", "console", "python", "js", "toml", "text"}
 PROGRAMS = {"python": "python3 -", "js": "node --input-type=module -"}
 DONE, ENDED = "--- done ---", "--- ended ---"
-LIMIT = "240"  # seconds until a page that hangs is ended, with all that it has started
+LIMIT = "360"  # seconds until a page that hangs is ended, with all that it has started
 _BLOCK = re.compile(r"(?:<!--(?P<name>[^>]*)-->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORT = re.compile(r"(?<=[1t]:)[78]\d{3}\b")  # any free port instead of the page's
 _LISTENS = ("listening on", "zstor: error")
@@ -231,7 +232,7 @@ class ReaderWithService(Reader):
         names = {"/home/zstortest": "/home/ann", "/run/user/64117": "/run/user/1000"}
         binds = [f"ro:clone:{clone}", f"ro:page:{place}", f"ro:scripts:{here}"]
         command = ["bash", str(here / "manager.sh"), "/mnt/scripts/reader.sh", *binds]
-        environment = os.environ | {"LIMIT_SECONDS": "300"}
+        environment = os.environ | {"LIMIT_SECONDS": LIMIT}
         self._terminals[""] = Terminal(command, place, environment, names, place / "step", Path("/mnt/page/step"))
 
 
@@ -240,9 +241,12 @@ def _clone(place: Path) -> None:
 
 
 def _free_port() -> str:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return str(asked.getsockname()[1])
+    """None of those that the system gives to whoever asks for any: it would be somebody else's until a server listens there."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as asked, suppress(OSError):
+            asked.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def filled(page: str, reader: Reader) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Self
 
 ZSTOR: Final = (sys.executable, "-m", "zstor_local")
-_SECONDS: Final = 60.0  # how long a machine with other work may take for anything
+_SECONDS: Final = 180.0  # how long a machine with other work may take for anything
 _ESCAPE: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b[=>]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _CTRL_C: Final = b"\x03"
 
@@ -84,9 +84,13 @@ class Terminal:
         self._follow(lambda: wanted in self.text, what=wanted, again=again)
         return self.text
 
-    def end(self, *, again: Callable[[], None] | None = None) -> int:
+    def wait_until_it_waits(self) -> None:
+        """For what is typed, after a question: a Ctrl-C just before that wakes nobody."""
+        self._follow(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2][0] == "S", what="its waiting")
+
+    def end(self) -> int:
         """Wait for its end; the exit status. All it wrote is in `text` then."""
-        self._follow(lambda: self.process.poll() is not None, what="its end", again=again)
+        self._follow(lambda: self.process.poll() is not None, what="its end")
         while self._read(0):
             pass
         return self.process.returncode

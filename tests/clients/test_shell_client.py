@@ -64,8 +64,12 @@ def test_a_slow_reply_is_waited_for(place: Place) -> None:
 
 
 def test_a_deadline_is_the_daemons(place: Place) -> None:
-    script = 'zstor_call object.changes since:="$(zstor_call object.changes | jq .cursor)" wait_seconds:=60'
-    assert "deadline" in bash(place, script, status=1, ZSTOR_TIMEOUT="0.1").stderr
+    script = """
+    cursor=$(zstor_call object.changes | jq .cursor)
+    ZSTOR_TIMEOUT=0.1
+    zstor_call object.changes since:="$cursor" wait_seconds:=60
+    """
+    assert "deadline" in bash(place, script, status=1).stderr
 
 
 @pytest.mark.parametrize(

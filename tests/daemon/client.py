@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-SAFETY_NET_SECONDS = 60.0  # nothing here waits so long unless the daemon hangs
+SAFETY_NET_SECONDS = 180.0  # nothing here waits so long unless the daemon hangs
 
 Object = dict[str, Any]
 

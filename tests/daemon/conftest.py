@@ -76,7 +76,7 @@ class Traces:
 
 def settle(daemon: Daemon, client: Client) -> Traces:
     """Look, as often as it takes, until the daemon has put everything away (or, at the end of the safety net, has not)."""
-    deadline = monotonic() + SAFETY_NET_SECONDS / 3
+    deadline = monotonic() + SAFETY_NET_SECONDS
     while True:
         to_free = client.result("daemon.status")["queues"]["collect"]
         versions = {item["metadata"]["version"] for item in client.result("object.list")["items"]}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -125,9 +124,8 @@ def lets_in(server: Server, master: MasterKey) -> bool:
 
 
 def asked(server: Server, master: MasterKey, token: str) -> int:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=server.url.removeprefix("http+unix://"))) as client:
-        headers = {"authorization": f"Bearer {token}"}
-        return client.get(f"http://server/v1/{master.store_id.hex()}", headers=headers).status_code
+    with server.client(token) as client:
+        return client.get(f"/v1/{master.store_id.hex()}").status_code
 
 
 def warnings(daemon: Daemon) -> list[str]:

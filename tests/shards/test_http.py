@@ -18,6 +18,7 @@ import trio.testing
 from tests.shards.conformance import ShardLaws
 from tests.shards.ground import NAMESPACE, POLICY, entry, version
 from tests.shards.http_ground import HttpGround
+from tests.shardserver.server import LIMIT
 from zstor_local.model.ids import ShareId
 from zstor_local.network import open_network
 from zstor_local.runtime import Network
@@ -158,7 +159,7 @@ def test_what_one_server_is_shown_is_of_no_use_at_another(ground: HttpGround, mo
         shard.flush()
     one, other = (shard for shard in shards if isinstance(shard, HttpShard))
     transport = httpx.HTTPTransport(uds=ground.server.url.removeprefix("http+unix://"))
-    with httpx.Client(base_url="http://shard", transport=transport) as client:
+    with httpx.Client(base_url="http://shard", transport=transport, timeout=LIMIT) as client:
         for token in shown[one.space.rpartition("/")[2]]:
             headers = {"authorization": f"Bearer {token}", **other.fenced()}
             assert client.delete(other.space, headers=headers).status_code == 403

@@ -28,7 +28,7 @@ from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http.wire import Batch, digest, pack_batch
 from zstor_local.shards.marker import Marker
 
-LIMIT: Final = 60.0  # seconds that a loaded machine may take for a process to start or end
+LIMIT: Final = 180.0  # seconds that a loaded machine may take for a process to start or end
 STORE: Final = StoreId(b"store id 16bytes")
 SPACE: Final = STORE.hex()
 NAMESPACE: Final = NamespaceId(b"namespace id 16b")

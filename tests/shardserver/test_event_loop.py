@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.shardserver.inside import Inside
-from tests.shardserver.server import SESSION, SPACE, Issuer, make_space, scanned, send
+from tests.shardserver.server import LIMIT, SESSION, SPACE, Issuer, make_space, scanned, send
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import Batch, digest, pack_batch, parse_batch
 from zstor_local.shardserver.app import AT_ONCE_BYTES
@@ -65,7 +65,7 @@ def test_large_batches_are_parsed_in_a_worker_thread(tmp_path: Path, monkeypatch
     try:
         headers = {"zstor-writer": f"1:1:{SESSION}", "authorization": f"Bearer {issuer.owner()}"}
         transport = httpx.HTTPTransport(uds=server.url.removeprefix("http+unix://"))
-        with httpx.Client(base_url="http://shard", transport=transport, headers=headers) as owner:
+        with httpx.Client(base_url="http://shard", transport=transport, headers=headers, timeout=LIMIT) as owner:
             make_space(owner)
             batches = [Batch([scanned(1)]), Batch([scanned(number, bytes(60_000)) for number in (2, 3)])]
             for number, batch in enumerate(batches, 1):
