@@ -27,6 +27,7 @@ from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
+from zstor_local.errors import errno_text
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
@@ -280,5 +281,5 @@ def _announce(config: Config, say: Say, store_id: StoreId) -> None:
 
 def _words(error: OSError) -> str:
     """What the system says against what, as it would say it itself."""
-    said = error.strerror or str(error)
+    said = errno_text(error)
     return f"{error.filename}: {said}" if isinstance(error.filename, str) else said

@@ -7,6 +7,7 @@ The codes are a promise (`zstor call rpc.discover` lists them): positive ones ar
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -203,6 +204,12 @@ class Cancelled(ProtocolFault):
 def errno_name(error: OSError) -> str:
     """The name of the system's error: that of its number, EIO where it bears none."""
     return errno.errorcode.get(error.errno or 0, "EIO")
+
+
+def errno_text(error: OSError) -> str:
+    """What the system says of it, for people: without the path or address that the error may name beside it."""
+    code = error.errno or 0
+    return os.strerror(code) if code > 0 else error.strerror or str(error)  # resolvers have numbers of their own, below 0
 
 
 def typed_error(fault: object) -> ZstorError:

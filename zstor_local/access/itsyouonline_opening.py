@@ -18,7 +18,7 @@ from zstor_local.access.itsyouonline import ISSUER, ItsYouOnline
 from zstor_local.access.itsyouonline_http import Credentials, Service, http_transport
 from zstor_local.access.trust import parse_trust
 from zstor_local.config import AuthorityConfig
-from zstor_local.errors import InvalidParams
+from zstor_local.errors import InvalidParams, errno_text
 from zstor_local.runtime import Files, Runtime, read_exactly
 from zstor_local.store.faults import StoreFault
 
@@ -93,5 +93,5 @@ def _text(files: Files, path: str, *, private: bool) -> str:
         finally:
             files.close(fd)
     except (OSError, UnicodeDecodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is not UTF-8"
+        reason = errno_text(error) if isinstance(error, OSError) else "it is not UTF-8"
         raise StoreFault(f"{path} cannot be read: {reason}", "name another one in [authority]") from None

@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self, TypeAlias, cast
 
 from zstor_local import limits
-from zstor_local.errors import InvalidParams, typed_error
+from zstor_local.errors import InvalidParams, errno_text, typed_error
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Object: TypeAlias = Mapping[str, Json]
@@ -245,7 +245,7 @@ def _no_connection(path: str, error: OSError, start: str) -> NoDaemon:
         return NoDaemon(f"{path} is no socket", hint=other)
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
         return NoDaemon(f"no daemon is running at {path}", hint=f"start it in another terminal:  {start}")
-    return NoDaemon(f"cannot talk to the daemon at {path}: {error.strerror}", hint=f"is it of another user? else {other}")
+    return NoDaemon(f"cannot talk to the daemon at {path}: {errno_text(error)}", hint=f"is it of another user? else {other}")
 
 
 def _connect(unconnected: socket.socket, path: str) -> None:

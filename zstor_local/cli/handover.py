@@ -20,7 +20,7 @@ from secrets import token_hex
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError, errno_name
+from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError, errno_name, errno_text
 
 if TYPE_CHECKING:
     from zstor_local.store.protected import Protected
@@ -269,7 +269,7 @@ def naming_errors(name: str, *, missing: str | None = None) -> Iterator[None]:
 
 
 def as_io_error(error: OSError, name: str) -> ZstorError:
-    return IoError(f"{name}: {error.strerror}", errno=errno_name(error))
+    return IoError(f"{name}: {errno_text(error)}", errno=errno_name(error))
 
 
 @contextmanager

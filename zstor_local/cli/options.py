@@ -14,6 +14,7 @@ import click
 from zstor_local.cli import report
 from zstor_local.cli.client import Client, Json
 from zstor_local.config import Config, ConfigError, config_file, load_config
+from zstor_local.errors import errno_text
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -84,7 +85,7 @@ def _tell_of_hanging() -> None:
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8"
+    return errno_text(error) if isinstance(error, OSError) else "it is not UTF-8"
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 import click
 
-from zstor_local.errors import IoError, errno_name
+from zstor_local.errors import IoError, errno_name, errno_text
 
 
 def settle() -> None:
@@ -56,4 +56,4 @@ def failed(error: OSError) -> IoError:
         os.dup2(nowhere, fd)  # else the interpreter tries again at its end, and complains in its own words
         os.close(nowhere)
     where = str(error.filename) if error.filename else "the output"
-    return IoError(f"{where}: {error.strerror}", errno=errno_name(error))
+    return IoError(f"{where}: {errno_text(error)}", errno=errno_name(error))

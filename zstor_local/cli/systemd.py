@@ -15,7 +15,7 @@ from zstor_local.cli.client import Client, NoDaemon
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.cli.service import Announcer
 from zstor_local.cli.units import DROP_IN, SERVICE, SOCKET, drop_ins, unit_directory, unit_text
-from zstor_local.errors import AlreadyExists, IoError, Unavailable
+from zstor_local.errors import AlreadyExists, IoError, Unavailable, errno_text
 
 _UNITS: Final = (SOCKET, SERVICE)
 _SHOWN: Final = ("ActiveState", "SubState", "UnitFileState", "StatusText", "MainPID", "NRestarts", "Result")
@@ -163,7 +163,7 @@ def _write(path: Path, text: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as error:
-        raise IoError(f"{path}: {error.strerror}") from None
+        raise IoError(f"{path}: {errno_text(error)}") from None
     return str(path)
 
 

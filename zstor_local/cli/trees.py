@@ -30,7 +30,7 @@ from zstor_local.cli.local_tree import Entry, Tree, check_path, write_out
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
-from zstor_local.errors import AlreadyExists, InvalidParams, IoError, NotFound, TooLarge, ZstorError
+from zstor_local.errors import AlreadyExists, InvalidParams, IoError, NotFound, TooLarge, ZstorError, errno_text
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
@@ -150,7 +150,7 @@ def _named(tree: Tree, account: _Account) -> Iterator[Entry]:
     """What is in the tree and can have a key; the rest goes to the account."""
     for entry in tree.walk():
         if isinstance(entry, OSError):
-            account.note("path", entry.filename or ".", IoError(str(entry.strerror)))
+            account.note("path", entry.filename or ".", IoError(errno_text(entry)))
             continue
         try:
             entry.path.encode()

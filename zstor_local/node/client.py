@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias, cast
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import CorruptRecord, typed_error
+from zstor_local.errors import CorruptRecord, errno_text, typed_error
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid, parse
 
@@ -166,7 +166,7 @@ async def connected(path: str) -> AsyncIterator[Node]:
     try:
         stream = await trio.open_unix_socket(path)
     except OSError as error:
-        raise Disconnected(f"no daemon answers at {path}: {error.strerror}") from None
+        raise Disconnected(f"no daemon answers at {path}: {errno_text(error)}") from None
     async with stream:
         _, uid, _ = _UCRED.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid != os.getuid():

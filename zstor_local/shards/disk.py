@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from types import TracebackType
 
-from zstor_local.errors import errno_name
+from zstor_local.errors import errno_name, errno_text
 from zstor_local.runtime import Files, FileStatus, FileSystem
 from zstor_local.shards import marker
 from zstor_local.shards.base import ShardError, ShardState
@@ -85,7 +85,7 @@ class Disk:
             raise ShardError("failed", str(error)) from error
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             state = _state(error)
-            self.error = f"{errno_name(error)}: {error.strerror}"
+            self.error = f"{errno_name(error)}: {errno_text(error)}"
             if (lasting and error.errno not in (errno.EMFILE, errno.ENFILE)) or self.log_closed():
                 self.broken = state = "failed"
             raise ShardError(state, self.error, untouched=isinstance(error, NothingAppended)) from error

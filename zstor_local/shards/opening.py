@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.errors import errno_text
 from zstor_local.model.ids import StoreId
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
@@ -132,7 +132,7 @@ class DirectoryEngine:
                 return None
             status = self._runtime.files.path_status(f"{root}/{NAME}")
         except OSError as error:
-            raise ShardError("missing", f"{root}: {os.strerror(error.errno or 0)}") from error
+            raise ShardError("missing", f"{root}: {errno_text(error)}") from error
         return Identified(found, (status.device, status.inode))
 
     def older_keys(self, url: str) -> Iterator[Envelope]:
@@ -144,7 +144,7 @@ class DirectoryEngine:
             ):
                 yield from (Envelope.parse(record) for record in log.records() if record[0] == Kind.KEYS)
         except OSError as error:
-            raise ShardError("missing", f"{log_directory}: {os.strerror(error.errno or 0)}") from error
+            raise ShardError("missing", f"{log_directory}: {errno_text(error)}") from error
 
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)
@@ -157,7 +157,7 @@ class DirectoryEngine:
         except BadMarker:
             raise
         except OSError as error:
-            raise ShardError("failed", f"{root}: {os.strerror(error.errno or 0)}") from error
+            raise ShardError("failed", f"{root}: {errno_text(error)}") from error
 
     def _is_begun(self, root: str, identity: Marker) -> bool:
         """Whether an interrupted `create` of this very shard came to its marker, and the first start perhaps further."""

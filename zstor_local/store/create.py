@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from zstor_local.coding.keys import KeyHasher, KeyRing, expand
 from zstor_local.config import Config
+from zstor_local.errors import errno_text
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.masterkey import KEY_BYTES, UNFINISHED, MasterKey
@@ -121,7 +122,7 @@ def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
     try:
         return _create(runtime, engines, config)
     except (OSError, ShardError, CommitRefused, CommitUnknown) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        reason = errno_text(error) if isinstance(error, OSError) else error
         raise StoreFault(f"the store at {config.store} cannot be made: {reason}", "make room for it, then start again") from error
 
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from zstor_local import limits
 from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.errors import errno_text
 from zstor_local.metastore.base import Metastore, MetastoreNotOpened, Transaction
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
@@ -100,7 +101,7 @@ class SqliteEngines:
             with suppress(FileNotFoundError):
                 settle_file(self._files, path)
         except OSError as error:
-            raise MetastoreNotOpened(f"its write-ahead log cannot be flushed: {error.strerror}", no_space=False) from error
+            raise MetastoreNotOpened(f"its write-ahead log cannot be flushed: {errno_text(error)}", no_space=False) from error
 
     def open_index(self, store: str) -> LogIndex:
         return LogIndex(f"{store}/{INDEX}")

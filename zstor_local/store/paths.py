@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Literal, Protocol
 
-from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError, errno_name
+from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError, errno_name, errno_text
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
 from zstor_local.store.protected import Protected, own_file
 
@@ -279,7 +279,7 @@ class Paths:
             if around is not None and (advice := around.advice(directory, write=write)):
                 raise PathRefused(f"{path} is closed to the daemon, which is a service of its own ({name})", hint=advice) from None
             hint = "check the path" if error.errno in (errno.ENOENT, errno.ENOTDIR) else _DESCRIPTOR_HINT
-            raise IoError(f"{path}: {os.strerror(error.errno or 0)} ({name})", hint=hint, errno=name) from None
+            raise IoError(f"{path}: {errno_text(error)} ({name})", hint=hint, errno=name) from None
 
     def _protected_identities(self) -> set[tuple[int, int]]:
         """Device and inode of the daemon's own files, for those who come by another name."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from zstor_local.errors import IoError, NoSpace, ZstorError, errno_name
+from zstor_local.errors import IoError, NoSpace, ZstorError, errno_name, errno_text
 from zstor_local.runtime import Buffer, Files, Runtime, write_all
 
 
@@ -97,4 +96,4 @@ def write_error(error: OSError) -> ZstorError:
     name = errno_name(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace("the destination's disk is full", hint="free some room there")
-    return IoError(f"writing to the destination failed: {name} ({os.strerror(error.errno or 0)})", errno=name)
+    return IoError(f"writing to the destination failed: {name} ({errno_text(error)})", errno=name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError, errno_name
+from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError, errno_name, errno_text
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
@@ -194,7 +193,7 @@ class ChannelSource:
 def read_error(error: OSError) -> ZstorError:
     """The system's error while reading what the caller gave."""
     name = errno_name(error)
-    return IoError(f"reading failed: {name} ({os.strerror(error.errno or 0)})", errno=name)
+    return IoError(f"reading failed: {name} ({errno_text(error)})", errno=name)
 
 
 def _identity(status: FileStatus) -> tuple[int, int]:

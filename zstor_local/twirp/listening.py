@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from zstor_local.errors import errno_text
 from zstor_local.listener import BACKLOG, listening
 from zstor_local.rpc.server import peer_of
 from zstor_local.runtime import Files
@@ -57,7 +58,7 @@ def _bound(place: str) -> socket.socket:
     try:
         return socket.create_server((str(address), int(port)), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise StoreFault(f"Twirp cannot be served at {place}: {error.strerror}", "set another place in [twirp] listen") from None
+        raise StoreFault(f"Twirp cannot be served at {place}: {errno_text(error)}", "set another place in [twirp] listen") from None
 
 
 def _is_ours(stream: trio.SocketStream) -> bool:

@@ -14,7 +14,6 @@ here        the records of the store itself; the order of it all; the new metast
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -24,7 +23,7 @@ from typing import Final
 
 from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, errno_text
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, StoreState, Transaction, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import MasterKey
@@ -223,7 +222,7 @@ class _Rebuild:
         try:
             self._engines.create_metastore(self._config.store, self._sealer.store_id, self._transactions(state, usage))
         except (OSError, CommitRefused, CommitUnknown) as error:
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            reason = errno_text(error) if isinstance(error, OSError) else error
             raise StoreFault(
                 f"the new metastore in {self._config.store} cannot be made: {reason}",
                 "make room for it, and see that it can be written to; then rebuild again",
