@@ -15,7 +15,7 @@ from tests.shardserver.inside import Inside
 from tests.shardserver.server import LIMIT, SESSION, SPACE, Issuer, make_space, scanned, send
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import Batch, digest, pack_batch, parse_batch
-from zstor_local.shardserver.app import AT_ONCE_BYTES
+from zstor_local.shardserver.log_requests import AT_ONCE_BYTES
 from zstor_local.shardserver.memory import Memory
 from zstor_local.shardserver.request import Request
 from zstor_local.system import real_runtime
