@@ -22,9 +22,9 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Committed, Decision
 from zstor_local.store.coding import Coded, LargeWrite
 from zstor_local.store.create import SHARDS_ROW
+from zstor_local.store.departures import Departures
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.later import Later
-from zstor_local.store.membership import Membership
 from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.placing import NONE_REFUSED, Placing
 from zstor_local.store.store import Store
@@ -45,17 +45,17 @@ def placed_before(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[object]]) -> None:
     """Have this happen once, between the last look at the objects and the commit of the list without the shard."""
-    forget = Membership._forget
+    forget = Departures._forget
     changed = False
 
-    async def late(self: Membership, *args: Any, **more: Any) -> None:
+    async def late(self: Departures, *args: Any, **more: Any) -> None:
         nonlocal changed
         if not changed:
             changed = True
             await change()
         await forget(self, *args, **more)
 
-    monkeypatch.setattr(Membership, "_forget", late)
+    monkeypatch.setattr(Departures, "_forget", late)
 
 
 def when_behind(monkeypatch: pytest.MonkeyPatch, store: Store, stored: Stored, change: Callable[[], Awaitable[object]]) -> None:

@@ -333,7 +333,7 @@ async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, mon
         result = await repair(self, stored, caller, leaving=leaving)
         if leaving is not None:
             moved.append(stored.record.key)
-            if len(moved) == 4 and (job := store.membership.job_of(1)) is not None:
+            if len(moved) == 4 and (job := store.departures.job_of(1)) is not None:
                 job.cancel()
         return result
 
@@ -404,7 +404,7 @@ async def test_a_drain_waits_for_a_large_write_that_began_before_and_looks_at_no
             leaving = intent.shards[0]
             nursery.start_soon(store.membership.remove, store.pool.name(leaving), Nobody())
             with trio.fail_after(SAFETY_NET_SECONDS):
-                while (draining := store.membership.job_of(leaving)) is None:
+                while (draining := store.departures.job_of(leaving)) is None:
                     await store.committer.news().wait()
                 while not any("waiting for large writes" in warning for warning in store.warnings()):
                     await draining.news().wait()
@@ -421,7 +421,7 @@ async def test_a_drain_waits_for_a_large_write_that_began_before_and_looks_at_no
 
 async def drained(store: Store, number: int) -> None:
     """Wait for the job that drains a shard."""
-    job = store.membership.job_of(number)
+    job = store.departures.job_of(number)
     while job is not None and job.running:
         await job.news().wait()
 
@@ -438,7 +438,7 @@ async def test_a_shard_that_is_being_drained_can_be_kept(home: Home, monkeypatch
             patch.setattr(Health, "repair", stuck)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_conflict, store)
-                while store.membership.job_of(1) is None:
+                while store.departures.job_of(1) is None:
                     await trio.testing.wait_all_tasks_blocked()
                 await store.membership.add(str(home.root(1)), None)
         assert not store.pool.draining
@@ -511,7 +511,7 @@ async def test_a_shard_that_is_drained_during_the_look_at_its_successor_is_repla
 
         async def look_until_it_is_drained() -> None:
             await look()
-            while (job := store.membership.job_of(1)) is not None:
+            while (job := store.departures.job_of(1)) is not None:
                 await job.news().wait()
 
         monkeypatch.setattr(store.presence, "look", look_until_it_is_drained)
@@ -634,10 +634,10 @@ async def test_by_force_no_shard_goes_that_a_share_is_being_moved_to(home: Home,
 async def test_a_shard_may_be_gone_when_its_replacement_is_listed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         membership, create = store.membership, store.places.opener.create
-        entry = membership.find("1")
+        entry = next(each for each in store.places.record.shards if each.id == "1")
 
         async def drain() -> None:
-            job = membership._start_drain(entry)
+            job = store.departures.start(entry)
             while job.running:
                 await job.news().wait()
 
@@ -658,7 +658,7 @@ async def test_a_drain_that_goes_on_in_the_middle_looks_again_at_what_it_passed_
         home.take_away(0)
         await store.presence.look()
         space = store.namespaces.get("default").id
-        await store.membership._drain._save(1, _Cursor(space, "z", moved=1, seen=4))  # and could not move the others
+        await store.departures._drain._save(1, _Cursor(space, "z", moved=1, seen=4))  # and could not move the others
         await store.membership.remove("1", Nobody())
         for seed, (key, size) in enumerate(OBJECTS.items()):
             assert await get(store, key) == content(seed, size)

@@ -66,7 +66,7 @@ async def open_store(
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()
-                        store.membership.resume()
+                        store.departures.resume()
                     nursery.start_soon(store.presence.run)
                     yield store
                 finally:

@@ -31,6 +31,7 @@ from zstor_local.store.committer import Committer
 from zstor_local.store.compaction import Compaction
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.counting import recount
+from zstor_local.store.departures import Departures
 from zstor_local.store.draining import Drain
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.free_space import FreeSpace
@@ -50,6 +51,7 @@ from zstor_local.store.rewriting import Rewriting
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.shard_list import ShardList
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
@@ -160,9 +162,11 @@ class Store:
             runtime, metastore, pool, self.committer, sealer, leased=self.objects.leased, on_room=self.freeing.wake
         )
         drain = Drain(runtime, metastore, pool, self.committer, self.namespaces, sealer, self.rows, self.shares_health, self.freeing)
+        shard_list = ShardList(metastore, pool, places, self.committer, sealer, hasher)
+        self.departures = Departures(runtime, metastore, places, self.committer, shard_list, drain, self.jobs)
         self.membership = Membership(
-            runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, hasher, self.presence, drain,
-            self.jobs, on_change=self._shards_returned,
+            runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, self.presence, shard_list,
+            self.departures, on_change=self._shards_returned,
         )  # fmt: skip
         self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
 
@@ -205,7 +209,7 @@ class Store:
         self.mending.wake()
         self.freeing.wake()
         self.removal.wake()
-        self.membership.resume()
+        self.departures.resume()
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
@@ -227,7 +231,7 @@ class Store:
     async def recover_from_removals(self) -> None:
         """A crash may have come between the end of a shard and that of what was owed to it."""
         try:
-            await self.membership.tidy()
+            await self.departures.tidy()
         except ZstorError as error:
             log.error("what was owed to shards that were removed is struck out at a later start: %s", error)
 
@@ -253,7 +257,7 @@ class Store:
             found.append("the scrub is overdue: nothing has been proved for twice as long as a pass may take; `zstor scrub` starts one")
         if self.scrub.status().found.damage:
             found.append("the last scrub found what it cannot mend: `zstor scrub --status` tells")
-        return [*found, *shard_warnings(self.pool, self.membership, self.config.policy)]
+        return [*found, *shard_warnings(self.pool, self.departures, self.config.policy)]
 
     def shard_statuses(self) -> list[ShardStatus]:
         """In the order in which they are listed: a replacement in the place of what it replaces."""

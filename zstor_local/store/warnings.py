@@ -7,12 +7,12 @@ from collections import Counter
 from zstor_local.model.policy import Policy
 from zstor_local.shards.placement import groups_to_lose
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.membership import Membership
+from zstor_local.store.departures import Departures
 
 
-def shard_warnings(pool: ShardPool, membership: Membership, policy: Policy) -> list[str]:
+def shard_warnings(pool: ShardPool, departures: Departures, policy: Policy) -> list[str]:
     """One line each."""
-    return [*_away(pool), *_drained(pool, membership), *_few(pool, policy), *_groups(pool, policy)]
+    return [*_away(pool), *_drained(pool, departures), *_few(pool, policy), *_groups(pool, policy)]
 
 
 def _away(pool: ShardPool) -> list[str]:
@@ -20,11 +20,11 @@ def _away(pool: ShardPool) -> list[str]:
     return [f"shard {pool.name(number)} is {state}: {pool.reason(number)}" for number, state in states.items()]
 
 
-def _drained(pool: ShardPool, membership: Membership) -> list[str]:
+def _drained(pool: ShardPool, departures: Departures) -> list[str]:
     found = []
     for number in sorted(pool.draining):
         name = pool.name(number)
-        if (job := membership.job_of(number)) is not None:
+        if (job := departures.job_of(number)) is not None:
             percent = "" if not job.total else f", {min(100, int(100 * job.done / job.total))} % looked at"
             found.append(f"shard {name} is being drained by job {job.id}{percent}{job.message and f'; {job.message}'}")
         else:

@@ -9,7 +9,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.daemon import ShardView, shard_views
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS
 from zstor_local.rpc.registry import Registry
-from zstor_local.store.membership import Removed
+from zstor_local.store.departures import Removed
 from zstor_local.store.store import Store
 
 ShardId = Annotated[str, "the shard's id, as `shard.list` shows it"]
