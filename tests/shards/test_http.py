@@ -294,6 +294,39 @@ async def test_a_refused_token_is_renewed_once() -> None:
     assert error.code == "unauthenticated"
 
 
+def busy() -> httpx.Response:
+    return answer(503, {"type": "busy", "message": "ask again"})
+
+
+async def test_a_busy_server_is_asked_again(autojump_clock: trio.testing.MockClock) -> None:
+    """It has done nothing: that is no reason to take it for lost, nor to ask it for something twice at once."""
+    script = Script(busy(), busy(), busy(), answer(201))
+    assert isinstance(await asked(script, Ask("POST", "/v1/x", expect=(201,), safe=False)), Reply)
+    assert len(script.asked) == 4
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_server_that_stays_busy_is_late_where_commits_wait_for_it(
+    autojump_clock: trio.testing.MockClock, durable: bool
+) -> None:
+    times: list[float] = []
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health":
+            return answer(200)
+        times.append(trio.current_time())
+        return busy()
+
+    async with open_network() as network:
+        peer = talking_to(server, network)
+        with pytest.raises(ShardError, match="ask again") as caught:
+            await peer.ask(Ask("POST", "/v1/x", durable=durable))
+        assert not caught.value.untouched
+        assert 8 < times[-1] - times[0] <= 10
+        assert len(times) < 30
+        assert peer.broken == ("http://shard was busy for 10 seconds" if durable else None)
+
+
 async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(autojump_clock: trio.testing.MockClock) -> None:
     """It answers probes, but its disk hangs: each time commits wait for it."""
     hangs = True
@@ -330,6 +363,30 @@ async def test_a_server_that_is_late_again_and_again_is_asked_less_and_less(auto
             await peer.ask(Ask("POST", "/v1/x"))
         await trio.sleep(2)
         assert peer.broken is None  # as if it were the first time
+
+
+async def test_a_server_that_nobody_asks_for_is_probed_no_more(autojump_clock: trio.testing.MockClock) -> None:
+    """A shard was to be added there, and its URL was wrong."""
+    script = Script(*[httpx.ConnectError("refused") for _ in range(1_000)])
+    async with open_network() as network:
+        peer = talking_to(script, network)
+
+        async def asks(seconds: float) -> int:
+            """How often the server is asked in so many seconds."""
+            before = len(script.asked)
+            await trio.sleep(seconds)
+            return len(script.asked) - before
+
+        with pytest.raises(ShardError):
+            await peer.ask(Ask("GET", "/v1/x"))
+        for _ in range(100):  # as a shard's presence is looked at
+            assert peer.broken is not None
+            await trio.sleep(5)
+        assert await asks(100) >= 3
+        assert await asks(3_600) == 0
+        with pytest.raises(ShardError, match="cannot be reached"):  # it is asked itself, and probed again
+            await peer.ask(Ask("GET", "/v1/x"))
+        assert await asks(60) > 5
 
 
 async def test_what_is_long_may_take_longer(autojump_clock: trio.testing.MockClock) -> None:
