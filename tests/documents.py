@@ -116,7 +116,8 @@ class Terminal:
         """End the shell and what it has started."""
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
-        self._shell.stdin.close()
+        with suppress(BrokenPipeError):
+            self._shell.stdin.close()
         if self._step == self._step_there:  # elsewhere a machine ends, and all on it
             os.killpg(self._shell.pid, signal.SIGTERM)  # its session: what a block left running in the background, too
         with self._shell.stdout as said:
@@ -144,8 +145,9 @@ class Terminal:
 
     def _type(self, line: str) -> None:
         assert self._shell.stdin is not None
-        self._shell.stdin.write(line + "\n")
-        self._shell.stdin.flush()
+        with suppress(BrokenPipeError):  # the shell has ended: what it printed says why
+            self._shell.stdin.write(line + "\n")
+            self._shell.stdin.flush()
 
     def _read(self, text: str, before: list[str]) -> str:
         assert self._shell.stdout is not None
