@@ -23,6 +23,7 @@ from zstor_local.store.change import Committed, Decision
 from zstor_local.store.coding import Coded, LargeWrite
 from zstor_local.store.create import SHARDS_ROW
 from zstor_local.store.departures import Departures
+from zstor_local.store.draining import Drain
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.later import Later
 from zstor_local.store.objects import Stored, WriteOptions
@@ -106,6 +107,46 @@ async def test_what_is_renamed_behind_the_look_is_looked_at(home: Home, monkeypa
             await put(store, "z", content(1, 10_000))
         when_behind(monkeypatch, store, store.objects.find(name("m")), lambda: rename(store, "z", "a"))
         assert await remove(store, "disk2", force=force) is not force
+        assert await get(store, "a") == content(1, 10_000)
+
+
+async def test_what_is_renamed_while_all_is_made_whole_is_not_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard is gone by then: what is passed over lacks a share until somebody looks."""
+    home.policy = Policy(2, 3, chunk_size=CHUNK)
+    monkeypatch.setattr(draining, "PAGE", 1)
+    make_whole = Drain.make_whole
+    async with home.open() as store:
+        await put(store, "m", b"x")
+        await put(store, "z", content(1, 10_000))
+        await store.membership.add(str(home.path / "spare"), None)
+
+        async def with_a_rename(self: Drain, *args: Any) -> int:
+            when_behind(monkeypatch, store, store.objects.find(name("m")), lambda: rename(store, "z", "a"))
+            return await make_whole(self, *args)
+
+        monkeypatch.setattr(Drain, "make_whole", with_a_rename)
+        with trio.fail_after(SAFETY_NET_SECONDS):
+            removed = await store.membership.remove("disk2", Nobody(), force=True)
+        assert (removed.lacking, 2 in store.objects.find(name("a")).record.placement) == (0, False)
+
+
+async def test_a_drain_waits_for_no_end_of_what_others_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that was moved is being read, and freed later: meanwhile others overwrite and delete on all other shards."""
+    async with home.open() as store:
+        with monkeypatch.context() as patch:
+            placed_before(patch, 0, 2)
+            moved = await put(store, "a", content(1, 10_000))
+        free_some, others = Freeing.free_some, 0
+
+        async def busy(self: Freeing) -> int:
+            nonlocal others
+            others += 1
+            return await free_some(self) + 1
+
+        monkeypatch.setattr(Freeing, "free_some", busy)
+        with store.objects.lease(moved.version), trio.fail_after(SAFETY_NET_SECONDS):
+            assert (await store.membership.remove("disk2", Nobody())).moved == 1
+        assert others
         assert await get(store, "a") == content(1, 10_000)
 
 

@@ -23,7 +23,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import NewRecord, RowName
 from zstor_local.store.committer import Committer
-from zstor_local.store.freeing import Freeing
+from zstor_local.store.freeing import BATCH, Freeing
 from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job
 from zstor_local.store.namespaces import Namespaces
@@ -104,8 +104,9 @@ class Drain:
 
     async def _free(self, number: int) -> None:
         """Free what was moved; what is not good where it was moved to is named here again, for the next round."""
-        while self._pool.get(number) is not None and self._metastore.garbage(number, 1):
-            if not await self._freeing.free_some():
+        while self._pool.get(number) is not None and (rows := self._metastore.garbage(number, BATCH)):
+            await self._freeing.free_some()
+            if {*rows} <= {*self._metastore.garbage(number, BATCH)}:
                 return  # what is being read is freed with the whole shard
 
     async def _writes_ended(self, number: int, job: Job) -> None:
@@ -235,7 +236,7 @@ class Drain:
             if not await self._made_whole(stored, number):
                 lacking += 1
 
-        async with aclosing(self._pages(_Cursor())) as pages:
+        async with aclosing(self._by_age()) as pages:
             async for page in pages:
                 await for_each([stored for stored in page if number in stored.record.placement], mend)
                 seen += len(page)
