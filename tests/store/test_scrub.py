@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
-from zstor_local.shards.base import ScannedEntry, Shard, ShardError
+from zstor_local.shards.base import Entry, ScannedEntry, Shard, ShardError
 from zstor_local.store import plausible
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import Pace
@@ -114,6 +115,21 @@ async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:
         heard = {entry.entry.envelope for entry in shard.scan()}
         assert store.objects.find(name("kept")).envelope in heard
         assert (await scrubbed(store)).lacking_records == 0
+
+
+async def test_what_never_came_to_be_stands_for_no_newer_record(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write failed behind the newest record, which this log has lost."""
+    async with home.open() as store:
+        newest = (await put(store, "a", content(1, 10_000))).envelope
+        shard = store.pool.get(store.objects.find(name("a")).record.placement[0])
+        assert shard is not None
+        failed = replace(newest, sequence=newest.sequence + 1)
+        void = store.committer._publisher._sealed_void(failed.sequence, failed.sequence)
+        left = [scanned for scanned in shard.scan() if scanned.entry.envelope != newest]
+        with monkeypatch.context() as patch:
+            patch.setattr(shard, "scan", lambda: iter([*left, *(ScannedEntry(Entry(each), 0) for each in (failed, void))]))
+            assert (await scrubbed(store)).lacking_records == 1
+        assert [scanned.entry.envelope for scanned in shard.scan()].count(newest) == 2
 
 
 async def test_what_lies_on_a_bad_sector_of_a_log_is_given_and_made_anew(home: Home) -> None:

@@ -1,8 +1,9 @@
 """Whether the logs hold the copies of records that they should: for one shard, both ways.
 
-The log is read once into a table on the side (key → highest sequence, some 60 bytes each, in a temporary file of SQLite's); then the
-metastore is walked and each row is looked up in it. A shard that lacks the newest record of a key, where it ought to have it or has an
-older one, is owed that record and gets it at once. Keys of which the metastore knows nothing are counted: it may have lost them.
+The log is read once into tables on the side (key → highest sequence, and the sequence of each entry: some 60 bytes each, in a temporary
+file of SQLite's); then the metastore is walked and each row is looked up in them. A shard that lacks the newest record of a key, where
+it ought to have it or has an older one, is owed that record and gets it at once; one that never came to be is no newer one. Keys of
+which the metastore knows nothing are counted: it may have lost them.
 
 A shard server is told which records it need not keep: those that are older than the newest one of their row, where its log holds that.
 What a rebuild makes of the log does not depend on them. Of deletions only those may go that are older than a newer one: where too
@@ -12,7 +13,7 @@ little is left of what was written since, they are what buries what was before.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -85,7 +86,7 @@ class CopyCheck:
                 since = 0
                 while rows := await self._runtime.threads.run(self._metastore.changes, space, since, PAGE):
                     since = rows[-1].envelope.sequence
-                    compared.lacking += await self._runtime.threads.run(self._compare, shard.number, rows, until, table)
+                    compared.lacking += await self._runtime.threads.run(self._compare, shard.number, rows, until, table, voids)
                     if shard.on_disk is None:
                         await self._runtime.threads.run(self._look_for_superseded, rows, table, compared.superseded)
                     await spend(0)
@@ -105,15 +106,14 @@ class CopyCheck:
                 "set sequence = excluded.sequence, kind = excluded.kind where excluded.sequence > sequence",
                 [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind is not Kind.VOID],
             )
-            if shard.on_disk is None:
-                table.executemany(
-                    "insert or ignore into entry values(?, ?, ?, ?)",
-                    [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind in _GIVEN_UP],
-                )
+            table.executemany(
+                "insert or ignore into entry values(?, ?, ?, ?)",
+                [(each.namespace, each.key_hash, each.sequence, each.kind) for each in envelopes if each.kind is not Kind.VOID],
+            )
             table.execute("commit")
             yield sum(len(scanned.entry.envelope.sealed) + len(scanned.entry.share) for scanned in page)
 
-    def _compare(self, shard: int, rows: list[Row], until: int, table: sqlite3.Connection) -> list[Debt]:
+    def _compare(self, shard: int, rows: list[Row], until: int, table: sqlite3.Connection, voids: Set[VoidRecord]) -> list[Debt]:
         """What the shard lacks of these rows. Those that changed since the log was read are known, and no more is asked of them."""
         debts = []
         table.execute("begin")
@@ -123,7 +123,11 @@ class CopyCheck:
             heard = table.execute("select sequence from heard where space=? and key_hash=?", at).fetchone()
             if heard is not None:
                 table.execute("update heard set known=1 where space=? and key_hash=?", at)
-                lacks = heard[0] < envelope.sequence
+                newest = heard[0]
+                if newest > envelope.sequence and any(void.covers(newest) for void in voids):  # what never came to be
+                    lacks = table.execute(_HOLDS, (*at, envelope.sequence)).fetchone() is None
+                else:
+                    lacks = newest < envelope.sequence
             else:
                 lacks = self._ought(shard, row)
             if lacks and envelope.sequence <= until:
