@@ -25,7 +25,7 @@ HEAVY = {
     "zstor_local.daemon",
     "zstor_local.rpc",
 }
-LATER = {  # what a daemon uses only for tokens, remote shards, Twirp and rebuilds, or only a part of
+LATER = {  # what daemon and shard server use only for some stores, or only a part of
     "asyncio",
     "http.server",
     "httpx",
@@ -61,10 +61,15 @@ def test_a_simple_call_imports_nothing_heavy(daemon: PrivateDaemon) -> None:
     assert modules(["ls"], daemon.environment) & HEAVY == set()
 
 
-def test_a_daemon_imports_what_it_uses() -> None:
-    serving = "import sys, json, zstor_local.cli.service, zstor_local.daemon; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", serving], capture_output=True, text=True, check=True)
-    assert set(json.loads(done.stdout)) & LATER == set()
+@pytest.mark.parametrize(
+    ("serving", "used"),
+    [("zstor_local.cli.service, zstor_local.daemon", set()), ("zstor_local.cli.shard, zstor_local.shardserver.serve", {"jwt"})],
+    ids=["a daemon", "a shard server"],
+)
+def test_what_serves_imports_what_it_uses(serving: str, used: set[str]) -> None:
+    program = f"import sys, json, {serving}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) & LATER == used
 
 
 def test_what_is_used_of_jsonrpcserver_leaves_the_rest_to_be_imported() -> None:

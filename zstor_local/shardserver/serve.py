@@ -15,7 +15,6 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
-import httpx
 import trio
 
 from zstor_local import process
@@ -221,7 +220,7 @@ async def _load_trust(sources: Sequence[str], keeper: TrustKeeper, verifier: Tok
                 known = verifier.trusts.get(trust.issuer)
                 if known is None or trust.updated > known.updated:
                     verifier.trust(trust)
-        except (InvalidParams, OSError, httpx.HTTPError, httpx.InvalidURL, UnicodeError, trio.TooSlowError) as error:
+        except (InvalidParams, OSError, UnicodeError, trio.TooSlowError) as error:
             why = f"it took longer than {FETCH_SECONDS:.0f} s" if isinstance(error, trio.TooSlowError) else _words(error)
             if must:
                 raise ServerFault(f"{source}: {why}", "give what `zstor shard trust` prints") from None
@@ -233,19 +232,27 @@ def _words(error: Exception) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    """By httpx's transport alone: its client looks where a redirect leads, followed or not, and falls over what is no address."""
-    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
-        with trio.fail_after(FETCH_SECONDS):
-            request = httpx.Request("GET", url, headers={"accept-encoding": "identity"})
-            async with aclosing(await transport.handle_async_request(request)) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise InvalidParams(f"the answer has status {response.status_code}")
-                body = bytearray()
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) > TRUST_BYTES:
-                        raise InvalidParams(f"the document is longer than {TRUST_BYTES} bytes")
-                return bytes(body)
+    """By httpx's transport alone: its client looks where a redirect leads, followed or not, and falls over what is no address.
+
+    It takes a while to import, and most servers are given files.
+    """
+    import httpx
+
+    try:
+        async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+            with trio.fail_after(FETCH_SECONDS):
+                request = httpx.Request("GET", url, headers={"accept-encoding": "identity"})
+                async with aclosing(await transport.handle_async_request(request)) as response:
+                    if response.status_code != httpx.codes.OK:
+                        raise InvalidParams(f"the answer has status {response.status_code}")
+                    body = bytearray()
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        if len(body) > TRUST_BYTES:
+                            raise InvalidParams(f"the document is longer than {TRUST_BYTES} bytes")
+                    return bytes(body)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise InvalidParams(str(error)) from None
 
 
 async def _refresh_trust(urls: Sequence[str], keeper: TrustKeeper, verifier: TokenVerifier) -> None:
