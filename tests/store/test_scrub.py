@@ -125,9 +125,14 @@ async def test_what_never_came_to_be_stands_for_no_newer_record(home: Home, monk
         assert shard is not None
         failed = replace(newest, sequence=newest.sequence + 1)
         void = store.committer._publisher._sealed_void(failed.sequence, failed.sequence)
-        left = [scanned for scanned in shard.scan() if scanned.entry.envelope != newest]
+        scan = shard.scan
+
+        def without_the_newest() -> Iterator[ScannedEntry]:
+            yield from (scanned for scanned in scan() if scanned.entry.envelope != newest)
+            yield from (ScannedEntry(Entry(each), 0) for each in (failed, void))
+
         with monkeypatch.context() as patch:
-            patch.setattr(shard, "scan", lambda: iter([*left, *(ScannedEntry(Entry(each), 0) for each in (failed, void))]))
+            patch.setattr(shard, "scan", without_the_newest)
             assert (await scrubbed(store)).lacking_records == 1
         assert [scanned.entry.envelope for scanned in shard.scan()].count(newest) == 2
 
