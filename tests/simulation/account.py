@@ -137,8 +137,7 @@ class Client:
 
     def _renaming(self) -> Renaming:
         store = self.store
-        wake = store.freeing.wake
-        return Renaming(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=wake)
+        return Renaming(store.core, store.namespaces, store.freeing)
 
     def _failed(self, attempt: Attempt, error: ZstorError) -> ZstorError:
         if isinstance(error, OutcomeUnknown):

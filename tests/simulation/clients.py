@@ -233,7 +233,7 @@ class Clients:
         """Read a row; now and then slowly, while it is replaced and freed."""
         stored = store.objects.find(name)
         record = stored.record
-        with store.objects.lease(stored.version):
+        with store.freeing.lease(stored.version):
             if self._draw.random() < 0.2:
                 await trio.sleep(self._draw.choice([0, 0.1, 3]))
             try:
@@ -340,9 +340,8 @@ def _shortest(operations: Sequence[Operation]) -> list[Operation]:
 
 
 def renaming(store: Store) -> Renaming:
-    wake = store.freeing.wake
-    return Renaming(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=wake)
+    return Renaming(store.core, store.namespaces, store.freeing)
 
 
 def references(store: Store) -> References:
-    return References(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer)
+    return References(store.core, store.namespaces)

@@ -157,7 +157,7 @@ def _freeing(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
 
     async def counted_free(self: Freeing, needless: Set[Garbage]) -> int:
         rows = [row for number in self._pool.numbers for row in self._metastore.garbage(number, 1_000)]
-        counts["freeing beside a reader of it"] += any(self._leased(row.share.version) for row in rows)
+        counts["freeing beside a reader of it"] += any(self.leased(row.share.version) for row in rows)
         done = await free(self, needless)
         counts["shares freed"] += done
         return done

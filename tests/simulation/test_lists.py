@@ -129,7 +129,7 @@ async def step(client: Client, model: Model, number: int, change: str, key: str,
 
 
 async def agree(store: Store, client: Client, model: Model) -> None:
-    walk = Walk(store.metastore, store.namespaces, store.sealer)
+    walk = Walk(store.core, store.namespaces)
     for keys in model.lists:
         for start, key in enumerate(keys):
             assert [each.record.key async for each in walk.along(name(key), Route())] == keys[start:]

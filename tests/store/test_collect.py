@@ -117,9 +117,7 @@ async def test_shares_whose_record_the_metastore_lost_are_told_and_kept(home: Ho
 async def test_a_copy_keeps_the_shares_of_its_version(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))
-        renaming = Renaming(
-            store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake
-        )
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
         await renaming.copy(name("a"), "b", None, Nobody(), exclusive=False)
         await delete(store, "a")
         assert (await collect(store)).freed == 0
@@ -183,7 +181,7 @@ async def test_a_large_write_on_its_way_is_left_alone(home: Home) -> None:
 async def test_what_is_being_read_waits(home: Home) -> None:
     async with home.open() as store:
         stored = await put(store, "a", content(1, 700_000))
-        with store.objects.lease(stored.version):
+        with store.freeing.lease(stored.version):
             await delete(store, "a")
             report = await collect(store)
             assert (report.freed, report.waiting, report.kept) == (0, 3, 0)

@@ -342,7 +342,7 @@ async def test_what_is_read_stays_in_a_log_until_it_was_read(home: Home, monkeyp
         for key in range(30):
             await put(store, f"{key}", content(key, 4_000))
         stored = store.objects.find(name("0"))
-        with store.objects.lease(stored.version):
+        with store.freeing.lease(stored.version):
             for key in range(30):
                 await delete(store, f"{key}")
             await compact(store)

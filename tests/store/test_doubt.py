@@ -245,7 +245,7 @@ async def test_what_goes_wrong_after_the_commit_of_a_large_write_frees_nothing(h
 
         async def publish(coded: Coded) -> None:
             def decide(_: Envelope | None) -> Decision:
-                edits = Edits(store.committer, store.metastore, store.sealer, namespace)
+                edits = Edits(store.core, namespace)
                 return store.objects.put(namespace, edits, coded, coded.record("a", namespace.policy, 1, 1), 1)
 
             await store.committer.commit(namespace.id, "a", decide)

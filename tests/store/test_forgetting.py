@@ -144,7 +144,7 @@ async def test_a_drain_waits_for_no_end_of_what_others_free(home: Home, monkeypa
             return await free_some(self) + 1
 
         monkeypatch.setattr(Freeing, "free_some", busy)
-        with store.objects.lease(moved.version), trio.fail_after(SAFETY_NET_SECONDS):
+        with store.freeing.lease(moved.version), trio.fail_after(SAFETY_NET_SECONDS):
             assert (await store.membership.remove("disk2", Nobody())).moved == 1
         assert others
         assert await get(store, "a") == content(1, 10_000)

@@ -197,7 +197,7 @@ async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str)
         await put(store, "a", old)
         stored = store.objects.find(name("a"))
         async with reading_slowly(store, stored) as pipe:
-            assert store.objects.leased(stored.version)
+            assert store.freeing.leased(stored.version)
             if change == "overwrite":
                 await put(store, "a", b"new")
             else:
@@ -206,7 +206,7 @@ async def test_a_reader_keeps_the_version_it_began_with(home: Home, change: str)
             assert store.metastore.garbage_count() == 3
             assert len(home.share_files()) == 3
             assert await pipe.take_everything() == old
-        assert not store.objects.leased(stored.version)
+        assert not store.freeing.leased(stored.version)
         await freed_by_itself(store)
         assert home.share_files() == []
 
@@ -235,7 +235,7 @@ async def test_a_reader_that_is_cancelled_lets_go(home: Home) -> None:
             nursery.cancel_scope.cancel()
         pipe.end()
         os.close(pipe.reading)
-        assert not store.objects.leased(stored.version)
+        assert not store.freeing.leased(stored.version)
         await delete(store, "a")
         await freed(store)
         assert home.share_files() == []

@@ -180,7 +180,7 @@ async def test_too_few_good_shares_cannot_be_repaired_and_stay_as_they_are(home:
 async def test_a_version_that_the_key_has_left_behind_is_a_conflict(home: Home) -> None:
     async with home.open() as store:
         stored = await put(store, "a", content(1, 10_000))
-        with store.objects.lease(stored.version):
+        with store.freeing.lease(stored.version):
             await put(store, "a", content(2, 10_000))
             lose(store, stored, 0)
             with pytest.raises(Conflict):

@@ -181,9 +181,7 @@ async def test_a_copy_counts_too(home: Home) -> None:
     async with home.open() as store:
         await store.namespaces.create("photos", quota=15_000)
         await put(store, "a", content(1, 10_000), namespace="photos")
-        renaming = Renaming(
-            store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake
-        )
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
         with pytest.raises(NoSpace):
             await renaming.copy(name("a", "photos"), "b", None, Nobody(), exclusive=False)
         await renaming.rename(name("a", "photos"), "b", None, Nobody(), exclusive=False)

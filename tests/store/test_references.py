@@ -17,7 +17,7 @@ from zstor_local.store.store import Store
 
 
 def use(store: Store) -> References:
-    return References(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer)
+    return References(store.core, store.namespaces)
 
 
 async def append(store: Store, key: str, *references: str) -> list[str]:

@@ -22,7 +22,7 @@ from zstor_local.store.store import Store
 
 
 def use(store: Store) -> Renaming:
-    return Renaming(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake)
+    return Renaming(store.core, store.namespaces, store.freeing)
 
 
 async def rename(store: Store, key: str, new_key: str, *, exclusive: bool = False, if_version: Version | None = None) -> Stored:

@@ -68,9 +68,7 @@ async def test_an_object_is_the_same_but_for_how_it_is_stored(home: Home, size: 
 async def test_keys_that_share_a_version_share_the_new_one(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))
-        renaming = Renaming(
-            store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake
-        )
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
         await renaming.copy(name("a"), "b", None, Nobody(), exclusive=False)
         await change_policy(store)
         await store.rewriting.rewrite("default", Told())

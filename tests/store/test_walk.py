@@ -21,7 +21,7 @@ FORWARD, BACKWARD = Route(), Route(forward=False)
 
 
 def use(store: Store) -> Walk:
-    return Walk(store.metastore, store.namespaces, store.sealer)
+    return Walk(store.core, store.namespaces)
 
 
 async def walked(store: Store, start: str, route: Route = FORWARD, position: Position | None = None) -> str:

@@ -66,7 +66,7 @@ class Contents:
 
     def edits(self, namespace: Namespace) -> Edits:
         """A change of contents, for the committer's thread."""
-        return Edits(self.store.committer, self.store.metastore, self.store.sealer, namespace)
+        return Edits(self.store.core, namespace)
 
     def find(self, cid: Cid) -> Content:
         """The content with this id, or NotFound."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import trio
 
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import Kind
+from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import Stored, open_object, with_debts
 
 
@@ -27,10 +26,10 @@ class Changed:
 class Changes:
     """The use case. Groups are committed in the order of their sequences, so nothing is ever added below one that was shown."""
 
-    def __init__(self, metastore: Metastore, namespaces: Namespaces, sealer: RecordSealer) -> None:
-        self._metastore = metastore
+    def __init__(self, core: Core, namespaces: Namespaces) -> None:
+        self._metastore = core.reading
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
 
     async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncGenerator[Changed, None]:
         """Keys whose last change is above this sequence, lowest first, at most `limit`."""

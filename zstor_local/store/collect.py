@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zstor_local.errors import Conflict, CorruptRecord
-from zstor_local.metastore.base import Garbage, Metastore
+from zstor_local.metastore.base import Garbage
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.pace import Spend
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.strays import AT_ONCE, Judged, Stray, Strays, put_here
 
 REPORTED: Final = 1_000  # kept strays that are told one by one; further ones are counted
@@ -49,21 +46,12 @@ class Collected:
 class Collect:
     """The use case."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        sealer: RecordSealer,
-        strays: Callable[[], Strays],
-        freeing: Freeing,
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
-        self._sealer = sealer
+    def __init__(self, core: Core, strays: Callable[[], Strays], freeing: Freeing) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
         self._strays = strays
         self._freeing = freeing
 

@@ -26,14 +26,12 @@ from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import VoidRecord
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, Shard, ShardError
-from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.segment import Freed, Located
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.pace import Pace, Spend
 from zstor_local.store.rownames import row_name_of
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_void
 
 EVERY: Final = 600.0  # seconds between two looks for something to compact
@@ -71,18 +69,14 @@ class _Wanted:
 class Compaction:
     """One task for a store; `wake` it when much has been freed, or a disk is full."""
 
-    def __init__(
-        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, sealer: RecordSealer, *,
-        leased: Callable[[Version], bool], on_room: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """`leased` tells which versions are being read; `on_room` is called when segments have gone."""
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
-        self._sealer = sealer
-        self._leased = leased
-        self._on_room = on_room
+    def __init__(self, core: Core, freeing: Freeing) -> None:
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
+        self._freeing = freeing
         self._pace = Pace(RATE)
         self._woken = trio.Event()
         self._turn = trio.Lock()
@@ -108,7 +102,7 @@ class Compaction:
                 except (ShardError, ZstorError) as error:
                     log.warning("the log of shard %s was not compacted: %s", shard.id, error)
         if removed:
-            self._on_room()
+            self._freeing.wake()
         return removed
 
     async def _compact_shard(self, shard: Shard, spend: Spend, least: float) -> int:
@@ -162,7 +156,7 @@ class Compaction:
 
         def look() -> Set[ShareId]:
             rows = self._metastore.garbage(shard.number, MANY)
-            return {row.share for row in rows if row.small and not self._leased(row.share.version)}
+            return {row.share for row in rows if row.small and not self._freeing.leased(row.share.version)}
 
         return look
 
@@ -176,9 +170,7 @@ class Compaction:
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
         elsewhere.unread = segments.unread() != unread
-        work = await self._runtime.threads.run(
-            _Segment, self._metastore, self._committer, self._sealer, self._pool, segments, number, unwanted, entries, elsewhere
-        )
+        work = await self._runtime.threads.run(_Segment, self._core, segments, number, unwanted, entries, elsewhere)
         dead = await self._runtime.threads.run(work.dead_bytes)
         total = sum(located.end - located.offset for located in entries)
         if total and dead < least * total:
@@ -241,13 +233,12 @@ class _Segment:
     """One segment being compacted. `carry` and `finish` are the committer's thread's: nothing is committed while they look and copy."""
 
     def __init__(
-        self, metastore: Metastore, committer: Committer, sealer: RecordSealer, pool: ShardPool, segments: Segments, number: int,
-        unwanted: Unwanted, entries: Sequence[Located], elsewhere: _Elsewhere,
-    ) -> None:  # fmt: skip
-        self._metastore = metastore
-        self._committer = committer
-        self._sealer = sealer
-        self._pool = pool
+        self, core: Core, segments: Segments, number: int, unwanted: Unwanted, entries: Sequence[Located], elsewhere: _Elsewhere
+    ) -> None:
+        self._metastore = core.metastore
+        self._committer = core.committer
+        self._sealer = core.sealer
+        self._pool = core.pool
         self._segments = segments
         self._number = number
         self._look_for_unwanted = unwanted
@@ -257,7 +248,7 @@ class _Segment:
         for envelope in _envelopes(entries):
             self._here.setdefault((envelope.namespace, envelope.key_hash), []).append(envelope.sequence)
         self._current = {
-            sequence for key, sequences in self._here.items() for sequence in metastore.newest(key[0], sequences)
+            sequence for key, sequences in self._here.items() for sequence in self._metastore.newest(key[0], sequences)
         }  # when the walk was done: what was the newest then and is not now is kept
         self._told: set[_Key] = set()  # keys whose newest record was appended on the way
         self._settled = self._nothing_is_owed()

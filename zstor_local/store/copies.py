@@ -20,15 +20,14 @@ from itertools import islice
 from typing import Final
 
 from zstor_local.errors import CorruptRecord, IoError
-from zstor_local.metastore.base import Debt, Metastore, Owed, Row
+from zstor_local.metastore.base import Debt, Owed, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
+from zstor_local.store.core import Core
 from zstor_local.store.pace import Spend
 from zstor_local.store.plausible import no_more_than_written
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object, open_void
 
 PAGE: Final = 500  # entries or rows that one thread call looks at
@@ -60,10 +59,10 @@ class Compared:
 class CopyCheck:
     """The use case. `spaces` are the ids of all namespaces."""
 
-    def __init__(self, runtime: Runtime, metastore: Metastore, sealer: RecordSealer, spaces: Callable[[], list[NamespaceId]]) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._sealer = sealer
+    def __init__(self, core: Core, spaces: Callable[[], list[NamespaceId]]) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._sealer = core.sealer
         self._spaces = spaces
 
     async def compare(self, shard: Shard, spend: Spend) -> Compared:

@@ -10,13 +10,11 @@ from typing import Final
 import trio
 
 from zstor_local.errors import Busy, Conflict, ShuttingDown
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
-from zstor_local.runtime import Runtime
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.draining import Drain, Drained
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.places import Places
@@ -39,13 +37,11 @@ class Removed:
 class Departures:
     """One job at a time for each shard that is being drained."""
 
-    def __init__(
-        self, runtime: Runtime, metastore: Metastore, places: Places, committer: Committer, shards: ShardList, drain: Drain, jobs: Jobs
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
+    def __init__(self, core: Core, places: Places, shards: ShardList, drain: Drain, jobs: Jobs) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._committer = core.committer
         self._places = places
-        self._committer = committer
         self._shards = shards
         self._drain = drain
         self._jobs = jobs

@@ -14,20 +14,17 @@ from functools import partial
 from typing import Final
 
 from zstor_local.errors import Conflict, CorruptRecord, NotEnoughShards, NotFound, ZstorError
-from zstor_local.metastore.base import Metastore, Owed, Row
+from zstor_local.metastore.base import Owed, Row
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId, Version
 from zstor_local.model.record import Kind, ObjectRecord
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import NewRecord, RowName
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.freeing import BATCH, Freeing
 from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.several import for_each
 from zstor_local.store.stored import Stored, open_object
 from zstor_local.store.storewide import StoreWide
@@ -59,24 +56,13 @@ class _Cursor:
 class Drain:
     """The parts of a removal that go over all objects."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        rows: StoreWide,
-        health: Health,
-        freeing: Freeing,
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, rows: StoreWide, health: Health, freeing: Freeing) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
         self._rows = rows
         self._health = health
         self._freeing = freeing

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed, Reference
+from zstor_local.metastore.base import Debt, Garbage, Owed, Reference
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.store.change import Decision, NewRecord, RowName
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespace
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_object
 from zstor_local.value import value
 
@@ -47,13 +46,11 @@ class Edits:
     With another `look` than the committer's it may be tried elsewhere, and never decided.
     """
 
-    def __init__(
-        self, committer: Committer, metastore: Metastore, sealer: RecordSealer, namespace: Namespace, look: Look | None = None
-    ) -> None:
-        self._look = look or committer.view.look
-        self._committer = committer
-        self._metastore = metastore
-        self._sealer = sealer
+    def __init__(self, core: Core, namespace: Namespace, look: Look | None = None) -> None:
+        self._look = look or core.committer.view.look
+        self._committer = core.committer
+        self._metastore = core.metastore
+        self._sealer = core.sealer
         self._namespace = namespace
         self._before: Final[dict[str, Object | None]] = {}
         self._after: Final[dict[str, Object | None]] = {}

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 
 from zstor_local.errors import ZstorError
-from zstor_local.metastore.base import Garbage, Metastore
+from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import Version
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 
 BATCH: Final = 500  # rows freed between two commits
 AGAIN_SECONDS: Final = 60.0  # after a shard that is there refused: its disk may have room again
@@ -32,18 +32,15 @@ log = logging.getLogger("zstor.store")
 class Freeing:
     """One task for a store; `wake` it when there may be something to free."""
 
-    def __init__(
-        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, leased: Callable[[Version], bool],
-        is_needless: Callable[[Garbage], Awaitable[bool]],
-    ) -> None:  # fmt: skip
+    def __init__(self, core: Core, is_needless: Callable[[Garbage], Awaitable[bool]]) -> None:
         """`is_needless` tells of a share whose version is still named whether it may go."""
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
-        self._leased = leased
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
         self._is_needless = is_needless
         self._woken = trio.Event()
+        self._leases: Counter[Version] = Counter()
         self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
         self._turn = trio.Lock()  # what one has looked at another one does not free meanwhile
@@ -52,11 +49,23 @@ class Freeing:
     def wake(self) -> None:
         self._woken.set()
 
-    def released(self, version: Version) -> None:
-        """Nobody reads the version any more."""
-        if version in self._passed_over:
-            self._passed_over.discard(version)
-            self.wake()
+    @contextmanager
+    def lease(self, version: Version) -> Iterator[None]:
+        """While it is held, the version's shares are not freed."""
+        self._leases[version] += 1
+        try:
+            yield
+        finally:
+            self._leases[version] -= 1
+            if not self._leases[version]:
+                del self._leases[version]
+                if version in self._passed_over:
+                    self._passed_over.discard(version)
+                    self.wake()
+
+    def leased(self, version: Version) -> bool:
+        """Whether somebody reads this version now."""
+        return version in self._leases
 
     async def run(self) -> None:
         while True:
@@ -83,7 +92,7 @@ class Freeing:
         except ZstorError as error:
             log.error("nothing can be freed on shard %s: %s", shard.id, error)
             return []
-        return [row for row in rows if row not in named or (not self._leased(row.share.version) and await self._is_needless(row))]
+        return [row for row in rows if row not in named or (not self.leased(row.share.version) and await self._is_needless(row))]
 
     async def _free_batch(self, needless: Set[Garbage]) -> int:
         freed: list[Garbage] = []
@@ -93,7 +102,7 @@ class Freeing:
             except ZstorError as error:
                 log.error("nothing can be freed on shard %s: %s", shard.id, error)
                 continue
-            read = {row.share.version for row in rows if self._leased(row.share.version)}
+            read = {row.share.version for row in rows if self.leased(row.share.version)}
             self._passed_over |= read
             for small in (True, False):
                 todo = [row for row in rows if row.small is small and row.share.version not in read and row in needless]

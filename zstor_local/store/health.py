@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import trio
 
 from zstor_local.errors import Conflict, NotEnoughShards, Unreadable, ZstorError
-from zstor_local.metastore.base import Debt, Garbage, Metastore, Owed
+from zstor_local.metastore.base import Debt, Garbage, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Entry
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.checking import Checked, Checker
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
+from zstor_local.store.free_space import FreeSpace
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.remaking import Remaking
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import VersionShares
 from zstor_local.store.stored import Stored, open_object
 
@@ -75,40 +74,23 @@ class Turns:
 
 
 class Health:
-    """The use cases. While `lease` is held a version's shares are not freed; `freeing` is held while some are; `full` tells the shards
-    that have only their reserve left.
-    """
+    """The use cases."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        *,
-        full: Callable[[], Set[int]],
-        lease: Callable[[Version], AbstractContextManager[None]],
-        freeing: trio.Lock,
-        on_garbage: Callable[[], None],
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, freeing: Freeing, free_space: FreeSpace) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
-        self._full = full
-        self._lease = lease
         self._freeing = freeing
-        self._checker = Checker(runtime, pool)
+        self._free_space = free_space
+        self._checker = Checker(core.runtime, core.pool)
         self.turns = Turns()
-        self._on_garbage = on_garbage
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
         """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
-        with self._lease(stored.version):
+        with self._freeing.lease(stored.version):
             shares = self._shares(stored)
             try:
                 return await self._checker.check(stored.record, shares, caller, fast=fast)
@@ -117,7 +99,7 @@ class Health:
 
     async def is_readable(self, stored: Stored) -> bool:
         """Whether each chunk has k good blocks, whichever shares they are in: of bad ones too."""
-        with self._lease(stored.version):
+        with self._freeing.lease(stored.version):
             shares = self._shares(stored)
             try:
                 for chunk in range(len(await self._runtime.threads.run(shares.table))):
@@ -137,8 +119,8 @@ class Health:
         """
         self._namespace(stored).gate.check(stored.namespace, closing=True)
         async with self.turns.of(stored.version, small=stored.record.small), AsyncExitStack() as leases:
-            async with self._freeing:  # what is being freed now is freed before the lease counts
-                leases.enter_context(self._lease(stored.version))
+            async with self._freeing.lock:  # what is being freed now is freed before the lease counts
+                leases.enter_context(self._freeing.lease(stored.version))
             stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
             lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
             shares = self._shares(stored)
@@ -153,7 +135,7 @@ class Health:
                 made = await self._mend_lost(stored, shares, before, targets)
             elif targets or self._metastore.debts_of(stored.version):
                 stored, made = await self._mend(stored, shares, before, owed, targets)
-        self._on_garbage()
+        self._freeing.wake()
         if leaving is not None and leaving in stored.record.placement:
             raise self._nowhere(stored.record, leaving)
         bad = {index for index, state in enumerate(before.states) if state != "ok"} | owed
@@ -219,7 +201,7 @@ class Health:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none. A full shard
         gets none that it has not had.
         """
-        placement, full = stored.record.placement, self._full()
+        placement, full = stored.record.placement, self._free_space.full_shards()
         usable = [number for number in self._pool.usable() if number != leaving]
         wanted = [index for index, state in enumerate(checked.states) if state != "ok" or index in owed or placement[index] == leaving]
         wanted.sort(key=lambda index: placement[index] not in self._pool.draining)  # a shard that is away may come back, this one not

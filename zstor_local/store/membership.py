@@ -19,23 +19,20 @@ from dataclasses import replace
 import trio
 
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotEnoughShards, Unavailable
-from zstor_local.metastore.base import Debt, Metastore, Owed
+from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import ID_BYTES, ShardUid
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import Identified
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.departures import Departures, Removed
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.places import Places
 from zstor_local.store.presence import Presence
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shard_list import ShardList
 
 log = logging.getLogger("zstor.store")
@@ -46,28 +43,22 @@ class Membership:
 
     def __init__(
         self,
-        runtime: Runtime,
-        home: str,
-        metastore: Metastore,
-        pool: ShardPool,
+        core: Core,
         places: Places,
-        committer: Committer,
         namespaces: Namespaces,
-        sealer: RecordSealer,
         presence: Presence,
         shards: ShardList,
         departures: Departures,
         *,
         on_change: Callable[[], None],
     ) -> None:
-        self._runtime = runtime
-        self._home = home
-        self._metastore = metastore
-        self._pool = pool
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
         self._places = places
-        self._committer = committer
         self._namespaces = namespaces
-        self._sealer = sealer
         self._presence = presence
         self._shards = shards
         self._departures = departures
@@ -107,7 +98,7 @@ class Membership:
                 shards[at[0] : at[0] + 1] = [entry, old]
             else:  # a shard more, or in place of one whose drain has come to its end meanwhile
                 shards.append(entry)
-            return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._home)
+            return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._places.home)
 
         def extra() -> Decision:
             rows = self._metastore.scan(STORE_WIDE, "", None, None)
@@ -138,7 +129,7 @@ class Membership:
 
         def change(before: ShardsRecord) -> ShardsRecord:
             shards = (taken if shard.number == taken.number else shard for shard in before.shards)
-            return replace(before, shards=tuple(shards), home=self._home)
+            return replace(before, shards=tuple(shards), home=self._places.home)
 
         await self._shards.change(change)
         await self._presence.look()

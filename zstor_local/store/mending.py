@@ -7,22 +7,23 @@ reads or repairs them again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
 
 from zstor_local.errors import NotFound, ZstorError
-from zstor_local.metastore.base import Debt, Metastore, Owed
+from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import STORE_WIDE, Envelope
 from zstor_local.shards.base import Entry
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
+from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.health import Health
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.objects import Objects
 from zstor_local.store.several import for_each
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
@@ -36,25 +37,16 @@ log = logging.getLogger("zstor.store")
 
 
 class Mending:
-    """One task for a store; `wake` it when a shard came back. `full` tells the shards that take no shares for want of room."""
+    """One task for a store; `wake` it when a shard came back."""
 
-    def __init__(
-        self,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        namespaces: Namespaces,
-        health: Health,
-        full: Callable[[], Set[int]],
-        find: Callable[[ObjectName], Stored],
-    ) -> None:
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, health: Health, free_space: FreeSpace, objects: Objects) -> None:
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
         self._namespaces = namespaces
         self._health = health
-        self._full = full
-        self._find = find
+        self._free_space = free_space
+        self._objects = objects
         self._woken = trio.Event()
         self._suspects: dict[Version, ObjectName] = {}
         self._room = trio.Event()
@@ -116,7 +108,7 @@ class Mending:
 
         async def fill(debt: Debt) -> None:
             nonlocal in_vain
-            if in_vain < MANY_IN_VAIN and number not in self._full():
+            if in_vain < MANY_IN_VAIN and number not in self._free_space.full_shards():
                 filled = await self._fill(debt)
                 in_vain = 0 if filled else in_vain + 1
 
@@ -142,7 +134,7 @@ class Mending:
             await self._committer.commit(debt.space, "", self._paid_if_gone(debt))
             return True
         try:
-            stored = self._find(ObjectName(namespace.name, rows[0].name))
+            stored = self._objects.find(ObjectName(namespace.name, rows[0].name))
             await self._health.repair(stored, Nobody())
         except ZstorError as error:
             log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
@@ -154,7 +146,7 @@ class Mending:
 
     async def _repair(self, version: Version, name: ObjectName) -> None:
         try:
-            stored = self._find(name)
+            stored = self._objects.find(name)
             if stored.version == version:
                 stored = (await self._health.repair(stored, Nobody())).stored
                 if not all(map(self._pool.knows, stored.record.placement)):  # a removed shard's share, and no other shard for it

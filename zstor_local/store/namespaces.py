@@ -14,18 +14,15 @@ from typing import Final
 from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound, PermissionDenied
-from zstor_local.metastore.base import Metastore, Usage
+from zstor_local.metastore.base import Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import NamespaceRecord
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord, RowName
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
@@ -86,25 +83,14 @@ class Namespace:
 class Namespaces:
     """All namespaces of a store; each is read once and kept."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        committer: Committer,
-        pool: ShardPool,
-        sealer: RecordSealer,
-        hasher: KeyHasher,
-        rows: StoreWide,
-        policy: Policy,
-        on_servers: Callable[[], Sequence[int]],
-    ) -> None:
+    def __init__(self, core: Core, rows: StoreWide, policy: Policy, on_servers: Callable[[], Sequence[int]]) -> None:
         """`on_servers` tells which shards lie with shard servers."""
-        self._runtime = runtime
-        self._metastore = metastore
-        self._committer = committer
-        self._pool = pool
-        self._sealer = sealer
-        self.hasher = hasher
+        self._runtime = core.runtime
+        self._metastore = core.reading
+        self._committer = core.committer
+        self._pool = core.pool
+        self._sealer = core.sealer
+        self.hasher = core.hasher
         self._rows = rows
         self._policy = policy
         self._on_servers = on_servers

@@ -12,6 +12,7 @@ from zstor_local.coding.keys import KeyHasher, KeyRing
 from zstor_local.config import Config
 from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Metastore, MetastoreDamaged, MetastoreInUse, MetastoreNotOpened
+from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import StoreId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardsRecord, StoreRecord
@@ -19,6 +20,8 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.opening import ShardOpener
 from zstor_local.shards.pool import Absent, ShardPool
+from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.create import SHARDS_ROW, STORE_ROW, begin_key, create_store, look
 from zstor_local.store.engines import Engines
 from zstor_local.store.faults import StoreFault, StoreInUse
@@ -117,7 +120,9 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
         places = Places(config, opener, shards)
         pool = places.open_all()
         opened.callback(pool.close)
-        store = Store(runtime, config, metastore, pool, places, index, sealer, hasher, _rolled_back(metastore, pool, sealer))
+        committer = Committer(runtime, metastore, pool, index, sealer)
+        core = Core(runtime, metastore, RoutedMetastore(metastore), pool, committer, sealer, hasher)
+        store = Store(core, config, places, index, _rolled_back(metastore, pool, sealer))
         opened.pop_all()
         return store
 

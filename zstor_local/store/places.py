@@ -58,6 +58,7 @@ class Places:
 
     def __init__(self, config: Config, opener: ShardOpener, record: ShardsRecord) -> None:
         self._config = config
+        self.home = config.store
         self.opener = opener
         self.record = record
 

@@ -15,15 +15,12 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord, IoError
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.pool import Absent, ShardPool
-from zstor_local.store.committer import Committer
+from zstor_local.shards.pool import Absent
+from zstor_local.store.core import Core
 from zstor_local.store.rownames import FIXED, row_name_of
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import open_void
 
 LOOK_EVERY: Final = 5.0  # seconds
@@ -43,22 +40,12 @@ class Untold:
 class Presence:
     """One task for a store. `open_shard` opens a shard at its place, or raises ShardError."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        sealer: RecordSealer,
-        *,
-        open_shard: Callable[[ShardEntry], Shard],
-        on_return: Callable[[], None],
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
-        self._sealer = sealer
+    def __init__(self, core: Core, *, open_shard: Callable[[ShardEntry], Shard], on_return: Callable[[], None]) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
         self._open_shard = open_shard
         self._on_return = on_return
         self._turn = trio.Lock()

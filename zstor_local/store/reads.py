@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,54 +9,47 @@ import trio
 
 from zstor_local.coding.chunk import Scratch
 from zstor_local.errors import CorruptRecord, NotFound
-from zstor_local.metastore.base import Metastore
-from zstor_local.model.ids import ObjectName, Version
+from zstor_local.model.ids import ObjectName
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.coding import ScratchPool
+from zstor_local.store.core import Core
 from zstor_local.store.errorgroups import alone
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.peeking import peek
 from zstor_local.store.reading import ObjectReader, Range, whole
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
 from zstor_local.store.stored import Stored, no_key, open_object, stored_row, with_debts
 from zstor_local.store.stream_budget import StreamBudget
 
+OnBadShares = Callable[[Stored, Mapping[int, ShareState]], None]  # a version, and states by share index
+
 
 class ObjectFinder:
-    """The use cases that only look. What a read found bad goes to `on_bad_shares`; `on_released` hears of each version when its last
-    reader has ended.
-    """
+    """The use cases that only look. What a read found bad goes to `on_bad_shares`."""
 
     def __init__(
         self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
+        core: Core,
         namespaces: Namespaces,
-        sealer: RecordSealer,
+        freeing: Freeing,
         scratches: ScratchPool,
         streams: StreamBudget,
-        *,
-        on_released: Callable[[Version], None],
-        on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None],
+        on_bad_shares: OnBadShares,
     ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
+        self._runtime = core.runtime
+        self._metastore = core.reading
+        self._pool = core.pool
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
+        self._freeing = freeing
         self._scratches = scratches
         self._streams = streams
-        self._on_released = on_released
         self._on_bad_shares = on_bad_shares
         self._scratch = Scratch()  # of the event loop
-        self._leases: Counter[Version] = Counter()
 
     def find(self, name: ObjectName) -> Stored:
         """The key's newest version, or NotFound."""
@@ -83,7 +75,7 @@ class ObjectFinder:
         """The version, open; its shares are not freed meanwhile. What was found bad goes on the repair list."""
         namespace = self._namespaces.get(stored.namespace, stored.envelope.namespace)
         version = stored.version
-        with self.lease(version):
+        with self._freeing.lease(version):
             reader = ObjectReader(
                 self._runtime, self._pool, self._scratches, self._sealer.store_of(namespace.id), namespace, version, stored.record
             )
@@ -93,22 +85,6 @@ class ObjectFinder:
                 reader.close()
                 if reader.bad_shares:
                     self._on_bad_shares(stored, reader.bad_shares)
-
-    @contextmanager
-    def lease(self, version: Version) -> Iterator[None]:
-        """While it is held, the version's shares are not freed."""
-        self._leases[version] += 1
-        try:
-            yield
-        finally:
-            self._leases[version] -= 1
-            if not self._leases[version]:
-                del self._leases[version]
-                self._on_released(version)
-
-    def leased(self, version: Version) -> bool:
-        """Whether somebody reads this version now."""
-        return version in self._leases
 
     def read_value(self, stored: Stored, part: Range) -> bytes | None:
         """Bytes of a small object, if no disk has to be waited for and all is well; else None: `read` them."""

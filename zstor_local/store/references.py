@@ -9,17 +9,14 @@ import trio
 
 from zstor_local import limits
 from zstor_local.errors import TooLarge
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope
-from zstor_local.runtime import Runtime
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import no_key, open_object
 from zstor_local.store.writes import check_version
 
@@ -27,14 +24,12 @@ from zstor_local.store.writes import check_version
 class References:
     """The use cases. A change keeps version, bytes and times of the object; doing it twice is doing it once."""
 
-    def __init__(
-        self, runtime: Runtime, metastore: Metastore, committer: Committer, namespaces: Namespaces, sealer: RecordSealer
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces) -> None:
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.reading
+        self._committer = core.committer
         self._namespaces = namespaces
-        self._sealer = sealer
 
     async def append(self, name: ObjectName, references: Sequence[str], if_version: Version | None, caller: Caller) -> tuple[str, ...]:
         """Add those that are not there yet, at the end, in their order. Returns all; TooLarge if they are too many then."""
@@ -59,7 +54,7 @@ class References:
 
         def decide(current: Envelope | None) -> Decision:
             nonlocal changed
-            edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+            edits = Edits(self._core, namespace)
             found = edits.find(name.key)
             if found is None:
                 raise no_key(name)
@@ -81,7 +76,7 @@ class References:
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             envelope = self._metastore.get(namespace.id, key)
-            if envelope is not None and reference in open_object(self._sealer, envelope).references:
+            if envelope is not None and reference in open_object(self._core.sealer, envelope).references:
                 yield key
 
 

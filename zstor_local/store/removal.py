@@ -10,25 +10,21 @@ A start goes on where an earlier life was. The name is free again after step 3.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 
 from zstor_local.errors import CorruptRecord, ZstorError
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import NO_VERSION, Envelope
 from zstor_local.model.storewide import NamespaceRecord
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits, tombstone
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.namespaces import Namespace, Namespaces, no_namespace
-from zstor_local.store.sealing import RecordSealer
 
 BATCH: Final = 200  # objects buried by one commit
 
@@ -55,26 +51,16 @@ class _Removal:
 
 
 class NamespaceRemoval:
-    """One task for a store. `on_garbage` is called when there is something to free."""
+    """One task for a store."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        *,
-        on_garbage: Callable[[], None],
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, freeing: Freeing) -> None:
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
         self._namespaces = namespaces
-        self._sealer = sealer
-        self._on_garbage = on_garbage
+        self._freeing = freeing
         self._woken = trio.Event()
         self._running: dict[NamespaceId, _Removal] = {}
 
@@ -121,7 +107,7 @@ class NamespaceRemoval:
         try:
             while rows := self._metastore.scan(namespace.id, "", None, BATCH):
                 await self._bury(namespace, [row.name for row in rows])
-                self._on_garbage()
+                self._freeing.wake()
                 removal.done += len(rows)
                 removal.tell()
             await self._namespaces.remove(namespace)
@@ -134,7 +120,7 @@ class NamespaceRemoval:
 
     async def _bury(self, namespace: Namespace, keys: list[str]) -> None:
         def decide(_: Envelope | None) -> Decision:
-            edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+            edits = Edits(self._core, namespace)
             unreadable: dict[RowName, NewRecord] = {}
             now = self._runtime.clock.now()
             for key in keys:

@@ -9,17 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from zstor_local.errors import AlreadyExists
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope
-from zstor_local.runtime import Runtime
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits, Object
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.links import rename_links, unlink
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
 from zstor_local.store.writes import check_version
 
@@ -29,22 +27,13 @@ Change = Callable[[Edits, Object], None]
 class Renaming:
     """The use cases. Both replace what has the new key, unless it is `exclusive`; to the key that it has already nothing happens."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        *,
-        on_garbage: Callable[[], None],
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, freeing: Freeing) -> None:
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._committer = core.committer
         self._namespaces = namespaces
-        self._sealer = sealer
-        self._on_garbage = on_garbage
+        self._freeing = freeing
 
     async def rename(self, name: ObjectName, new_key: str, if_version: Version | None, caller: Caller, *, exclusive: bool) -> Stored:
         """The object has another key from now on; its version, times, references and place in its list stay."""
@@ -88,7 +77,7 @@ class Renaming:
             raise no_key(name)
 
         def decide(target: Envelope | None) -> Decision:
-            edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+            edits = Edits(self._core, namespace)
             source = edits.find(name.key)
             if source is None:
                 raise no_key(name)
@@ -103,8 +92,8 @@ class Renaming:
 
         caller.begin_commit()
         committed = await self._committer.commit(namespace.id, new_key, decide)
-        self._on_garbage()
+        self._freeing.wake()
         envelope = committed.envelope or self._metastore.get(namespace.id, new_key)
         if envelope is None:
             raise no_key(ObjectName(name.namespace, new_key))
-        return with_debts(self._metastore, Stored(name.namespace, open_object(self._sealer, envelope), envelope))
+        return with_debts(self._metastore, Stored(name.namespace, open_object(self._core.sealer, envelope), envelope))

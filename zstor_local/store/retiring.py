@@ -13,14 +13,11 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord, ZstorError
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import ID_BYTES, NamespaceId
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.pool import ShardPool
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.storewide import StoredRow, StoreWide
 
 TABLE: Final = "retire"  # of store-wide rows, by the id of a namespace that is no more
@@ -40,11 +37,11 @@ def still_there(shards: Sequence[int]) -> bytes:
 class Retiring:
     """One task for a store."""
 
-    def __init__(self, runtime: Runtime, metastore: Metastore, pool: ShardPool, committer: Committer, rows: StoreWide) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+    def __init__(self, core: Core, rows: StoreWide) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
         self._rows = rows
 
     async def run(self) -> None:

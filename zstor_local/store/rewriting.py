@@ -6,28 +6,27 @@ far it has come is a row of the store, so that a rewrite which a stop or crash b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 
 from zstor_local.errors import Busy, Conflict, CorruptRecord, NotFound, Unreadable
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId, ObjectName
 from zstor_local.model.record import Envelope, ObjectRecord
-from zstor_local.runtime import Buffer, Runtime
+from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.coding import Coded
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits
 from zstor_local.store.errorgroups import single
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.namespaces import REWRITE_TABLE, Namespace, Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.reading import stretch
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import BytesSource, ChannelSource
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
@@ -49,27 +48,15 @@ class Rewritten:
 class Rewriting:
     """The use case. What others write meanwhile has the new policy and a key of its own already."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        rows: StoreWide,
-        objects: Objects,
-        *,
-        on_garbage: Callable[[], None],
-    ) -> None:
-        """`on_garbage` is called when there is something to free."""
-        self._on_garbage = on_garbage
-        self._runtime = runtime
-        self._metastore = metastore
-        self._committer = committer
+    def __init__(self, core: Core, namespaces: Namespaces, rows: StoreWide, objects: Objects, freeing: Freeing) -> None:
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._committer = core.committer
         self._namespaces = namespaces
-        self._sealer = sealer
         self._rows = rows
         self._objects = objects
+        self._freeing = freeing
 
     async def rewrite(self, name: str, caller: Caller) -> Rewritten:
         """Write every object of the namespace again, durable each for itself; goes on where an earlier one was broken off."""
@@ -125,7 +112,7 @@ class Rewriting:
             await self._committer.commit(
                 namespace.id, stored.record.key, lambda current: self._decide(current, stored, namespace, coded)
             )
-            self._on_garbage()
+            self._freeing.wake()
 
         if stored.record.small:
             await self._objects.store(namespace, BytesSource(await self._objects.read(stored)), publish, Nobody())
@@ -146,7 +133,7 @@ class Rewriting:
     def _decide(self, current: Envelope | None, stored: Stored, namespace: Namespace, coded: Coded) -> Decision:
         if current is None or current.version != stored.version:
             raise Conflict("the key has left that version behind", current=None if current is None else current.version.hex())
-        edits = Edits(self._committer, self._metastore, self._sealer, namespace)
+        edits = Edits(self._core, namespace)
         for key in self._committer.view.named(namespace.id, stored.version):
             found = edits.find(key)
             if found is not None and found.version == stored.version:

@@ -18,23 +18,21 @@ import trio
 from zstor_local import limits
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import CorruptRecord, ZstorError
-from zstor_local.metastore.base import Metastore, Row
+from zstor_local.metastore.base import Row
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import StoreRecord
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.checking import Checked
 from zstor_local.store.collect import Collect, Collected
 from zstor_local.store.copies import CopyCheck
+from zstor_local.store.core import Core
 from zstor_local.store.create import STORE_ROW
 from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import Pace
 from zstor_local.store.scrubrow import Found, ScrubRow
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored, open_object
 from zstor_local.store.storewide import StoreWide
@@ -73,30 +71,26 @@ class Scrub:
 
     def __init__(
         self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
+        core: Core,
         namespaces: Namespaces,
-        sealer: RecordSealer,
         rows: StoreWide,
         config: ScrubConfig,
         *,
         health: Health,
         mending: Mending,
-        copies: CopyCheck,
         collect: Collect,
     ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
         self._rows = rows
         self._config = config
         self._health = health
         self._mending = mending
-        self._copies = copies
         self._collect = collect
+        self._copies = CopyCheck(core, namespaces.ids)
         self._row = self._load()
         self._created = self._store_created()
         self._pace = Pace(config.rate)

@@ -7,18 +7,15 @@ from dataclasses import replace
 
 import trio
 
-from zstor_local.coding.keys import KeyHasher
 from zstor_local.errors import NotFound
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
-from zstor_local.shards.pool import Absent, ShardPool
+from zstor_local.shards.pool import Absent
 from zstor_local.store.change import Decision, NewRecord
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.create import SHARDS_ROW
 from zstor_local.store.places import Places
 from zstor_local.store.presence import NEW
-from zstor_local.store.sealing import RecordSealer
 
 Extra = Callable[[], Decision]  # what is committed together with a new list; called in the committer's thread
 
@@ -26,15 +23,13 @@ Extra = Callable[[], Decision]  # what is committed together with a new list; ca
 class ShardList:
     """What is committed of it, and the pool made what it says."""
 
-    def __init__(
-        self, metastore: Metastore, pool: ShardPool, places: Places, committer: Committer, sealer: RecordSealer, hasher: KeyHasher
-    ) -> None:
-        self._metastore = metastore
-        self._pool = pool
+    def __init__(self, core: Core, places: Places) -> None:
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
+        self._hasher = core.hasher
         self._places = places
-        self._committer = committer
-        self._sealer = sealer
-        self._hasher = hasher
 
     @property
     def record(self) -> ShardsRecord:

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from zstor_local.coding.keys import KeyHasher
 from zstor_local.config import Config
 from zstor_local.errors import IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
     Garbage,
-    Metastore,
     MetastoreDamaged,
 )
-from zstor_local.metastore.routed import RoutedMetastore
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.log_index import LogIndex
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision
 from zstor_local.store.collect import Collect
-from zstor_local.store.committer import Committer
 from zstor_local.store.compaction import Compaction
-from zstor_local.store.copies import CopyCheck
+from zstor_local.store.core import Core
 from zstor_local.store.counting import recount
 from zstor_local.store.departures import Departures
 from zstor_local.store.draining import Drain
@@ -43,17 +36,16 @@ from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.objects import Objects
 from zstor_local.store.places import Places
+from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence
+from zstor_local.store.reads import OnBadShares
 from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
 from zstor_local.store.retiring import Retiring
 from zstor_local.store.rewriting import Rewriting
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.scrub import Scrub
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shard_list import ShardList
-from zstor_local.store.shares import ShareState
-from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
 from zstor_local.store.strays import Strays
 from zstor_local.store.warnings import shard_warnings
@@ -81,94 +73,49 @@ class ShardStatus:
 class Store:
     """The parts of an open store, wired up."""
 
-    def __init__(
-        self, runtime: Runtime, config: Config, metastore: Metastore, pool: ShardPool, places: Places, index: LogIndex,
-        sealer: RecordSealer, hasher: KeyHasher, read_only: str | None,
-    ) -> None:  # fmt: skip
-        self.runtime = runtime
+    def __init__(self, core: Core, config: Config, places: Places, index: LogIndex, read_only: str | None) -> None:
+        self.core = core
+        self.runtime = runtime = core.runtime
+        self.metastore = metastore = core.metastore
+        self.reading = core.reading
+        self.pool = pool = core.pool
+        self.committer = core.committer
+        self.sealer = sealer = core.sealer
         self.config = config
-        self.metastore = metastore
-        self.pool = pool
         self.places = places
         self.index = index
-        self.sealer = sealer
-        self.read_only = read_only
+        self.read_only = self.committer.failure = read_only
         self.jobs = Jobs(runtime)
-        self.committer = Committer(runtime, metastore, pool, index, sealer)
-        if read_only is not None:
-            self.committer.failure = read_only
-        self.rows = StoreWide(runtime, metastore, self.committer, pool, sealer, hasher)
-        self.reading = RoutedMetastore(metastore)  # other users' namespaces beside our own
-        self.namespaces = Namespaces(
-            runtime, self.reading, self.committer, pool, sealer, hasher, self.rows, config.policy, places.on_servers
-        )  # fmt: skip
-        self.free_space = FreeSpace(runtime, config.store, pool, lambda: self.compaction.wake())
+        self.rows = StoreWide(core)
+        self.namespaces = Namespaces(core, self.rows, config.policy, places.on_servers)
+        self.free_space = FreeSpace(runtime, config.store, pool, on_full=lambda: self.compaction.wake())
+        self.freeing = Freeing(core, lambda row: self.shares_health.is_needless(row))
+        self.compaction = Compaction(core, self.freeing)
+        self.shares_health = Health(core, self.namespaces, self.freeing, self.free_space)
+        placing = Placing(pool, self.namespaces, self.free_space, config.write_quorum)
         self.objects = Objects(
-            runtime,
-            self.reading,
-            pool,
-            self.committer,
-            self.namespaces,
-            sealer,
-            write_quorum=config.write_quorum,
-            free_space=self.free_space,
-            on_garbage=lambda: self.freeing.wake(),
-            on_released=lambda version: self.freeing.released(version),
-            on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states),
+            core, self.namespaces, self.freeing, placing, on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states)
         )
-        self.freeing = Freeing(
-            runtime, metastore, pool, self.committer, self.objects.leased, lambda row: self.shares_health.is_needless(row)
-        )
-        self.shares_health = Health(
-            runtime,
-            metastore,
-            pool,
-            self.committer,
-            self.namespaces,
-            sealer,
-            full=self.free_space.full_shards,
-            lease=self.objects.lease,
-            freeing=self.freeing.lock,
-            on_garbage=self.freeing.wake,
-        )
-        self.removal = NamespaceRemoval(runtime, metastore, pool, self.committer, self.namespaces, sealer, on_garbage=self.freeing.wake)
-        self.retiring = Retiring(runtime, metastore, pool, self.committer, self.rows)
-        self.rewriting = Rewriting(
-            runtime, metastore, self.committer, self.namespaces, sealer, self.rows, self.objects, on_garbage=self.freeing.wake
-        )
-        self.mending = Mending(
-            metastore, pool, self.committer, self.namespaces, self.shares_health, self.free_space.full_shards, self.objects.find
-        )
-        self.presence = Presence(
-            runtime, metastore, pool, self.committer, sealer, open_shard=places.open, on_return=self._shards_returned
-        )
-        self.rotation = Rotation(runtime, config.master_key_file, metastore, pool, self.committer, sealer, hasher, self.jobs)
-        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending)
-        self.collect = Collect(runtime, metastore, pool, self.committer, sealer, self._strays, self.freeing)
-        self.scrub = Scrub(
-            runtime,
-            metastore,
-            pool,
-            self.namespaces,
-            sealer,
-            self.rows,
-            config.scrub,
-            health=self.shares_health,
-            mending=self.mending,
-            copies=CopyCheck(runtime, metastore, sealer, self.namespaces.ids),
-            collect=self.collect,
-        )
-        self.compaction = Compaction(
-            runtime, metastore, pool, self.committer, sealer, leased=self.objects.leased, on_room=self.freeing.wake
-        )
-        drain = Drain(runtime, metastore, pool, self.committer, self.namespaces, sealer, self.rows, self.shares_health, self.freeing)
-        shard_list = ShardList(metastore, pool, places, self.committer, sealer, hasher)
-        self.departures = Departures(runtime, metastore, places, self.committer, shard_list, drain, self.jobs)
-        self.membership = Membership(
-            runtime, config.store, metastore, pool, places, self.committer, self.namespaces, sealer, self.presence, shard_list,
-            self.departures, on_change=self._shards_returned,
+        self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects)
+        self.on_bad_shares: OnBadShares = self.mending.suspect
+        self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
+        self.retiring = Retiring(core, self.rows)
+        self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.freeing)
+        self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned)
+        self.rotation = Rotation(
+            runtime, config.master_key_file, metastore, pool, self.committer, sealer, core.hasher, self.jobs
         )  # fmt: skip
-        self.on_bad_shares: Callable[[Stored, Mapping[int, ShareState]], None] = self.mending.suspect
+        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending)
+        self.collect = Collect(core, self._strays, self.freeing)
+        self.scrub = Scrub(
+            core, self.namespaces, self.rows, config.scrub, health=self.shares_health, mending=self.mending, collect=self.collect
+        )
+        drain = Drain(core, self.namespaces, self.rows, self.shares_health, self.freeing)
+        shard_list = ShardList(core, places)
+        self.departures = Departures(core, places, shard_list, drain, self.jobs)
+        self.membership = Membership(
+            core, places, self.namespaces, self.presence, shard_list, self.departures, on_change=self._shards_returned
+        )
 
     def _strays(self) -> Strays:
         ours = {*self.namespaces.ids()}  # now: threads that ask for one would bring the gate of a namespace into being twice

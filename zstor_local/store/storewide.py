@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local import limits
-from zstor_local.coding.keys import KeyHasher
 from zstor_local.errors import Conflict, TooLarge
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import Record, RowRecord
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord, RowName
-from zstor_local.store.committer import Committer
-from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.core import Core
 
 _PREFIX: Final = "row/"
 
@@ -41,15 +36,13 @@ Change = Callable[[StoredRow | None], bytes | None]
 class StoreWide:
     """The rows of one store. Tables are words of the program, without a slash; names are any text."""
 
-    def __init__(
-        self, runtime: Runtime, metastore: Metastore, committer: Committer, pool: ShardPool, sealer: RecordSealer, hasher: KeyHasher
-    ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._committer = committer
-        self._pool = pool
-        self._sealer = sealer
-        self._hasher = hasher
+    def __init__(self, core: Core) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._committer = core.committer
+        self._pool = core.pool
+        self._sealer = core.sealer
+        self._hasher = core.hasher
 
     def get(self, table: str, name: str) -> StoredRow | None:
         """The row as last committed."""

@@ -13,12 +13,11 @@ from typing import Final
 import trio
 
 from zstor_local.errors import Conflict, CorruptRecord
-from zstor_local.metastore.base import Metastore
 from zstor_local.model.ids import ObjectName
 from zstor_local.model.record import ObjectRecord
+from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.stored import Stored, no_key, stored_row
 
 LOOKS: Final = 10  # at a link that changes each time
@@ -68,10 +67,10 @@ class Position:
 class Walk:
     """The use case."""
 
-    def __init__(self, metastore: Metastore, namespaces: Namespaces, sealer: RecordSealer) -> None:
-        self._metastore = metastore
+    def __init__(self, core: Core, namespaces: Namespaces) -> None:
+        self._metastore = core.reading
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
 
     async def along(self, name: ObjectName, route: Route, position: Position | None = None) -> AsyncGenerator[Stored, None]:
         """The objects of the range from this key on (NotFound if it is not there), or from behind a position.

@@ -12,11 +12,10 @@ import trio
 from zstor_local import limits
 from zstor_local.coding.keys import KEY_BYTES
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
-from zstor_local.metastore.base import Debt, Garbage, Intent, Metastore, Owed
+from zstor_local.metastore.base import Debt, Garbage, Intent, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
 from zstor_local.model.record import Envelope, ObjectRecord, is_small
-from zstor_local.runtime import Buffer, Runtime
-from zstor_local.shards.pool import ShardPool
+from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Committed, Decision
 from zstor_local.store.coding import (
@@ -30,15 +29,15 @@ from zstor_local.store.coding import (
     new_version,
     watch_nothing,
 )
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.later import Later
 from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.lost import bury
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.placing import Placing
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
 from zstor_local.store.stream_budget import StreamBudget
@@ -67,32 +66,21 @@ class WriteOptions:
 
 
 class ObjectWriter:
-    """The use cases that change objects. `on_garbage` is called when there is something to free."""
+    """The use cases that change objects."""
 
     def __init__(
-        self,
-        runtime: Runtime,
-        metastore: Metastore,
-        pool: ShardPool,
-        committer: Committer,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        scratches: ScratchPool,
-        streams: StreamBudget,
-        *,
-        placing: Placing,
-        on_garbage: Callable[[], None],
+        self, core: Core, namespaces: Namespaces, freeing: Freeing, scratches: ScratchPool, streams: StreamBudget, placing: Placing
     ) -> None:
-        self._runtime = runtime
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
+        self._core = core
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
         self._namespaces = namespaces
-        self._sealer = sealer
+        self._freeing = freeing
         self._scratches = scratches
         self._streams = streams
         self._placing = placing
-        self._on_garbage = on_garbage
 
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
         """Store the bytes as the key's new version; durable when this returns. On any error the old version stays as it was."""
@@ -183,7 +171,7 @@ class ObjectWriter:
         """NotEnoughShards or NoSpace if too few shards can take a new version."""
         version = new_version(self._runtime)
         placement, refused = self._placing.place(namespace, version)
-        return Planned(self._sealer.store_id, namespace, version, placement, refused, self._placing.quorum(namespace))
+        return Planned(self._core.sealer.store_id, namespace, version, placement, refused, self._placing.quorum(namespace))
 
     async def _write_large(
         self,
@@ -227,7 +215,7 @@ class ObjectWriter:
             await self._committer.commit(planned.namespace.id, "", decide)
         except ZstorError:
             return
-        self._on_garbage()
+        self._freeing.wake()
 
     def _publish(self, namespace: Namespace, name: ObjectName, coded: Coded, options: WriteOptions, caller: Caller) -> Later[Stored]:
         """Commit a coded object as the key's new version: the moment the write happens."""
@@ -259,7 +247,7 @@ class ObjectWriter:
 
         def stored(committed: Committed) -> Stored:
             if replaced:
-                self._on_garbage()
+                self._freeing.wake()
             if published is None or committed.envelope is None:
                 raise AssertionError("a committed write has a record")
             shares_owed = {*committed.shares_owed, *self._owed(coded).values()}
@@ -302,7 +290,7 @@ class ObjectWriter:
         return replace(change, intents_done=unwanted.intents_done, garbage=[*change.garbage, *unwanted.garbage])
 
     def _edits(self, namespace: Namespace, look: Look | None = None) -> Edits:
-        return Edits(self._committer, self._metastore, self._sealer, namespace, look)
+        return Edits(self._core, namespace, look)
 
     async def delete(self, name: ObjectName, if_version: Version | None, caller: Caller, sealed: Stored | None = None) -> int:
         """Bury the key and join its neighbours; durable when this returns. Returns how many shards still have to be told.
@@ -326,7 +314,7 @@ class ObjectWriter:
 
         caller.begin_commit()
         committed = await self._committer.commit(namespace.id, name.key, decide)
-        self._on_garbage()
+        self._freeing.wake()
         return len(committed.owed)
 
     def _check_conditions(self, current: Envelope | None, options: WriteOptions) -> None:

@@ -38,7 +38,7 @@ class ChangesPage(TypedDict):
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
     names = Names(store)
-    use = Changes(store.reading, store.namespaces, store.sealer)
+    use = Changes(store.core, store.namespaces)
 
     @registry.method("object.changes", errors=[CorruptRecord, Busy, ShuttingDown])
     async def changes(

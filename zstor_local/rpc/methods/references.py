@@ -45,7 +45,7 @@ class Referring(TypedDict):
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
     names = Names(store)
-    use = References(store.runtime, store.reading, store.committer, store.namespaces, store.sealer)
+    use = References(store.core, store.namespaces)
 
     @registry.method("reference.append", errors=CHANGE_ERRORS)
     async def append(

@@ -25,7 +25,7 @@ ERRORS: Final[Failures] = [NotFound, AlreadyExists, Conflict, CorruptRecord, Per
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
     names = Names(store)
-    use = Renaming(store.runtime, store.metastore, store.committer, store.namespaces, store.sealer, on_garbage=store.freeing.wake)
+    use = Renaming(store.core, store.namespaces, store.freeing)
 
     @registry.method("object.rename", errors=ERRORS)
     async def rename(

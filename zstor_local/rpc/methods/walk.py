@@ -50,7 +50,7 @@ class WalkPage(TypedDict):
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
     names = Names(store)
-    use = Walk(store.reading, store.namespaces, store.sealer)
+    use = Walk(store.core, store.namespaces)
     streams = Streams(store.runtime.randomness)
 
     @registry.method("object.walk", errors=ERRORS)
