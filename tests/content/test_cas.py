@@ -28,11 +28,11 @@ from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Source
 from zstor_local.store.reading import whole
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource, FileSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import Source
 
 ALICE, BOB = Owner("alice", "her photos"), Owner("bob")
 SMALL, LARGE = 10_000, 3 * LEAF_BYTES + 7

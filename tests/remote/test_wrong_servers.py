@@ -98,7 +98,7 @@ async def test_a_killed_and_a_stopped_server_harm_nobody(tmp_path: Path) -> None
             written = await put(store, "later", LARGE)
             assert written.owed == 2
             assert await get(store, "later") == LARGE
-            await store.objects.delete(name("small"), None, Nobody())
+            await store.writer.delete(name("small"), None, Nobody())
         stopped.signal(signal.SIGCONT)
         again = type(killed)(killed.data, [tmp_path / "trust.json"], f"unix:{killed.socket}")
         try:

@@ -29,12 +29,12 @@ from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.server import Server
 from zstor_local.rpc.streams import Opened, Streams
 from zstor_local.store.caller import Caller
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.paths import Paths
 from zstor_local.store.protected import Protected
 from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import StreamSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 from zstor_local.system import RealClientFiles
 
 PIECE = limits.STREAM_MESSAGE_BYTES

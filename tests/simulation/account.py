@@ -9,10 +9,11 @@ from zstor_local.errors import NotFound, OutcomeUnknown, ZstorError
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import NO_VERSION
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Source, Stored, WriteOptions
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import Source, WriteOptions
 
 Value = bytes | None  # None: the key is not there
 
@@ -101,7 +102,7 @@ class Client:
         """Write the bytes, which come as a value or from `source`."""
         attempt = self.account.begin(key, data)
         try:
-            stored = await self.store.objects.write(name(key), source or BytesSource(data), options or WriteOptions(), Nobody())
+            stored = await self.store.writer.write(name(key), source or BytesSource(data), options or WriteOptions(), Nobody())
         except ZstorError as error:
             return self._failed(attempt, error)
         self.account.done(attempt)
@@ -110,7 +111,7 @@ class Client:
     async def delete(self, key: str, if_version: Version | None = None) -> int | ZstorError:
         attempt = self.account.begin(key, None)
         try:
-            owed = await self.store.objects.delete(name(key), if_version, Nobody())
+            owed = await self.store.writer.delete(name(key), if_version, Nobody())
         except ZstorError as error:
             return self._failed(attempt, error)
         self.account.done(attempt)

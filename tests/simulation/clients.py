@@ -17,13 +17,13 @@ from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, NotFound,
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.store.caller import Nobody
 from zstor_local.store.links import Previous
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import stretch, whole
 from zstor_local.store.references import References
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 CLIENTS: Final = 4
 OTHER: Final = "other"  # the namespace that is removed now and then
@@ -206,7 +206,7 @@ class Clients:
         if kind == "get":
             await self._get(store, name, operation)
         elif kind in ("delete", "delete if"):
-            await store.objects.delete(name, version, nobody)
+            await store.writer.delete(name, version, nobody)
         elif kind == "rename":
             await renaming(store).rename(name, operation.other, None, nobody, exclusive=False)
         elif kind == "copy":
@@ -225,8 +225,8 @@ class Clients:
                 previous=Previous(operation.other) if kind == "link" else None,
             )
             data = self._bytes(operation.number)
-            at_once = store.objects.write_value(name, data, options, nobody) if self._draw.random() < 0.5 else None
-            stored = await (at_once or store.objects.write(name, BytesSource(data), options, nobody))
+            at_once = store.writer.write_value(name, data, options, nobody) if self._draw.random() < 0.5 else None
+            stored = await (at_once or store.writer.write(name, BytesSource(data), options, nobody))
             self._versions[operation.number] = stored.version
 
     async def _get(self, store: Store, name: ObjectName, operation: Operation) -> None:
@@ -309,7 +309,7 @@ class Clients:
                 doubtful = [each for each in self._unsettled if self._spaces[each.number] == name.namespace and each.kind != "get"]
                 if name.key not in {key for each in doubtful for key in (each.key, each.other)}:
                     raise BadState(f"{name} cannot be read any more: {error}") from error
-                await store.objects.delete(name, None, Nobody())
+                await store.writer.delete(name, None, Nobody())
 
     async def _lists(self, store: Store, space: str, rows: Mapping[str, Row]) -> None:
         if store.namespaces.find(space) is None:

@@ -25,12 +25,12 @@ from zstor_local.model.ids import ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.faults import StoreFault
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 PATIENCE: Final = 10_000.0  # seconds in which upkeep comes to its end when nothing fails
 
@@ -96,7 +96,7 @@ async def goes_on(ground: Ground, store: Store) -> None:
     """The store takes a write, or refuses it where it has too few shards for one."""
     enough = len(store.places.record.shards) >= ground.house.policy.write_quorum
     try:
-        await store.objects.write(ObjectName("default", "last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
+        await store.writer.write(ObjectName("default", "last"), BytesSource(b"life goes on"), WriteOptions(), Nobody())
     except NotEnoughShards as error:
         if enough:
             raise BadState(f"the store takes no writes any more: {error}") from error

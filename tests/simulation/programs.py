@@ -13,8 +13,8 @@ from tests.simulation.house import House, policy
 from tests.simulation.outcomes import ALL
 from tests.simulation.sweep import Program, Run, base, live, nothing, rehearse
 from zstor_local.store.links import Previous
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.sources import FileSource
+from zstor_local.store.writes import WriteOptions
 
 TOGETHER: Final = House(policy(2, 3), 3)  # one ext4: syncfs for a group
 APART: Final = House(policy(2, 3), 3, kind="xfs")  # a disk for each shard: fdatasync for each log

@@ -27,12 +27,13 @@ from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.segment import HEADER_BYTES, BadSegment, Freed, SegmentHeader, scan_segment
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.shares import ShareBad, VersionShares
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 HOUSE = House(policy(3, 5), 5, kind="xfs")
 PADDED = House(replace(Policy(2, 3, chunk_size=256 * limits.KIB), padding="padme"), 3, kind="xfs")
@@ -83,7 +84,7 @@ def scene(house: House) -> Scene:
             stored = [await put(store, "chunks", text[:700_000]), await put(store, "one", random.Random(1).randbytes(13_001))]
             await put(store, "small", b"some bytes")
             await put(store, "gone", b"some other bytes")
-            await store.objects.delete(name("gone"), None, Nobody())
+            await store.writer.delete(name("gone"), None, Nobody())
             await put(store, "with all", b"x", WriteOptions(references=("a", "b"), user={"type": "file"}))
             await trio.testing.wait_all_tasks_blocked()
             found.sealer = store.sealer
@@ -108,7 +109,7 @@ def written(data: bytearray) -> bytearray:
 
 
 async def put(store: Store, key: str, data: bytes, options: WriteOptions | None = None) -> Stored:
-    return await store.objects.write(name(key), BytesSource(data), options or WriteOptions(), Nobody())
+    return await store.writer.write(name(key), BytesSource(data), options or WriteOptions(), Nobody())
 
 
 def share_files(

@@ -15,9 +15,9 @@ from tests.simulation.sweep import opened
 from tests.simulation.world import run
 from zstor_local.errors import Conflict, ZstorError
 from zstor_local.store.links import Previous
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.store import Store
 from zstor_local.store.walk import Route, Walk
+from zstor_local.store.writes import WriteOptions
 
 HOUSE: Final = House(policy(2, 3), 3)
 KEYS: Final = st.sampled_from("abcde")

@@ -24,10 +24,11 @@ from zstor_local.errors import Unreadable
 from zstor_local.model.ids import ObjectName, ShareId
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 CODES = [(k, m) for m in range(1, 9) for k in range(1, m + 1)]
 SMALL = value(700, 1)
@@ -53,7 +54,7 @@ def in_store(house: House, work: Callable[[World, Store], Awaitable[None]]) -> N
 
 
 async def put(store: Store, key: str, data: bytes, namespace: str = "default") -> Stored:
-    return await store.objects.write(ObjectName(namespace, key), BytesSource(data), WriteOptions(), Nobody())
+    return await store.writer.write(ObjectName(namespace, key), BytesSource(data), WriteOptions(), Nobody())
 
 
 def place(world: World, store: Store, stored: Stored, index: int) -> tuple[str, int, int]:

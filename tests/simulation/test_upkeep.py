@@ -34,11 +34,11 @@ from zstor_local.model.ids import ObjectName
 from zstor_local.runtime import read_exactly, sync_directory, write_all
 from zstor_local.store.caller import Nobody
 from zstor_local.store.health import Health
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.pace import unpaced
 from zstor_local.store.reading import stretch
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 DEPTH: Final = Depth(1, torn=False)
 LONG: Final = Depth(0, killed=False, torn=False)  # for what is made of many steps, most of which only look
@@ -84,7 +84,7 @@ OTHER: Final = {"small": SMALL, "large": LARGE}
 
 async def put_elsewhere(client: Client) -> None:
     for key, data in OTHER.items():
-        await client.store.objects.write(ObjectName("other", key), BytesSource(data), WriteOptions(), Nobody())
+        await client.store.writer.write(ObjectName("other", key), BytesSource(data), WriteOptions(), Nobody())
 
 
 async def remove_namespace(client: Client) -> None:

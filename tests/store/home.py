@@ -28,11 +28,12 @@ from zstor_local.runtime import Buffer, Files, Runtime
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
-from zstor_local.store.objects import Source, Stored, WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.reading import stretch
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import Source, WriteOptions
 
 CHUNK: Final = 256 * limits.KIB
 SMALL_AND_LARGE: Final = (10_000, 700_000)  # an object whose shares are log entries, and one with share files of three chunks
@@ -163,7 +164,7 @@ async def put(
     caller: Caller | None = None,
 ) -> Stored:
     source = BytesSource(data) if isinstance(data, bytes) else data
-    return await store.objects.write(name(key, namespace), source, options or WriteOptions(), caller or Nobody())
+    return await store.writer.write(name(key, namespace), source, options or WriteOptions(), caller or Nobody())
 
 
 async def get(store: Store, key: str, *, namespace: str = "default", offset: int | None = None, length: int | None = None) -> bytes:
@@ -172,7 +173,7 @@ async def get(store: Store, key: str, *, namespace: str = "default", offset: int
 
 
 async def delete(store: Store, key: str, *, namespace: str = "default") -> int:
-    return await store.objects.delete(name(key, namespace), None, Nobody())
+    return await store.writer.delete(name(key, namespace), None, Nobody())
 
 
 async def keys(

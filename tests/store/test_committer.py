@@ -31,8 +31,9 @@ from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import log_index
 from zstor_local.store import committer, publishing
 from zstor_local.store.change import Decision
-from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 
 class Gate:

@@ -17,10 +17,11 @@ from zstor_local.errors import Unreadable
 from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import FileSink
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 
 @pytest.fixture

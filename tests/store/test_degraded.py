@@ -13,8 +13,8 @@ from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknow
 from zstor_local.metastore.base import Owed
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 
 @pytest.fixture(autouse=True)

@@ -246,13 +246,13 @@ async def test_what_goes_wrong_after_the_commit_of_a_large_write_frees_nothing(h
         async def publish(coded: Coded) -> None:
             def decide(_: Envelope | None) -> Decision:
                 edits = Edits(store.core, namespace)
-                return store.objects.put(namespace, edits, coded, coded.record("a", namespace.policy, 1, 1), 1)
+                return store.writer.put(namespace, edits, coded, coded.record("a", namespace.policy, 1, 1), 1)
 
             await store.committer.commit(namespace.id, "a", decide)
             raise Conflict("something that comes afterwards")
 
         with pytest.raises(Conflict):
-            await store.objects.store(namespace, BytesSource(content(1, 700_000)), publish, Nobody())
+            await store.writer.store(namespace, BytesSource(content(1, 700_000)), publish, Nobody())
         await freed(store)
         assert await get(store, "a") == content(1, 700_000)
 

@@ -26,9 +26,10 @@ from zstor_local.store.departures import Departures
 from zstor_local.store.draining import Drain
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.later import Later
-from zstor_local.store.objects import Stored, WriteOptions
 from zstor_local.store.placing import NONE_REFUSED, Placing
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 FORCE = pytest.mark.parametrize("force", [False, True], ids=["drained", "by force"])
 
@@ -165,7 +166,7 @@ async def test_a_write_that_would_come_into_one_group_with_the_list_is_safe_or_r
 
         def write() -> None:
             if not outcomes and store.pool.draining:
-                later = store.objects.write_value(name("a"), content(1, 10_000), WriteOptions(), Nobody())
+                later = store.writer.write_value(name("a"), content(1, 10_000), WriteOptions(), Nobody())
                 assert later is not None
                 outcomes.append(later)
 

@@ -18,11 +18,11 @@ from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 from zstor_local.system import RealFiles
 
 

@@ -13,8 +13,8 @@ from zstor_local.metastore.base import Owed
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import ObjectRecord
 from zstor_local.store.links import Previous
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 
 def behind(previous: str) -> WriteOptions:

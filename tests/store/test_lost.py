@@ -8,9 +8,9 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from zstor_local.errors import Conflict, NotFound
 from zstor_local.store.caller import Nobody
 from zstor_local.store.links import Previous
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.writes import WriteOptions
 
 
 def forget(store: Store, key: str) -> None:
@@ -58,7 +58,7 @@ async def test_a_repair_mends_its_shares_and_makes_no_record(home: Home, size: i
 async def test_a_delete_buries_it_for_ever_and_frees_its_shares(home: Home, size: int) -> None:
     async with home.open() as store:
         sealed = await lost(store, "a", size)
-        assert await store.objects.delete(name("a"), sealed.version, Nobody(), sealed) == 0
+        assert await store.writer.delete(name("a"), sealed.version, Nobody(), sealed) == 0
         await freed(store)
         assert len(home.share_files()) + small_shares(store) == 0
         namespace = store.namespaces.find("default")
@@ -68,7 +68,7 @@ async def test_a_delete_buries_it_for_ever_and_frees_its_shares(home: Home, size
         for shard in store.pool.opened():
             assert tombstone in [entry.entry.envelope for entry in shard.scan()]
         with pytest.raises(NotFound):
-            await store.objects.delete(name("a"), sealed.version, Nobody(), sealed)
+            await store.writer.delete(name("a"), sealed.version, Nobody(), sealed)
         with pytest.raises(Conflict):
             await store.shares_health.repair(sealed, Nobody())
 
@@ -80,7 +80,7 @@ async def test_its_neighbours_in_a_list_are_joined(home: Home) -> None:
         await put(store, "c", b"3", WriteOptions(previous=Previous("b")))
         sealed = store.objects.from_seal(store.objects.find(name("b")).envelope.pack())
         forget(store, "b")
-        await store.objects.delete(name("b"), sealed.version, Nobody(), sealed)
+        await store.writer.delete(name("b"), sealed.version, Nobody(), sealed)
         assert store.objects.find(name("a")).record.next_key == "c"
         assert store.objects.find(name("c")).record.previous_key == "a"
 
@@ -90,7 +90,7 @@ async def test_a_copy_keeps_the_shares_of_what_is_buried(home: Home) -> None:
         sealed = await lost(store, "a", 700_000)
         other = await put(store, "b", content(2, 700_000))
         store.metastore._writer.execute("update record set version=? where name=?", (sealed.version, b"b"))  # type: ignore[attr-defined]
-        await store.objects.delete(name("a"), sealed.version, Nobody(), sealed)
+        await store.writer.delete(name("a"), sealed.version, Nobody(), sealed)
         await freed(store)
         assert len(home.share_files()) == 6
         assert other.version != sealed.version
@@ -102,11 +102,11 @@ async def test_a_key_that_has_moved_on_is_not_taken_for_lost(home: Home) -> None
         sealed = store.objects.from_seal(old.envelope.pack())
         await put(store, "a", content(2, 10_000))
         with pytest.raises(Conflict):
-            await store.objects.delete(name("a"), sealed.version, Nobody(), sealed)
+            await store.writer.delete(name("a"), sealed.version, Nobody(), sealed)
         with pytest.raises(Conflict):
             await store.shares_health.repair(sealed, Nobody())
         await delete(store, "a")
         with pytest.raises(NotFound):
-            await store.objects.delete(name("a"), sealed.version, Nobody(), sealed)
+            await store.writer.delete(name("a"), sealed.version, Nobody(), sealed)
         with pytest.raises(NotFound):
             await get(store, "a")

@@ -15,12 +15,12 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, get,
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, Incomplete, NotFound
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import FileSink, PipeSink
 from zstor_local.store.sources import BytesSource, FileSource, PipeSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 from zstor_local.system import RealFiles
 
 LARGEST_SMALL = 131_008  # bytes whose shares still are log entries with 2 of 3
@@ -225,8 +225,8 @@ async def test_a_delete_for_another_version_is_a_conflict(home: Home) -> None:
         first = await put(store, "a", b"1")
         second = await put(store, "a", b"2")
         with pytest.raises(Conflict):
-            await store.objects.delete(name("a"), first.version, Nobody())
-        await store.objects.delete(name("a"), second.version, Nobody())
+            await store.writer.delete(name("a"), first.version, Nobody())
+        await store.writer.delete(name("a"), second.version, Nobody())
 
 
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)
@@ -447,7 +447,7 @@ async def test_of_exclusive_writers_exactly_one_wins(home: Home) -> None:
 
     async def attempt(store: Store, number: int) -> None:
         try:
-            await store.objects.write(name("a"), BytesSource(b"%d" % number), WriteOptions(exclusive=True), Nobody())
+            await store.writer.write(name("a"), BytesSource(b"%d" % number), WriteOptions(exclusive=True), Nobody())
             won.append(number)
         except AlreadyExists:
             pass

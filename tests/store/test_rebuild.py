@@ -23,11 +23,11 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.caller import Nobody
 from zstor_local.store.engines import SqliteEngines
 from zstor_local.store.faults import StoreFault, StoreInUse
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.opening import open_store
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.rebuild.scratch import Scratch
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 from zstor_local.system import real_runtime
 
 

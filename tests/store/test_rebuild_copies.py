@@ -19,10 +19,10 @@ from zstor_local.model.storewide import StoreRecord, VoidRecord
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.create import STORE_ROW
 from zstor_local.store.faults import StoreFault
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.rebuild import gathering
 from zstor_local.store.rebuild.choosing import Voids
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 Say = Callable[[int, Envelope], Envelope]  # what a shard of this number says where that record lies
 

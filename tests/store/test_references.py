@@ -11,9 +11,9 @@ from zstor_local import limits
 from zstor_local.errors import Conflict, NotFound, TooLarge
 from zstor_local.metastore.base import Reference, Transaction
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.references import References
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 
 def use(store: Store) -> References:

@@ -16,9 +16,9 @@ from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
 from zstor_local.store.caller import Nobody
-from zstor_local.store.objects import Stored
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 
 
 def use(store: Store) -> Renaming:

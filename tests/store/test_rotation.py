@@ -20,10 +20,10 @@ from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.metadata import describe
-from zstor_local.store.objects import WriteOptions
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.store import Store
 from zstor_local.store.unlocking import KEYS_ROW
+from zstor_local.store.writes import WriteOptions
 
 
 def key_of(home: Home) -> MasterKey:

@@ -18,9 +18,9 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.unixfs import LEAF_BYTES, Node
 from zstor_local.store.caller import Caller, Nobody
-from zstor_local.store.objects import Source
 from zstor_local.store.reading import stretch, whole
 from zstor_local.store.store import Store
+from zstor_local.store.writes import Source
 
 __all__ = ["Cas", "Content", "Expected", "Owner", "Uploaded"]
 

@@ -24,8 +24,8 @@ from zstor_local.store.change import Decision
 from zstor_local.store.coding import INLINE_CODING_BYTES, Coded
 from zstor_local.store.edits import Object
 from zstor_local.store.namespaces import Namespace
-from zstor_local.store.objects import DIGEST_PREFIX, Source
 from zstor_local.store.sources import BytesSource, FileSource
+from zstor_local.store.writes import DIGEST_PREFIX, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Uploads:
             return await self._publish(namespace, cid, coded, owner, caller)
 
         watching = _SecondHalf(caller) if isinstance(source, FileSource) else caller
-        return await self._store.objects.store(
+        return await self._store.writer.store(
             namespace, source, publish, watching, expected_size=expected.size, watch=leaves.watch(namespace.policy.chunk_size)
         )
 
@@ -131,11 +131,11 @@ class Uploads:
             if found is not None and found.version != bad:
                 new = False
                 edits.put(str(cid), found.version, _owned(found.record, owner, now))
-                return self._store.objects.discard(edits, coded, now)
+                return self._store.writer.discard(edits, coded, now)
             record = coded.record(str(cid), namespace.policy, now, now)
             if found is not None:
                 record = replace(record, created=found.record.created, references=found.record.references, user=found.record.user)
-            return self._store.objects.put(namespace, edits, coded, _owned(record, owner, now), now)
+            return self._store.writer.put(namespace, edits, coded, _owned(record, owner, now), now)
 
         caller.begin_commit()
         await self._store.committer.commit(namespace.id, str(cid), decide)

@@ -23,7 +23,7 @@ from zstor_local.store.core import Core
 from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.health import Health
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.objects import Objects
+from zstor_local.store.reads import Objects
 from zstor_local.store.several import for_each
 from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored

@@ -28,8 +28,8 @@ from zstor_local.store.stream_budget import StreamBudget
 OnBadShares = Callable[[Stored, Mapping[int, ShareState]], None]  # a version, and states by share index
 
 
-class ObjectFinder:
-    """The use cases that only look. What a read found bad goes to `on_bad_shares`."""
+class Objects:
+    """The use cases that only look; those that change objects are ObjectWriter's. What a read found bad goes to `on_bad_shares`."""
 
     def __init__(
         self,

@@ -25,11 +25,12 @@ from zstor_local.store.edits import Edits
 from zstor_local.store.errorgroups import single
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.namespaces import REWRITE_TABLE, Namespace, Namespaces
-from zstor_local.store.objects import Objects
 from zstor_local.store.reading import stretch
+from zstor_local.store.reads import Objects
 from zstor_local.store.sources import BytesSource, ChannelSource
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoreWide
+from zstor_local.store.writes import ObjectWriter
 
 BATCH: Final = 100  # keys between two notes of how far it is
 LOOKS: Final = 5  # at a key that others keep changing
@@ -48,7 +49,9 @@ class Rewritten:
 class Rewriting:
     """The use case. What others write meanwhile has the new policy and a key of its own already."""
 
-    def __init__(self, core: Core, namespaces: Namespaces, rows: StoreWide, objects: Objects, freeing: Freeing) -> None:
+    def __init__(
+        self, core: Core, namespaces: Namespaces, rows: StoreWide, objects: Objects, writer: ObjectWriter, freeing: Freeing
+    ) -> None:
         self._core = core
         self._runtime = core.runtime
         self._metastore = core.metastore
@@ -56,6 +59,7 @@ class Rewriting:
         self._namespaces = namespaces
         self._rows = rows
         self._objects = objects
+        self._writer = writer
         self._freeing = freeing
 
     async def rewrite(self, name: str, caller: Caller) -> Rewritten:
@@ -115,13 +119,13 @@ class Rewriting:
             self._freeing.wake()
 
         if stored.record.small:
-            await self._objects.store(namespace, BytesSource(await self._objects.read(stored)), publish, Nobody())
+            await self._writer.store(namespace, BytesSource(await self._objects.read(stored)), publish, Nobody())
             return
         source = ChannelSource()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pour, stored, source)
-                await self._objects.store(namespace, source, publish, Nobody())
+                await self._writer.store(namespace, source, publish, Nobody())
                 source.abandon()
         except BaseExceptionGroup as error:
             raise single(error) from None
@@ -141,7 +145,7 @@ class Rewriting:
         own = edits.find(stored.record.key)
         if own is None:
             raise AssertionError("a key that is at this version has a record")
-        return self._objects.put(namespace, edits, coded, own.record, self._runtime.clock.now())
+        return self._writer.put(namespace, edits, coded, own.record, self._runtime.clock.now())
 
 
 class _Poured:

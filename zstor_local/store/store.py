@@ -20,6 +20,7 @@ from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.store.change import Decision
+from zstor_local.store.coding import ScratchPool
 from zstor_local.store.collect import Collect
 from zstor_local.store.compaction import Compaction
 from zstor_local.store.core import Core
@@ -34,11 +35,10 @@ from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.membership import Membership
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
-from zstor_local.store.objects import Objects
 from zstor_local.store.places import Places
 from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence
-from zstor_local.store.reads import OnBadShares
+from zstor_local.store.reads import Objects, OnBadShares
 from zstor_local.store.removal import NamespaceRemoval
 from zstor_local.store.repairall import RepairAll
 from zstor_local.store.retiring import Retiring
@@ -48,7 +48,9 @@ from zstor_local.store.scrub import Scrub
 from zstor_local.store.shard_list import ShardList
 from zstor_local.store.storewide import StoreWide
 from zstor_local.store.strays import Strays
+from zstor_local.store.stream_budget import StreamBudget
 from zstor_local.store.warnings import shard_warnings
+from zstor_local.store.writes import ObjectWriter
 
 StoreHealth = Literal["ok", "degraded", "readonly", "failed"]
 
@@ -93,14 +95,16 @@ class Store:
         self.compaction = Compaction(core, self.freeing)
         self.shares_health = Health(core, self.namespaces, self.freeing, self.free_space)
         placing = Placing(pool, self.namespaces, self.free_space, config.write_quorum)
+        scratches, streams = ScratchPool(), StreamBudget()
+        self.writer = ObjectWriter(core, self.namespaces, self.freeing, scratches, streams, placing)
         self.objects = Objects(
-            core, self.namespaces, self.freeing, placing, on_bad_shares=lambda stored, states: self.on_bad_shares(stored, states)
+            core, self.namespaces, self.freeing, scratches, streams, lambda stored, states: self.on_bad_shares(stored, states)
         )
         self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects)
         self.on_bad_shares: OnBadShares = self.mending.suspect
         self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
         self.retiring = Retiring(core, self.rows)
-        self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.freeing)
+        self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
         self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned)
         self.rotation = Rotation(
             runtime, config.master_key_file, metastore, pool, self.committer, sealer, core.hasher, self.jobs

@@ -66,7 +66,7 @@ class WriteOptions:
 
 
 class ObjectWriter:
-    """The use cases that change objects."""
+    """The use cases that change objects. Arguments come checked."""
 
     def __init__(
         self, core: Core, namespaces: Namespaces, freeing: Freeing, scratches: ScratchPool, streams: StreamBudget, placing: Placing

@@ -32,11 +32,11 @@ from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
 from zstor_local.rpc.strict_json import Base64
-from zstor_local.store.objects import Source
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import stretch
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import Source
 
 Id = Annotated[str, "the content's id, as cas.upload answered it (in any base; CIDv0 too)"]
 OwnerIn = Annotated[str, f"whose pin it is; “{USER}” if not given, and “{LOGS}…” are those of logs", Length(1, limits.REFERENCE_BYTES)]

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
 from zstor_local.runtime import FileStatus, Runtime
-from zstor_local.store.objects import Objects
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
+from zstor_local.store.reads import Objects
 from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink
 from zstor_local.store.sources import FileSource, PipeSource, SocketSource
 from zstor_local.store.stored import Stored

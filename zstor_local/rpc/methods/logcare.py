@@ -21,10 +21,10 @@ from zstor_local.rpc.methods.logs import CHANGE_ERRORS, LocalHash, LogIn, Seq
 from zstor_local.rpc.methods.objects import Fd, Path
 from zstor_local.rpc.methods.values import exactly_one
 from zstor_local.rpc.registry import Registry
-from zstor_local.store.objects import Source
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.sources import FileSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import Source
 
 REMAINS: Final = "the entry's number and local hash; exported files; sealed copies on disks until their space is used again"
 

@@ -37,7 +37,6 @@ from zstor_local.rpc.strict_json import Base64, Json
 from zstor_local.store.caller import Caller
 from zstor_local.store.links import Previous
 from zstor_local.store.metadata import Metadata, describe
-from zstor_local.store.objects import Source, WriteOptions
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range as Part
 from zstor_local.store.reading import stretch
@@ -45,6 +44,7 @@ from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import BytesSource, StreamSource
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.writes import Source, WriteOptions
 
 PreviousKey = Annotated[str, "link it behind this object, which nothing else may follow"]
 PreviousMetadata = Annotated[dict[str, Json], "instead of `previous_key`: its metadata; `conflict` if it has left that version"]
@@ -115,10 +115,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     names = Names(store)
     handover = Handover(store.runtime, paths)
     streams = Streams(store.runtime.randomness)
-    objects = store.objects
+    objects, writer = store.objects, store.writer
 
     async def store_it(caller: Caller, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
-        return written(await objects.write(target[0], source, _at(options, target[1]), caller))
+        return written(await writer.write(target[0], source, _at(options, target[1]), caller))
 
     def written(stored: Stored) -> Written:
         return {"metadata": describe(stored, store.pool)}
@@ -159,7 +159,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         if fd is not None:
             return store_stream(call, fd, target, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
-        later = objects.write_value(target[0], data, _at(options, target[1]), call)
+        later = writer.write_value(target[0], data, _at(options, target[1]), call)
         return store_it(Producer(call), target, BytesSource(data), options) if later is None else later.map(written)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
@@ -345,7 +345,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """
         name, version = names.target(key, namespace, metadata)
         wanted = Version(bytes.fromhex(if_version)) if if_version is not None else version
-        owed = await objects.delete(name, wanted, call, None if metadata is None else names.find(None, namespace, metadata))
+        owed = await writer.delete(name, wanted, call, None if metadata is None else names.find(None, namespace, metadata))
         return {"deleted": True, "owed": owed}
 
     @registry.method("object.stat", errors=[NotFound, CorruptRecord])
