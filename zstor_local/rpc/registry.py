@@ -6,7 +6,8 @@
             \"\"\"What is known of an object, without reading it.\"\"\"
             return await service.stat(...)
 
-The first parameter is the call, positional only. Parameters work by name and, in the order given, by position. Annotations are
+The first parameter is the call, positional only. Parameters work by name and, in the order given, by position; those that several
+methods take alike are members of a `TypedDict` (`**more: Unpack[...]`), and come last. Annotations are
 compiled when the method is registered (`schema.py` has the table); they must be resolvable from the module.
 """
 
@@ -102,8 +103,8 @@ class Registry:
         def register(function: Function) -> Function:
             if name in self._methods:
                 raise ValueError(f"{name} is taken")
-            signature = _positional(inspect.signature(function), name)
             hints = typing.get_type_hints(function, include_extras=True)
+            signature = _positional(_unpacked(inspect.signature(function), hints), name)
             parameters = [self._parameter(parameter, hints) for parameter in [*signature.parameters.values()][1:]]
             text = inspect.getdoc(function) or ""
             first, _, rest = text.partition("\n")
@@ -170,6 +171,18 @@ def explain(method: Method, params: Json) -> InvalidParams:
             return InvalidParams(f'{method.name} has no parameter "{unknown[:64]}"', hint=hint, parameter=unknown[:64])
         missing = [name for name in required if name not in given]
     return InvalidParams(f"{method.name} needs {', '.join(missing)}", hint=method.synopsis)
+
+
+def _unpacked(signature: inspect.Signature, hints: dict[str, object]) -> inspect.Signature:
+    """The signature with the members of the `TypedDict` that a function takes as `**name: Unpack[…]`: parameters that may be left out.
+    Their types are put into `hints`.
+    """
+    *others, last = signature.parameters.values()
+    if last.kind is not last.VAR_KEYWORD or typing.get_origin(hints.get(last.name)) is not typing.Unpack:
+        return signature
+    members = typing.get_type_hints(typing.get_args(hints[last.name])[0], include_extras=True)
+    hints.update(members)
+    return signature.replace(parameters=[*others, *(inspect.Parameter(each, last.KEYWORD_ONLY, default=None) for each in members)])
 
 
 def _positional(signature: inspect.Signature, name: str) -> inspect.Signature:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Final, Literal, NotRequired, TypedDict
+from typing import Annotated, Final, Literal, NotRequired, TypedDict, Unpack
 
 from zstor_local import limits
 from zstor_local.errors import (
@@ -73,6 +72,22 @@ WRITE_ERRORS: Final[Failures] = [
 DELETE_ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, IoError]
 
 
+class WriteIn(TypedDict, total=False):
+    """What each kind of write may say beside where its bytes are."""
+
+    namespace: Namespace | None
+    metadata: MetadataIn | None
+    references: References | None
+    keep_references: Annotated[bool, "keep those of the version before"]
+    previous_key: PreviousKey | None
+    previous_metadata: PreviousMetadata | None
+    user: User | None
+    if_version: VersionText | None
+    exclusive: Annotated[bool, "refuse to replace an object"]
+    expected_size: Size | None
+    expected_digest: Digest | None
+
+
 class Written(TypedDict):
     """What a write stored."""
 
@@ -117,15 +132,20 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     streams = Streams(store.runtime.randomness)
     objects, writer = store.objects, store.writer
 
-    async def store_it(caller: Caller, target: tuple[ObjectName, Version | None], source: Source, options: WriteOptions) -> Written:
-        return written(await writer.write(target[0], source, _at(options, target[1]), caller))
+    def wanted(key: str | None, more: WriteIn) -> tuple[ObjectName, WriteOptions]:
+        name, version = names.target(key, more.get("namespace"), more.get("metadata"))
+        previous = names.previous(name, more.get("previous_key"), more.get("previous_metadata"))
+        return name, _options(more, version, previous)
+
+    async def store_it(caller: Caller, name: ObjectName, source: Source, options: WriteOptions) -> Written:
+        return written(await writer.write(name, source, options, caller))
 
     def written(stored: Stored) -> Written:
         return {"metadata": describe(stored, store.pool)}
 
-    async def store_stream(call: Call, fd: int, target: tuple[ObjectName, Version | None], options: WriteOptions) -> Written:
+    async def store_stream(call: Call, fd: int, name: ObjectName, options: WriteOptions) -> Written:
         with handover.source(call, fd, stream=True) as source:
-            return await store_it(Producer(call), target, source, options)
+            return await store_it(Producer(call), name, source, options)
 
     @registry.method("object.write", errors=WRITE_ERRORS)
     def write(
@@ -135,32 +155,20 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         value: Annotated[str | None, "the object as text, stored as UTF-8"] = None,
         value_b64: Annotated[bytes | None, "the object in standard base64"] = None,
         fd: Fd | None = None,
-        namespace: Namespace | None = None,
-        metadata: MetadataIn | None = None,
-        references: References | None = None,
-        keep_references: Annotated[bool, "keep those of the version before"] = False,
-        previous_key: PreviousKey | None = None,
-        previous_metadata: PreviousMetadata | None = None,
-        user: User | None = None,
-        if_version: VersionText | None = None,
-        exclusive: Annotated[bool, "refuse to replace an object"] = False,
-        expected_size: Size | None = None,
-        expected_digest: Digest | None = None,
+        **more: Unpack[WriteIn],
     ) -> Soon[Written]:
         """Store a small object: its bytes come in the call.
 
         Give exactly one of value, value_b64 and fd. The reply means that it is durable. Values over 8 MiB go by object.write_file or
         object.write_stream.
         """
-        target = names.target(key, namespace, metadata)
-        previous = names.previous(target[0], previous_key, previous_metadata)
-        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
+        name, options = wanted(key, more)
         exactly_one(value=value, value_b64=value_b64, fd=fd)
         if fd is not None:
-            return store_stream(call, fd, target, options)
+            return store_stream(call, fd, name, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
-        later = writer.write_value(target[0], data, _at(options, target[1]), call)
-        return store_it(Producer(call), target, BytesSource(data), options) if later is None else later.map(written)
+        later = writer.write_value(name, data, options, call)
+        return store_it(Producer(call), name, BytesSource(data), options) if later is None else later.map(written)
 
     @registry.method("object.write_file", errors=WRITE_ERRORS, long=True)
     async def write_file(
@@ -169,29 +177,17 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         key: Key | None = None,
         path: Path | None = None,
         fd: Fd | None = None,
-        namespace: Namespace | None = None,
-        metadata: MetadataIn | None = None,
-        references: References | None = None,
-        keep_references: Annotated[bool, "keep those of the version before"] = False,
-        previous_key: PreviousKey | None = None,
-        previous_metadata: PreviousMetadata | None = None,
-        user: User | None = None,
-        if_version: VersionText | None = None,
-        exclusive: Annotated[bool, "refuse to replace an object"] = False,
-        expected_size: Size | None = None,
-        expected_digest: Digest | None = None,
+        **more: Unpack[WriteIn],
     ) -> Written:
         """Store a regular file, named by its path or handed over as a descriptor (read from its offset on).
 
         A file that changes while it is read is refused, and the old version stays.
         """
-        target = names.target(key, namespace, metadata)
-        previous = names.previous(target[0], previous_key, previous_metadata)
-        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
+        name, options = wanted(key, more)
         exactly_one(path=path, fd=fd)
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
-            return await store_it(Producer(call), target, source, options)
+            return await store_it(Producer(call), name, source, options)
 
     @registry.method("object.write_stream", errors=WRITE_ERRORS, long=True)
     async def write_stream(
@@ -199,33 +195,21 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         /,
         key: Key | None = None,
         fd: Annotated[Fd | None, "index of a pipe's or socket's descriptor, sent with this message"] = None,
-        namespace: Namespace | None = None,
-        metadata: MetadataIn | None = None,
-        references: References | None = None,
-        keep_references: Annotated[bool, "keep those of the version before"] = False,
-        previous_key: PreviousKey | None = None,
-        previous_metadata: PreviousMetadata | None = None,
-        user: User | None = None,
-        if_version: VersionText | None = None,
-        exclusive: Annotated[bool, "refuse to replace an object"] = False,
-        expected_size: Size | None = None,
-        expected_digest: Digest | None = None,
+        **more: Unpack[WriteIn],
     ) -> Written | Opened:
         """Store what comes out of a pipe or socket, to its end, in constant memory; or, without a descriptor, what stream.write brings.
 
         With fd the reply is {metadata}. The daemon cannot see a producer that fails: give expected_size or expected_digest where that
         matters. Without fd the reply is {stream}: send the bytes by stream.write, then stream.close, which answers {metadata}.
         """
-        target = names.target(key, namespace, metadata)
-        previous = names.previous(target[0], previous_key, previous_metadata)
-        options = _options(references, keep_references, previous, user, if_version, exclusive, expected_size, expected_digest)
+        name, options = wanted(key, more)
         if fd is None:
 
             async def store_pieces(source: StreamSource, caller: Caller) -> Written:
-                return await store_it(caller, target, source, options)
+                return await store_it(caller, name, source, options)
 
             return await streams.write(call, store_pieces)
-        return await store_stream(call, fd, target, options)
+        return await store_stream(call, fd, name, options)
 
     @registry.method("object.read", errors=[*READ_ERRORS, TooLarge, BadEncoding])
     def read(
@@ -354,30 +338,18 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
 
 
-def _options(
-    references: list[str] | None,
-    keep_references: bool,
-    previous: Previous | None,
-    user: dict[str, Json] | None,
-    if_version: str | None,
-    exclusive: bool,
-    expected_size: int | None,
-    expected_digest: str | None,
-) -> WriteOptions:
+def _options(more: WriteIn, version: Version | None, previous: Previous | None) -> WriteOptions:
+    """`version` is that of the metadata, which a write must find unless it names another one."""
+    references, keep_references, if_version = more.get("references"), more.get("keep_references", False), more.get("if_version")
     if references and keep_references:
         raise InvalidParams("references and keep_references exclude each other", parameter="references")
     return WriteOptions(
         references=checked_references(references or []),
         keep_references=keep_references,
         previous=previous,
-        user=checked_user(user or {}),
-        if_version=None if if_version is None else Version(bytes.fromhex(if_version)),
-        exclusive=exclusive,
-        expected_size=expected_size,
-        expected_digest=expected_digest,
+        user=checked_user(more.get("user") or {}),
+        if_version=version if if_version is None else Version(bytes.fromhex(if_version)),
+        exclusive=more.get("exclusive", False),
+        expected_size=more.get("expected_size"),
+        expected_digest=more.get("expected_digest"),
     )
-
-
-def _at(options: WriteOptions, version: Version | None) -> WriteOptions:
-    """The same for a key that must be at this version, if one is given."""
-    return options if version is None or options.if_version is not None else replace(options, if_version=version)
