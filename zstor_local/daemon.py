@@ -228,7 +228,7 @@ async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListen
         beside.start_soon(process.give_back_memory, process.resident_bytes, process.give_back)
         beside.start_soon(parts.telling.run)
         beside.start_soon(parts.letters.run)
-        beside.start_soon(parts.cas.collect_daily, parts.leftovers.let_go)
+        beside.start_soon(parts.cas.keeping.collect_daily, parts.leftovers.let_go)
         await server.serve([socket])
         beside.cancel_scope.cancel()
 

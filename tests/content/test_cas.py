@@ -61,7 +61,7 @@ async def upload(cas: Cas, data: bytes, owner: Owner | None = ALICE) -> Cid:
 
 
 async def listed(cas: Cas, owner: str | None = None) -> set[Cid]:
-    return {content.id async for content in cas.list(owner, None, 1_000)}
+    return {content.id async for content in cas.contents.list(owner, None, 1_000)}
 
 
 # --- Upload and fetch ---
@@ -75,7 +75,7 @@ async def test_content_has_the_id_that_every_tool_computes(home: ContentHome, sa
             source: Source = {"value": BytesSource(sample.data), "file": file, "stream": Chunks(sample.data)}[way]  # type: ignore[assignment]
             uploaded = await cas.upload(source, ALICE)
         assert (str(uploaded.id), uploaded.size, uploaded.new) == (sample.cid, len(sample.data), True)
-        found = cas.find(uploaded.id)
+        found = cas.contents.find(uploaded.id)
         assert await cas.read(found) == sample.data
         await cas.verify(found)
 
@@ -83,17 +83,17 @@ async def test_content_has_the_id_that_every_tool_computes(home: ContentHome, sa
 async def test_a_stretch_is_read(home: ContentHome) -> None:
     data = random_bytes(1, LARGE)
     async with home.cas() as (_, cas):
-        found = cas.find(await upload(cas, data))
+        found = cas.contents.find(await upload(cas, data))
         assert await cas.read(found, LEAF_BYTES - 3, 10) == data[LEAF_BYTES - 3 : LEAF_BYTES + 7]
 
 
 async def test_the_ids_of_other_profiles_and_unknown_ones_are_not_found(home: ContentHome) -> None:
     async with home.cas() as (_, cas):
         with pytest.raises(NotFound, match="there is no content"):
-            cas.find(content_id(SAMPLES[1].cid))
+            cas.contents.find(content_id(SAMPLES[1].cid))
         await upload(cas, SAMPLES[4].data)
         with pytest.raises(NotFound):
-            cas.find(content_id(SAMPLES[4].raw))
+            cas.contents.find(content_id(SAMPLES[4].raw))
         with pytest.raises(InvalidParams):
             content_id("hello")
 
@@ -141,7 +141,7 @@ async def test_two_uploads_of_the_same_bytes_at_once_store_them_once(home: Conte
         await freed(store)
         assert sorted(new) == [False, False, True]
         assert len(home.share_files()) == home.policy.m
-        (found,) = [each async for each in cas.list(None, None, 10)]
+        (found,) = [each async for each in cas.contents.list(None, None, 10)]
         assert {pin.owner for pin in found.pins} == {"a", "b", "c"}
 
 
@@ -150,7 +150,7 @@ async def test_bytes_that_cannot_be_read_any_more_are_stored_anew(home: ContentH
     data = random_bytes(5, size)
     async with home.cas() as (_, cas):
         cid = await upload(cas, data)
-        stored = cas.find(cid).stored
+        stored = cas.contents.find(cid).stored
     if size == LARGE:
         for path in home.share_files()[:2]:
             Path(path).unlink()
@@ -163,7 +163,7 @@ async def test_bytes_that_cannot_be_read_any_more_are_stored_anew(home: ContentH
     async with home.cas() as (_, cas):
         again = await cas.upload(BytesSource(data), BOB)
         assert (again.id, again.new) == (cid, True)
-        found = cas.find(cid)
+        found = cas.contents.find(cid)
         assert found.stored.version != stored.version
         assert [pin.owner for pin in found.pins] == ["alice", "bob"]
         assert found.created == stored.record.created
@@ -176,7 +176,7 @@ async def test_a_stored_copy_that_lacks_a_share_counts_and_is_repaired(home: Con
         cid = await upload(cas, data)
         Path(home.share_files()[0]).unlink()
         assert not (await cas.upload(BytesSource(data), BOB)).new
-        assert home.suspects == {cas.find(cid).stored.version}
+        assert home.suspects == {cas.contents.find(cid).stored.version}
 
 
 async def test_what_was_announced_is_compared(home: ContentHome) -> None:
@@ -188,11 +188,11 @@ async def test_what_was_announced_is_compared(home: ContentHome) -> None:
                     await cas.upload(BytesSource(data), BOB, expected=wrong)
             assert len(await listed(cas)) == round_
             right = await cas.upload(BytesSource(data), ALICE)
-            record = cas.find(right.id).stored.record
+            record = cas.contents.find(right.id).stored.record
             await cas.upload(
                 BytesSource(data), ALICE, expected=Expected(size=SMALL, digest="blake3:" + record.digest.hex(), id=right.id)
             )
-        assert [pin.owner for pin in cas.find(right.id).pins] == ["alice"]
+        assert [pin.owner for pin in cas.contents.find(right.id).pins] == ["alice"]
 
 
 async def test_a_file_that_changes_while_it_is_stored_is_refused(home: ContentHome) -> None:
@@ -234,7 +234,7 @@ async def test_a_file_that_becomes_shorter_is_refused(home: ContentHome) -> None
 async def test_wrong_bytes_under_an_id_are_found_by_the_id(home: ContentHome) -> None:
     async with home.cas() as (_, cas):
         cid = await upload(cas, b"right")
-        other = cas.find(await upload(cas, b"wrong")).stored
+        other = cas.contents.find(await upload(cas, b"wrong")).stored
         with pytest.raises(CorruptRecord, match="the bytes under"):
             await cas.verify(Content(cid, other))
 
@@ -253,7 +253,7 @@ async def test_every_policy_gives_the_same_ids(tmp_path: Path, policy: Policy) -
     async with home.cas() as (_, cas):
         for sample in SAMPLES:
             assert str((await cas.upload(Chunks(sample.data), ALICE)).id) == sample.cid
-            await cas.verify(cas.find(content_id(sample.cid)))
+            await cas.verify(cas.contents.find(content_id(sample.cid)))
 
 
 # --- Pins ---
@@ -264,23 +264,23 @@ async def test_pins_tell_owner_reason_and_time_and_survive(home: ContentHome) ->
         cid = await upload(cas, b"photo")
         start = home.clock.now()
         home.clock.skip(10)
-        await cas.pin(cid, BOB)
-        await cas.pin(cid, ALICE)
+        await cas.keeping.pin(cid, BOB)
+        await cas.keeping.pin(cid, ALICE)
         expected = (Pin("alice", "her photos", start), Pin("bob", "", home.clock.now()))
-        assert cas.find(cid).pins == expected
+        assert cas.contents.find(cid).pins == expected
     async with home.cas() as (_, cas):
-        assert cas.find(cid).pins == expected
-        assert (await cas.pin(cid, Owner("alice", "an album"))).pins[0] == Pin("alice", "an album", home.clock.now())
+        assert cas.contents.find(cid).pins == expected
+        assert (await cas.keeping.pin(cid, Owner("alice", "an album"))).pins[0] == Pin("alice", "an album", home.clock.now())
 
 
 async def test_owners_find_what_is_theirs(home: ContentHome) -> None:
     async with home.cas() as (_, cas):
         a, b = await upload(cas, b"a"), await upload(cas, b"b")
-        await cas.pin(b, BOB)
+        await cas.keeping.pin(b, BOB)
         await cas.upload(BytesSource(b"nobody's"), None)
         assert await listed(cas, "alice") == {a, b}
         assert await listed(cas, "bob") == {b}
-        await cas.unpin(b, "alice")
+        await cas.keeping.unpin(b, "alice")
         assert await listed(cas, "alice") == {a}
         assert len(await listed(cas)) == 3
 
@@ -290,7 +290,7 @@ async def test_pages_of_a_list_follow_each_other(home: ContentHome) -> None:
         made = sorted([str(await upload(cas, bytes([number]))) for number in range(7)])
         for owner in (None, "alice"):
             found: list[str] = []
-            while page := [str(each.id) async for each in cas.list(owner, found[-1] if found else None, 3)]:
+            while page := [str(each.id) async for each in cas.contents.list(owner, found[-1] if found else None, 3)]:
                 found += page
             assert found == made
 
@@ -300,9 +300,9 @@ async def test_a_pin_of_what_is_not_there_is_refused(home: ContentHome) -> None:
     async with home.cas() as (_, cas):
         for _ in range(2):
             with pytest.raises(NotFound):
-                await cas.pin(cid, ALICE)
+                await cas.keeping.pin(cid, ALICE)
             with pytest.raises(NotFound):
-                await cas.unpin(cid, "alice")
+                await cas.keeping.unpin(cid, "alice")
             await upload(cas, b"another, so that the namespace is there")
 
 
@@ -310,17 +310,17 @@ async def test_the_pins_of_a_content_are_limited(home: ContentHome, monkeypatch:
     monkeypatch.setattr(limits, "PINS", 2)
     async with home.cas() as (_, cas):
         cid = await upload(cas, b"x")
-        await cas.pin(cid, BOB)
+        await cas.keeping.pin(cid, BOB)
         with pytest.raises(TooLarge):
-            await cas.pin(cid, Owner("carol"))
-        await cas.pin(cid, Owner("bob", "again"))
+            await cas.keeping.pin(cid, Owner("carol"))
+        await cas.keeping.pin(cid, Owner("bob", "again"))
 
 
 # --- Collection ---
 
 
 async def collect(store: Store, cas: Cas) -> int:
-    found = (await cas.collect()).contents
+    found = (await cas.keeping.collect()).contents
     await freed(store)
     return found
 
@@ -337,7 +337,7 @@ async def test_what_nobody_pins_is_kept_for_a_week_and_then_collected(home: Cont
         home.clock.skip(7 * DAY - 1)
         assert await collect(store, cas) == 0
         home.clock.skip(1)
-        dry = await cas.collect(dry_run=True)
+        dry = await cas.keeping.collect(dry_run=True)
         assert (dry.looked_at, dry.contents, dry.bytes) == (2, 1, size)
         assert await listed(cas) == {cid, kept}
         assert await collect(store, cas) == 1
@@ -348,36 +348,36 @@ async def test_what_nobody_pins_is_kept_for_a_week_and_then_collected(home: Cont
 async def test_an_owner_that_lets_go_may_think_again_for_a_week(home: ContentHome) -> None:
     async with home.cas() as (store, cas):
         cid = await upload(cas, b"x")
-        await cas.pin(cid, BOB)
-        left = await cas.unpin(cid, "alice")
+        await cas.keeping.pin(cid, BOB)
+        left = await cas.keeping.unpin(cid, "alice")
         assert left is not None
         assert [pin.owner for pin in left.pins] == ["bob"]
         home.clock.skip(30 * DAY)
         assert await collect(store, cas) == 0
-        await cas.unpin(cid, "bob")
+        await cas.keeping.unpin(cid, "bob")
         home.clock.skip(DAY)
-        await cas.unpin(cid, "bob")  # twice is once
+        await cas.keeping.unpin(cid, "bob")  # twice is once
         home.clock.skip(6 * DAY - 1)
         assert await collect(store, cas) == 0
         home.clock.skip(1)
         assert await collect(store, cas) == 1
         with pytest.raises(NotFound):
-            cas.find(cid)
+            cas.contents.find(cid)
 
 
 async def test_forgetting_deletes_at_once_what_nobody_else_keeps(home: ContentHome) -> None:
     async with home.cas() as (store, cas):
         alone, shared, promised = await upload(cas, b"a"), await upload(cas, b"b"), await upload(cas, b"c")
-        await cas.pin(shared, BOB)
+        await cas.keeping.pin(shared, BOB)
         await cas.upload(BytesSource(b"c"), None)
-        assert await cas.unpin(alone, "alice", forget=True) is None
-        assert await cas.unpin(shared, "alice", forget=True) is not None
-        assert await cas.unpin(promised, "alice", forget=True) is not None
+        assert await cas.keeping.unpin(alone, "alice", forget=True) is None
+        assert await cas.keeping.unpin(shared, "alice", forget=True) is not None
+        assert await cas.keeping.unpin(promised, "alice", forget=True) is not None
         assert await listed(cas) == {shared, promised}
         await freed(store)
         assert small_shares(store) == 2 * home.policy.m
         home.clock.skip(7 * DAY)
-        assert await cas.unpin(promised, "alice", forget=True) is None
+        assert await cas.keeping.unpin(promised, "alice", forget=True) is None
 
 
 async def test_a_collection_goes_through_any_number_of_contents(home: ContentHome, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +387,7 @@ async def test_a_collection_goes_through_any_number_of_contents(home: ContentHom
             await upload(cas, bytes([number]), None if number % 3 else ALICE)
         kept = await listed(cas, "alice")
         home.clock.skip(8 * DAY)
-        result = await cas.collect()
+        result = await cas.keeping.collect()
         assert (result.looked_at, result.contents, result.bytes) == (23, 15, 15)
         assert await listed(cas) == kept
 
@@ -401,12 +401,12 @@ async def test_what_is_kept_again_before_its_turn_stays(home: ContentHome, monke
 
         async def others_first(*args: object) -> object:
             monkeypatch.setattr(store.committer, "commit", commit)
-            await cas.pin(pinned, ALICE)
+            await cas.keeping.pin(pinned, ALICE)
             await cas.upload(BytesSource(b"b"), None)
             return await commit(*args)  # type: ignore[arg-type]
 
         monkeypatch.setattr(store.committer, "commit", others_first)
-        assert (await cas.collect()).contents == 0
+        assert (await cas.keeping.collect()).contents == 0
         assert await listed(cas) == {pinned, uploaded}
 
 
@@ -427,7 +427,7 @@ async def test_an_upload_does_not_count_on_what_is_collected_before_its_turn(
 
         monkeypatch.setattr(store.committer, "commit", collected_first)
         assert (await cas.upload(BytesSource(data), ALICE)).new
-        assert await cas.read(cas.find(cid)) == data
+        assert await cas.read(cas.contents.find(cid)) == data
 
 
 async def test_a_read_that_has_begun_ends_though_its_content_is_collected(home: ContentHome) -> None:
@@ -447,7 +447,7 @@ async def test_a_read_that_has_begun_ends_though_its_content_is_collected(home: 
     async with home.cas() as (store, cas):
         cid = await upload(cas, data, None)
         home.clock.skip(8 * DAY)
-        found, sink = cas.find(cid), Slow(store, cas)
+        found, sink = cas.contents.find(cid), Slow(store, cas)
         await store.objects.read_to_stream(found.stored, sink, whole(found.stored.record), Nobody())  # type: ignore[arg-type]
         assert sink.got == data
         await freed(store)
@@ -460,7 +460,7 @@ async def test_a_read_that_has_begun_ends_though_its_content_is_collected(home: 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 async def test_the_blocks_of_a_content_make_the_known_archive(home: ContentHome, sample: Sample) -> None:
     async with home.cas() as (_, cas):
-        found = cas.find(await upload(cas, sample.data))
+        found = cas.contents.find(await upload(cas, sample.data))
         made = car.header([found.id])
         async for cid, block in cas.blocks(found):
             made += car.section(cid, len(block)) + block
@@ -471,7 +471,7 @@ async def test_blocks_of_a_tree_with_levels(home: ContentHome, monkeypatch: pyte
     monkeypatch.setattr(unixfs, "WIDTH", 3)
     data = pattern(10 * LEAF_BYTES + 5)
     async with home.cas() as (_, cas):
-        found = cas.find(await upload(cas, data))
+        found = cas.contents.find(await upload(cas, data))
         blocks = {cid: block async for cid, block in cas.blocks(found)}
 
     def file(cid: Cid) -> bytes:
@@ -488,19 +488,19 @@ async def test_a_rebuild_brings_back_contents_with_their_pins(home: ContentHome)
     large = random_bytes(12, LARGE)
     async with home.cas() as (_, cas):
         a, b, c = await upload(cas, b"a"), await upload(cas, large), await upload(cas, b"c", None)
-        await cas.pin(a, BOB)
-        await cas.unpin(a, "alice")
+        await cas.keeping.pin(a, BOB)
+        await cas.keeping.unpin(a, "alice")
         gone = await upload(cas, b"gone")
-        await cas.unpin(gone, "alice", forget=True)
-        expected = [(each.id, each.pins, each.kept_until) async for each in cas.list(None, None, 10)]
+        await cas.keeping.unpin(gone, "alice", forget=True)
+        expected = [(each.id, each.pins, each.kept_until) async for each in cas.contents.list(None, None, 10)]
     for path in Path(home.store).glob("metastore.sqlite*"):
         path.unlink()
     rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, done: None)
     async with home.cas() as (_, cas):
-        assert [(each.id, each.pins, each.kept_until) async for each in cas.list(None, None, 10)] == expected
+        assert [(each.id, each.pins, each.kept_until) async for each in cas.contents.list(None, None, 10)] == expected
         assert await listed(cas, "bob") == {a}
         assert await listed(cas, "alice") == {b}
-        assert await cas.read(cas.find(b)) == large
-        await cas.verify(cas.find(b))
+        assert await cas.read(cas.contents.find(b)) == large
+        await cas.verify(cas.contents.find(b))
         assert not (await cas.upload(BytesSource(b"c"), ALICE)).new
         assert {a, b, c} == await listed(cas)

@@ -43,15 +43,15 @@ def upload(data: bytes, owner: Owner | None = ALICE, *, stream: bool = False) ->
 
 
 def pin(data: bytes, owner: Owner) -> Act:
-    return lambda cas: cas.pin(unixfs.content_id(data), owner)
+    return lambda cas: cas.keeping.pin(unixfs.content_id(data), owner)
 
 
 def unpin(data: bytes, owner: Owner, *, forget: bool = False) -> Act:
-    return lambda cas: cas.unpin(unixfs.content_id(data), owner.name, forget=forget)
+    return lambda cas: cas.keeping.unpin(unixfs.content_id(data), owner.name, forget=forget)
 
 
 async def collect(cas: Cas) -> None:
-    await cas.collect()
+    await cas.keeping.collect()
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ async def live(world: World, house: House, acts: Sequence[Act], life: Life) -> N
 
 
 async def seen(cas: Cas) -> View:
-    return frozenset([(str(each.id), tuple(pin.owner for pin in each.pins)) async for each in cas.list(None, None, 100)])
+    return frozenset([(str(each.id), tuple(pin.owner for pin in each.pins)) async for each in cas.contents.list(None, None, 100)])
 
 
 async def recovered(world: World, house: House) -> View:
@@ -117,7 +117,7 @@ async def recovered(world: World, house: House) -> View:
         check_logs(store, truth)
         check_rows(store, truth)
         check_shares(store, truth, house, tidy=True)
-        async for content in cas.list(None, None, 100):
+        async for content in cas.contents.list(None, None, 100):
             await cas.verify(content)
         return await seen(cas)
 
@@ -177,12 +177,12 @@ async def beside(world: World, house: House) -> None:
                 nursery.start_soon(upload(data, BOB), cas)
         await trio.testing.wait_all_tasks_blocked()
         for data in (LARGE, SMALL):
-            content = cas.find(unixfs.content_id(data))
+            content = cas.contents.find(unixfs.content_id(data))
             assert {pin.owner for pin in content.pins} == {"alice", "bob"}
             await cas.verify(content)
         check_shares(store, cell(world, STORE), house, tidy=True)
         with pytest.raises(NotFound):
-            cas.find(unixfs.content_id(b"never"))
+            cas.contents.find(unixfs.content_id(b"never"))
 
 
 def test_a_store_collects_by_itself_an_hour_after_a_start_and_then_once_a_day() -> None:
@@ -194,7 +194,7 @@ def test_a_store_collects_by_itself_an_hour_after_a_start_and_then_once_a_day() 
             await upload(SMALL)(cas)
             await upload(SMALL_2, None)(cas)
             world.clock.advance(8 * DAY * 1_000_000)
-            nursery.start_soon(cas.collect_daily)
+            nursery.start_soon(cas.keeping.collect_daily)
             await trio.sleep(HOUR - 10)
             assert len(await seen(cas)) == 2
             await trio.sleep(20)

@@ -146,7 +146,7 @@ async def do(home: ContentHome, cas: Cas, model: Model, step: Upload | Pin | Unp
     if isinstance(step, Wait):
         home.clock.skip(step.days * DAY)
     elif isinstance(step, Collect):
-        found = await cas.collect(dry_run=step.dry_run)
+        found = await cas.keeping.collect(dry_run=step.dry_run)
         assert (found.looked_at, found.contents) == (len(model.stored), model.collect(now, dry_run=step.dry_run))
     elif isinstance(step, Upload):
         data = CONTENTS[step.content]
@@ -168,17 +168,17 @@ async def change(cas: Cas, step: Pin | Unpin) -> bool:
     """Whether the content is deleted."""
     cid = unixfs.content_id(CONTENTS[step.content])
     if isinstance(step, Pin):
-        await cas.pin(cid, Owner(step.owner))
+        await cas.keeping.pin(cid, Owner(step.owner))
         return False
-    return await cas.unpin(cid, step.owner, forget=step.forget) is None
+    return await cas.keeping.unpin(cid, step.owner, forget=step.forget) is None
 
 
 async def agree(cas: Cas, model: Model) -> None:
     expected = {str(unixfs.content_id(CONTENTS[number])): kept.owners for number, kept in model.stored.items()}
-    assert {str(each.id): {pin.owner for pin in each.pins} async for each in cas.list(None, None, 100)} == expected
+    assert {str(each.id): {pin.owner for pin in each.pins} async for each in cas.contents.list(None, None, 100)} == expected
     for owner in OWNERS:
-        found = {str(each.id) async for each in cas.list(owner, None, 100)}
+        found = {str(each.id) async for each in cas.contents.list(owner, None, 100)}
         assert found == {cid for cid, owners in expected.items() if owner in owners}
     for number in model.stored:
-        content = cas.find(unixfs.content_id(CONTENTS[number]))
+        content = cas.contents.find(unixfs.content_id(CONTENTS[number]))
         assert await cas.read(content) == CONTENTS[number]

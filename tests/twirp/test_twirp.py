@@ -130,7 +130,7 @@ async def test_ids_are_understood_in_three_forms(tmp_path: Path) -> None:
         for form in (cid.binary, cid.digest, str(cid).encode()):
             got = await here.post(GET, b"\x0a" + bytes([len(form)]) + form)
             assert got.content.hex() == "0a03666f6f"
-        assert [pin.owner for pin in here.cas.find(content_id(str(cid))).pins] == ["user"]
+        assert [pin.owner for pin in here.cas.contents.find(content_id(str(cid))).pins] == ["user"]
 
 
 async def test_it_is_served_on_a_unix_socket_too(tmp_path: Path) -> None:

@@ -28,19 +28,13 @@ _LEAVES_AT_ONCE = limits.INLINE_VALUE_BYTES // LEAF_BYTES  # read together
 
 
 class Cas:
-    """The use cases; those of pins and collection are described in content/keeping.py. One for a store."""
+    """Bytes in and out; `contents` finds them, `keeping` pins and collects them. One for a store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        contents = Contents(store)
-        self._uploads = Uploads(contents)
-        keeping = Keeping(contents)
-        self.find = contents.find
-        self.list = contents.list
-        self.pin = keeping.pin
-        self.unpin = keeping.unpin
-        self.collect = keeping.collect
-        self.collect_daily = keeping.collect_daily
+        self.contents = Contents(store)
+        self.keeping = Keeping(self.contents)
+        self._uploads = Uploads(self.contents)
 
     async def upload(
         self, source: Source, owner: Owner | None = None, caller: Caller | None = None, *, expected: Expected | None = None

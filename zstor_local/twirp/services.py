@@ -44,7 +44,7 @@ def routes(cas: Cas, names: Names) -> Mapping[str, Route]:
         return ADDRESS.make(id=stored.id.binary)
 
     async def get(request: Message) -> Message:
-        content = cas.find(_cid(request.blob("id")))
+        content = cas.contents.find(_cid(request.blob("id")))
         if content.size > limits.INLINE_VALUE_BYTES:
             raise TooLarge(f"the content has {content.size} bytes", limit=limits.INLINE_VALUE_BYTES, hint="zstor cas get")
         return CONTENT.make(data=await cas.read(content))

@@ -57,7 +57,8 @@ class Ground:
     async def contents(self, log: str = "default", since: int = 0) -> list[bytes | None]:
         """What is in the log, the oldest first; None for what was scrubbed."""
         return [
-            None if entry.cid is None else await self.cas.read(self.cas.find(entry.cid)) for entry in await self.entries(log, since)
+            None if entry.cid is None else await self.cas.read(self.cas.contents.find(entry.cid))
+            for entry in await self.entries(log, since)
         ]
 
     async def scrub(self, first: int, last: int | None = None, log: str = "default") -> Scrubbed:
@@ -73,7 +74,7 @@ class Ground:
         assert await self.pinned(log) == await self.needed(log)
 
     async def pinned(self, log: str = "default") -> set[Cid]:
-        return {content.id async for content in self.cas.list(f"log/{log}", None, 100_000)}
+        return {content.id async for content in self.cas.contents.list(f"log/{log}", None, 100_000)}
 
     async def needed(self, log: str = "default") -> set[Cid]:
         pages = {place.cid for place in (await self.logs.open(log)).places()}

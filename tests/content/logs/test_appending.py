@@ -51,7 +51,7 @@ async def test_the_value_of_the_name_is_the_newest_page_and_tails_lead_to_the_fi
             seen.append([entry.seq for entry in page.entries])
             if page.tail is None:
                 break
-            page = parse_page(await ground.cas.read(ground.cas.find(page.tail)))
+            page = parse_page(await ground.cas.read(ground.cas.contents.find(page.tail)))
         assert seen == [[10, 9], [8, 7, 6, 5], [4, 3, 2, 1]]
 
 
@@ -175,7 +175,7 @@ async def test_content_is_appended_by_its_id(home: Home) -> None:
         newest, oldest = (await ground.logs.open("default")).head.page.entries
         assert (oldest.data, newest.data) == (b"small", b"")
         assert await ground.contents() == [b"small", large]
-        assert [pin.owner for pin in ground.cas.find(large_id).pins] == ["me", "log/default"]
+        assert [pin.owner for pin in ground.cas.contents.find(large_id).pins] == ["me", "log/default"]
         with pytest.raises(InvalidParams, match="needs a local hash"):
             await ground.append(small_id)
         with pytest.raises(NotFound):
@@ -307,7 +307,7 @@ async def test_of_two_contents_for_one_hash_one_is_refused_and_not_kept(home: Ho
         for number in range(4):
             if unixfs.content_id(text(number)) != entry.cid:
                 with pytest.raises(NotFound):
-                    ground.cas.find(unixfs.content_id(text(number)))
+                    ground.cas.contents.find(unixfs.content_id(text(number)))
 
 
 async def test_reading_the_newest_entries_fetches_as_many_pages_whatever_the_length(

@@ -35,7 +35,7 @@ async def test_scrubbed_entries_keep_their_number_and_hash_alone(home: Home, fir
         assert [entry.local_hash for entry in await ground.entries()] == [hash_of(number) for number in range(1, 11)]
         for cid in before - await ground.pinned():  # neither the content nor an old page that may have carried it
             with pytest.raises(NotFound):
-                ground.cas.find(cid)
+                ground.cas.contents.find(cid)
         await ground.whole()
     async with opened(home) as ground:
         assert await ground.contents() == expected
@@ -74,7 +74,7 @@ async def test_content_that_others_have_stays_and_is_named(home: Home) -> None:
         await ground.create(page_size=2)
         await ground.append_all(texts(3))
         await ground.append(text(1), local_hash=b"the same content")
-        await ground.cas.pin(unixfs.content_id(text(2)), Owner("somebody"))
+        await ground.cas.keeping.pin(unixfs.content_id(text(2)), Owner("somebody"))
         scrubbed = await ground.scrub(1, 2)
         assert {(kept.cid, kept.owners) for kept in scrubbed.kept} == {
             (unixfs.content_id(text(1)), ("log/default",)),
@@ -124,7 +124,7 @@ async def test_what_a_broken_scrub_left_is_let_go_at_the_next_opening(home: Home
         assert await ground.contents() == [text(1), None, *texts(7, 3)]
         await ground.whole()
         with pytest.raises(NotFound):
-            ground.cas.find(unixfs.content_id(text(2)))
+            ground.cas.contents.find(unixfs.content_id(text(2)))
 
 
 class ZstorErrorOfTest(ZstorError):

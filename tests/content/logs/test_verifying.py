@@ -50,7 +50,7 @@ async def test_a_missing_page_is_named(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
         place = (await ground.logs.open("default")).places()[0]
-        await ground.cas.unpin(place.cid, "log/default", forget=True)
+        await ground.cas.keeping.unpin(place.cid, "log/default", forget=True)
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, problem.cid) == ("missing", 3, place.cid)
 
@@ -59,7 +59,7 @@ async def test_missing_content_is_named(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
         cid = unixfs.content_id(text(2))
-        await ground.cas.unpin(cid, "log/default", forget=True)
+        await ground.cas.keeping.unpin(cid, "log/default", forget=True)
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, problem.cid) == ("missing", 2, cid)
 
@@ -67,7 +67,7 @@ async def test_missing_content_is_named(home: Home) -> None:
 async def test_content_with_too_few_shares_is_named(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
-        content = ground.cas.find(unixfs.content_id(text(7)))
+        content = ground.cas.contents.find(unixfs.content_id(text(7)))
         for place in share_places(ground.store, content.stored):
             place.flip(0)
         problem = await first_problem(ground)
@@ -164,7 +164,7 @@ async def test_a_log_that_cannot_be_opened_can_be_checked(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
         place = (await ground.logs.open("default")).places()[1]
-        await ground.cas.unpin(place.cid, "log/default", forget=True)
+        await ground.cas.keeping.unpin(place.cid, "log/default", forget=True)
     async with opened(home) as ground:  # the index is gone too
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, problem.cid) == ("missing", 6, place.cid)

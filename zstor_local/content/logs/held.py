@@ -29,20 +29,20 @@ class Held:
 
     async def hold(self, cid: Cid, reason: str) -> None:
         """Pin what is there already, or NotFound."""
-        await self._cas.pin(cid, Owner(self._owner, reason))
+        await self._cas.keeping.pin(cid, Owner(self._owner, reason))
 
     def find(self, cid: Cid) -> Content:
         """What is known of it, or NotFound."""
-        return self._cas.find(cid)
+        return self._cas.contents.find(cid)
 
     async def get(self, cid: Cid) -> bytes:
         """The bytes, which the caller knows to be few; NotFound or Unreadable."""
-        return await self._cas.read(self._cas.find(cid))
+        return await self._cas.read(self._cas.contents.find(cid))
 
     async def let_go(self, cid: Cid, *, forget: bool = True) -> bool:
         """Unpin it. True if it is gone: nobody else keeps it. Without `forget` it is kept for a week, as what users unpin."""
         try:
-            return await self._cas.unpin(cid, self._owner, forget=forget) is None
+            return await self._cas.keeping.unpin(cid, self._owner, forget=forget) is None
         except NotFound:
             return True
 
@@ -50,7 +50,7 @@ class Held:
         """Everything that the log pins."""
         after: str | None = None
         while True:
-            found = [content.id async for content in self._cas.list(self._owner, after, limits.LIST_ITEMS)]
+            found = [content.id async for content in self._cas.contents.list(self._owner, after, limits.LIST_ITEMS)]
             for cid in found:
                 yield cid
             if len(found) < limits.LIST_ITEMS:

@@ -260,7 +260,7 @@ class _Import:
     async def _keep(self, cid: Cid, owner: Owner) -> None:
         """Have a content stored and pinned."""
         try:
-            await self._cas.pin(cid, owner)
+            await self._cas.keeping.pin(cid, owner)
         except NotFound:
             if cid.codec == RAW:
                 source: BytesSource | _Leaves = BytesSource(await self._blocks.get(cid))

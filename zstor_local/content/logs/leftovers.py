@@ -49,7 +49,7 @@ class Leftovers:
         owner, old = head_name(name), self._clock.now() - KEPT
         after: str | None = None
         found = 0
-        while contents := [content async for content in self._cas.list(owner, after, limits.LIST_ITEMS)]:
+        while contents := [content async for content in self._cas.contents.list(owner, after, limits.LIST_ITEMS)]:
             after = str(contents[-1].id)
             needless: list[Cid] = [each.id for each in contents if _since(each, owner) < old and not opened.needs(each.id)]
             if needless:

@@ -179,9 +179,9 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         if fd is not None and path is not None:
             raise InvalidParams("fd and path exclude each other", hint="give one of them", parameter="path")
         if verify:
-            await cas.verify(cas.find(cid), call)
+            await cas.verify(cas.contents.find(cid), call)
         while True:
-            content = cas.find(cid)
+            content = cas.contents.find(cid)
             part = stretch(content.stored.record, offset, length)
             if fd is not None:
                 await handover.to_either(call, store.objects, content.stored, part, fd, sync=sync)
@@ -199,19 +199,19 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
     @registry.method("cas.stat", errors=[NotFound, CorruptRecord])
     async def stat(call: Call, /, id: Id) -> ContentView:  # noqa: A002
         """Tell what is known of a content, without reading it."""
-        return _view(cas.find(content_id(id)))
+        return _view(cas.contents.find(content_id(id)))
 
     @registry.method("cas.verify", errors=READ_ERRORS, long=True)
     async def verify_(call: Call, /, id: Id) -> Verified:  # noqa: A002
         """Read a content and compare it with its id. Every read checks the seals already; this says so by the id, which others know."""
-        content = cas.find(content_id(id))
+        content = cas.contents.find(content_id(id))
         await cas.verify(content, call)
         return {"id": str(content.id), "size": content.size, "verified": True}
 
     @registry.method("cas.pin", errors=[NotFound, TooLarge, *CHANGE_ERRORS])
     async def pin_(call: Call, /, id: Id, owner: OwnerIn | None = None, reason: Reason = "") -> ContentView:  # noqa: A002
         """Keep a content until its owner unpins it. The same pin again changes its reason only."""
-        return _view(await cas.pin(content_id(id), _owner(owner, reason), call))
+        return _view(await cas.keeping.pin(content_id(id), _owner(owner, reason), call))
 
     @registry.method("cas.unpin", errors=[NotFound, *CHANGE_ERRORS])
     async def unpin(
@@ -222,7 +222,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         forget: Annotated[bool, "delete it at once if nobody else pins it or has uploaded it unpinned in the last 7 days"] = False,
     ) -> Unpinned:
         """Let go of a content: take the owner's pin away, if there is one. What nobody pins is kept for 7 days, then collected."""
-        content = await cas.unpin(content_id(id), _owner(owner, "").name, call, forget=forget)
+        content = await cas.keeping.unpin(content_id(id), _owner(owner, "").name, call, forget=forget)
         return {"deleted": content is None, "content": None if content is None else _view(content)}
 
     @registry.method("cas.list", errors=[CorruptRecord])
@@ -234,7 +234,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         cursor: Annotated[str | None, "where the page before ended"] = None,
     ) -> ContentsPage:
         """List contents in the order of their ids' text, all of them or one owner's."""
-        found = cas.list(owner, None if cursor is None else key_of(cursor), limit + 1)
+        found = cas.contents.list(owner, None if cursor is None else key_of(cursor), limit + 1)
         page, more = await page_of(call, found, limit, lambda content: 500 + _LIST_BYTES_OF_A_PIN * len(content.pins))
         items = [_view(content) for content in page]
         return {"items": items, "cursor": cursor_of(items[-1]["id"]) if more else None}
@@ -244,7 +244,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         """Delete the contents that nobody keeps. Reads and writes go on meanwhile; what is pinned or uploaded before its turn stays."""
         if not dry_run:
             await leftovers.let_go()
-        found = await cas.collect(call, dry_run=dry_run)
+        found = await cas.keeping.collect(call, dry_run=dry_run)
         return {"looked_at": found.looked_at, "contents": found.contents, "bytes": found.bytes, "dry_run": dry_run}
 
 

@@ -279,7 +279,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
 
     async def _valued(found: list[Entry], encoding: str | None) -> list[LogEntry]:
         """As many of the entries as fit into a reply, with their content."""
-        sizes = [0 if each.cid is None else len(each.data) or cas.find(each.cid).size for each in found]
+        sizes = [0 if each.cid is None else len(each.data) or cas.contents.find(each.cid).size for each in found]
         room, fitting = limits.LIST_BYTES, 0
         escaped = 1 if encoding is None else 6  # a control character takes six bytes as JSON
         for size in sizes:
@@ -295,7 +295,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             return made
         made["size"] = size
         if size <= limits.INLINE_VALUE_BYTES:
-            data = entry.data or await cas.read(cas.find(entry.cid))
+            data = entry.data or await cas.read(cas.contents.find(entry.cid))
             if encoding is None:
                 made["value_b64"] = Base64(data)
             else:
