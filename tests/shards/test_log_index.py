@@ -21,7 +21,7 @@ from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
-from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place, Progress
+from zstor_local.shards.log_index import Extent, IndexDamaged, LogIndex, Progress
 from zstor_local.shards.segment import Located, SegmentHeader, aligned, scan_segment
 
 
@@ -29,8 +29,8 @@ def share(number: int, index: int = 0) -> ShareId:
     return ShareId(version(number), index)
 
 
-def place(number: int) -> Place:
-    return Place(1 + number % 3, number * 100, 50 + number)
+def extent(number: int) -> Extent:
+    return Extent(1 + number % 3, number * 100, 50 + number)
 
 
 PROGRESS = Progress(3, b"segment id 16 by", 4_000, 77, 70)
@@ -54,15 +54,15 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def test_what_was_recorded_is_found_at_once_and_by_the_next_process(path: str) -> None:
     with opened(path) as index:
-        index.record(5, [(share(number, 3), place(number)) for number in range(100)], PROGRESS)
+        index.record(5, [(share(number, 3), extent(number)) for number in range(100)], PROGRESS)
         for _ in ("waiting", "flushed"):
-            assert index.find(5, share(7, 3)) == place(7)
+            assert index.find(5, share(7, 3)) == extent(7)
             assert index.find(5, share(7, 4)) is None
             assert index.find(6, share(7, 3)) is None
             index.flush()
             assert index.waiting == 0
     with opened(path) as index:
-        assert index.find(5, share(99, 3)) == place(99)
+        assert index.find(5, share(99, 3)) == extent(99)
         assert index.progress(5) == PROGRESS
         assert index.progress(6) == Progress()
 
@@ -70,34 +70,34 @@ def test_what_was_recorded_is_found_at_once_and_by_the_next_process(path: str) -
 def test_shards_of_one_version_do_not_overwrite_each_other(path: str) -> None:
     with opened(path) as index:
         for shard in range(4):
-            index.record(shard, [(share(1, shard), place(shard))], PROGRESS)
+            index.record(shard, [(share(1, shard), extent(shard))], PROGRESS)
             if shard == 1:
                 index.flush()
     with opened(path) as index:
-        assert [index.find(shard, share(1, shard)) for shard in range(4)] == [place(shard) for shard in range(4)]
+        assert [index.find(shard, share(1, shard)) for shard in range(4)] == [extent(shard) for shard in range(4)]
 
 
 def test_the_latest_place_counts(path: str) -> None:
     with opened(path) as index:
         for number in (1, 2, 3):
-            index.record(0, [(share(1), place(number))], PROGRESS)
+            index.record(0, [(share(1), extent(number))], PROGRESS)
             if number == 2:
                 index.flush()
-        assert index.find(0, share(1)) == place(3)
+        assert index.find(0, share(1)) == extent(3)
     with opened(path) as index:
-        assert index.find(0, share(1)) == place(3)
+        assert index.find(0, share(1)) == extent(3)
 
 
 def test_what_was_freed_is_gone_at_once_and_for_the_next_process(path: str) -> None:
     with opened(path) as index:
-        index.record(0, [(share(1), place(1)), (share(2), place(2))], PROGRESS)
-        index.record(1, [(share(1, 1), place(3))], PROGRESS)
+        index.record(0, [(share(1), extent(1)), (share(2), extent(2))], PROGRESS)
+        index.record(1, [(share(1, 1), extent(3))], PROGRESS)
         index.flush()
         index.record(0, [(share(1), None)], PROGRESS)
         assert index.find(0, share(1)) is None
     with opened(path) as index:
         assert index.find(0, share(1)) is None
-        assert index.find(1, share(1, 1)) == place(3)
+        assert index.find(1, share(1, 1)) == extent(3)
         assert list(index.shares(0)) == [share(2)]
         index.record(1, [(share(1, 1), None)], PROGRESS)
         assert list(index.shares(1)) == []
@@ -105,8 +105,8 @@ def test_what_was_freed_is_gone_at_once_and_for_the_next_process(path: str) -> N
 
 def test_every_share_of_a_shard_is_told(path: str) -> None:
     with opened(path) as index:
-        index.record(0, [(share(number), place(number)) for number in range(5)], PROGRESS)
-        index.record(1, [(share(number, 1), place(number)) for number in range(9)], PROGRESS)
+        index.record(0, [(share(number), extent(number)) for number in range(5)], PROGRESS)
+        index.record(1, [(share(number, 1), extent(number)) for number in range(9)], PROGRESS)
         assert set(index.shares(0)) == {share(number) for number in range(5)}
         assert set(index.shares(1)) == {share(number, 1) for number in range(9)}
 
@@ -117,7 +117,7 @@ def test_the_shares_of_one_shard_are_found_among_those_of_others(path: str, monk
         for shard in (1, 2, 256, 513):  # some of the bytes of one lie in another's
             for each in (0, 1):
                 mine = [share(number, each) for number in range(100) if number % 10 < 3 or shard != 2]
-                index.record(shard, [(one, Place(513, 2, 1)) for one in mine], PROGRESS)
+                index.record(shard, [(one, Extent(513, 2, 1)) for one in mine], PROGRESS)
         assert len([*index.shares(1)]) == 200
         assert sorted(index.shares(2)) == sorted(share(number, each) for number in range(100) if number % 10 < 3 for each in (0, 1))
         assert [*index.shares(3)] == []
@@ -134,7 +134,7 @@ def test_what_is_held_of_many_versions_is_what_is_found_of_each(path: str, seed:
     with opened(path) as index:
         for number in range(60):
             shard, one = random.choice(every)
-            index.record(shard, [(one, random.choice([None, place(number), place(number)]))], PROGRESS)
+            index.record(shard, [(one, random.choice([None, extent(number), extent(number)]))], PROGRESS)
             if random.random() < 0.1:
                 index.flush()
         held = index.held([version(number) for number in range(9)])
@@ -144,14 +144,14 @@ def test_what_is_held_of_many_versions_is_what_is_found_of_each(path: str, seed:
 
 def test_what_a_kill_left_unwritten_is_behind_and_not_wrong(path: str, tmp_path: Path) -> None:
     with opened(path) as index:
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
         index.flush()
-        index.record(0, [(share(2), place(2))], Progress(4, b"another id 16 by", 5_000, 99, 90))
+        index.record(0, [(share(2), extent(2))], Progress(4, b"another id 16 by", 5_000, 99, 90))
         for suffix in ("", "-wal"):
             shutil.copy(path + suffix, str(tmp_path / "copy.sqlite") + suffix)
     with opened(str(tmp_path / "copy.sqlite")) as index:
         assert index.progress(0) == PROGRESS
-        assert index.find(0, share(1)) == place(1)
+        assert index.find(0, share(1)) == extent(1)
         assert index.find(0, share(2)) is None
 
 
@@ -160,15 +160,15 @@ def test_a_flush_that_failed_leaves_everything_to_be_found_and_is_tried_again(pa
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             index._db.execute("pragma busy_timeout=0")
             other.execute("begin immediate")
-            index.record(0, [(share(1), place(1))], PROGRESS)
+            index.record(0, [(share(1), extent(1))], PROGRESS)
             index.flush()
             assert index.waiting == 1
-            assert index.find(0, share(1)) == place(1)
+            assert index.find(0, share(1)) == extent(1)
             other.execute("rollback")
         index.flush()
         assert index.waiting == 0
     with opened(path) as index:
-        assert index.find(0, share(1)) == place(1)
+        assert index.find(0, share(1)) == extent(1)
         assert index.progress(0) == PROGRESS
 
 
@@ -177,9 +177,9 @@ def test_a_file_that_is_no_index_is_begun_anew(path: str, content: bytes) -> Non
     Path(path).write_bytes(content)
     with opened(path) as index:
         assert index.progress(0) == Progress()
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
     with opened(path) as index:
-        assert index.find(0, share(1)) == place(1)
+        assert index.find(0, share(1)) == extent(1)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_index_is_begun_anew(path: str, content: bytes) -> Non
 )
 def test_an_index_of_another_format_or_with_nonsense_is_begun_anew(path: str, statement: str) -> None:
     with opened(path) as index:
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
     tamper(path, statement)
     with opened(path) as index:
         assert index.progress(0) == Progress()
@@ -221,7 +221,7 @@ def test_an_index_of_format_1_is_taken_over(filled: Ground, path: str) -> None:
 
 def test_a_damaged_page_is_told_and_the_next_start_begins_anew(path: str) -> None:
     with opened(path) as index:
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
     tamper(path, "update entry set places=x'00'")
     with opened(path) as index:
         assert index.progress(0) == PROGRESS
@@ -241,7 +241,7 @@ def test_of_a_log_that_is_begun_anew_nothing_older_is_known(path: str, tmp_path:
     late = str(tmp_path / "late.sqlite")
     with opened(path) as index:
         for shard in (1, 2):
-            index.record(shard, [(share(number), place(number)) for number in range(105)], PROGRESS)
+            index.record(shard, [(share(number), extent(number)) for number in range(105)], PROGRESS)
         index.forget(1)
         shutil.copy(path, late)
         for suffix in ("-wal", "-shm"):
@@ -256,10 +256,10 @@ def test_of_a_log_that_is_begun_anew_nothing_older_is_known(path: str, tmp_path:
         assert index.progress(1) == PROGRESS
 
 
-@pytest.mark.parametrize("change", [place(2), None], ids=["appended", "freed"])
-def test_damage_that_a_flush_comes_upon_is_told_to_the_next_start(path: str, change: Place | None) -> None:
+@pytest.mark.parametrize("change", [extent(2), None], ids=["appended", "freed"])
+def test_damage_that_a_flush_comes_upon_is_told_to_the_next_start(path: str, change: Extent | None) -> None:
     with opened(path) as index:
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
     if change is None:
         tamper(path, "update entry set places=x'00'")
     else:
@@ -282,22 +282,22 @@ def test_a_flush_in_vain_is_not_tried_again_for_every_group(path: str, monkeypat
     with opened(path) as index:
         index._db.execute("drop table entry")
         for number in range(100):
-            index.record(0, [(share(number), place(number))], PROGRESS)
+            index.record(0, [(share(number), extent(number))], PROGRESS)
             if index.is_due:
                 tried.append(number)
                 index.flush()
         assert tried == [2, 5, 11, 23, 47, 95]
         index._db.execute("create table entry(version blob primary key, places blob not null) without rowid")
         index.flush()
-        index.record(0, [(share(number), place(number)) for number in range(3)], PROGRESS)
+        index.record(0, [(share(number), extent(number)) for number in range(3)], PROGRESS)
         assert index.is_due
 
 
 def test_where_no_file_can_be_made_the_index_lives_in_memory(tmp_path: Path) -> None:
     with opened(str(tmp_path / "no such directory" / "index.sqlite")) as index:
-        index.record(0, [(share(1), place(1))], PROGRESS)
+        index.record(0, [(share(1), extent(1))], PROGRESS)
         index.flush()
-        assert index.find(0, share(1)) == place(1)
+        assert index.find(0, share(1)) == extent(1)
 
 
 def tamper(path: str, statement: str) -> None:
@@ -328,7 +328,7 @@ def content(number: int) -> bytes:
     return b"share %d " % number * 80
 
 
-def places(index: LogIndex) -> dict[int, Place | None]:
+def extents(index: LogIndex) -> dict[int, Extent | None]:
     return {number: index.find(0, share(number)) for number in NUMBERS}
 
 
@@ -343,11 +343,11 @@ def check_everything(shard: DirectoryShard) -> None:
 
 def test_thrown_away_it_is_made_from_the_log_with_the_same_places(filled: Ground, path: str) -> None:
     with opened(path) as index:
-        before, progress = places(index), index.progress(0)
+        before, progress = extents(index), index.progress(0)
     Path(path).unlink()
     with opened(path) as index:
         check_everything(filled.open(index=index, writer=None))
-        assert places(index) == before
+        assert extents(index) == before
         assert index.progress(0) == progress
         filled.close()
 

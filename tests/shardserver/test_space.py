@@ -280,9 +280,9 @@ def test_small_shares_are_listed_over_all_namespaces_without_looking_at_those_be
     looked_at: list[bytes] = []
     unpack = log_index._unpack
 
-    def unpacking(places: bytes) -> dict[tuple[int, int], log_index.Place]:
-        looked_at.append(places)
-        return unpack(places)
+    def unpacking(extents: bytes) -> dict[tuple[int, int], log_index.Extent]:
+        looked_at.append(extents)
+        return unpack(extents)
 
     monkeypatch.setattr(log_index, "_PAGE", 2)
     monkeypatch.setattr(log_index, "_unpack", unpacking)

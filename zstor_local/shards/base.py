@@ -1,4 +1,4 @@
-"""What a shard is: a place that keeps shares and copies of records. The laws every kind of shard obeys.
+"""What a shard is: it keeps shares and copies of records. The laws every kind of shard obeys.
 
 One conformance suite (tests/shards/conformance.py) runs against every implementation.
 """

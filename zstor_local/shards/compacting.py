@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ScannedEntry, ShardError
 from zstor_local.shards.log import Log
-from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place
+from zstor_local.shards.log_index import Extent, IndexDamaged, LogIndex
 from zstor_local.shards.segment import Freed, Located
 
 
@@ -39,12 +39,12 @@ class LogSegments:
         if isinstance(located.item, Freed) or located.item.entry.share_index is None:
             return False
         share = ShareId(located.item.entry.envelope.version, located.item.entry.share_index)
-        return self._find(share) == Place(number, located.share_offset, located.share_length)
+        return self._find(share) == Extent(number, located.share_offset, located.share_length)
 
     def holds(self, share: ShareId) -> bool:
         return self._find(share) is not None
 
-    def _find(self, share: ShareId) -> Place | None:
+    def _find(self, share: ShareId) -> Extent | None:
         try:
             return self._index.find(self._shard, share)
         except IndexDamaged as error:

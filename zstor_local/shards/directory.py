@@ -25,7 +25,7 @@ from zstor_local.shards.base import Capacity, Entry, Notices, ScannedEntry, Shar
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.disk import Disk
 from zstor_local.shards.log import Log
-from zstor_local.shards.log_index import IndexDamaged, LogIndex, Place
+from zstor_local.shards.log_index import Extent, IndexDamaged, LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.share_files import SHARES, TEMPORARY, FileShareWriter, ShareFiles
 
@@ -215,15 +215,15 @@ class DirectoryShard:
     def segments(self) -> LogSegments:
         return LogSegments(self.number, self.log, self._index, self._disk.failing)
 
-    def _place(self, share: ShareId) -> Place:
+    def _extent(self, share: ShareId) -> Extent:
         """Where a small share lies; ShareMissing if it does not."""
         try:
-            place = self._index.find(self.number, share)
+            extent = self._index.find(self.number, share)
         except IndexDamaged as error:
             raise ShardError("failed", str(error)) from error
-        if place is None:
+        if extent is None:
             raise ShareMissing
-        return place
+        return extent
 
     def flush_file_system(self) -> None:
         with self._disk.failing(lasting=True):
@@ -249,7 +249,7 @@ class DirectoryShard:
 
     def open_share(self, share: ShareId, *, small: bool) -> ShareReader:
         if small:
-            return _LogShareReader(self._disk, self.log, lambda: self._place(share))
+            return _LogShareReader(self._disk, self.log, lambda: self._extent(share))
         try:
             with self._disk.failing():
                 return self._shares.open(share)
@@ -260,10 +260,10 @@ class DirectoryShard:
 
     def peek(self, share: ShareId, offset: int, length: int) -> bytearray | None:
         try:
-            place = self._index.find(self.number, share)
+            extent = self._index.find(self.number, share)
         except IndexDamaged:
             return None
-        return None if place is None else self.log.peek(place, offset, length)
+        return None if extent is None else self.log.peek(extent, offset, length)
 
     def tell(self, notices: Notices) -> bool:
         return True
@@ -277,7 +277,7 @@ class DirectoryShard:
     def has(self, share: ShareId, *, small: bool) -> bool:
         try:
             if small:
-                self._place(share)
+                self._extent(share)
             else:
                 self.open_share(share, small=False).close()
         except ShareMissing:
@@ -321,11 +321,11 @@ class DirectoryShard:
 class _LogShareReader:
     """A small share, open. `find` tells where it lies now, or raises ShareMissing."""
 
-    def __init__(self, disk: Disk, log: Log, find: Callable[[], Place]) -> None:
+    def __init__(self, disk: Disk, log: Log, find: Callable[[], Extent]) -> None:
         self._disk = disk
         self._log = log
         self._find = find
-        self._place = find()
+        self._extent = find()
 
     def prefetch(self, offset: int, length: int) -> None:
         pass
@@ -334,12 +334,12 @@ class _LogShareReader:
         while True:
             try:
                 with self._disk.failing():
-                    return self._log.read(self._place, offset, length)
+                    return self._log.read(self._extent, offset, length)
             except ShardError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
-            before, self._place = self._place, self._find()
-            if self._place == before:
+            before, self._extent = self._extent, self._find()
+            if self._extent == before:
                 raise ShareMissing  # else compaction has moved it since it was looked up
 
     def read_table(self, length: int) -> bytes:

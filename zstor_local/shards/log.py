@@ -14,7 +14,7 @@ from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
-from zstor_local.shards.log_index import LogIndex, Place, Progress
+from zstor_local.shards.log_index import Extent, LogIndex, Progress
 from zstor_local.shards.recovery import CatchingUp, flush_the_end, release_rest
 from zstor_local.shards.segment import (
     ENTRY_HEADER_BYTES,
@@ -56,7 +56,7 @@ class Log:
         self._closed = False
         self._strewn = False  # an append that broke off may have left entries that the index does not know
         self._start: tuple[int, Randomness] | None = None
-        self._places: list[tuple[ShareId, Place | None]] = []  # what was appended and is not flushed: the index does not know it yet
+        self._extents: list[tuple[ShareId, Extent | None]] = []  # what was appended and is not flushed: the index does not know it yet
         try:
             flush_the_end(files, self._segments, index.progress(shard))
             caught_up = CatchingUp(self._segments, index, shard)
@@ -95,13 +95,13 @@ class Log:
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
-        places: list[tuple[ShareId, Place | None]] = []
+        extents: list[tuple[ShareId, Extent | None]] = []
         known = self._known
         sequence, settled = known.sequence, None
         rolled = self._rolled
         for entry in entries:
             try:
-                segment, offset = self._put(entry, committed, places)
+                segment, offset = self._put(entry, committed, extents)
             except OSError as error:
                 if self._closed or self._rolled > rolled:
                     self._strewn = True
@@ -110,16 +110,16 @@ class Log:
             if settled is None and not self._strewn:
                 settled = known.settled_behind(committed, segment, offset)
             sequence = max(sequence, entry.envelope.sequence)
-        self._write_out(places, sequence, committed, settled or known.settled)
+        self._write_out(extents, sequence, committed, settled or known.settled)
 
-    def _put(self, entry: Entry, committed: int, places: list[tuple[ShareId, Place | None]]) -> tuple[int, int]:
+    def _put(self, entry: Entry, committed: int, extents: list[tuple[ShareId, Extent | None]]) -> tuple[int, int]:
         """Gather an entry, and where its share will lie. Returns its segment and offset."""
         size = entry_size(entry)
         segment, at = self._room(size, kept=0 if entry.envelope.kind is Kind.VOID else _KEPT)
         segment.put(pack_entry(segment.key, at, entry, committed), size)
         if entry.share_index is not None:
             offset = at + ENTRY_HEADER_BYTES + len(entry.envelope.sealed)
-            places.append((ShareId(entry.envelope.version, entry.share_index), Place(segment.number, offset, len(entry.share))))
+            extents.append((ShareId(entry.envelope.version, entry.share_index), Extent(segment.number, offset, len(entry.share))))
         return segment.number, at
 
     def free(self, shares: Sequence[ShareId]) -> None:
@@ -132,14 +132,14 @@ class Log:
             segment.put(pack_freed(segment.key, at, share, known.committed), ENTRY_HEADER_BYTES)
         self._write_out([(share, None) for share in shares], known.sequence, known.committed, known.settled)
 
-    def _write_out(self, places: list[tuple[ShareId, Place | None]], sequence: int, committed: int, settled: tuple[int, int]) -> None:
+    def _write_out(self, extents: list[tuple[ShareId, Extent | None]], sequence: int, committed: int, settled: tuple[int, int]) -> None:
         segment = self._current()
         try:
             segment.write_out()
         except OSError:
             self._closed = True  # how much of it lies there is not known, so nothing may follow
             raise
-        self._places += places
+        self._extents += extents
         self._known = Progress(segment.number, segment.header.id, segment.end, sequence, committed, *settled)
 
     def rest(self) -> None:
@@ -184,18 +184,18 @@ class Log:
         return self._current().fd
 
     def _flushed(self) -> None:
-        places, self._places = self._places, []
-        self._index.record(self._shard, places, self._known)
+        extents, self._extents = self._extents, []
+        self._index.record(self._shard, extents, self._known)
 
-    def read(self, place: Place, offset: int, length: int) -> bytes:
+    def read(self, extent: Extent, offset: int, length: int) -> bytes:
         """Bytes of a small share; FileNotFoundError if they lie elsewhere by now."""
-        with self._readers.using(place.segment) as fd:
-            return read_exactly(self._files, fd, _within(place, offset, length), place.offset + offset)
+        with self._readers.using(extent.segment) as fd:
+            return read_exactly(self._files, fd, _within(extent, offset, length), extent.offset + offset)
 
-    def peek(self, place: Place, offset: int, length: int) -> bytearray | None:
+    def peek(self, extent: Extent, offset: int, length: int) -> bytearray | None:
         """The same, if no disk has to be waited for."""
-        buffer = bytearray(_within(place, offset, length))
-        return buffer if not buffer or self._readers.peek(place.segment, buffer, place.offset + offset) else None
+        buffer = bytearray(_within(extent, offset, length))
+        return buffer if not buffer or self._readers.peek(extent.segment, buffer, extent.offset + offset) else None
 
     def scan(self) -> Iterator[ScannedEntry]:
         """Every whole entry, oldest segment first; FREED entries are told by the index alone."""
@@ -216,7 +216,7 @@ class Log:
         return [envelope for envelope in entries if envelope.sequence > known.committed]
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
-        """Entries behind a place (0, 0: the beginning), each with the place behind it: its segment, and the offset of its end."""
+        """Entries behind a position (0, 0: the beginning), each with the one behind it: its segment, and the offset of its end."""
         for number, header in self._segments.headers(segment):
             start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
             for located in self._segments.entries(number, header, start):
@@ -234,7 +234,7 @@ class Log:
     def _first_written(self, last: int) -> int:
         """The segment that something may still be appended to, or has to be flushed."""
         writer = self._writer
-        unflushed = (place.segment for _, place in self._places if place is not None)  # where an append elsewhere failed, or a flush
+        unflushed = (extent.segment for _, extent in self._extents if extent is not None)  # an append elsewhere failed, or a flush
         return min([last if writer is None else min(last, writer.number), *unflushed])
 
     def read_whole(self, number: int) -> list[Located] | None:
@@ -255,17 +255,17 @@ class Log:
     def copy(self, items: Sequence[ScannedEntry | Freed]) -> None:
         """Append entries of an older segment again, sealed bytes and all, in order. They ride with the next flush."""
         known = self._known
-        places: list[tuple[ShareId, Place | None]] = []
+        extents: list[tuple[ShareId, Extent | None]] = []
         sequence = known.sequence
         for item in items:
             if isinstance(item, Freed):
                 segment, at = self._room(ENTRY_HEADER_BYTES)
                 segment.put(pack_freed(segment.key, at, item.share, known.committed), ENTRY_HEADER_BYTES)
-                places.append((item.share, None))
+                extents.append((item.share, None))
                 continue
-            self._put(item.entry, item.committed, places)
+            self._put(item.entry, item.committed, extents)
             sequence = max(sequence, item.entry.envelope.sequence)
-        self._write_out(places, sequence, known.committed, known.settled)
+        self._write_out(extents, sequence, known.committed, known.settled)
 
     def remove(self, number: int) -> None:
         """Take a sealed segment away, durably. All of it that counts lies elsewhere, flushed."""
@@ -367,6 +367,6 @@ class Log:
             raise
 
 
-def _within(place: Place, offset: int, length: int) -> int:
+def _within(extent: Extent, offset: int, length: int) -> int:
     """So many of the bytes asked for lie in the share."""
-    return max(0, min(length, place.length - offset))
+    return max(0, min(length, extent.length - offset))

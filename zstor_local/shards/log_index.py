@@ -22,7 +22,7 @@ FLUSH_AT: Final = 500  # versions waiting in memory: so many of each log's entri
 _PAGE: Final = 500  # versions read at once
 _STRETCH: Final = 5_000  # versions among which those of one shard are looked for at once
 _BEHIND_ALL: Final = b"\xff" * (ID_BYTES + 1)
-_PLACE: Final = struct.Struct("<HBIII")
+_EXTENT: Final = struct.Struct("<HBIII")
 _NUMBER: Final = struct.Struct("<H")
 _HOLDER: Final = struct.Struct("<HB12x")  # the same without where it lies
 _FORMAT: Final = IndexFormat(
@@ -49,7 +49,7 @@ class IndexDamaged(Exception):
 
 
 @value()
-class Place:
+class Extent:
     """Where a small share lies in its shard's log. Offset and length in bytes."""
 
     segment: int
@@ -61,7 +61,7 @@ class Place:
 class Progress:
     """How far a shard's log is indexed: everything before `offset` of the segment, and what the newest entry there said.
 
-    No entry before the settled place has a sequence above `committed`; (0, 0) where such a place is not known.
+    No entry before the settled position has a sequence above `committed`; (0, 0) where none is known.
     """
 
     segment: int = 0
@@ -77,14 +77,14 @@ class Progress:
         return self.settled_segment, self.settled_offset
 
     def settled_behind(self, committed: int, segment: int, offset: int) -> tuple[int, int]:
-        """The settled place once an entry follows there that says how far all is committed."""
+        """The settled position once an entry follows there that says how far all is committed."""
         if committed >= self.sequence:
             return segment, offset
         return self.settled if committed >= self.committed else (0, 0)
 
 
 _Key = tuple[int, int]  # shard number, share index
-_Places = dict[_Key, Place | None]  # None: freed
+_Extents = dict[_Key, Extent | None]  # None: freed
 
 
 class LogIndex:
@@ -94,12 +94,12 @@ class LogIndex:
         """`path` may be ":memory:". A file that is damaged or no index of this format is begun anew; if that fails, memory is used."""
         self._lock = threading.Lock()  # held for moments: the event loop takes it too
         self._flush_lock = threading.Lock()  # held for a whole flush
-        self._waiting: dict[Version, _Places] = {}
-        self._flushing: dict[Version, _Places] = {}
+        self._waiting: dict[Version, _Extents] = {}
+        self._flushing: dict[Version, _Extents] = {}
         self._unflushed: set[int] = set()
         self._due_at = 0  # versions that have to wait before a flush is tried again that was in vain
         # In the file, last: a version's shares are asked for in a row.
-        self._looked_up: tuple[Version | None, Mapping[_Key, Place]] = None, {}
+        self._looked_up: tuple[Version | None, Mapping[_Key, Extent]] = None, {}
         self._db = open_index(path, _FORMAT, _progress)
         self._progress = _progress(self._db)
         self._reader = _reader(self._db)
@@ -120,22 +120,22 @@ class LogIndex:
                 self.flush()
         self.record(shard, (), Progress())
 
-    def record(self, shard: int, places: Iterable[tuple[ShareId, Place | None]], progress: Progress) -> None:
+    def record(self, shard: int, extents: Iterable[tuple[ShareId, Extent | None]], progress: Progress) -> None:
         """Take what was appended to a shard's log (None: freed), and how far the log is known now."""
         with self._lock:
-            for share, place in places:
-                self._waiting.setdefault(share.version, {})[shard, share.index] = place
+            for share, extent in extents:
+                self._waiting.setdefault(share.version, {})[shard, share.index] = extent
             self._progress[shard] = progress
             self._unflushed.add(shard)
 
-    def find(self, shard: int, share: ShareId) -> Place | None:
-        """The place of a share, None if the shard does not hold it; IndexDamaged."""
+    def find(self, shard: int, share: ShareId) -> Extent | None:
+        """Where a share lies; None if the shard does not hold it; IndexDamaged."""
         key = (shard, share.index)
         with self._lock:
             for fresh in (self._waiting, self._flushing):
-                places = fresh.get(share.version)
-                if places is not None and key in places:
-                    return places[key]
+                extents = fresh.get(share.version)
+                if extents is not None and key in extents:
+                    return extents[key]
             if self._looked_up[0] != share.version:
                 self._looked_up = share.version, self._stored(self._reader, share.version)
             return self._looked_up[1].get(key)
@@ -150,13 +150,13 @@ class LogIndex:
             for start in range(0, len(versions), _PAGE):
                 some = versions[start : start + _PAGE]
                 query = f"select version, places from entry where version in ({','.join('?' * len(some))})"  # noqa: S608 (question marks)
-                for version, places in self._reader.execute(query, some):
-                    held[version] = {*_HOLDER.iter_unpack(places)}
+                for version, extents in self._reader.execute(query, some):
+                    held[version] = {*_HOLDER.iter_unpack(extents)}
             for fresh in (self._flushing, self._waiting):
                 for version in fresh.keys() & versions if fresh else ():
                     here = held.setdefault(version, set())
-                    for key, place in fresh[version].items():
-                        (here.discard if place is None else here.add)(key)
+                    for key, extent in fresh[version].items():
+                        (here.discard if extent is None else here.add)(key)
         return held
 
     def shares(self, shard: int) -> Iterator[ShareId]:
@@ -168,8 +168,8 @@ class LogIndex:
         with self._noticing_damage:
             while first is not None:
                 rows, first = self._stretch(first, shard)
-                for version, places in rows:
-                    yield from (ShareId(Version(version), index) for number, index in _unpack(places) if number == shard)
+                for version, extents in rows:
+                    yield from (ShareId(Version(version), index) for number, index in _unpack(extents) if number == shard)
 
     def _stretch(self, first: bytes, shard: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Versions from a first one on that a shard may hold shares of, and where the next stretch begins, if there is one."""
@@ -179,7 +179,7 @@ class LogIndex:
             query = "select version, places from entry where version >= ? and version < ? and instr(places, ?) order by version"
             return self._reader.execute(query, (first, end or _BEHIND_ALL, _NUMBER.pack(shard))).fetchall(), end
 
-    def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Mapping[_Key, Place]]]:
+    def versions(self, first: bytes = b"") -> Iterator[tuple[Version, Mapping[_Key, Extent]]]:
         """Every version of which small shares are held, in their order from a first one on, and where they lie, by shard number and
         share index. Flushes first, takes little memory. IndexDamaged.
 
@@ -188,8 +188,8 @@ class LogIndex:
         self.flush()
         with self._noticing_damage:
             while rows := self._page(first):
-                for version, places in rows:
-                    yield Version(version), _unpack(places)
+                for version, extents in rows:
+                    yield Version(version), _unpack(extents)
                 first = rows[-1][0] + b"\0"
 
     def _page(self, first: bytes) -> list[tuple[bytes, bytes]]:
@@ -230,22 +230,22 @@ class LogIndex:
 
     def _put_back(self, progress: Mapping[int, Progress]) -> None:
         with self._lock:
-            for version, places in self._flushing.items():
-                self._waiting[version] = {**places, **self._waiting.get(version, {})}
+            for version, extents in self._flushing.items():
+                self._waiting[version] = {**extents, **self._waiting.get(version, {})}
             self._unflushed.update(progress)
 
     def _store(self, progress: Mapping[int, Progress]) -> None:
         fresh: list[Version] = []
         changed: list[Version] = []
-        for version, places in self._flushing.items():
-            (changed if None in places.values() else fresh).append(version)
+        for version, extents in self._flushing.items():
+            (changed if None in extents.values() else fresh).append(version)
         self._db.executemany(
             "insert into entry values(?, ?) on conflict(version) do update set places = cast(places || excluded.places as blob)",
             [(version, _pack(self._flushing[version])) for version in fresh],
         )
         for version in changed:
-            merged: _Places = {**self._stored(self._db, version), **self._flushing[version]}
-            alive: _Places = {key: place for key, place in merged.items() if place is not None}
+            merged: _Extents = {**self._stored(self._db, version), **self._flushing[version]}
+            alive: _Extents = {key: extent for key, extent in merged.items() if extent is not None}
             if alive:
                 self._db.execute("insert or replace into entry values(?, ?)", (version, _pack(alive)))
             else:
@@ -253,7 +253,7 @@ class LogIndex:
         rows = [(n, p.segment, p.segment_id, p.offset, p.sequence, p.committed, *p.settled) for n, p in progress.items()]
         self._db.executemany("insert or replace into progress values(?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def _stored(self, db: sqlite3.Connection, version: Version) -> Mapping[_Key, Place]:
+    def _stored(self, db: sqlite3.Connection, version: Version) -> Mapping[_Key, Extent]:
         with self._noticing_damage:
             row = db.execute("select places from entry where version=?", (version,)).fetchone()
             return {} if row is None else _unpack(row[0])
@@ -282,17 +282,17 @@ class _NoticingDamage:
             raise IndexDamaged(f"the index of the logs is damaged ({type(error).__name__}); a restart makes it anew") from error
 
 
-def _pack(places: _Places) -> bytes:
+def _pack(extents: _Extents) -> bytes:
     return b"".join(
-        _PLACE.pack(shard, index, place.segment, place.offset, place.length)
-        for (shard, index), place in places.items()
-        if place is not None
+        _EXTENT.pack(shard, index, extent.segment, extent.offset, extent.length)
+        for (shard, index), extent in extents.items()
+        if extent is not None
     )
 
 
-def _unpack(places: bytes) -> dict[_Key, Place]:
-    """Behind a share's older place a newer one may stand: the last counts."""
-    return {(shard, index): Place(segment, offset, length) for shard, index, segment, offset, length in _PLACE.iter_unpack(places)}
+def _unpack(extents: bytes) -> dict[_Key, Extent]:
+    """Behind a share's older extent a newer one may stand: the last counts."""
+    return {(shard, index): Extent(segment, offset, length) for shard, index, segment, offset, length in _EXTENT.iter_unpack(extents)}
 
 
 def _reader(db: sqlite3.Connection) -> sqlite3.Connection:

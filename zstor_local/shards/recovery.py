@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Files, read_exactly, settle_file
-from zstor_local.shards.log_index import FLUSH_AT, LogIndex, Place, Progress
+from zstor_local.shards.log_index import FLUSH_AT, Extent, LogIndex, Progress
 from zstor_local.shards.segment import HEADER_BYTES, Freed, SegmentHeader
 from zstor_local.shards.segment_directory import SegmentDirectory
 
@@ -66,22 +66,22 @@ class CatchingUp:
         return last is not None and last.id == known.segment_id and self._segments.has_end(known.segment, last, known.offset)
 
     def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
-        places: list[tuple[ShareId, Place | None]] = []
+        extents: list[tuple[ShareId, Extent | None]] = []
         end = start
         for located in self._segments.entries(number, header, start):
             end = located.end
             if isinstance(located.item, Freed):
-                places.append((located.item.share, None))
+                extents.append((located.item.share, None))
                 continue
             entry, committed = located.item.entry, located.item.committed
             if entry.envelope.sequence > known.sequence:
                 settled = known.settled_behind(committed, number, located.offset)
                 known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
             if entry.share_index is not None:
-                place = Place(number, located.share_offset, located.share_length)
-                places.append((ShareId(entry.envelope.version, entry.share_index), place))
+                extent = Extent(number, located.share_offset, located.share_length)
+                extents.append((ShareId(entry.envelope.version, entry.share_index), extent))
         known = replace(known, segment=number, segment_id=header.id, offset=end)
-        self._index.record(self._shard, places, known)
+        self._index.record(self._shard, extents, known)
         if self._index.waiting >= FLUSH_AT:
             self._index.flush()
         self.ends.append((number, end))

@@ -228,9 +228,9 @@ class Rooms:
 
     def alive(self) -> Iterator[tuple[int, int, int]]:
         """Of each small share the number of its room, the segment that it lies in, and its bytes. IndexDamaged."""
-        for _, places in self._index.versions():
-            for (number, _), place in places.items():
-                yield number, place.segment, place.length
+        for _, extents in self._index.versions():
+            for (number, _), extent in extents.items():
+                yield number, extent.segment, extent.length
 
     def sealed(self, room: Room) -> list[tuple[int, int]]:
         """The segments of its log that nothing is appended to any more, with their sizes."""

@@ -293,9 +293,9 @@ class Space:
             return
         with answering(), _answering_damage():
             for room in self._holding(share):
-                place = self._index.find(room.number, share) if namespace in (None, room.id) else None
-                if place is not None:
-                    yield place.length, partial(self.rooms.log(room).read, place)
+                extent = self._index.find(room.number, share) if namespace in (None, room.id) else None
+                if extent is not None:
+                    yield extent.length, partial(self.rooms.log(room).read, extent)
                     return
         self._check_known(namespace)
         raise Refusal("not_found", "that share is not here")

@@ -26,8 +26,8 @@ ShareState = Literal["ok", "missing", "corrupt", "stale", "unreachable"]
 _GONE: Final = frozenset({"missing", "failed"})  # states of a shard that answers nothing
 
 
-class _Place(NamedTuple):
-    """A chunk's block in any share: where it lies, and the header with which it begins."""
+class _Slot(NamedTuple):
+    """What a chunk has in each share: where its block lies, and the header with which it begins."""
 
     chunk: int
     shape: ChunkShape
@@ -72,16 +72,16 @@ class VersionShares:
         `among` limits the share indices. Unreadable if fewer than k are good.
         """
         blocks: dict[int, Buffer] = {}
-        place = self._place(chunk)
+        slot = self._slot(chunk)
         order = list(self._order() if among is None else among)
         for index in order[: self._policy.k]:
             with suppress(ShareBad):  # reading it will say so
-                self.reader(index).prefetch(place.offset, place.length)
+                self.reader(index).prefetch(slot.offset, slot.length)
         late: list[int] = []
         for patient, indices in ((False, order), (True, late)):
             for index in indices:
                 try:
-                    blocks[index] = self._block(index, place, patient=patient)
+                    blocks[index] = self._block(index, slot, patient=patient)
                 except ShareLate:
                     late.append(index)
                     self._late.add(index)
@@ -92,20 +92,20 @@ class VersionShares:
                         return blocks
         raise self._unreadable()
 
-    def _place(self, chunk: int) -> _Place:
+    def _slot(self, chunk: int) -> _Slot:
         """Where each share has its block of a chunk, and how it begins."""
         table = self.table()
         shape = table.shape(chunk)
         offset = table.offset(chunk)
-        return _Place(chunk, shape, offset, table.offset(chunk + 1) - offset, pack_block_header(chunk, shape, self._policy.padding))
+        return _Slot(chunk, shape, offset, table.offset(chunk + 1) - offset, pack_block_header(chunk, shape, self._policy.padding))
 
     def block(self, index: int, chunk: int) -> Buffer:
         """One opened block, or ShareBad."""
-        return self._block(index, self._place(chunk), patient=True)
+        return self._block(index, self._slot(chunk), patient=True)
 
-    def _block(self, index: int, place: _Place, *, patient: bool) -> Buffer:
+    def _block(self, index: int, slot: _Slot, *, patient: bool) -> Buffer:
         """The same; without patience ShareLate if its shard is slower than usual."""
-        chunk, shape, offset, length, header = place
+        chunk, shape, offset, length, header = slot
         reader = self.reader(index)
         try:
             data = memoryview(reader.read(offset, length, patient=patient))
