@@ -17,7 +17,7 @@ SMALL, LARGE = content(1, 9_000), content(2, 3 * CHUNK + 1_000)
 
 
 async def rotated(house: House) -> None:
-    job = await house.store.rotation.rotate()
+    job, _ = await house.store.rotation.rotate()
     while True:
         news = job.news()
         if not job.running:

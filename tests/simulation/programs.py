@@ -155,7 +155,7 @@ async def copy_together(client: Client) -> None:
 
 
 async def rotate(client: Client) -> None:
-    job = await client.store.rotation.rotate()
+    job, _ = await client.store.rotation.rotate()
     while job.running:
         await job.news().wait()
     assert job.state == "done"

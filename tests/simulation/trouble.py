@@ -214,7 +214,7 @@ class Upkeep:
                 nursery.start_soon(remove, shard)
 
     async def _rotate(self, store: Store) -> None:
-        await ended(await store.rotation.rotate())
+        await ended((await store.rotation.rotate())[0])
 
     async def _rewrite(self, store: Store) -> None:
         self._clients.rewritten = True

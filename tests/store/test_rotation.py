@@ -13,7 +13,7 @@ from tests.store.home import Home, content, delete, get, name, put
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.cli.backup_words import from_words, to_words
 from zstor_local.coding.keys import KeyRing
-from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound, Unavailable
+from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
@@ -32,7 +32,7 @@ def key_of(home: Home) -> MasterKey:
 
 async def rotate(store: Store) -> None:
     """Rotate, and wait until every record is sealed anew."""
-    job = await store.rotation.rotate()
+    job, _ = await store.rotation.rotate()
     while job.running:
         await job.news().wait()
     assert job.state == "done", job.error
@@ -134,7 +134,7 @@ async def test_a_rebuild_in_the_middle_of_a_rotation_finds_old_and_new_records(h
         await fill(store)
         with monkeypatch.context() as patch:
             patch.setattr(store.rotation, "_renew", _break_off)
-            job = await store.rotation.rotate()
+            job, _ = await store.rotation.rotate()
             while job.running:
                 await job.news().wait()
         await put(store, "new", content(7, 300))
@@ -235,7 +235,7 @@ async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_star
                 store.committer.failure = "broken off by the test"
 
         home.engines.before_commit = fail_afterwards
-        job = await store.rotation.rotate()
+        job, _ = await store.rotation.rotate()
         while job.running:
             await job.news().wait()
         assert isinstance(job.error, Unavailable)
@@ -295,3 +295,29 @@ async def test_a_key_is_retired_while_records_are_sealed_anew(home: Home) -> Non
         record = store.rotation.record()
         assert record is not None
         assert (record.retired, record.settled) == (1, False)
+
+
+async def test_nothing_is_retired_while_it_is_in_doubt_which_key_counts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the older keys is sealed with the next one: a start that finds it so must find the present one there."""
+    async with home.open() as store:
+        await fill(store)
+        await rotate(store)
+        key = key_of(home)
+
+        async def in_doubt(make: object) -> None:
+            raise OutcomeUnknown("shards went away in the middle of the commit")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.rotation, "_commit", in_doubt)
+            with pytest.raises(OutcomeUnknown):
+                await store.rotation.rotate()
+        for attempt in (store.rotation.retire(), store.rotation.rotate()):
+            with pytest.raises(Unavailable, match="in doubt"):
+                await attempt
+        store.rotation.go_on()
+    async with home.open() as store:
+        assert key_of(home) == key
+        await check(store)
+        await store.rotation.retire()
+        await rotate(store)
+        await check(store)

@@ -380,7 +380,7 @@ async def test_after_a_rotation_of_the_key_nothing_is_taken_for_damage(home: Hom
         await put(store, "large", content(2, 700_000))
         await put(store, "deleted", content(3, 10_000))
         await delete(store, "deleted")
-        job = await store.rotation.rotate()
+        job, _ = await store.rotation.rotate()
         while job.running:
             await job.news().wait()
         assert job.state == "done"

@@ -60,6 +60,9 @@ def rotate(options: Options, yes: bool) -> None:
     The words of earlier backups open nothing that is written from now on: destroy them once you have the new ones on paper. The records
     are sealed anew in the background, over restarts if need be; `zstor status` tells until when.
 
+    Where an earlier rotation has not come to its end, because a record did not open or shards were away, this goes on with it instead:
+    its key stays, and its words are printed again.
+
     This does not shut out somebody who has the old key and copies of the shards: those copies stay readable to them. Shard servers let
     in who has the old key until `zstor key retire`.
     """
@@ -68,6 +71,8 @@ def rotate(options: Options, yes: bool) -> None:
     with options.connect() as client:
         rotated = cast("Rotated", client.call("key.rotate", {}))
         shards = cast("Status", client.call("daemon.status", {}))["shards"]
+    if not rotated["new"]:
+        report.warning("no new key was made: this goes on with an earlier rotation, whose key it is")
     _print_words(options, Path(rotated["key_file"]))
     if not options.json and not all(shard["url"].removeprefix("file://").startswith("/") for shard in shards):
         click.echo("Once they are there: `zstor key retire`. Until then shard servers let in who has the old ones.")

@@ -45,7 +45,7 @@ def scrub(options: Options, action: str | None, no_wait: bool) -> int:
                 found = cast("Scrub", client.call("health.scrub", params, progress=shown))
     click.echo(json.dumps(found) if options.json else scrub_line(found))
     told = found.get("found", {})
-    return 1 if any(told.get(name) for name in ("unreadable", "strays_kept", "unknown_keys")) else 0
+    return 1 if any(told.get(name) for name in ("unreadable", "strays_kept", "unknown_keys", "records_damaged")) else 0
 
 
 @click.command()

@@ -255,4 +255,4 @@ def _sized(value: Sized, size: int, what: str) -> Sized:
 
 
 def _corrupt(what: str) -> CorruptRecord:
-    return CorruptRecord(what, hint="another copy of it may be good: run `zstor check`")
+    return CorruptRecord(what, hint="`zstor repair` and `zstor scrub` look for a good copy on the shards; else `zstor rebuild`")

@@ -164,8 +164,10 @@ class Namespaces:
         return min((namespace.policy.k for namespace in self._every()), default=self._policy.k)
 
     def ids(self) -> list[NamespaceId]:
-        """Of all namespaces, those included that are being deleted."""
-        return [namespace.id for namespace in self._every()]
+        """Of all namespaces, those included that are being deleted, and those that hold objects though their own row does not open."""
+        known = [namespace.id for namespace in self._every()]
+        others = (space for space in self._metastore.usages() if space not in known)
+        return [*known, *(space for space in others if self._metastore.scan(space, "", None, 1))]
 
     def half_deleted(self) -> list[Namespace]:
         """Those whose deletion has begun."""

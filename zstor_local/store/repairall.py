@@ -10,9 +10,11 @@ from zstor_local.errors import Conflict, OutcomeUnknown, ShuttingDown, Unavailab
 from zstor_local.metastore.base import Metastore, Row
 from zstor_local.model.record import Kind
 from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.damaged_rows import DamagedRows
 from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
+from zstor_local.store.pace import unpaced
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.several import for_each
 from zstor_local.store.stored import Stored, open_object
@@ -48,16 +50,26 @@ class RepairedAll:
 class RepairAll:
     """The use case. It is idempotent: broken off at any moment, it is begun anew and finds less to do."""
 
-    def __init__(self, metastore: Metastore, namespaces: Namespaces, sealer: RecordSealer, health: Health, mending: Mending) -> None:
+    def __init__(
+        self,
+        metastore: Metastore,
+        namespaces: Namespaces,
+        sealer: RecordSealer,
+        health: Health,
+        mending: Mending,
+        damaged_rows: DamagedRows,
+    ) -> None:
         self._metastore = metastore
         self._namespaces = namespaces
         self._sealer = sealer
         self._health = health
         self._mending = mending
+        self._damaged_rows = damaged_rows
 
     async def run(self, caller: Caller) -> RepairedAll:
-        """Pay what shards that are there are owed, then go through all objects."""
+        """Bring back the records that do not open, pay what shards that are there are owed, then go through all objects."""
         report = RepairedAll()
+        await self._damaged_rows.mend_all(unpaced)
         await self._mending.mend()
         for namespace in self._namespaces.all():
             after: str | None = None

@@ -7,36 +7,41 @@
 5  every record up to that sequence is sealed anew, and with it the data key that it wraps
 6  the same record says that this is done
 
-A start finds out how far that came (store/unlocking.py) and goes on. No step is ever taken back after 2.
+A start finds out how far that came (store/unlocking.py) and goes on. No step is ever taken back after 2. A record that does not
+open is passed over in 5, and 6 waits until it is mended. The older keys stay in the record for ever.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 import trio
 
 from zstor_local.coding.keys import KeyHasher
-from zstor_local.errors import Busy, IoError, OutcomeUnknown, Unavailable, ZstorError, errno_name
+from zstor_local.errors import Busy, CorruptRecord, IoError, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError, errno_name
 from zstor_local.metastore.base import Metastore, Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
-from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, ObjectRecord
-from zstor_local.model.storewide import KeysRecord, NamespaceRecord
+from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import KeysRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.committer import Committer
+from zstor_local.store.damaged_rows import Damage, DamagedRows, renewed
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.keyfile import drop_next_key, finish_key, key_exists, write_unfinished_key
-from zstor_local.store.namespaces import row_name
+from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.pace import unpaced
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import KEYS_ROW
 
 BATCH: Final = 100  # records sealed anew in one change
+TOLD: Final = 3  # damaged rows that an error names in its message
 
 METHOD: Final = "key.rotate"
 
@@ -48,7 +53,7 @@ class Rotation:
 
     def __init__(
         self, runtime: Runtime, key_file: str, metastore: Metastore, pool: ShardPool, committer: Committer, sealer: RecordSealer,
-        hasher: KeyHasher, jobs: Jobs,
+        hasher: KeyHasher, jobs: Jobs, namespaces: Namespaces, damaged_rows: DamagedRows,
     ) -> None:  # fmt: skip
         self._runtime = runtime
         self._key_file = key_file
@@ -58,7 +63,10 @@ class Rotation:
         self._sealer = sealer
         self._hasher = hasher
         self._jobs = jobs
+        self._namespaces = namespaces
+        self._damaged_rows = damaged_rows
         self._rotating = False
+        self._job: Job | None = None  # what seals anew, or was the last to try
 
     def record(self) -> KeysRecord | None:
         """What the store keeps of its older keys; None if it was never given another one."""
@@ -75,27 +83,50 @@ class Rotation:
         record = self.record()
         return record is not None and not record.settled
 
-    async def rotate(self) -> Job:
+    def trouble(self) -> ZstorError | None:
+        """Why the job that seals anew has ended without coming to its end; None while it runs, and where there was none."""
+        return None if self._job is None else self._job.error
+
+    async def rotate(self) -> tuple[Job, bool]:
         """Give the store a new master key. The key file has it when this returns, and all that is written from now on needs it. The
         job seals the records anew. Shard servers let in who has the older ones too, until `retire`.
 
-        Busy while the records of an earlier rotation are being sealed anew. After an error the old key stays; after OutcomeUnknown or
-        IoError the next start of the daemon tells.
+        Returns the job, and whether there is a new key: where an earlier rotation did not come to its end that is gone on with, and
+        its key stays. Busy while its job runs. After an error the old key stays; after OutcomeUnknown or IoError the next start of the
+        daemon tells.
         """
-        if self._rotating or self.pending:
+        if self._rotating or self._is_running:
             raise Busy("the records of an earlier rotation are still being sealed anew", hint="try again when `zstor status` says so")
+        self._must_not_be_in_doubt()
+        if self.pending:
+            return self._start(), False
         self._rotating = True
         try:
             with trio.CancelScope(shield=True):
                 await self._rotate()
         finally:
             self._rotating = False
-        return self._jobs.start(METHOD, self._settle)
+        return self._start(), True
+
+    def _start(self) -> Job:
+        self._job = self._jobs.start(METHOD, self._settle)
+        return self._job
+
+    @property
+    def _is_running(self) -> bool:
+        return self._job is not None and self._job.running
+
+    @property
+    def _in_doubt(self) -> bool:
+        return key_exists(self._runtime.files, self._key_file + NEXT)
+
+    def _must_not_be_in_doubt(self) -> None:
+        """The store may need the next key: it must not be lost. Nor may it seal a record that does not have the present one."""
+        if self._in_doubt:
+            raise Unavailable("an earlier rotation is in doubt", hint="restart the daemon: its start finds out", retryable=False)
 
     async def _rotate(self) -> None:
         ring = self._sealer.ring
-        if key_exists(self._runtime.files, self._key_file + NEXT):  # the store may need that key: it must not be lost
-            raise Unavailable("an earlier rotation is in doubt", hint="restart the daemon: its start finds out", retryable=False)
         master = MasterKey(self._sealer.store_id, self._runtime.randomness.bytes(KEY_BYTES))
         await self._on_disk(lambda: write_unfinished_key(self._runtime.files, self._key_file, master, NEXT), "stays as it was")
         older = (OlderKey(ring.master), *ring.older)
@@ -122,6 +153,7 @@ class Rotation:
         """
         if self._rotating:
             raise Busy("the master key is being replaced", hint="try again when that is done")
+        self._must_not_be_in_doubt()
         record = self.record()
         if record is None or record.retired == len(record.older):
             return
@@ -139,32 +171,64 @@ class Rotation:
     # --- Afterwards ---
 
     def go_on(self) -> None:
-        """At a start: what an earlier life did not come to."""
-        if self.pending:
-            self._jobs.start(METHOD, self._settle)
+        """What an earlier life, or an earlier try, did not come to the end of; nothing while it is under way, or in doubt."""
+        if self._rotating or self._is_running or self._in_doubt:
+            return
+        with suppress(Busy, ShuttingDown, CorruptRecord):
+            if self.pending:
+                self._start()
 
     async def _settle(self, job: Job) -> dict[str, int]:
-        """Seal every record anew that the present key did not seal. What is done stays done, wherever this is broken off."""
+        """Seal every record anew that the present key did not seal. What is done stays done, wherever this is broken off.
+
+        CorruptRecord at the end if some do not open, and cannot be mended: they are what the older keys are still needed for.
+        """
         ring = self._sealer.ring
         if not ring.older or ring.older[0].through is None:
             await self._commit(self._switched)
         through = ring.older[0].through
         if through is None:
             raise AssertionError("the key before the present one has its limit")
-        done = 0
-        for space in [STORE_WIDE, *self._namespaces()]:
+        done, damage = 0, Damage()
+        for space in self._spaces():
             since = 0
+            damaged: list[Row] = []
             while rows := [row for row in self._metastore.changes(space, since, BATCH) if row.envelope.sequence <= through]:
                 since = rows[-1].envelope.sequence
                 job.begin_commit()
                 with trio.CancelScope(shield=True):
-                    await self._renew(space, rows)
+                    damaged += await self._renew(space, rows)
                 done += len(rows)
                 job.progress(done, message="records")
+            await self._damaged_rows.mend(damaged, damage, unpaced)
+        if damage.stay:
+            raise self._stuck(damage)
         job.begin_commit()
         with trio.CancelScope(shield=True):
             await self._commit(lambda before: replace(self._kept(before), settled=True))
         return {"records": done}
+
+    def _spaces(self) -> Iterator[NamespaceId]:
+        yield STORE_WIDE
+        yield from self._namespaces.ids()  # only now, as a namespace's own row may have been mended
+
+    def _stuck(self, damage: Damage) -> CorruptRecord:
+        found = [self._place(row) for row in damage.first]
+        some = ", ".join(found[:TOLD]) + (", …" if damage.stay > TOLD else "")
+        return CorruptRecord(
+            f"records that do not open, and of which no shard that is there has a good copy: {damage.stay} ({some}); "
+            "all others are sealed under the new master key, and the older ones are kept",
+            hint="bring back shards that are away, or have `zstor rebuild` make a new metastore; then `zstor key rotate` goes on",
+            count=damage.stay,
+            rows=found,
+        )
+
+    def _place(self, row: Row) -> str:
+        """Which row that is, for people."""
+        if row.space == STORE_WIDE:
+            return row.name
+        namespace = self._namespaces.by_id(row.space)
+        return f"{row.space.hex() if namespace is None else namespace.name}/{row.name}"
 
     def _switched(self, before: KeysRecord | None) -> KeysRecord:
         """Step 4, in the committer's thread; also where a rotation did not come to it: nothing was sealed with the old key since."""
@@ -176,33 +240,27 @@ class Rotation:
     def _kept(self, before: KeysRecord | None) -> KeysRecord:
         return replace(_there(before), older=self._sealer.ring.older)
 
-    async def _renew(self, space: NamespaceId, rows: Sequence[Row]) -> None:
-        stale = await self._runtime.threads.run(lambda: [row for row in rows if not self._sealer.is_sealed_anew(row.envelope)])
-        if not stale:
-            return
+    async def _renew(self, space: NamespaceId, rows: Sequence[Row]) -> list[Row]:
+        """Returns those that do not open."""
+        damaged: list[Row] = []
+        records: dict[str, tuple[Envelope, NewRecord]] = {}
+
+        def seal() -> None:
+            for row in rows:
+                if not self._sealer.is_sealed_anew(row.envelope):
+                    try:
+                        records[row.name] = row.envelope, renewed(self._sealer, self._pool, row.envelope)
+                    except CorruptRecord:
+                        damaged.append(row)
 
         def decide(_: Envelope | None) -> Decision:
-            same = [row for row in stale if self._committer.view.newest(space, row.name) == row.envelope]
-            return Decision({(space, row.name): self._renewed(row.envelope) for row in same})
+            same = {name: record for name, (was, record) in records.items() if self._committer.view.newest(space, name) == was}
+            return Decision({(space, name): record for name, record in same.items()})
 
-        await self._committer.commit(space, "", decide)
-
-    def _renewed(self, envelope: Envelope) -> NewRecord:
-        """The same record, to be sealed again; its copies go where a rebuild looks for them."""
-        plain = self._sealer.open(envelope)
-        copies, k = self._pool.numbers, self._pool.majority
-        if envelope.kind is Kind.OBJECT:
-            keys, record = self._sealer.keys(envelope.namespace), ObjectRecord.decode(plain)
-            plain = replace(record, wrapped_key=keys.wrap(keys.unwrap(record.wrapped_key))).encode()
-            copies, k = sorted({*record.placement}), record.policy.k
-        return NewRecord(envelope.kind, envelope.key_hash, envelope.version, plain, copies, k=k)
-
-    def _namespaces(self) -> Iterator[NamespaceId]:
-        after: str | None = None
-        while rows := self._metastore.scan(STORE_WIDE, row_name(""), after, BATCH):
-            for row in rows:
-                yield NamespaceRecord.decode(self._sealer.open(row.envelope)).id
-            after = rows[-1].name
+        await self._runtime.threads.run(seal)
+        if records:
+            await self._committer.commit(space, "", decide)
+        return damaged
 
     async def _commit(self, make: Callable[[KeysRecord | None], KeysRecord]) -> None:
         """The record of the older keys, made of the one before in the committer's thread, on a majority of the shards."""

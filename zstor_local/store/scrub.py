@@ -1,10 +1,10 @@
 """Scrub: everything the store holds is read and proved, again and again, in the background.
 
-A pass walks first the objects (every block of every share is opened), then each shard: its log must hold the records that it should
-(`copies`), and no share may lie there that no record names (`strays`). What is bad goes on the repair list, what is lacking is given,
-what was left behind is freed; the rest is counted and told. The position is kept in a store-wide row, so a pass goes on where it was
-after a restart. A pass is spread over the configured days and never reads faster than the configured rate; one that a person has
-started reads at that rate.
+A pass opens first every record of the metastore, and brings back from the logs those that do not open (`damaged_rows`). Then it walks
+the objects (every block of every share is opened), then each shard: its log must hold the records that it should (`copies`), and no
+share may lie there that no record names (`strays`). What is bad goes on the repair list, what is lacking is given, what was left behind
+is freed; the rest is counted and told. The position is kept in a store-wide row, so a pass goes on where it was after a restart. A pass
+is spread over the configured days and never reads faster than the configured rate; one that a person has started reads at that rate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from zstor_local.store.collect import Collect, Collected
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.core import Core
 from zstor_local.store.create import STORE_ROW
+from zstor_local.store.damaged_rows import DamagedRows
 from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
@@ -79,6 +80,7 @@ class Scrub:
         health: Health,
         mending: Mending,
         collect: Collect,
+        damaged_rows: DamagedRows,
     ) -> None:
         self._runtime = core.runtime
         self._metastore = core.metastore
@@ -91,6 +93,7 @@ class Scrub:
         self._mending = mending
         self._collect = collect
         self._copies = CopyCheck(core, namespaces.ids)
+        self._damaged_rows = damaged_rows
         self._row = self._load()
         self._created = self._store_created()
         self._pace = Pace(config.rate)
@@ -231,6 +234,8 @@ class Scrub:
         row = self._row
         self._pace.rate = self._config.rate if row.by_hand else self._spread()
         if not row.objects_done:
+            if row.key is None:
+                await self._records(row.found)
             await self._objects(row)
             row.objects_done = True
             await self._save()
@@ -254,6 +259,12 @@ class Scrub:
         """Bytes a second that take a pass through everything in its time."""
         seconds = self._config.days * DAY / 1e6 * SPREAD
         return min(self._config.rate, max(self._total() / seconds, OBJECT_BYTES))
+
+    async def _records(self, found: Found) -> None:
+        damage = await self._damaged_rows.mend_all(self._pace.spend)
+        found.records_mended, found.records_damaged = damage.mended, damage.stay
+        if damage.stay:
+            log.error("%d records do not open, and no shard that is there has a good copy of them", damage.stay)
 
     async def _objects(self, row: ScrubRow) -> None:
         for namespace in self._namespaces.all():

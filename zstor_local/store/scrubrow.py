@@ -20,6 +20,8 @@ WORDS: Final = {
     "strays_freed": "stray shares freed",
     "strays_kept": "shares that no record names",
     "unknown_keys": "keys that only a log knows",
+    "records_mended": "records of the metastore brought back",
+    "records_damaged": "records of the metastore that do not open",
 }
 
 
@@ -35,11 +37,13 @@ class Found:
     strays_freed: int = 0  # shares that were left behind
     strays_kept: int = 0  # shares that no record names, and nothing later either
     unknown_keys: int = 0  # that a log has and the metastore has not
+    records_mended: int = 0  # rows of the metastore that did not open, made anew from the logs
+    records_damaged: int = 0  # those of which no shard that is there has a good copy
 
     @property
     def damage(self) -> bool:
         """Whether a person should look."""
-        return bool(self.unreadable or self.strays_kept or self.unknown_keys)
+        return bool(self.unreadable or self.strays_kept or self.unknown_keys or self.records_damaged)
 
     def told(self) -> str:
         """For people."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zstor_local.config import Config
-from zstor_local.errors import IoError, ZstorError
+from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
@@ -25,6 +25,7 @@ from zstor_local.store.collect import Collect
 from zstor_local.store.compaction import Compaction
 from zstor_local.store.core import Core
 from zstor_local.store.counting import recount
+from zstor_local.store.damaged_rows import DamagedRows
 from zstor_local.store.departures import Departures
 from zstor_local.store.draining import Drain
 from zstor_local.store.faults import StoreFault
@@ -106,13 +107,22 @@ class Store:
         self.retiring = Retiring(core, self.rows)
         self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
         self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned)
+        self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
         self.rotation = Rotation(
-            runtime, config.master_key_file, metastore, pool, self.committer, sealer, core.hasher, self.jobs
+            runtime, config.master_key_file, metastore, pool, self.committer, sealer, core.hasher, self.jobs,
+            self.namespaces, self.damaged_rows,
         )  # fmt: skip
-        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending)
+        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending, self.damaged_rows)
         self.collect = Collect(core, self._strays, self.freeing)
         self.scrub = Scrub(
-            core, self.namespaces, self.rows, config.scrub, health=self.shares_health, mending=self.mending, collect=self.collect
+            core,
+            self.namespaces,
+            self.rows,
+            config.scrub,
+            health=self.shares_health,
+            mending=self.mending,
+            collect=self.collect,
+            damaged_rows=self.damaged_rows,
         )
         drain = Drain(core, self.namespaces, self.rows, self.shares_health, self.freeing)
         shard_list = ShardList(core, places)
@@ -161,6 +171,7 @@ class Store:
         self.freeing.wake()
         self.removal.wake()
         self.departures.resume()
+        self.rotation.go_on()
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
@@ -202,13 +213,25 @@ class Store:
         if self.health in ("readonly", "failed"):
             found.append(f"writes are refused: {self.committer.failure or 'the metastore failed; restart the daemon'}")
         found += self.free_space.warnings()
-        if self.rotation.pending:
-            found.append("records are being sealed anew under the new master key; until then the old one is needed, and kept")
+        found += self._rotation_warnings()
         if self.read_only is None and self.scrub.overdue():
             found.append("the scrub is overdue: nothing has been proved for twice as long as a pass may take; `zstor scrub` starts one")
         if self.scrub.status().found.damage:
             found.append("the last scrub found what it cannot mend: `zstor scrub --status` tells")
         return [*found, *shard_warnings(self.pool, self.departures, self.config.policy)]
+
+    def _rotation_warnings(self) -> list[str]:
+        try:
+            pending = self.rotation.pending
+        except CorruptRecord as error:
+            return [f"the record of the older master keys cannot be read: {error.message}; {error.hint}"]
+        if not pending:
+            return []
+        if (trouble := self.rotation.trouble()) is not None:
+            return [
+                f"not all records are sealed under the new master key: {trouble.message}; {trouble.hint or 'try `zstor key rotate`'}"
+            ]
+        return ["records are being sealed anew under the new master key; until then the old one is needed, and kept"]
 
     def shard_statuses(self) -> list[ShardStatus]:
         """In the order in which they are listed: a replacement in the place of what it replaces."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local import limits
-from zstor_local.errors import Conflict, TooLarge
+from zstor_local.errors import Conflict, CorruptRecord, TooLarge
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import Record, RowRecord
 from zstor_local.store.change import Decision, NewRecord, RowName
@@ -55,7 +55,9 @@ class StoreWide:
         return [self._open(table, row.envelope) for row in self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit)]
 
     async def put(self, table: str, name: str, value: bytes, *, if_sequence: int | None = None) -> StoredRow:
-        """Set the row; durable when this returns. With `if_sequence` only where the row has that one (0: none), else Conflict."""
+        """Set the row; durable when this returns. With `if_sequence` only where the row has that one (0: none), else Conflict. Without,
+        what was there before does not matter, and need not open.
+        """
 
         def change(current: StoredRow | None) -> bytes:
             sequence = 0 if current is None else current.sequence
@@ -63,27 +65,36 @@ class StoreWide:
                 raise Conflict("the row has changed meanwhile", hint="read it again", current=sequence)
             return value
 
-        row = await self.change(table, name, change)
+        row = await self._change(table, name, change, blind=if_sequence is None)
         if row is None:
             raise AssertionError("a row that was put is there")
         return row
 
     async def remove(self, table: str, name: str) -> None:
-        """Remove the row, if it is there."""
-        await self.change(table, name, lambda current: None)
+        """Remove the row, if it is there; it need not open."""
+        await self._change(table, name, lambda current: None, blind=True)
 
     async def change(self, table: str, name: str, change: Change) -> StoredRow | None:
         """Set the row to what `change` makes of it, None to remove it; nothing happens if that is what it is. Returns the row then.
 
         `change` runs in the committer's thread and sees what every change before it left: no update is lost. It may raise a ZstorError.
         """
+        return await self._change(table, name, change, blind=False)
+
+    async def _change(self, table: str, name: str, change: Change, *, blind: bool) -> StoredRow | None:
         result: StoredRow | None = None
 
         def decide(_: Envelope | None) -> Decision:
             nonlocal result
-            result = current = self.look(table, name)
-            value = change(current)
-            if value == (None if current is None else current.value):
+            known = True
+            try:
+                result = self.look(table, name)
+            except CorruptRecord:
+                if not blind:
+                    raise
+                known = False
+            value = change(result)
+            if known and value == (None if result is None else result.value):
                 return Decision()
             return Decision(self.removed(table, name) if value is None else self.written(table, name, value))
 

@@ -69,7 +69,14 @@ def register(registry: Registry, store: Store) -> None:
     ) -> Repaired:
         """Make an object's bad shares anew from the good ones. Shares of shards that are away go to other shards, where there are any.
 
-        What is good is not touched; nothing to do is fine.
+        What is good is not touched; nothing to do is fine. A record that does not open is made anew from a good copy in a shard's log.
         """
-        repaired = await store.shares_health.repair(names.find(key, namespace, metadata), call)
+        try:
+            stored = names.find(key, namespace, metadata)
+        except CorruptRecord:
+            if key is None:
+                raise
+            await store.damaged_rows.mend_object(names.name(key, namespace))
+            stored = names.find(key, namespace, metadata)
+        repaired = await store.shares_health.repair(stored, call)
         return {"metadata": describe(repaired.stored, store.pool)}

@@ -16,11 +16,14 @@ from zstor_local.store.store import Store
 
 
 class Rotated(TypedDict):
-    """The store has another master key. `job` seals its records anew; `key_file` is where the key lies."""
+    """`job` seals the records anew; `key_file` is where the key lies. `new`: the store has another master key; false where this goes on
+    with an earlier rotation, and the key is that one's.
+    """
 
     store: str
     key_file: str
     job: str
+    new: bool
 
 
 class Retired(TypedDict):
@@ -40,13 +43,16 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
         under the new one, on every shard, and opens what is old until the job has sealed it anew; that goes on over restarts. Somebody
         who had the old key and copies of the shards can read those copies for ever. Shard servers let in who has the old key until
         `key.retire`.
+
+        A record that does not open, and of which no shard has a good copy, fails the job once all others are sealed anew: the older
+        keys stay needed. Then, and where it was broken off, another call goes on with it and makes no new key.
         """
         call.begin_commit()
         with trio.CancelScope(shield=True):
-            job = await store.rotation.rotate()
+            job, new = await store.rotation.rotate()
             with suppress(ZstorError):  # they are told again
                 await told()  # before anybody destroys the words of the key that they know
-        return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id}
+        return {"store": store.sealer.store_id.hex(), "key_file": store.config.master_key_file, "job": job.id, "new": new}
 
     @registry.method("key.retire", errors=[Busy, ShuttingDown, *COMMIT_ERRORS])
     async def retire(call: Call, /) -> Retired:

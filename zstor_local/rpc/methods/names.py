@@ -38,7 +38,7 @@ class Names:
     def target(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> tuple[ObjectName, Version | None]:
         """The key to change; with metadata also the version that must be its newest."""
         if metadata is None:
-            return self._name(key, namespace), None
+            return self.name(key, namespace), None
         stored = self._sealed(key, namespace, metadata)
         return ObjectName(stored.namespace, stored.record.key), stored.version
 
@@ -54,7 +54,7 @@ class Names:
     def find(self, key: str | None, namespace: str | None, metadata: dict[str, Json] | None) -> Stored:
         """The version to read. While it is its key's newest, what is known of it is of now and not of when it was sealed."""
         if metadata is None:
-            return self._store.objects.find(self._name(key, namespace))
+            return self._store.objects.find(self.name(key, namespace))
         sealed = self._sealed(key, namespace, metadata)
         try:
             newest = self._store.objects.find(ObjectName(sealed.namespace, sealed.record.key))
@@ -79,7 +79,8 @@ class Names:
                 raise
             raise NotFound("that version is gone: the key was written again or deleted", hint="read it by its key") from None
 
-    def _name(self, key: str | None, namespace: str | None) -> ObjectName:
+    def name(self, key: str | None, namespace: str | None) -> ObjectName:
+        """The key that is meant; InvalidParams if none is given."""
         if key is None:
             raise InvalidParams("key is missing", hint="give key, or metadata as a write returned it", parameter="key")
         return ObjectName(self.namespace(namespace), check_key(key))

@@ -22,7 +22,8 @@ class ScrubFound(TypedDict):
     """What the present pass has looked at and found, or the last one.
 
     Bad shares and lacking records are made anew, strays that were left behind are freed. Objects with too few good shares, shares that
-    no record names and keys that only a log knows are counted: `object.check` and `health.collect` tell more.
+    no record names and keys that only a log knows are counted: `object.check` and `health.collect` tell more. Records of the metastore
+    that do not open are made anew from a good copy in the shards' logs; of the others `zstor rebuild` chooses what there is.
     """
 
     objects: int
@@ -33,6 +34,8 @@ class ScrubFound(TypedDict):
     strays_freed: int
     strays_kept: int
     unknown_keys: int
+    records_mended: int
+    records_damaged: int
 
 
 class ScrubView(TypedDict):
@@ -215,5 +218,7 @@ def scrub_view(status: ScrubStatus) -> ScrubView:
             "strays_freed": found.strays_freed,
             "strays_kept": found.strays_kept,
             "unknown_keys": found.unknown_keys,
+            "records_mended": found.records_mended,
+            "records_damaged": found.records_damaged,
         },
     }

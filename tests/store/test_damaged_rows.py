@@ -1,0 +1,232 @@
+"""Rows of the metastore that do not open: each hurts only itself, and comes back from the copies in the shards' logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.store.home import Home, content, get, put
+from tests.store.test_rotation import check, fill, newest_entries, rotate
+from tests.store.test_scrub import scrubbed
+from zstor_local.errors import Busy, CorruptRecord
+from zstor_local.metastore.base import Row
+from zstor_local.model.record import STORE_WIDE, Kind
+from zstor_local.model.storewide import VoidRecord
+from zstor_local.store.damaged_rows import Damage
+from zstor_local.store.jobs import Job
+from zstor_local.store.pace import unpaced
+from zstor_local.store.store import Store
+
+NEEDED = ("store", "shards", "keys")  # rows without which no store opens
+
+
+def spoil(store: Store, row: Row, change: str = "sealed = zeroblob(200)") -> None:
+    """Damage what a row holds; the copies in the logs stay as they are."""
+    for table in ("record", "tombstone"):
+        query = f"update {table} set {change} where space=? and name=?"  # noqa: S608 (constants)
+        store.metastore._writer.execute(query, (row.space, row.name.encode()))  # type: ignore[attr-defined]
+
+
+def forget_copies(store: Store, row: Row) -> None:
+    """No log has anything of the row any more, as far as anybody can read them."""
+    key_hash = row.envelope.key_hash
+    for shard in store.pool.opened():
+        scan = shard.scan
+        shard.scan = lambda scan=scan: (each for each in scan() if each.entry.envelope.key_hash != key_hash)  # type: ignore[method-assign, misc]
+
+
+def rows_of(store: Store) -> list[Row]:
+    spaces = [STORE_WIDE, *store.namespaces.ids()]
+    return [row for space in spaces for row in store.metastore.changes(space, 0, 1_000) if row.name not in NEEDED]
+
+
+def row(store: Store, key: str, namespace: str = "default") -> Row:
+    found = store.namespaces.get(namespace)
+    envelope = store.metastore.get(found.id, key)
+    assert envelope is not None
+    return Row(found.id, key, envelope)
+
+
+def does_not_open(store: Store, rows: Sequence[Row]) -> list[str]:
+    found = [each for at in rows for each in store.metastore.changes(at.space, 0, 1_000) if each.name == at.name]
+    return [each.name for each in found if store.damaged_rows._closed([each])]
+
+
+async def ended(job: Job) -> Job:
+    while job.running:
+        await job.news().wait()
+    return job
+
+
+async def test_a_scrub_brings_every_row_back(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        rows = rows_of(store)
+        assert {each.envelope.kind for each in rows} == {Kind.OBJECT, Kind.TOMBSTONE, Kind.NAMESPACE, Kind.ROW}
+        for each in rows:
+            spoil(store, each)
+    async with home.open() as store:
+        with pytest.raises(CorruptRecord):
+            await get(store, "small")
+        found = await scrubbed(store)
+        assert (found.records_mended, found.records_damaged, found.unreadable) == (len(rows), 0, 0)
+        assert does_not_open(store, rows) == []
+        await check(store)
+        assert (await scrubbed(store)).records_mended == 0
+    async with home.open() as store:
+        await check(store)
+
+
+async def test_a_row_whose_copy_is_an_older_one_stays_damaged(home: Home) -> None:
+    """What the row says it is was committed once, and undoing what came after it would be worse than a row that is lost."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        was = row(store, "a")
+        await put(store, "a", content(2, 100))
+        spoil(store, row(store, "a"), f"sequence = {was.envelope.sequence}")
+        assert (await scrubbed(store)).records_damaged == 1
+        with pytest.raises(CorruptRecord):
+            await get(store, "a")
+
+
+async def test_what_was_voided_is_no_later_record(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        was = row(store, "a").envelope
+        later = store.committer.last_given + 1
+        spoil(store, row(store, "a"))
+        copies = await store.damaged_rows._hear([row(store, "a")], unpaced)
+        assert copies.of(row(store, "a")) == was
+        copies.take(row(store, "a"), replace(was, sequence=later))
+        assert copies.of(row(store, "a")) is None
+        copies.voids = {VoidRecord(later, later)}
+        assert copies.of(row(store, "a")) == was
+        copies.voids = {VoidRecord(was.sequence, later)}
+        assert copies.of(row(store, "a")) is None
+
+
+async def test_what_is_written_again_meanwhile_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        old = row(store, "a")
+        spoil(store, old)
+        damaged = row(store, "a")
+        hear = store.damaged_rows._hear
+
+        async def overtaken(rows: Sequence[Row], spend: object) -> object:
+            heard = await hear(rows, unpaced)
+            store.metastore._writer.execute("delete from record where name=x'61'")  # type: ignore[attr-defined]
+            await put(store, "a", b"new")
+            return heard
+
+        monkeypatch.setattr(store.damaged_rows, "_hear", overtaken)
+        damage = Damage()
+        await store.damaged_rows.mend([damaged], damage, unpaced)
+        assert damage.stay == 0
+        assert await get(store, "a") == b"new"
+
+
+async def test_a_rotation_brings_back_what_does_not_open(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        rows = rows_of(store)
+        for each in rows:
+            spoil(store, each)
+        await rotate(store)
+        assert not store.rotation.pending
+        await check(store)
+        assert all(store.sealer.is_sealed_anew(envelope) for envelope in newest_entries(store))
+
+
+async def test_a_rotation_goes_past_what_cannot_be_mended_and_on_with_it_later(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        keep = [shard.scan for shard in store.pool.opened()]
+        bad = row(store, "small")
+        spoil(store, bad)
+        forget_copies(store, bad)
+        key = home.key_file.read_text()
+        job, new = await store.rotation.rotate()
+        with pytest.raises(Busy):
+            await store.rotation.rotate()
+        await ended(job)
+        assert new
+        assert isinstance(job.error, CorruptRecord)
+        assert "default/small" in job.error.message
+        assert job.error.data == {"count": 1, "rows": ["default/small"]}
+        assert any("default/small" in warning and "rebuild" in warning for warning in store.warnings())
+        after = home.key_file.read_text()
+        assert after != key
+        assert await get(store, "large") == content(2, 700_000)
+        others = [each.envelope for each in rows_of(store) if each.name != "small"]
+        assert all(store.sealer.is_sealed_anew(each) for each in others)
+
+        again, new = await store.rotation.rotate()
+        await ended(again)
+        assert not new
+        assert isinstance(again.error, CorruptRecord)
+        assert home.key_file.read_text() == after
+        assert store.rotation.pending
+        assert len(store.sealer.ring.older) == 1
+
+        for shard, scan in zip(store.pool.opened(), keep, strict=True):
+            shard.scan = scan  # type: ignore[method-assign]
+        await scrubbed(store)  # its copy is there again: and so the rotation goes on by itself
+        while store.rotation.pending:
+            await store.committer.news().wait()
+        await check(store)
+        job, new = await store.rotation.rotate()
+        await ended(job)
+        assert new
+        assert job.state == "done"
+    async with home.open() as store:
+        await check(store)
+
+
+async def test_the_objects_of_a_namespace_whose_row_does_not_open_are_sealed_anew(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        envelope = store.metastore.get(STORE_WIDE, "namespace/photos")
+        assert envelope is not None
+        bad = Row(STORE_WIDE, "namespace/photos", envelope)
+        (other,) = [each for each in rows_of(store) if each.name == "other"]
+        spoil(store, bad)
+        forget_copies(store, bad)
+        store.namespaces._known.clear()
+        job, _ = await store.rotation.rotate()
+        await ended(job)
+        assert isinstance(job.error, CorruptRecord)
+        assert job.error.data["rows"] == ["namespace/photos"]
+        now = store.metastore.get(other.space, "other")
+        assert now is not None
+        assert store.sealer.is_sealed_anew(now)
+
+
+async def test_every_row_alone_hurts_nothing_else(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        count = len(rows_of(store))
+    for number in range(count):
+        async with home.open() as store:
+            bad = rows_of(store)[number]
+            spoil(store, bad)
+        async with home.open() as store:
+            stored = await put(store, "new", content(number, 1_000), namespace="third")
+            assert await store.objects.read(stored) == content(number, 1_000)
+            assert store.health == "ok", bad.name
+            await scrubbed(store)
+            assert does_not_open(store, [bad]) == []
+            await check(store)
+
+
+async def test_a_scrub_whose_position_does_not_open_begins_anew(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await scrubbed(store)
+        (position,) = [each for each in rows_of(store) if each.name == "row/scrub/position"]
+        spoil(store, position)
+    async with home.open() as store:
+        assert (await scrubbed(store)).records_mended == 0  # it was written over
+        await check(store)
