@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zstor_local.metastore.base import Metastore, Row, Usage
+from zstor_local.metastore.base import Lookups, Row, Usage
 from zstor_local.model.ids import NamespaceId, ReferenceHash
 from zstor_local.model.record import Envelope
 
 
 class RoutedMetastore:
-    """See the laws of metastore.base.Metastore. What is committed, and all that is not of a `joined` space, is the own one's."""
+    """See the laws of metastore.base.Lookups. All that is not of a `joined` space is the own one's to answer."""
 
-    def __init__(self, own: Metastore) -> None:
-        self.joined: dict[NamespaceId, Metastore] = {}
+    def __init__(self, own: Lookups) -> None:
+        self.joined: dict[NamespaceId, Lookups] = {}
         self._own = own
-        self.store_id = own.store_id
-        self.kind = own.kind
         self.state = own.state
         self.usages = own.usages
         self.named = own.named
@@ -26,16 +24,8 @@ class RoutedMetastore:
         self.debts = own.debts
         self.debts_count = own.debts_count
         self.debts_of = own.debts_of
-        self.committed = own.committed
-        self.commit = own.commit
-        self.checkpoint = own.checkpoint
-        self.close = own.close
 
-    @property
-    def writable(self) -> bool:
-        return self._own.writable
-
-    def _of(self, space: NamespaceId) -> Metastore:
+    def _of(self, space: NamespaceId) -> Lookups:
         return self.joined.get(space, self._own)
 
     def get(self, space: NamespaceId, name: str) -> Envelope | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
-from zstor_local.metastore.base import Metastore, Owed
+from zstor_local.metastore.base import Lookups, Owed
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
@@ -48,7 +48,7 @@ def open_void(sealer: RecordSealer, envelope: Envelope) -> VoidRecord | None:
         return None
 
 
-def with_debts(metastore: Metastore, stored: Stored) -> Stored:
+def with_debts(metastore: Lookups, stored: Stored) -> Stored:
     """The same version, with what its shards still have to be given: its shares, and the record of this key."""
     debts = [debt for debt in metastore.debts_of(stored.version) if debt.kind is Owed.SHARE or debt.name == stored.record.key]
     if not debts:
@@ -57,7 +57,7 @@ def with_debts(metastore: Metastore, stored: Stored) -> Stored:
     return replace(stored, owed=len({debt.shard for debt in debts}), shares_owed=len(shares))
 
 
-def stored_row(metastore: Metastore, sealer: RecordSealer, namespace: str, key: str, envelope: Envelope) -> Stored:
+def stored_row(metastore: Lookups, sealer: RecordSealer, namespace: str, key: str, envelope: Envelope) -> Stored:
     """The version under a key, with its debts; CorruptRecord."""
     record = open_object(sealer, envelope)
     if record.key != key:
