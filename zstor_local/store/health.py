@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import trio
@@ -90,25 +90,16 @@ class Health:
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
         """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
-        with self._freeing.lease(stored.version):
-            shares = self._shares(stored)
-            try:
-                return await self._checker.check(stored.record, shares, caller, fast=fast)
-            finally:
-                shares.close()
+        with self._freeing.lease(stored.version), closing(self._shares(stored)) as shares:
+            return await self._checker.check(stored.record, shares, caller, fast=fast)
 
     async def is_readable(self, stored: Stored) -> bool:
         """Whether each chunk has k good blocks, whichever shares they are in: of bad ones too."""
-        with self._freeing.lease(stored.version):
-            shares = self._shares(stored)
-            try:
-                for chunk in range(len(await self._runtime.threads.run(shares.table))):
-                    await self._runtime.threads.run(shares.fetch, chunk)
-            except Unreadable:
-                return False
-            finally:
-                shares.close()
-        return True
+        with self._freeing.lease(stored.version), closing(self._shares(stored)) as shares, suppress(Unreadable):
+            for chunk in range(len(await self._runtime.threads.run(shares.table))):
+                await self._runtime.threads.run(shares.fetch, chunk)
+            return True
+        return False
 
     async def repair(self, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
         """Make every bad share anew, as far as shards are there.
@@ -123,8 +114,7 @@ class Health:
                 leases.enter_context(self._freeing.lease(stored.version))
             stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
             lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
-            shares = self._shares(stored)
-            leases.callback(shares.close)
+            shares = leases.enter_context(closing(self._shares(stored)))
             before = await self._checker.check(stored.record, shares, caller)
             if len(_sources(before)) < stored.record.policy.k:
                 raise self._lost(stored.record, before)
@@ -169,11 +159,8 @@ class Health:
         return None
 
     async def _is_good(self, stored: Stored, index: int) -> bool:
-        shares = self._shares(stored)
-        try:
+        with closing(self._shares(stored)) as shares:
             return index not in self._owed(stored) and await self._checker.share_state(stored.record, shares, index) == "ok"
-        finally:
-            shares.close()
 
     def _newest(self, stored: Stored) -> Stored:
         """The version as the metastore has it now: another repair may have moved its shares."""
@@ -236,11 +223,12 @@ class Health:
         space = self._namespace(stored).id
         if moved:
             await self._committer.commit(space, "", lambda _: Decision(garbage=moved))
+        remaking = Remaking(record, shares, _sources(checked))
+        made: Mapping[int, bytes] = {}
         if record.small:
-            made = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).small, targets)
+            made = await self._runtime.threads.run(remaking.small, targets)
         else:
-            targets = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).files, self._pool, space, targets)
-            made = {}
+            targets = await self._runtime.threads.run(remaking.files, self._pool, space, targets)
         there = {index for index, state in enumerate(checked.states) if state == "ok"} - owed | {*targets}
         stored = await self._commit(stored, targets, made, moved, there)
         return stored, {*targets} - self._owed(stored)
@@ -249,10 +237,10 @@ class Health:
         """Make the bad shares anew where they were: without a record in the metastore none can move."""
         record, namespace = stored.record, self._namespace(stored)
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
+        remaking = Remaking(record, shares, _sources(checked))
         if not record.small:
-            remaking = Remaking(record, shares, _sources(checked))
             return {*await self._runtime.threads.run(remaking.files, self._pool, namespace.id, own)}
-        made = await self._runtime.threads.run(Remaking(record, shares, _sources(checked)).small, own)
+        made = await self._runtime.threads.run(remaking.small, own)
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
