@@ -18,6 +18,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("PYTHONUNBUFFERED", None)  # with it no output is left for a command's end
 sys.dont_write_bytecode = False
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for disks, networks and what takes seconds by its nature."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 # Whole files are shared out to the cores: the long ones go first, or one core has the last of them for itself while the others wait.
 LONG = [
     "tests/test_documents.py",

@@ -54,7 +54,7 @@ class Gate:
         if self._held:
             self._held = False
             self._reached.set()
-            assert self._open.wait(30)
+            assert self._open.wait(180)
 
     async def reached(self) -> None:
         """A commit has come to the gate."""
