@@ -76,6 +76,12 @@ async def world() -> AsyncIterator[World]:
         yield world
 
 
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """It jumps where nothing has happened for a moment: what one end has sent may still be on its way to the other."""
+    return trio.testing.MockClock(autojump_threshold=0.05)
+
+
 class TestLaws(AuthorityLaws):
     @pytest.fixture
     async def subject(self, world: World) -> Subject:
