@@ -19,7 +19,7 @@ import trio
 
 from zstor_local import process
 from zstor_local.access.verify import TRUST_BYTES, TokenVerifier
-from zstor_local.errors import InvalidParams
+from zstor_local.errors import InvalidParams, errno_text
 from zstor_local.runtime import SECOND_US, Runtime
 from zstor_local.shardserver.app import App
 from zstor_local.shardserver.compaction import Compaction
@@ -139,7 +139,7 @@ def _open(runtime: Runtime, settings: Settings) -> Volume:
     except NoVolume as error:
         raise ServerFault(str(error), "give a new or empty directory, or one that a shard server has made") from None
     except OSError as error:
-        raise ServerFault(f"{error.filename or settings.data}: {error.strerror}", "give a directory that you may write to") from None
+        raise ServerFault(f"{error.filename or settings.data}: {errno_text(error)}", "give a directory that you may write to") from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -162,8 +162,7 @@ def _bind(listen: str) -> socket.socket:
     try:
         return _bind_unix(listen.removeprefix("unix:")) if listen.startswith("unix:") else _bind_tcp(*_host_and_port(listen))
     except OSError as error:
-        known = error.errno is not None and not isinstance(error, socket.gaierror)
-        raise ServerFault(f"{listen}: {os.strerror(error.errno or 0) if known else error.strerror}", "listen elsewhere") from None
+        raise ServerFault(f"{listen}: {errno_text(error)}", "listen elsewhere") from None
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zstor_local.errors import Conflict, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
-from zstor_local.metastore.base import Metastore, Row
+from zstor_local.metastore.base import Row
 from zstor_local.model.record import Kind
 from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.core import Core
 from zstor_local.store.damaged_rows import DamagedRows
 from zstor_local.store.health import Health
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import unpaced
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.several import for_each
 from zstor_local.store.stored import Stored, open_object
 
@@ -50,18 +50,10 @@ class RepairedAll:
 class RepairAll:
     """The use case. It is idempotent: broken off at any moment, it is begun anew and finds less to do."""
 
-    def __init__(
-        self,
-        metastore: Metastore,
-        namespaces: Namespaces,
-        sealer: RecordSealer,
-        health: Health,
-        mending: Mending,
-        damaged_rows: DamagedRows,
-    ) -> None:
-        self._metastore = metastore
+    def __init__(self, core: Core, namespaces: Namespaces, health: Health, mending: Mending, damaged_rows: DamagedRows) -> None:
+        self._metastore = core.metastore
+        self._sealer = core.sealer
         self._namespaces = namespaces
-        self._sealer = sealer
         self._health = health
         self._mending = mending
         self._damaged_rows = damaged_rows

@@ -21,23 +21,19 @@ from typing import Final
 
 import trio
 
-from zstor_local.coding.keys import KeyHasher
 from zstor_local.errors import Busy, CorruptRecord, IoError, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError, errno_name
-from zstor_local.metastore.base import Metastore, Row
+from zstor_local.metastore.base import Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import KeysRecord
-from zstor_local.runtime import Runtime
-from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Decision, NewRecord
-from zstor_local.store.committer import Committer
+from zstor_local.store.core import Core
 from zstor_local.store.damaged_rows import Damage, DamagedRows, renewed
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.keyfile import drop_next_key, finish_key, key_exists, write_unfinished_key
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import unpaced
-from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.unlocking import KEYS_ROW
 
 BATCH: Final = 100  # records sealed anew in one change
@@ -51,17 +47,14 @@ log = logging.getLogger("zstor.store")
 class Rotation:
     """The use case, and the work that it leaves behind."""
 
-    def __init__(
-        self, runtime: Runtime, key_file: str, metastore: Metastore, pool: ShardPool, committer: Committer, sealer: RecordSealer,
-        hasher: KeyHasher, jobs: Jobs, namespaces: Namespaces, damaged_rows: DamagedRows,
-    ) -> None:  # fmt: skip
-        self._runtime = runtime
+    def __init__(self, core: Core, key_file: str, jobs: Jobs, namespaces: Namespaces, damaged_rows: DamagedRows) -> None:
+        self._runtime = core.runtime
+        self._metastore = core.metastore
+        self._pool = core.pool
+        self._committer = core.committer
+        self._sealer = core.sealer
+        self._hasher = core.hasher
         self._key_file = key_file
-        self._metastore = metastore
-        self._pool = pool
-        self._committer = committer
-        self._sealer = sealer
-        self._hasher = hasher
         self._jobs = jobs
         self._namespaces = namespaces
         self._damaged_rows = damaged_rows

@@ -78,24 +78,24 @@ class Store:
 
     def __init__(self, core: Core, config: Config, places: Places, index: LogIndex, read_only: str | None) -> None:
         self.core = core
-        self.runtime = runtime = core.runtime
-        self.metastore = metastore = core.metastore
+        self.runtime = core.runtime
+        self.metastore = core.metastore
         self.reading = core.reading
-        self.pool = pool = core.pool
+        self.pool = core.pool
         self.committer = core.committer
-        self.sealer = sealer = core.sealer
+        self.sealer = core.sealer
         self.config = config
         self.places = places
         self.index = index
         self.read_only = self.committer.failure = read_only
-        self.jobs = Jobs(runtime)
+        self.jobs = Jobs(self.runtime)
         self.rows = StoreWide(core)
         self.namespaces = Namespaces(core, self.rows, config.policy, places.on_servers)
-        self.free_space = FreeSpace(runtime, config.store, pool, on_full=lambda: self.compaction.wake())
+        self.free_space = FreeSpace(self.runtime, config.store, self.pool, on_full=lambda: self.compaction.wake())
         self.freeing = Freeing(core, lambda row: self.shares_health.is_needless(row))
         self.compaction = Compaction(core, self.freeing)
         self.shares_health = Health(core, self.namespaces, self.freeing, self.free_space)
-        placing = Placing(pool, self.namespaces, self.free_space, config.write_quorum)
+        placing = Placing(self.pool, self.namespaces, self.free_space, config.write_quorum)
         scratches, streams = ScratchPool(), StreamBudget()
         self.writer = ObjectWriter(core, self.namespaces, self.freeing, scratches, streams, placing)
         self.objects = Objects(
@@ -108,11 +108,8 @@ class Store:
         self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
         self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned)
         self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
-        self.rotation = Rotation(
-            runtime, config.master_key_file, metastore, pool, self.committer, sealer, core.hasher, self.jobs,
-            self.namespaces, self.damaged_rows,
-        )  # fmt: skip
-        self.repair_all = RepairAll(metastore, self.namespaces, sealer, self.shares_health, self.mending, self.damaged_rows)
+        self.rotation = Rotation(core, config.master_key_file, self.jobs, self.namespaces, self.damaged_rows)
+        self.repair_all = RepairAll(core, self.namespaces, self.shares_health, self.mending, self.damaged_rows)
         self.collect = Collect(core, self._strays, self.freeing)
         self.scrub = Scrub(
             core,
