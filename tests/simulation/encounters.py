@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from zstor_local.metastore.base import Garbage
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.shards.base import Shard
 from zstor_local.shards.log_index import Progress
@@ -65,7 +66,7 @@ def _groups(patch: pytest.MonkeyPatch, counts: Counter[str]) -> None:
         counts["void: of a group that failed"] += 1
         void(self, items, failed)
 
-    def counted_void_on(self: Publisher, shard: Shard, sequences: list[int], newest: list[Any] = []) -> None:  # noqa: B006
+    def counted_void_on(self: Publisher, shard: Shard, sequences: dict[int, NamespaceId], newest: list[Any] = []) -> None:  # noqa: B006
         counts["void: on a shard that came back, or at a start"] += bool(sequences) or shard.number in self._untold
         counts["a newer record told to a shard that ends with an older one"] += bool(newest)
         void_on(self, shard, sequences, newest)

@@ -25,6 +25,7 @@ from zstor_local.runtime import Buffer, Files, FileStatus, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
+from zstor_local.store import presence, voided
 from zstor_local.store.coding import LargeWrite
 from zstor_local.store.draining import Drain, Drained
 from zstor_local.store.placing import Placing
@@ -136,6 +137,17 @@ def no_void_of_what_failed(patch: pytest.MonkeyPatch) -> None:
 
 def no_look_at_the_ends_of_logs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Presence, "never_committed", lambda self, shard: Untold())
+
+
+def read_by_others(patch: pytest.MonkeyPatch) -> None:
+    """No mutant: every shard is one whose namespaces other users may read."""
+    patch.setattr(voided, "has_readers", lambda shard: True)
+    patch.setattr(presence, "has_readers", lambda shard: True)
+
+
+def no_look_for_what_readers_were_told(patch: pytest.MonkeyPatch) -> None:
+    """Where they may read, and a void in the store's own space passes for one that they hear of."""
+    patch.setattr(voided, "has_readers", lambda shard: True)
 
 
 def no_intent(patch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from tests.metastore.memory import Cell
 from tests.simulation.house import House
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
-from zstor_local.model.record import Envelope, Kind, ObjectRecord
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import LOG
 from zstor_local.shards.share_files import SHARES, TEMPORARY
+from zstor_local.store import voided
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object
 
@@ -27,6 +28,7 @@ class BadState(AssertionError):
 
 
 Row = tuple[NamespaceId, KeyHash]
+Told = dict[tuple[int, NamespaceId], set[tuple[int, int]]]  # by shard and space: first and last of what never came to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ def check_logs(store: Store, cell: Cell) -> None:
     """For each key the highest sequence in the logs that is not voided is the metastore's newest record or tombstone; nobody could
     gather k shares of an older version without meeting a newer record, but for what the metastore owes.
     """
-    copies, voided = _read_logs(store)
-    valid = [copy for copy in copies if not any(first <= copy.envelope.sequence <= last for first, last in voided)]
+    copies, told = _read_logs(store)
+    _check_readers(store, copies, told)
+    everywhere = sorted({void for (_, space), voids in told.items() for void in voids if space == STORE_WIDE})
+    valid = [copy for copy in copies if not _void(copy, everywhere)]
     newest: dict[Row, Envelope] = {}
     for copy in valid:
         known = newest.setdefault(_row(copy.envelope), copy.envelope)
@@ -64,9 +68,27 @@ def check_logs(store: Store, cell: Cell) -> None:
     _check_buried(store, cell, valid, newest)
 
 
-def _read_logs(store: Store) -> tuple[list[Copy], list[tuple[int, int]]]:
+def _void(copy: Copy, told: Collection[tuple[int, int]]) -> bool:
+    return any(first <= copy.envelope.sequence <= last for first, last in told)
+
+
+def _check_readers(store: Store, copies: list[Copy], told: Told) -> None:
+    """Whoever reads one log of a namespace there is told of the same voids."""
+    there = {shard.number for shard in store.pool.opened() if voided.has_readers(shard)}
+    for copy in copies:
+        space = copy.envelope.namespace
+        if copy.shard not in there or space == STORE_WIDE:
+            continue
+        if _void(copy, told.get((copy.shard, STORE_WIDE), ())) and not _void(copy, told.get((copy.shard, space), ())):
+            raise BadState(
+                f"shard {copy.shard} does not tell the readers of {space.hex()} that {copy.envelope.sequence} never came to be"
+            )
+
+
+def _read_logs(store: Store) -> tuple[list[Copy], Told]:
+    """All copies, and what each log tells in each space of what never came to be."""
     copies: list[Copy] = []
-    voided: list[tuple[int, int]] = []
+    told: Told = {}
     opened: dict[Envelope, bytes] = {}
     for shard in store.pool.opened():
         for scanned in shard.scan():
@@ -75,14 +97,15 @@ def _read_logs(store: Store) -> tuple[list[Copy], list[tuple[int, int]]]:
                 opened[envelope] = store.sealer.open(envelope)
             if envelope.kind is Kind.VOID:
                 void = VoidRecord.decode(opened[envelope])
-                voided.append((void.first, void.last))
+                told.setdefault((shard.number, envelope.namespace), set()).add((void.first, void.last))
             else:
                 copies.append(Copy(shard.number, envelope))
     keys = [copy.envelope for copy in copies if copy.envelope.kind is Kind.KEYS]
-    counts = [each for each in keys if not any(first <= each.sequence <= last for first, last in voided)]
+    wide = {void for (_, space), voids in told.items() for void in voids if space == STORE_WIDE}
+    counts = [each for each in keys if not any(first <= each.sequence <= last for first, last in wide)]
     if counts:  # a rotation that did not come to its commit took its key with it; a later one's record stands before it
         store.sealer.open(max(counts, key=lambda envelope: envelope.sequence))
-    return copies, sorted(set(voided))
+    return copies, told
 
 
 def _check_buried(store: Store, cell: Cell, valid: list[Copy], newest: dict[Row, Envelope]) -> None:

@@ -21,7 +21,9 @@ from tests.simulation.mutants import (
     metastore_before_logs,
     no_intent,
     no_look_before_a_shard_goes_by_force,
+    no_look_for_what_readers_were_told,
     no_quorum_in_groups,
+    read_by_others,
     shards_told_apart_by_their_places,
     without,
 )
@@ -36,6 +38,12 @@ ONE_DISK = next(house for house in HOUSES if house.kind == "one:ext4")
 def test_histories_fit_on_a_line() -> None:
     operations = sum(len(history(seed).operations) for seed in range(FIRST, FIRST + SEEDS))
     assert operations > 20 * SEEDS
+
+
+def test_whoever_reads_a_namespace_is_told_of_all_that_never_came_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_by_others(monkeypatch)
+    for seed in range(FIRST, FIRST + SEEDS):
+        history(seed)
 
 
 def test_a_seed_has_one_history() -> None:
@@ -80,6 +88,7 @@ MUTANTS = {
     "no fsync of share files": Mutant(site="zstor_local.shards.share_files.FileShareWriter.finish:fsync"),
     "no quorum": Mutant(no_quorum_in_groups, house=ONE_DISK),
     "no intents": Mutant(no_intent),
+    "no look for what readers were told": Mutant(no_look_for_what_readers_were_told),
     "metastore before logs": Mutant(metastore_before_logs),
     "metastore before share files": Mutant(metastore_before_large_shares),
     "shards told apart by their places": Mutant(shards_told_apart_by_their_places, house=MORE_THAN_SHARES),

@@ -21,7 +21,7 @@ from zstor_local.errors import NoSpace, NotFound
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Kind
+from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.shards.base import Capacity
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
@@ -134,7 +134,7 @@ async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, *
             await freed(store)
     async with home.open() as store:
         if not told:
-            store.committer._publisher._untold[2] = [(1, 1)]  # as after a commit that its full disk broke off
+            store.committer._publisher._untold[2] = {STORE_WIDE: [(1, 1)]}  # as after a commit that its full disk broke off
         before = entries(store, 0, Kind.VOID)
         assert await compact(store, 0.01) > 0
         assert (entries(store, 0, Kind.VOID) < before) is told

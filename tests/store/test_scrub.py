@@ -18,6 +18,7 @@ from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Entry, ScannedEntry, Shard, ShardError
 from zstor_local.store import plausible
 from zstor_local.store.caller import Nobody
@@ -124,7 +125,7 @@ async def test_what_never_came_to_be_stands_for_no_newer_record(home: Home, monk
         shard = store.pool.get(store.objects.find(name("a")).record.placement[0])
         assert shard is not None
         failed = replace(newest, sequence=newest.sequence + 1)
-        void = store.committer._publisher._sealed_void(failed.sequence, failed.sequence)
+        void = store.committer._publisher._sealed_void(STORE_WIDE, failed.sequence, failed.sequence)
         scan = shard.scan
 
         def without_the_newest() -> Iterator[ScannedEntry]:

@@ -125,10 +125,17 @@ class Joined:
     async def take(self, page: bytes) -> bool:
         """What a server's log says. Returns whether it says anything. ShardError where that cannot be understood, or cannot be kept."""
         async with self._taking:
-            entries, news = await self._store.runtime.threads.run(self._kept.take, page)
-        if news:
+            taken = await self._store.runtime.threads.run(self._kept.take, page)
+        if taken.news:
             self._store.committer.tell()
-        return entries
+        if taken.lost:
+            self._read_again()
+        return taken.entries
+
+    def _read_again(self) -> None:
+        """All logs from their beginnings."""
+        for shard in self.shards.values():
+            shard.read_again()
 
     async def follow(self) -> None:
         """Until it is left."""

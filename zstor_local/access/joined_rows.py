@@ -5,12 +5,14 @@ Whoever sends some without end gets a part of our disk and half of a thread, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from zstor_local import limits
 from zstor_local.access.invitation import Pass
+from zstor_local.access.joined_voids import Before, Older, Voids
 from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -26,17 +28,41 @@ from zstor_local.metastore.base import (
     Usage,
 )
 from zstor_local.metastore.sqlite import SqliteMetastore
-from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.runtime import Files
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.http.wire import BadWire, parse_batch
 from zstor_local.store.store import Store
-from zstor_local.store.stored import open_object
+from zstor_local.store.stored import open_object, open_void
 
 ROWS: Final = "joined-"  # files in the store's directory, one for each namespace
 ROWS_BYTES: Final = 4_096 * limits.MIB  # of its records, some millions
+VOIDS_MAX: Final = 2**18  # stretches of sequences that never came to be, some 100 bytes each
+_AT_ONCE: Final = 500  # rows that are asked for together
 
 _FAILED: Final = (CommitRefused, CommitUnknown, MetastoreClosed, MetastoreInUse, MetastoreNotOpened, ZstorError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of a page: whether there are entries in it, and whether one of them is news. `lost`: what an older record of a key says
+    is not known any more, and is to be shown again, so all logs have to be read again.
+    """
+
+    entries: bool
+    news: bool
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a key shows before and after, and what is known below that."""
+
+    key: str
+    before: Envelope | None
+    after: Envelope | None
+    older: Older
+    lost: bool
 
 
 class Rows:
@@ -48,6 +74,8 @@ class Rows:
         self._sealer = store.sealer
         self._name = given.namespace
         self._space = given.namespace_id
+        self._voids = Voids()
+        self._before = Before()
         self._reference_hash = store.namespaces.hasher.reference_hash
         self._path = f"{store.config.store}/{ROWS}{given.namespace_id.hex()}.sqlite"
         remove_rows(self._files, store.config.store, given)
@@ -57,50 +85,92 @@ class Rows:
         except _FAILED as error:
             raise IoError(f"there is no place for the records of a joined namespace: {error}", hint="make room") from error
 
-    def take(self, page: bytes) -> tuple[bool, bool]:
-        """A page of a server's log: of each key the record with the highest sequence counts. Whether there are entries in it, and
-        whether one of them is news. ShardError where that cannot be understood, or cannot be kept.
+    def take(self, page: bytes) -> Taken:
+        """A page of a server's log: of each key the record with the highest sequence counts, of those that its owner did not take back.
+        ShardError where that cannot be understood, or cannot be kept.
         """
         try:
-            return self._take(page)
+            entries = [scanned.entry.envelope for scanned in parse_batch(page).entries]
+            return self._take([envelope for envelope in entries if envelope.namespace == self._space], bool(entries))
         except BadWire as error:
             raise ShardError("failed", str(error)) from None
         except _FAILED as error:
             raise ShardError("failed", f"the records of {self._name} cannot be kept: {error}") from error
 
-    def _take(self, page: bytes) -> tuple[bool, bool]:
-        batch = parse_batch(page)
-        transaction = Transaction(StoreState())
-        usage, highest = Usage(), self.metastore.state().sequence
-        newest: dict[str, Envelope] = {}
-        for scanned in batch.entries:
-            envelope = scanned.entry.envelope
-            if envelope.kind not in (Kind.OBJECT, Kind.TOMBSTONE) or envelope.namespace != self._space:
+    def _take(self, page: Sequence[Envelope], entries: bool) -> Taken:
+        heard: dict[str, list[Envelope]] = {key: [] for key in self._taken_back(page)}
+        for envelope in page:
+            if envelope.kind not in (Kind.OBJECT, Kind.TOMBSTONE) or self._voids.cover(envelope.sequence):
                 continue
-            try:
-                if envelope.kind is Kind.TOMBSTONE:
-                    key = Tombstone.decode(self._sealer.open(envelope)).key
-                else:
-                    key = open_object(self._sealer, envelope).key
-            except CorruptRecord:
-                continue  # another server has a good copy, or nobody
-            known = newest.get(key) or self.metastore.get(self._space, key) or self.metastore.tombstone(self._space, key)
-            if known is None or known.sequence < envelope.sequence:
-                newest[key] = envelope
-        for key, envelope in newest.items():
-            before, after = self._record(self.metastore.get(self._space, key)), self._record(envelope)
-            transaction.rows.append(Row(self._space, key, envelope))
+            with suppress(CorruptRecord):  # another server has a good copy, or nobody
+                heard.setdefault(self._key(envelope), []).append(envelope)
+        changes = [change for key, envelopes in heard.items() if (change := self._change(key, envelopes)) is not None]
+        news = [change for change in changes if change.after is not change.before]
+        if news:
+            self._commit(news, max(self.metastore.state().sequence, *(envelope.sequence for envelope in page)))
+        for change in changes:
+            self._before.put(change.key, change.older)
+        return Taken(entries, bool(news), any(change.lost for change in changes))
+
+    def _taken_back(self, page: Sequence[Envelope]) -> Iterator[str]:
+        """Learn what the page says never came to be. Gives the keys that show some of that."""
+        for envelope in page:
+            void = open_void(self._sealer, envelope, self._space) if envelope.kind is Kind.VOID else None
+            if void is None:
+                continue
+            if len(self._voids) >= VOIDS_MAX:
+                raise ShardError("failed", f"{VOIDS_MAX} times records were taken back in it: no more are kept", untouched=True)
+            self._voids.add(void.first, void.last)
+            self._voids.add(envelope.sequence, envelope.sequence)  # no record's: so what comes one after the other is one stretch
+            since = void.first - 1
+            while rows := self.metastore.changes(self._space, since, _AT_ONCE):
+                since = rows[-1].envelope.sequence
+                yield from (row.name for row in rows if row.envelope.sequence <= void.last and row.envelope.sealed)
+                if since >= void.last:
+                    break
+
+    def _key(self, envelope: Envelope) -> str:
+        if envelope.kind is Kind.TOMBSTONE:
+            return Tombstone.decode(self._sealer.open(envelope)).key
+        return open_object(self._sealer, envelope).key
+
+    def _change(self, key: str, heard: Sequence[Envelope]) -> _Change | None:
+        """What a key comes to by these records and those that are void; None where nothing comes of it."""
+        shown = self.metastore.get(self._space, key) or self.metastore.tombstone(self._space, key)
+        if shown is not None and not shown.sealed:
+            shown = None
+        older = self._before.get(key)
+        if older is None:
+            if (
+                shown is not None
+                and heard
+                and max(each.sequence for each in heard) <= shown.sequence
+                and not self._voids.cover(shown.sequence)
+            ):
+                return None
+            older = Older(whole=shown is None)
+        every = {each.sequence: each for each in (*heard, *older.records, *([] if shown is None else [shown]))}
+        left = [every[sequence] for sequence in sorted(every, reverse=True) if not self._voids.cover(sequence)]
+        lost = not left and not older.whole
+        return _Change(key, shown, left[0] if left else None, Older(left[1:], older.whole or lost), lost)  # it is read again from there
+
+    def _commit(self, news: Sequence[_Change], sequence: int) -> None:
+        self._check_room()
+        transaction = Transaction(StoreState(sequence))
+        usage = Usage()
+        for change in news:
+            before, after = self._record(change.before), self._record(change.after)
+            transaction.rows.append(Row(self._space, change.key, change.after or self._nothing(sequence)))
             usage += Usage((after is not None) - (before is not None), _size(after) - _size(before))
-            transaction.references_gone += self._references(key, before)
-            transaction.references += self._references(key, after)
-            highest = max(highest, envelope.sequence)
-        if newest:
-            self._check_room()
-            transaction.state = StoreState(highest)
-            transaction.usage = {self._space: usage}
-            self.metastore.commit(transaction)
-            self.metastore.checkpoint()
-        return bool(batch.entries), bool(newest)
+            transaction.references_gone += self._references(change.key, before)
+            transaction.references += self._references(change.key, after)
+        transaction.usage = {self._space: usage}
+        self.metastore.commit(transaction)
+        self.metastore.checkpoint()
+
+    def _nothing(self, sequence: int) -> Envelope:
+        """In the place of a key's only record, which was taken back: who follows the changes is told that it is gone."""
+        return Envelope(Kind.TOMBSTONE, self._space, NO_KEY, NO_VERSION, sequence, b"")
 
     def _record(self, envelope: Envelope | None) -> ObjectRecord | None:
         return None if envelope is None or envelope.kind is Kind.TOMBSTONE else open_object(self._sealer, envelope)

@@ -30,6 +30,7 @@ IDENTITY: Final = "x25519"  # its row: our private key
 WAIT_SECONDS: Final = 50  # that a server is asked to wait for news
 AGAIN_SECONDS: Final = (1.0, 30.0)  # after a server did not answer: at first, and at most
 LETTER_BYTES: Final = 64 * 1024
+_BEGINNING: Final = "0.0.0"  # of a log
 
 log = logging.getLogger("zstor.access")
 
@@ -67,7 +68,8 @@ class JoinedShard:
         self.peer, self._letters = Peer(server, joined), Peer(server, _NoTokens())
         waited_for = Deadlines(request=WAIT_SECONDS + 20.0)
         self._following = Peer(Server(url, network, store.runtime.randomness, waited_for), joined)  # long waits are not what is usual
-        self._after = "0.0.0"
+        self._after = _BEGINNING
+        self._waiting = trio.CancelScope()
         self._took = 0.0  # seconds, for the last page
         self._error: str | None = None
 
@@ -114,9 +116,13 @@ class JoinedShard:
         after = self._after
         path = f"{self.space}/log?namespace={self._joined.namespace.id.hex()}&after={after}&wait={wait}"
         try:
-            reply = await self._following.ask(Ask("GET", path, expect=(200,), most=2 * PAGE_BYTES))
+            with trio.CancelScope() as asking:
+                self._waiting = asking if wait else self._waiting
+                reply = await self._following.ask(Ask("GET", path, expect=(200,), most=2 * PAGE_BYTES))
         except ShareMissing:
             raise ShardError("failed", f"{self.url} answers something else than was asked") from None
+        if asking.cancelled_caught:
+            return True
         began = trio.current_time()
         try:
             entries = await self._joined.take(reply.body)
@@ -128,9 +134,14 @@ class JoinedShard:
             return False
         if not cursor(after) < cursor(following):
             raise ShardError("failed", f"{self.url} sends its log in circles")
-        if cursor(self._after) < cursor(following):  # who joins and who follows look at once
+        if self._after == after:  # who joins and who follows look at once; and it may have to be read again
             self._after = following
         return True
+
+    def read_again(self) -> None:
+        """Its log, from the beginning."""
+        self._after = _BEGINNING
+        self._waiting.cancel()
 
     async def catch_up(self, took: Callable[[], None]) -> None:
         """Take the log to its end; `took` is called after each page."""

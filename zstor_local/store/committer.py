@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -252,7 +252,7 @@ class Committer:
         """The numbers of all shards, those that are away too."""
         return self._pool.numbers
 
-    def void_on(self, shard: Shard, sequences: Sequence[int], newest: Sequence[Envelope] = ()) -> None:
+    def void_on(self, shard: Shard, sequences: Mapping[int, NamespaceId], newest: Sequence[Envelope] = ()) -> None:
         """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; or ShardError."""
         self._publisher.void_on(shard, sequences, newest)
 

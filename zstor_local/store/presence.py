@@ -7,7 +7,7 @@ records at the end of its log never came to be, before anything is appended. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,13 +15,15 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord, IoError
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
-from zstor_local.model.storewide import ShardEntry
+from zstor_local.model.storewide import ShardEntry, VoidRecord
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import Absent
 from zstor_local.store.core import Core
 from zstor_local.store.rownames import FIXED, row_name_of
 from zstor_local.store.stored import open_void
+from zstor_local.store.voided import has_readers
 
 LOOK_EVERY: Final = 5.0  # seconds
 NEW: Final = "it has not been looked at since it was listed"  # why a shard is absent until the next look
@@ -33,7 +35,7 @@ log = logging.getLogger("zstor.store")
 class Untold:
     """What a shard's log has to be told: what never came to be, and newer records of rows of which it ends with older ones."""
 
-    void: list[int] = field(default_factory=list)
+    void: dict[int, NamespaceId] = field(default_factory=dict)  # sequences, each with the space of its record
     newest: list[Envelope] = field(default_factory=list)
 
 
@@ -159,10 +161,9 @@ class Presence:
     def never_committed(self, shard: Shard) -> Untold:
         """What to say of records at the end of its log that never came to be, or of which nothing needs to know whether they did."""
         entries = shard.unsettled()
-        opened = (open_void(self._sealer, envelope) for envelope in entries if envelope.kind is Kind.VOID)
-        known = [void for void in opened if void is not None]
+        known = self._told(entries)
         others = (envelope for envelope in entries if envelope.kind is not Kind.VOID)
-        wanted = [envelope for envelope in others if not any(void.covers(envelope.sequence) for void in known)]
+        wanted = [envelope for envelope in others if not _knows(known, envelope, has_readers(shard))]
         believed = shard.on_disk is not None
         untold = Untold()
         try:
@@ -171,6 +172,14 @@ class Presence:
         except IoError as error:
             raise ShardError("failed", f"what {shard.url} holds cannot be compared with the metastore: {error.message}") from error
         return untold
+
+    def _told(self, entries: Sequence[Envelope]) -> Mapping[NamespaceId, Sequence[VoidRecord]]:
+        """The voids among these, by the space that they are told in."""
+        told: dict[NamespaceId, list[VoidRecord]] = {}
+        for envelope in entries:
+            if envelope.kind is Kind.VOID and (void := open_void(self._sealer, envelope, envelope.namespace)) is not None:
+                told.setdefault(envelope.namespace, []).append(void)
+        return told
 
     def _judge(self, envelope: Envelope, untold: Untold, *, believed: bool) -> None:
         """Leave alone what the row has, or had before a newer record of the same version. One of which the row knows nothing is void.
@@ -183,7 +192,7 @@ class Presence:
         """
         if envelope.sequence > self._committer.state.sequence:
             if envelope.sequence <= self._committer.last_given:
-                untold.void.append(envelope.sequence)
+                untold.void[envelope.sequence] = envelope.namespace
             return
         fixed = FIXED.get(envelope.kind) if believed else None
         try:
@@ -195,6 +204,12 @@ class Presence:
         if newest is not None and newest.version == envelope.version and newest.sequence >= envelope.sequence:
             return
         if newest is None or newest.sequence < envelope.sequence or envelope.namespace == STORE_WIDE:
-            untold.void.append(envelope.sequence)
+            untold.void[envelope.sequence] = envelope.namespace
         elif newest not in untold.newest:
             untold.newest.append(newest)
+
+
+def _knows(told: Mapping[NamespaceId, Sequence[VoidRecord]], envelope: Envelope, readers: bool) -> bool:
+    """Whether a record is said to be void wherever that has to be said."""
+    spaces = {STORE_WIDE, envelope.namespace} if readers else {STORE_WIDE}
+    return all(any(void.covers(envelope.sequence) for void in told.get(space, ())) for space in spaces)

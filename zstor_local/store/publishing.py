@@ -6,7 +6,7 @@ Only the committer's thread uses it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,13 +32,12 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.change import Committed, Decision, NewRecord, RowName, Sealed
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.voided import Range, Voided, both, told_on, voided
 
 RESERVE: Final = 1 << 16  # sequence numbers reserved at once
 RESERVE_LOW: Final = 4 * limits.GROUP_CHANGES  # reserve more while at least this many are left: a group and its voids always fit
 
 log = logging.getLogger("zstor.store")
-
-_Range = tuple[int, int]  # first and last of sequences
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +69,7 @@ class Publisher:
         self._next = self.state.reserved + 1
         self.commits = 0
         self.failure: str | None = None
-        self._untold: dict[int, list[_Range]] = {}  # by shard: what may lie in its log, never came to be, and it has not heard so
+        self._untold: dict[int, Voided] = {}  # by shard: what may lie in its log, never came to be, and it has not heard so
 
     @property
     def last_given(self) -> int:
@@ -121,7 +120,7 @@ class Publisher:
         that cannot be: the items have their errors, and nothing of them was written.
         """
         try:
-            self._reserve(3 * sum(map(len, [*(item.sealed for item in items), *self._untold.values()])))
+            self._reserve(3 * sum(map(len, [*(item.sealed for item in items), *self._untold_ranges()])))
         except CommitRefused as error:
             for item in items:
                 item.error = _refused(error)
@@ -130,6 +129,9 @@ class Publisher:
         else:
             return True
         return False
+
+    def _untold_ranges(self) -> Iterator[list[Range]]:
+        return (ranges for lost in self._untold.values() for ranges in lost.values())
 
     def _reserve(self, count: int) -> None:
         """Make so many sequences more than those that were given usable, durably."""
@@ -166,7 +168,7 @@ class Publisher:
             shard = self._pool.get(number) if number in self._untold else None
             try:
                 if shard is not None:
-                    self.void_on(shard, ())
+                    self.void_on(shard, {})
             except ShardError as error:
                 failed[number] = ShardError(error.state, str(error), untouched=True, code=error.code)
         return failed
@@ -198,11 +200,11 @@ class Publisher:
 
         Those shards hear of it before anything else is appended to their logs: when they are opened again, or have room again.
         """
-        sequences = sorted(envelope.sequence for item in items for _, envelope in item.sealed.values())
-        if not sequences:
+        lost = voided({envelope.sequence: envelope.namespace for item in items for _, envelope in item.sealed.values()})
+        if not lost:
             return
         clean = {number for number, error in failed.items() if error.untouched}
-        missed = self._append_void(_ranges(sequences))
+        missed = self._append_void(lost)
         untold = missed - clean
         unreached = untold | (set(failed) - clean)
         heard = any(shard.number not in missed for shard in self._pool.opened())
@@ -213,37 +215,40 @@ class Publisher:
                     item.error = in_doubt_on_shards(record.version)
         holders = {number for item in items for record, _ in item.sealed.values() for number in (*record.copies, *record.shares)}
         for number in untold & holders:
-            self._untold[number] = _joined([*self._untold.get(number, ()), *_ranges(sequences)])
+            self._untold[number] = both(self._untold.get(number, {}), lost)
 
-    def _append_void(self, ranges: Sequence[_Range]) -> set[int]:
+    def _append_void(self, lost: Voided) -> set[int]:
         """Flush a void to every usable shard. Returns the opened shards that it did not reach."""
-        entries = self._voids(ranges)
-        return set(self._append({shard.number: entries for shard in self._pool.opened()}))
+        opened = self._pool.opened()
+        spaces = {space: ranges for space, ranges in lost.items() if any(space in told_on(shard, lost) for shard in opened)}
+        sealed = {space: self._voids({space: ranges}) for space, ranges in spaces.items()}
+        return set(self._append({shard.number: [each for space in told_on(shard, lost) for each in sealed[space]] for shard in opened}))
 
-    def _voids(self, ranges: Sequence[_Range]) -> list[Entry]:
-        return [Entry(self._sealed_void(*each)) for each in ranges]
+    def _voids(self, lost: Voided) -> list[Entry]:
+        return [Entry(self._sealed_void(space, *each)) for space, ranges in lost.items() for each in ranges]
 
-    def _sealed_void(self, first: int, last: int) -> Envelope:
+    def _sealed_void(self, space: NamespaceId, first: int, last: int) -> Envelope:
         sequence = self._next
         self._next += 1
-        return self._sealer.seal(Kind.VOID, STORE_WIDE, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
+        return self._sealer.seal(Kind.VOID, space, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
 
-    def void_on(self, shard: Shard, sequences: Sequence[int], newest: Sequence[Envelope] = ()) -> None:
-        """Say in a shard's log that these, and what it has yet to hear of, never happened, and what is newer; durable, or ShardError.
+    def void_on(self, shard: Shard, sequences: Mapping[int, NamespaceId], newest: Sequence[Envelope] = ()) -> None:
+        """Say in a shard's log that these, given with the spaces of their records, and what it has yet to hear of never happened, and
+        what is newer; durable, or ShardError.
 
         Any entry says how far all is committed, and so which of those before it need no look at the next start. These say no more than
         was said before: of several a power loss may keep only some.
         """
-        ranges = _joined([*self._untold.get(shard.number, ()), *_ranges(sorted({*sequences}))])
-        if not ranges and not newest:
+        lost = told_on(shard, both(self._untold.get(shard.number, {}), voided(sequences)))
+        if not lost and not newest:
             return
         try:
-            self._reserve(len(ranges))
+            self._reserve(sum(map(len, lost.values())))
         except (CommitRefused, CommitUnknown, MetastoreClosed) as error:
             raise ShardError(
                 "failed", f"the metastore does not take what has to be known before {shard.id} is told: {error}"
             ) from error
-        shard.append([*self._voids(ranges), *map(Entry, newest)], min(shard.newest_committed(), self.state.sequence))
+        shard.append([*self._voids(lost), *map(Entry, newest)], min(shard.newest_committed(), self.state.sequence))
         shard.flush()
         self._untold.pop(shard.number, None)
 
@@ -252,7 +257,7 @@ class Publisher:
 
         CommitRefused if k shards that are there did not take the void: together they could bring back what was never committed.
         """
-        unreached = self._append_void([(sequences[0], sequences[-1])])
+        unreached = self._append_void({STORE_WIDE: [(sequences[0], sequences[-1])]})
         if len(unreached) >= k:
             raise CommitRefused("too many logs failed to say in them what was not committed", no_space=False)
         state = replace(self.state, sequence=self._next - 1)
@@ -359,22 +364,6 @@ def in_doubt_on_shards(version: Version | None) -> OutcomeUnknown:
         hint="`zstor status` names them; what the key shows now counts: compare its version with data.version",
         version=None if version is None else version.hex(),
     )
-
-
-def _ranges(sequences: Iterable[int]) -> list[_Range]:
-    """Rising numbers as ranges, first and last."""
-    return _joined((each, each) for each in sequences)
-
-
-def _joined(ranges: Iterable[_Range]) -> list[_Range]:
-    """The same numbers in as few ranges as they take."""
-    found: list[_Range] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = found[-1][0], max(last, found[-1][1])
-        else:
-            found.append((first, last))
-    return found
 
 
 def _refused(error: CommitRefused) -> ZstorError:

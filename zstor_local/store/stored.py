@@ -7,8 +7,8 @@ from dataclasses import replace
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Lookups, Owed
-from zstor_local.model.ids import ObjectName, Version
-from zstor_local.model.record import Envelope, ObjectRecord
+from zstor_local.model.ids import NamespaceId, ObjectName, Version
+from zstor_local.model.record import STORE_WIDE, Envelope, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.value import value
@@ -40,8 +40,12 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
     return replace(record, placement=tuple(foreign.first + number for number in record.placement))
 
 
-def open_void(sealer: RecordSealer, envelope: Envelope) -> VoidRecord | None:
-    """The void in an envelope; None if it does not open."""
+def open_void(sealer: RecordSealer, envelope: Envelope, space: NamespaceId = STORE_WIDE) -> VoidRecord | None:
+    """The void in an envelope; None if it does not open, or is for others: who may read a namespace could seal one there, and not in
+    the store's own space, whose voids the store goes by.
+    """
+    if envelope.namespace != space:
+        return None
     try:
         return VoidRecord.decode(sealer.open(envelope))
     except CorruptRecord:

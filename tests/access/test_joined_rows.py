@@ -1,0 +1,224 @@
+"""What a reader's rows come to: whatever was refused, and in whatever order the servers' logs tell of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from tests.access.test_lying_owner import GOOD
+from tests.model.samples import SHORTEST
+from tests.store.home import Home
+from zstor_local import limits
+from zstor_local.access import joined_rows, joined_voids
+from zstor_local.access.joined_rows import Rows
+from zstor_local.access.joined_voids import Voids
+from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.model.ids import KeyHash, Version
+from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, Tombstone, associated_data
+from zstor_local.model.storewide import VoidRecord
+from zstor_local.shards.base import Entry, ScannedEntry, ShardError
+from zstor_local.shards.http.wire import Batch, pack_batch
+from zstor_local.store.sealing import Foreign
+from zstor_local.store.store import Store
+
+SPACE = GOOD.namespace_id
+KEYS = NamespaceKeys.of(GOOD.record_keys)
+
+
+def sealed(kind: Kind, key_hash: KeyHash, version: Version, sequence: int, plain: bytes) -> Envelope:
+    bound = associated_data(GOOD.store_id, kind, SPACE, key_hash, version, sequence)
+    return Envelope(kind, SPACE, key_hash, version, sequence, KEYS.seal_record(bytes(32), bound, plain))
+
+
+def written(key: str, sequence: int) -> Envelope:
+    record = replace(SHORTEST, key=key, size=sequence, references=(f"{sequence}",))
+    return sealed(Kind.OBJECT, KeyHash(key.encode().ljust(16)), Version(sequence.to_bytes(16, "big")), sequence, record.encode())
+
+
+def deleted(key: str, sequence: int) -> Envelope:
+    hashed, version = KeyHash(key.encode().ljust(16)), Version(sequence.to_bytes(16, "big"))
+    return sealed(Kind.TOMBSTONE, hashed, version, sequence, Tombstone(key, 1).encode())
+
+
+def void(first: int, last: int, sequence: int) -> Envelope:
+    return sealed(Kind.VOID, NO_KEY, NO_VERSION, sequence, VoidRecord(first, last).encode())
+
+
+def page(*envelopes: Envelope) -> bytes:
+    return pack_batch(Batch([ScannedEntry(Entry(envelope), 0) for envelope in envelopes]))
+
+
+@pytest.fixture
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with home.open() as store:
+        store.sealer.foreign[SPACE] = Foreign(GOOD.store_id, KEYS, limits.SHARD_NUMBERS)
+        yield store
+
+
+@pytest.fixture
+async def rows(store: Store) -> AsyncIterator[Rows]:
+    rows = Rows(store, GOOD)
+    yield rows
+    rows.close()
+
+
+def shown(rows: Rows) -> dict[str, int]:
+    """The sequence of each key's record; what is counted and found by references has to fit."""
+    found = {row.name: row.envelope.sequence for row in rows.metastore.scan(SPACE, "", None, None)}
+    usage = rows.metastore.usage(SPACE)
+    assert (usage.objects, usage.bytes) == (len(found), sum(found.values()))
+    for key, sequence in found.items():
+        assert rows.metastore.referring(SPACE, rows._reference_hash(SPACE, f"{sequence}"), None, 10) == [key]
+    return found
+
+
+async def test_what_was_taken_back_makes_room_for_what_was_there_before(rows: Rows) -> None:
+    rows.take(page(written("a", 1), written("b", 2)))
+    rows.take(page(written("a", 3), written("a", 4), deleted("b", 5), written("c", 6)))
+    assert shown(rows) == {"a": 4, "c": 6}
+    assert not rows.take(page(void(3, 6, 8))).lost
+    assert shown(rows) == {"a": 1, "b": 2}
+    assert [(row.name, row.envelope.sequence) for row in rows.metastore.changes(SPACE, 6, 10)] == [("c", 8)]
+    rows.take(page(written("a", 3), written("c", 6)))  # another server's copies
+    assert shown(rows) == {"a": 1, "b": 2}
+    rows.take(page(written("c", 9)))
+    assert shown(rows) == {"a": 1, "b": 2, "c": 9}
+
+
+async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows.take(page(written("a", 1)))
+    rows.take(page(written("a", 2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(joined_rows, "ROWS_BYTES", 1_000)
+        with pytest.raises(ShardError):
+            rows.take(page(void(2, 2, 3), written("b", 4)))
+    assert shown(rows) == {"a": 2}
+    assert not rows.take(page(void(2, 2, 3), written("b", 4))).lost
+    assert shown(rows) == {"a": 1, "b": 4}
+
+
+async def test_what_is_not_known_any_more_is_read_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined_voids, "BEFORE_BYTES", 0)
+    log = page(written("a", 1), written("b", 2)), page(written("a", 3)), page(void(3, 3, 4))
+    assert [rows.take(each).lost for each in log] == [False, False, True]
+    assert shown(rows) == {"b": 2}
+    assert not any(rows.take(each).lost for each in log)
+    assert shown(rows) == {"a": 1, "b": 2}
+
+
+async def test_a_write_of_a_new_key_that_is_refused_again_and_again_is_no_reason_to_read_again(rows: Rows) -> None:
+    for sequence in range(1, 100, 3):
+        assert not rows.take(page(written("a", sequence))).lost
+        assert not rows.take(page(void(sequence, sequence, sequence + 1))).lost
+    assert shown(rows) == {}
+    assert len(rows._voids) == 33  # the store's own voids have numbers in between
+
+
+async def test_too_many_voids_are_not_kept(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined_rows, "VOIDS_MAX", 3)
+    rows.take(page(void(1, 1, 11), void(3, 3, 13)))
+    with pytest.raises(ShardError, match="no more are kept"):
+        rows.take(page(void(5, 5, 15)))
+
+
+async def test_a_void_of_another_space_does_not_count(rows: Rows) -> None:
+    """Nor one that does not open."""
+    rows.take(page(written("a", 1)))
+    rows.take(page(replace(void(1, 1, 2), namespace=type(SPACE)(bytes(16))), replace(void(1, 1, 2), sealed=bytes(80))))
+    assert shown(rows) == {"a": 1}
+
+
+class Owner:
+    """Writes, deletions and refusals of a few keys, as they lie in the logs of some servers; some were compacted."""
+
+    def __init__(self, seed: int, *, compacted: bool) -> None:
+        self.random = random.Random(seed)
+        self.truth: dict[str, int] = {}
+        self.refused: set[int] = set()
+        self.logs: list[list[Envelope]] = [[], [], []]
+        self._sequence = 0
+        for _ in range(self.random.randrange(1, 30)):
+            self._group()
+        if compacted:
+            for log in self.logs:
+                begin = self.random.randrange(len(log) + 1)
+                moved, rest = log[:begin], log[begin:]
+                middle = self.random.randrange(len(rest) + 1)
+                log[:] = [*rest[:middle], *moved, *rest[middle:]]
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _group(self) -> None:
+        refused = self.random.random() < 0.5
+        entries: list[Envelope] = []
+        for _ in range(self.random.randrange(1, 4)):
+            key = self.random.choice("abc")
+            entries.append((deleted if self.random.random() < 0.3 else written)(key, self._next()))
+            if refused:
+                self.refused.add(self._sequence)
+            elif entries[-1].kind is Kind.OBJECT:
+                self.truth[key] = self._sequence
+            else:
+                self.truth.pop(key, None)
+        holders = self.random.sample(self.logs, self.random.randrange(1, 3) if refused else 3)
+        for log in holders:
+            log += entries
+        if refused:
+            self._next()  # the store's own
+            told = void(entries[0].sequence, entries[-1].sequence, self._next())
+            for log in self.logs:
+                log.append(told)
+
+    def pages(self) -> Iterator[tuple[Sequence[Envelope], int, int]]:
+        """Of all logs, as far as each was read at random: a page, its log, and where it ends."""
+        at = [0, 0, 0]
+        while left := [number for number in range(3) if at[number] < len(self.logs[number])]:
+            number = self.random.choice(left)
+            end = min(len(self.logs[number]), at[number] + self.random.randrange(1, 5))
+            yield self.logs[number][at[number] : end], number, end
+            at[number] = end
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("room", [joined_voids.BEFORE_BYTES, 3_000, 0])
+async def test_in_the_end_a_reader_shows_what_was_committed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, compacted: bool, room: int
+) -> None:
+    monkeypatch.setattr(joined_voids, "BEFORE_BYTES", room)
+    again = 0
+    for seed in range(20):
+        owner = Owner(seed, compacted=compacted)
+        rows = Rows(store, GOOD)
+        for turn in range(20):
+            lost = False
+            for envelopes, number, end in owner.pages():
+                lost |= rows.take(page(*envelopes)).lost
+                told = {each.sequence for each in owner.logs[number][:end] if each.kind is Kind.VOID}
+                heard = {each for each in owner.refused if any(each < at for at in told)} if not compacted else set()
+                assert not heard & set(shown(rows).values()), "it was told of that"
+            if not lost:
+                break
+            again += 1
+            assert turn < 19, "it is read again for ever"
+        assert shown(rows) == owner.truth, seed
+        rows.close()
+    assert again == 0 or compacted or room <= 3_000
+
+
+def test_stretches_that_touch_are_one() -> None:
+    for seed in range(200):
+        chance = random.Random(seed)
+        voids, covered = Voids(), set[int]()
+        for _ in range(chance.randrange(12)):
+            first = chance.randrange(1, 40)
+            last = first + chance.randrange(6)
+            voids.add(first, last)
+            covered |= set(range(first, last + 1))
+        assert {each for each in range(60) if voids.cover(each)} == covered
+        assert len(voids) == len(covered) - sum(one + 1 == other for one, other in pairwise(sorted(covered)))
