@@ -21,11 +21,12 @@ from tests.simulation.programs import PROGRAMS
 from tests.simulation.sweep import SHALLOW, Depth, Mutate, Program, intact, sites_of, sweep
 from tests.simulation.world import World
 from zstor_local.metastore.base import Transaction
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer, Files, FileStatus, sync_directory
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
-from zstor_local.store import presence, voided
+from zstor_local.store import presence, publishing, voided
 from zstor_local.store.coding import LargeWrite
 from zstor_local.store.draining import Drain, Drained
 from zstor_local.store.placing import Placing
@@ -145,9 +146,9 @@ def read_by_others(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(presence, "has_readers", lambda shard: True)
 
 
-def no_look_for_what_readers_were_told(patch: pytest.MonkeyPatch) -> None:
-    """Where they may read, and a void in the store's own space passes for one that they hear of."""
-    patch.setattr(voided, "has_readers", lambda shard: True)
+def readers_are_told_of_nothing(patch: pytest.MonkeyPatch) -> None:
+    read_by_others(patch)
+    patch.setattr(publishing, "told_on", lambda shard, lost: {STORE_WIDE: lost[STORE_WIDE]} if lost else {})
 
 
 def no_intent(patch: pytest.MonkeyPatch) -> None:
