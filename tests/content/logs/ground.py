@@ -77,7 +77,7 @@ class Ground:
         return {content.id async for content in self.cas.contents.list(f"log/{log}", None, 100_000)}
 
     async def needed(self, log: str = "default") -> set[Cid]:
-        pages = {place.cid for place in (await self.logs.open(log)).places()}
+        pages = {page.cid for page in (await self.logs.open(log)).closed_pages()}
         return pages | {entry.cid for entry in await self.entries(log) if entry.cid is not None}
 
 

@@ -191,7 +191,7 @@ async def test_large_contents_are_not_embedded_and_many_close_a_page_early(home:
         await ground.append(bytes(limits.LOG_EMBED_BYTES + 1))
         log = await ground.logs.open("default")
         assert not log.head.page.entries[0].data
-        assert len(log.places()) == 2
+        assert len(log.closed_pages()) == 2
         assert len(ground.names.fetch("log/default").value) <= limits.LOG_PAGE_BYTES
         await ground.whole()
 

@@ -244,7 +244,7 @@ async def test_content_that_is_not_there_cannot_be_imported_nor_pages_that_do_no
         await ground.create(page_size=1)
         await ground.append_all(texts(3))
         log = await ground.logs.open("default")
-        first, head = log.places()[0].cid, log.head.page
+        first, head = log.closed_pages()[0].cid, log.head.page
         forged = type(head)(head.entries, first).encode("protobuf")  # entry 2 is left out
         about = json.dumps(
             {"log": "forged", "page_size": 1, "embed_last": 0, "encoding": "protobuf", "messages": "any", "head": str(raw(forged))}

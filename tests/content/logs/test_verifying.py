@@ -49,7 +49,7 @@ async def test_an_empty_log_is_whole(home: Home) -> None:
 async def test_a_missing_page_is_named(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
-        place = (await ground.logs.open("default")).places()[0]
+        place = (await ground.logs.open("default")).closed_pages()[0]
         await ground.cas.keeping.unpin(place.cid, "log/default", forget=True)
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, problem.cid) == ("missing", 3, place.cid)
@@ -110,8 +110,8 @@ async def test_pages_that_do_not_join_are_a_gap(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
         log = await ground.logs.open("default")
-        page = await log.page(log.places()[0].cid)
-        await forge(ground, replace(log.head.page, tail=log.places()[0].cid))
+        page = await log.page(log.closed_pages()[0].cid)
+        await forge(ground, replace(log.head.page, tail=log.closed_pages()[0].cid))
         problem = await first_problem(ground)
         assert (problem.kind, problem.seq, page.last) == ("gap", 6, 3)
 
@@ -163,7 +163,7 @@ async def test_a_head_that_breaks_the_rules_is_not_read(home: Home) -> None:
 async def test_a_log_that_cannot_be_opened_can_be_checked(home: Home) -> None:
     async with opened(home) as ground:
         await history(ground)
-        place = (await ground.logs.open("default")).places()[1]
+        place = (await ground.logs.open("default")).closed_pages()[1]
         await ground.cas.keeping.unpin(place.cid, "log/default", forget=True)
     async with opened(home) as ground:  # the index is gone too
         problem = await first_problem(ground)

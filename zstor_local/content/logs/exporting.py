@@ -89,7 +89,7 @@ class _Export:
         self._out = out
         self._caller = caller
         self._head: Head = log.head
-        self._cids = [place.cid for place in log.places()]  # of the closed pages, the oldest first
+        self._cids = [page.cid for page in log.closed_pages()]  # of the closed pages, the oldest first
         self._done = 0
 
     async def run(self) -> Exported:

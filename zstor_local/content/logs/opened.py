@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from zstor_local.content.logs.held import PAGE, Held
-from zstor_local.content.logs.page_index import PageIndex, PagePlace
+from zstor_local.content.logs.page_index import IndexedPage, PageIndex
 from zstor_local.content.logs.paging import Closed
 from zstor_local.content.logs.policy import TABLE, LogRecord, head_name
 from zstor_local.content.names import Names
@@ -78,7 +78,7 @@ class OpenLog:
         """
         life = self._index.life
         unknown: list[Cid] = []
-        known: PagePlace | None = None
+        known: IndexedPage | None = None
         while newest is not None and (known := self._index.page(self.name, newest)) is None:
             unknown.append(newest)
             await trio.lowlevel.checkpoint()
@@ -120,13 +120,13 @@ class OpenLog:
         in_head = any(entry.cid == cid for entry in self.head.page.entries)
         return in_head or self._index.uses(self.name, cid) or self._index.page(self.name, cid) is not None
 
-    def place(self, *, seq: int | None = None, cid: Cid | None = None) -> PagePlace | None:
+    def closed_page(self, *, seq: int | None = None, cid: Cid | None = None) -> IndexedPage | None:
         """Which closed page has the entry of this number, or is of this id."""
         if cid is not None:
             return self._index.page(self.name, cid)
         return self._index.page_with(self.name, seq or 0)
 
-    def places(self, first: int = 1) -> list[PagePlace]:
+    def closed_pages(self, first: int = 1) -> list[IndexedPage]:
         """The closed pages from the one with this entry on, the oldest first."""
         return self._index.pages_above(self.name, first)
 
@@ -181,11 +181,11 @@ class OpenLog:
         return gone, kept
 
 
-def checked_page(data: bytes, place: str) -> Page:
+def checked_page(data: bytes, where: str) -> Page:
     """The page in these bytes, by the rules; CorruptRecord names where it was."""
     try:
         page = parse_page(data)
         page.check()
     except Malformed as error:
-        raise CorruptRecord(f"the page at {place} is not one of a log: {error}", hint="`zstor log verify` tells more") from None
+        raise CorruptRecord(f"the page at {where} is not one of a log: {error}", hint="`zstor log verify` tells more") from None
     return page

@@ -36,8 +36,8 @@ log = logging.getLogger("zstor.content")
 
 
 @dataclass(frozen=True, slots=True)
-class PagePlace:
-    """A page and the numbers of its entries."""
+class IndexedPage:
+    """A closed page, and the numbers of its entries."""
 
     cid: Cid
     first: int
@@ -65,19 +65,17 @@ class PageIndex:
 
     # --- Look ---
 
-    def page(self, name: str, cid: Cid) -> PagePlace | None:
-        return self._place(
-            "select cid, first, last from page indexed by page_cid where log=? and cid=?", self._number(name), cid.binary
-        )
+    def page(self, name: str, cid: Cid) -> IndexedPage | None:
+        return self._page("select cid, first, last from page indexed by page_cid where log=? and cid=?", self._number(name), cid.binary)
 
-    def page_with(self, name: str, seq: int) -> PagePlace | None:
+    def page_with(self, name: str, seq: int) -> IndexedPage | None:
         """The page that has the entry of this number."""
-        found = self._place("select cid, first, last from page where log=? and last>=? order by last limit 1", self._number(name), seq)
+        found = self._page("select cid, first, last from page where log=? and last>=? order by last limit 1", self._number(name), seq)
         return found if found is not None and found.first <= seq else None
 
-    def pages_above(self, name: str, seq: int) -> list[PagePlace]:
+    def pages_above(self, name: str, seq: int) -> list[IndexedPage]:
         """Pages whose newest entry has at least this number, the oldest first."""
-        return self._places("select cid, first, last from page where log=? and last>=? order by last", self._number(name), seq)
+        return self._pages("select cid, first, last from page where log=? and last>=? order by last", self._number(name), seq)
 
     def find(self, name: str, local_hash: bytes) -> tuple[int, Cid | None] | None:
         """The number and content id of the entry with this local hash."""
@@ -147,14 +145,14 @@ class PageIndex:
                 number = self._numbers[name] = int(self._db.execute("select log from log where name=?", (name,)).fetchone()[0])
         return number
 
-    def _place(self, query: str, *parameters: object) -> PagePlace | None:
-        places = self._places(query, *parameters)
-        return places[0] if places else None
+    def _page(self, query: str, *parameters: object) -> IndexedPage | None:
+        found = self._pages(query, *parameters)
+        return found[0] if found else None
 
-    def _places(self, query: str, *parameters: object) -> list[PagePlace]:
+    def _pages(self, query: str, *parameters: object) -> list[IndexedPage]:
         with self._noticing_failure():
             rows = self._db.execute(query, parameters)
-            return [PagePlace(from_binary(cid), _checked(first), _checked(last)) for cid, first, last in rows]
+            return [IndexedPage(from_binary(cid), _checked(first), _checked(last)) for cid, first, last in rows]
 
     def _change(self, change: Callable[[sqlite3.Connection], object]) -> None:
         """All or nothing."""

@@ -85,11 +85,11 @@ class LogReading:
             in_head = seq is not None and head.page.first <= seq <= head.last
             if (cid is None and seq is None) or cid == head.cid or in_head:
                 return FoundPage(head.cid, head.page, head.page.encode(log.record.policy.encoding), head=True)
-            place = log.place(seq=seq, cid=cid)
-            if place is None:
+            closed = log.closed_page(seq=seq, cid=cid)
+            if closed is None:
                 what = f"page {cid}" if cid is not None else f"entry {seq}"
                 raise NotFound(f"log {name!r} has no {what}", hint=f"it has the entries 1 to {head.last}")
-            return FoundPage(place.cid, await log.page(place.cid), await log.held.get(place.cid), head=False)
+            return FoundPage(closed.cid, await log.page(closed.cid), await log.held.get(closed.cid), head=False)
 
         return await self._steadily(name, read)
 
@@ -138,8 +138,8 @@ async def _page_with(log: OpenLog, head: Head, seq: int) -> Page:
     if seq >= head.page.first:
         return head.page
     await trio.lowlevel.checkpoint()
-    place = log.place(seq=seq)
-    page = None if place is None else await log.page(place.cid)
+    closed = log.closed_page(seq=seq)
+    page = None if closed is None else await log.page(closed.cid)
     if page is None or not page.first <= seq <= page.last:
         raise CorruptRecord(f"no page of log {log.name!r} has entry {seq}", hint="`zstor log verify` tells more")
     return page

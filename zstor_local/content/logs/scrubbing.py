@@ -14,7 +14,7 @@ import trio
 from zstor_local.content.logs.held import PAGE
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
-from zstor_local.content.logs.page_index import PagePlace
+from zstor_local.content.logs.page_index import IndexedPage
 from zstor_local.content.logs.paging import close, without
 from zstor_local.errors import NotFound
 from zstor_local.formats.cid import Cid
@@ -56,25 +56,25 @@ class Scrubbing:
             await log.load()
             if not 1 <= first <= last <= log.head.last:
                 raise NotFound(f"log {name!r} has no entries {first} to {last}", hint=f"it has 1 to {log.head.last}")
-            places = log.places(first)  # once: another log may meet a failure of the index meanwhile, which knows nothing then
-            contents = await _contents(log, places, first, last)
+            below = log.closed_pages(first)  # once: another log may meet a failure of the index, which knows nothing then
+            contents = await _contents(log, below, first, last)
             if not contents:
                 return Scrubbed()
             caller.begin_commit()
             scrubbed = Scrubbed(entries=len(contents))
             with trio.CancelScope(shield=True):
-                await _scrub(log, first, last, places, contents, scrubbed, caller)
+                await _scrub(log, first, last, below, contents, scrubbed, caller)
             return scrubbed
 
 
-async def _contents(log: OpenLog, places: list[PagePlace], first: int, last: int) -> list[Cid | None]:
+async def _contents(log: OpenLog, below: list[IndexedPage], first: int, last: int) -> list[Cid | None]:
     """The content of each entry in question that was not scrubbed yet (None: it is only embedded)."""
     found: list[Cid | None] = []
-    for place in places:
-        if place.first > last:
+    for closed in below:
+        if closed.first > last:
             break
         await trio.lowlevel.checkpoint()
-        found += _of_page(await log.page(place.cid), first, last)
+        found += _of_page(await log.page(closed.cid), first, last)
     return found + _of_page(log.head.page, first, last)
 
 
@@ -83,12 +83,12 @@ def _of_page(page: Page, first: int, last: int) -> list[Cid | None]:
 
 
 async def _scrub(
-    log: OpenLog, first: int, last: int, places: list[PagePlace], contents: list[Cid | None], found: Scrubbed, caller: Caller
+    log: OpenLog, first: int, last: int, below: list[IndexedPage], contents: list[Cid | None], found: Scrubbed, caller: Caller
 ) -> None:
     await log.mark(unsettled=True)
-    tail, pages = await _rewritten(log, first, last, places, caller)
+    tail, pages = await _rewritten(log, first, last, below, caller)
     await log.rewrite(first, last, pages, without(log.head.page, first, last, tail))
-    await log.let_go(place.cid for place in places)
+    await log.let_go(closed.cid for closed in below)
     cids = list(dict.fromkeys(cid for cid in contents if cid is not None))
     found.gone, _ = await log.let_go(cids)
     await log.mark(unsettled=False)
@@ -97,20 +97,20 @@ async def _scrub(
 
 
 async def _rewritten(
-    log: OpenLog, first: int, last: int, places: list[PagePlace], caller: Caller
+    log: OpenLog, first: int, last: int, below: list[IndexedPage], caller: Caller
 ) -> tuple[Cid | None, list[tuple[int, Cid]]]:
     """Put closed pages into the content store without the entries. Returns the id of the newest, and each one's last number and id."""
-    if not places:
+    if not below:
         return log.head.page.tail, []
     pages: list[tuple[int, Cid]] = []
     tail: Cid | None = None
-    for number, place in enumerate(places):
-        page = await log.page(place.cid)
+    for number, closed in enumerate(below):
+        page = await log.page(closed.cid)
         if not pages:
             tail = page.tail
         tail = await log.held.put(close(without(page, first, last, tail), log.record.policy.encoding).data, PAGE)
-        pages.append((place.last, tail))
-        caller.progress(number + 1, len(places))
+        pages.append((closed.last, tail))
+        caller.progress(number + 1, len(below))
     return tail, pages
 
 
