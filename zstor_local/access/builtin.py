@@ -66,8 +66,8 @@ class BuiltInAuthority:
 
     async def namespaces(self) -> Sequence[str]:
         names: list[str] = []
-        while page := self._rows.scan(PERMISSIONS_TABLE, after=names[-1] if names else None):
-            names += [row.name for row in page]
+        while page := self._rows.names(PERMISSIONS_TABLE, after=names[-1] if names else None):
+            names += page
         return names
 
     async def give(self, namespace: str, user: str, rights: Rights) -> Given:

@@ -49,7 +49,7 @@ class Joining:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for row in self._store.rows.scan(TABLE):
+                for row in self._store.rows.each(TABLE):
                     try:
                         await self._open(row.name, Pass.decode(row.value))
                     except ZstorError as error:

@@ -125,7 +125,7 @@ class Letters:
         return secrets[count - 1], secrets[count:]
 
     def _invited(self) -> Iterator[tuple[Namespace, str, bytes]]:
-        for row in self._store.rows.scan(INVITED_TABLE):
+        for row in self._store.rows.each(INVITED_TABLE):
             space, _, user = row.name.partition("/")
             namespace = self._store.namespaces.by_id(NamespaceId(bytes.fromhex(space)))
             public = decode(row.value).get(1)

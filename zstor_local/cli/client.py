@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self, TypeAlias, cast
 
 from zstor_local import limits
-from zstor_local.errors import InvalidParams, errno_text, typed_error
+from zstor_local.errors import CorruptRecord, InvalidParams, errno_text, typed_error
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Object: TypeAlias = Mapping[str, Json]
@@ -114,14 +114,21 @@ class Client:
                     return message.get("result")
 
     def items(self, method: str, params: Object, *, member: str = "items") -> Iterator[Json]:
-        """All items of a list that comes in pages."""
+        """All items of a list that comes in pages. CorruptRecord behind the last one if some do not open."""
         cursor: dict[str, Json] = {}
-        while True:
-            page = cast("Mapping[str, Sequence[Json]]", self.call(method, {**params, **cursor}))
-            yield from page[member]
-            if page["cursor"] is None:
-                return
-            cursor = {"cursor": page["cursor"]}
+        damaged: CorruptRecord | None = None
+        while cursor.get("cursor", "") is not None:
+            try:
+                page = cast("Mapping[str, Sequence[Json]]", self.call(method, {**params, **cursor}))
+            except CorruptRecord as error:
+                if not isinstance(behind := error.data.get("cursor"), str):
+                    raise
+                damaged, cursor = damaged or error, {"cursor": behind}
+            else:
+                yield from page[member]
+                cursor = {"cursor": cast("str | None", page["cursor"])}
+        if damaged is not None:
+            raise damaged
 
     def rest(self, seconds: float) -> None:
         """Wait between two calls; KeyboardInterrupt if there was a Ctrl-C, or at once when there is one."""

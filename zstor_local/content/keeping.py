@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ import trio
 from zstor_local.content import pins
 from zstor_local.content.contents import NAMESPACE, Content, Contents, no_content
 from zstor_local.content.pins import Owner
-from zstor_local.errors import ZstorError
+from zstor_local.errors import CorruptRecord, ZstorError
 from zstor_local.formats.cid import Cid
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import Envelope, ObjectRecord
@@ -141,10 +142,15 @@ class Keeping:
             await trio.sleep(DAY_SECONDS)
 
     def _unkept(self, rows: Sequence[Row]) -> list[ObjectRecord]:
-        """Those of the rows that nobody keeps now."""
+        """Those of the rows that nobody keeps now. Of one that does not open nobody can tell: it stays."""
         now = self._clock.now()
-        records = (open_object(self._store.sealer, row.envelope) for row in rows)
-        return [record for record in records if not _is_kept(record, now)]
+        found: list[ObjectRecord] = []
+        for row in rows:
+            with suppress(CorruptRecord):
+                record = open_object(self._store.sealer, row.envelope)
+                if not _is_kept(record, now):
+                    found.append(record)
+        return found
 
     async def _delete(self, namespace: Namespace, keys: Sequence[str]) -> list[ObjectRecord]:
         """Delete those that are still not kept when it is their turn, and return them."""

@@ -79,15 +79,15 @@ class Names:
         """Names that begin with the prefix and come behind `after`, in the order of their UTF-8 bytes."""
         found = 0
         while found < limit:
-            rows = self._rows.scan(TABLE, prefix, after, SCAN_ROWS)
-            for row in rows:
+            seen = 0
+            for row in self._rows.scan(TABLE, prefix, after, SCAN_ROWS):
+                seen, after = seen + 1, row.name
                 name = _opened(row)
                 if not name.deleted and found < limit:
                     found += 1
                     yield name
-            if len(rows) < SCAN_ROWS:
+            if seen < SCAN_ROWS:
                 return
-            after = rows[-1].name
 
     async def update(self, name: str, value: bytes, *, if_seq: int | None = None) -> Name:
         """Set the name's value; durable when this returns. With `if_seq` only while that is its number (0: while it is not there)."""

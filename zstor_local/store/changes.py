@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from zstor_local.errors import CorruptRecord
 from zstor_local.model.record import Kind
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespaces
@@ -32,7 +33,9 @@ class Changes:
         self._namespaces = namespaces
 
     async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncGenerator[Changed, None]:
-        """Keys whose last change is above this sequence, lowest first, at most `limit`."""
+        """Keys whose last change is above this sequence, lowest first, at most `limit`. A record that does not open ends it with its
+        error, whose data has the sequence to go on behind as `cursor`.
+        """
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
             return
@@ -41,6 +44,10 @@ class Changes:
                 await trio.lowlevel.checkpoint()
             stored = None
             if row.envelope.kind is Kind.OBJECT:
-                record = open_object(self._sealer, row.envelope)
+                try:
+                    record = open_object(self._sealer, row.envelope)
+                except CorruptRecord as error:
+                    error.data.update(key=row.name, cursor=row.envelope.sequence)
+                    raise
                 stored = with_debts(self._metastore, Stored(namespace_name, record, row.envelope))
             yield Changed(row.name, row.envelope.sequence, stored)

@@ -6,9 +6,11 @@ does not bring it back. The same name again is another namespace, with another i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import itemgetter
 from typing import Final
 
 from zstor_local import limits
@@ -135,20 +137,28 @@ class Namespaces:
         """Every namespace, by name, those included that are being deleted."""
         return list(self._every())
 
-    def page(self, after: str | None, limit: int) -> list[Namespace]:
-        """Namespaces behind `after`, by name, at most `limit`, without those that are being deleted and those of the store's own."""
-        found: list[Namespace] = []
-        first = after
-        while len(found) < limit:
-            rows = self._metastore.scan(STORE_WIDE, row_name(""), None if after is None else row_name(after), limit - len(found))
-            if not rows:
-                break
-            after = rows[-1].name.removeprefix(row_name(""))
-            opened = [self._remember(self._open(row.envelope)) for row in rows]
-            found += [each for each in opened if not each.gate.closed and not each.name.startswith("_")]
-        if self.joined:
-            found += [each for each in self.joined.values() if first is None or each.name > first]
-        return sorted(found, key=lambda each: each.name)[:limit]
+    def in_order(self, after: str | None) -> Iterator[Namespace]:
+        """Namespaces behind `after`, by name, without those that are being deleted and those of the store's own. CorruptRecord at one
+        whose record does not open, with its name as `key` in its data.
+        """
+        others = sorted(name for name in self.joined if after is None or name > after)
+        for name, found in merge(self._listed(after), ((name, self.joined[name]) for name in others), key=itemgetter(0)):
+            if isinstance(found, CorruptRecord):
+                found.data["key"] = name
+                raise found
+            if not found.gate.closed and not name.startswith("_"):
+                yield found
+
+    def _listed(self, after: str | None) -> Iterator[tuple[str, Namespace | CorruptRecord]]:
+        behind = None if after is None else row_name(after)
+        while rows := self._metastore.scan(STORE_WIDE, row_name(""), behind, limits.LIST_ITEMS):
+            behind = rows[-1].name
+            for row in rows:
+                name = row.name.removeprefix(row_name(""))
+                try:
+                    yield name, self._remember(self._open(row.envelope))
+                except CorruptRecord as error:
+                    yield name, error
 
     def usage(self, namespace: Namespace) -> Usage:
         """How many objects it holds, of how many plain bytes."""
@@ -250,8 +260,8 @@ class Namespaces:
             for table, name in ((PERMISSIONS_TABLE, namespace.name), (REWRITE_TABLE, namespace.id.hex())):
                 if self._rows.look(table, name) is not None:
                     records.update(self._rows.removed(table, name))
-            for invited in self._rows.scan(INVITED_TABLE, f"{namespace.id.hex()}/"):
-                records.update(self._rows.removed(INVITED_TABLE, invited.name))
+            for invited in self._rows.names(INVITED_TABLE, f"{namespace.id.hex()}/"):
+                records.update(self._rows.removed(INVITED_TABLE, invited))
             if servers := self._on_servers():
                 records.update(self._rows.written(RETIRE_TABLE, namespace.id.hex(), still_there(servers)))
             return Decision(records)

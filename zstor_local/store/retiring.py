@@ -56,7 +56,7 @@ class Retiring:
     async def retire(self) -> bool:
         """Have each go from where it may. False if a server did not do it."""
         well = True
-        for row in self._rows.scan(TABLE):
+        for row in self._rows.each(TABLE):
             left = _numbers(row)
             for number in left:
                 if not self._may_go(NamespaceId(bytes.fromhex(row.name))):

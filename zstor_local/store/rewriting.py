@@ -83,7 +83,7 @@ class Rewriting:
 
     def broken_off(self) -> list[str]:
         """The namespaces whose rewrite has begun and not ended."""
-        found = (self._namespaces.by_id(NamespaceId(bytes.fromhex(row.name))) for row in self._rows.scan(REWRITE_TABLE))
+        found = (self._namespaces.by_id(NamespaceId(bytes.fromhex(row.name))) for row in self._rows.each(REWRITE_TABLE))
         return [namespace.name for namespace in found if namespace is not None and not namespace.gate.closed]
 
     async def _note(self, namespace: Namespace, after: str | None, done: int) -> None:

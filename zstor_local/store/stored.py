@@ -62,8 +62,12 @@ def with_debts(metastore: Lookups, stored: Stored) -> Stored:
 
 
 def stored_row(metastore: Lookups, sealer: RecordSealer, namespace: str, key: str, envelope: Envelope) -> Stored:
-    """The version under a key, with its debts; CorruptRecord."""
-    record = open_object(sealer, envelope)
+    """The version under a key, with its debts; CorruptRecord, with the key in its data."""
+    try:
+        record = open_object(sealer, envelope)
+    except CorruptRecord as error:
+        error.data["key"] = key
+        raise
     if record.key != key:
         raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`", key=key)
     return with_debts(metastore, Stored(namespace, record, envelope))

@@ -6,7 +6,8 @@ before its commit. So `zstor rebuild` brings every row back. A row that was remo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,8 @@ from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.core import Core
 
 _PREFIX: Final = "row/"
+
+log = logging.getLogger("zstor.store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,37 @@ class StoreWide:
         envelope = self._metastore.get(STORE_WIDE, _row(table, name))
         return None if envelope is None else self._open(table, envelope)
 
-    def scan(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> list[StoredRow]:
-        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
+    def scan(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> Iterator[StoredRow]:
+        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes. CorruptRecord at one that
+        does not open, with its name as `key` in its data.
+        """
         behind = None if after is None else _row(table, after)
-        return [self._open(table, row.envelope) for row in self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit)]
+        for row in self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit):
+            try:
+                yield self._open(table, row.envelope)
+            except CorruptRecord as error:
+                error.data["key"] = row.name.removeprefix(_row(table, ""))
+                raise
+
+    def names(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> list[str]:
+        """The names of the same rows, those included that do not open."""
+        behind = None if after is None else _row(table, after)
+        found = self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit)
+        return [row.name.removeprefix(_row(table, "")) for row in found]
+
+    def each(self, table: str) -> Iterator[StoredRow]:
+        """All rows of a table that open, for work that goes on without the others: a scrub mends them."""
+        after: str | None = None
+        while names := self.names(table, after=after):
+            for name in names:
+                try:
+                    row = self.get(table, name)
+                except CorruptRecord as error:
+                    log.error("a row of the table %s is left out: %s", table, error)
+                    continue
+                if row is not None:
+                    yield row
+            after = names[-1]
 
     async def put(self, table: str, name: str, value: bytes, *, if_sequence: int | None = None) -> StoredRow:
         """Set the row; durable when this returns. With `if_sequence` only where the row has that one (0: none), else Conflict. Without,

@@ -52,8 +52,7 @@ class Logs:
 
     def list(self, after: str | None, limit: int) -> Iterator[str]:
         """Names of logs behind `after`, in order, at most `limit`."""
-        for row in self._rows.scan(TABLE, "", after, limit):
-            yield row.name
+        yield from self._rows.names(TABLE, "", after, limit)
 
     async def open(self, name: str) -> OpenLog:
         """The log, read and with its index complete; NotFound. The default log is there, empty, before anything is appended to it."""

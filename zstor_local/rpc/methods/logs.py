@@ -14,12 +14,23 @@ from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.policy import DEFAULT_LOG, LogPolicy, head_name
 from zstor_local.content.logs.reading import LogReading
-from zstor_local.errors import AlreadyExists, BadEncoding, Busy, Conflict, InvalidParams, IoError, NotFound, ShuttingDown, TooLarge
+from zstor_local.errors import (
+    AlreadyExists,
+    BadEncoding,
+    Busy,
+    Conflict,
+    CorruptRecord,
+    InvalidParams,
+    IoError,
+    NotFound,
+    ShuttingDown,
+    TooLarge,
+)
 from zstor_local.formats.remotelog import Entry
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.ns import WaitSeconds
-from zstor_local.rpc.methods.pages import cursor_of, key_of, room_for_page
+from zstor_local.rpc.methods.pages import cursor_of, first_damaged, key_of, room_for_page
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -155,8 +166,16 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
     ) -> LogsPage:
         """List the logs that were made or appended to."""
         names = list(logs.list(None if cursor is None else key_of(cursor), limit + 1))
-        items = [view(await logs.open(name)) for name in names[:limit]]
-        return {"items": items, "cursor": cursor_of(names[limit - 1]) if len(names) > limit else None}
+        items: list[LogView] = []
+        for name in names[:limit]:
+            try:
+                items.append(view(await logs.open(name)))
+            except CorruptRecord as error:
+                error.data["key"] = name
+                if not items:
+                    raise first_damaged(error) from None
+                break
+        return {"items": items, "cursor": cursor_of(names[len(items) - 1]) if len(names) > len(items) else None}
 
     @registry.method("log.append", errors=[TooLarge, *CHANGE_ERRORS])
     async def append(

@@ -14,7 +14,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
-from zstor_local.rpc.methods.pages import cursor_of, key_of
+from zstor_local.rpc.methods.pages import cursor_of, key_of, short_page_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
 from zstor_local.store import namespaces
@@ -115,9 +115,8 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         cursor: Annotated[str | None, "where the page before ended"] = None,
     ) -> NamespacePage:
         """List the namespaces by name."""
-        found = store.namespaces.page(None if cursor is None else key_of(cursor), limit + 1)
-        more = len(found) > limit
-        return {"items": [_view(each) for each in found[:limit]], "cursor": cursor_of(found[limit - 1].name) if more else None}
+        found, more = short_page_of(store.namespaces.in_order(None if cursor is None else key_of(cursor)), limit)
+        return {"items": [_view(each) for each in found], "cursor": cursor_of(found[-1].name) if more else None}
 
     @registry.method("namespace.get", errors=[NotFound, CorruptRecord])
     async def get(call: Call, /, namespace: Name) -> NamespaceView:

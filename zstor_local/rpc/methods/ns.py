@@ -11,7 +11,7 @@ from zstor_local.content.names import SCAN_ROWS, Name, Names
 from zstor_local.errors import BadEncoding, Busy, Conflict, CorruptRecord, NotFound, ShuttingDown, TooLarge
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
-from zstor_local.rpc.methods.pages import cursor_of, key_of
+from zstor_local.rpc.methods.pages import cursor_of, first_damaged, key_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -123,12 +123,17 @@ def register(registry: Registry, names: Names) -> None:
     ) -> NamesPage:
         """List names in the order of their bytes, the heads of logs (log/…) among them."""
         items: list[NameListed] = []
-        for position, each in enumerate(names.list(prefix, None if cursor is None else key_of(cursor), limit + 1)):
-            if len(items) == limit:
-                return {"items": items, "cursor": cursor_of(items[-1]["name"])}
-            items.append({"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated})
-            if position % SCAN_ROWS == SCAN_ROWS - 1:
-                await trio.lowlevel.checkpoint()
+        try:
+            for position, each in enumerate(names.list(prefix, None if cursor is None else key_of(cursor), limit + 1)):
+                if len(items) == limit:
+                    return {"items": items, "cursor": cursor_of(items[-1]["name"])}
+                items.append({"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated})
+                if position % SCAN_ROWS == SCAN_ROWS - 1:
+                    await trio.lowlevel.checkpoint()
+        except CorruptRecord as error:
+            if not items:
+                raise first_damaged(error) from None
+            return {"items": items, "cursor": cursor_of(items[-1]["name"])}
         return {"items": items, "cursor": None}
 
     @registry.method("ns.delete", errors=[NotFound, *CHANGE_ERRORS])

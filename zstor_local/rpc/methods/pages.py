@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Final, TypeVar
 
 from zstor_local import limits
-from zstor_local.errors import InvalidParams
+from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.rpc.call import Call
 from zstor_local.store.stored import Stored
 
@@ -36,19 +36,52 @@ async def room_for_page(call: Call) -> None:
 
 
 async def page_of(call: Call, found: AsyncGenerator[T, None], limit: int, size: Callable[[T], int]) -> tuple[list[T], bool]:
-    """As much of what is found as fits into one reply, one at least, and whether there is more. `size`: what an item takes in it."""
+    """As much of what is found as fits into one reply, one at least, and whether there is more. `size`: what an item takes in it.
+
+    A record that does not open ends the page before it. Where it comes first it is raised, as `first_damaged` has it.
+    """
     await room_for_page(call)
     items: list[T] = []
     room = limits.LIST_BYTES
-    async with aclosing(found) as each:
-        async for item in each:
-            weight = size(item)
-            if len(items) == limit or (items and weight > room):
-                return items, True
-            room -= weight
-            items.append(item)
+    more = False
+    try:
+        async with aclosing(found) as each:
+            async for item in each:
+                weight = size(item)
+                if len(items) == limit or (items and weight > room):
+                    return items, True
+                room -= weight
+                items.append(item)
+    except CorruptRecord as error:
+        if not items:
+            raise first_damaged(error) from None
+        more = True
     call.give_back(max(0, room))
+    return items, more
+
+
+def short_page_of(found: Iterable[T], limit: int) -> tuple[list[T], bool]:
+    """The same of what takes little room in a reply."""
+    items: list[T] = []
+    try:
+        for item in found:
+            if len(items) == limit:
+                return items, True
+            items.append(item)
+    except CorruptRecord as error:
+        if not items:
+            raise first_damaged(error) from None
+        return items, True
     return items, False
+
+
+def first_damaged(error: CorruptRecord) -> CorruptRecord:
+    """What a page answers that begins with a record that does not open: `data.cursor` goes on behind the one of `data.key`."""
+    key = error.data.get("key")
+    if not isinstance(key, str):
+        return error
+    hint = f"{error.hint}; the list goes on behind it with data.cursor" if error.hint else "go on behind it with data.cursor"
+    return CorruptRecord(f"{key!r}: {error.message}", hint=hint, **{"cursor": cursor_of(key), **error.data})
 
 
 def cursor_of(key: str) -> str:
