@@ -194,6 +194,14 @@ def photos(world: World) -> NamespaceId:
     return NamespaceId(bytes.fromhex(room.name))
 
 
+def test_what_is_written_after_a_rotation_of_the_master_key_is_followed_at_once(world: World) -> None:
+    """With the token from before, which is good for a day."""
+    world.alice.result("job.wait", job=world.alice.result("key.rotate")["job"])
+    world.alice.write("rotated", b"rotated", namespace="photos")
+    wait_for(world.bob, "rotated")
+    assert world.bob.read("rotated", namespace="photos") == b"rotated"
+
+
 def test_who_has_a_retired_master_key_reads_no_letters(world: World) -> None:
     """Its reader does, and reads on."""
     public = parse_public_key(world.bob.result("namespace.key")["public_key"])

@@ -29,6 +29,7 @@ from zstor_local.store.store import Store
 TABLE: Final = "joined"  # of store-wide rows: passes, by the name that the namespace has here
 RENEW_SECONDS: Final = 30  # before a token expires
 TOKEN_SECONDS: Final = 3_600
+KEYS_SECONDS: Final = (1.0, 3_600.0)  # between two looks for keys, at first and at most
 
 log = logging.getLogger("zstor.access")
 
@@ -51,6 +52,7 @@ class Joined:
         self.rows = rows.metastore
         self._kept = rows
         self._taking = trio.Lock()
+        self._sealed = trio.Event()  # something was heard that does not open
         self.namespace = Namespace(
             name, given.namespace_id, Policy(), keys, store.namespaces.hasher, given.made, (), Gate(read_only=True)
         )
@@ -103,16 +105,23 @@ class Joined:
                 raise ShardError("failed", f"the authority gives no token: {error.message}", untouched=True) from None
             self.renew(replace(self.given, token=token.text))
             return
+        await self._read_letters()
+
+    async def _read_letters(self) -> None:
         newest = self.given
         for shard in self.shards.values():
             newest = await shard.letter(newest)
         if newest.made > self.given.made:
+            if newest.source == "authority":
+                newest = replace(newest, token=self.given.token)
             self.renew(newest)
             await self._store.rows.put(TABLE, self.name, newest.encode())
 
     def renew(self, given: Pass) -> None:
-        """Take a newer pass in place of the one before. Shards that it does not name are left."""
+        """Take a newer pass in place of the one before. Shards that it does not name are left; with other keys all is read again."""
         before = {*self.shards}
+        if given.record_keys != self.given.record_keys:
+            self._read_again()
         self.given = given
         self.foreign.keys.renew(given.record_keys)
         self._open_shards()
@@ -130,6 +139,8 @@ class Joined:
             self._store.committer.tell()
         if taken.lost:
             self._read_again()
+        if taken.sealed:
+            self._sealed.set()
         return taken.entries
 
     def _read_again(self) -> None:
@@ -142,11 +153,30 @@ class Joined:
         with self.scope:
             followed: set[JoinedShard] = set()
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._get_keys)
                 while True:
                     for shard in {*self.shards.values()} - followed:
                         nursery.start_soon(shard.follow)
                     followed = {*self.shards.values()}
                     await trio.sleep(WAIT_SECONDS)
+
+    async def _get_keys(self) -> None:
+        """Where something did not open its owner may have another key by now, which a letter brings, now or later. Or nothing opens it:
+        then it is tried less and less often.
+        """
+        pause = KEYS_SECONDS[0]
+        while True:
+            await self._sealed.wait()
+            self._sealed = trio.Event()
+            known = self.given.record_keys
+            async with self._renewing:
+                await self._read_letters()
+            if self.given.record_keys != known:
+                pause = KEYS_SECONDS[0]
+                continue
+            await trio.sleep(pause)
+            pause = min(KEYS_SECONDS[1], 2 * pause)
+            self._sealed.set()
 
     def follows(self, shard: JoinedShard) -> bool:
         """Whether the pass still names it."""

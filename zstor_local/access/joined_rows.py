@@ -5,7 +5,7 @@ Whoever sends some without end gets a part of our disk and half of a thread, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +29,7 @@ from zstor_local.metastore.base import (
 )
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Files
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.http.wire import BadWire, parse_batch
@@ -46,12 +47,13 @@ _FAILED: Final = (CommitRefused, CommitUnknown, MetastoreClosed, MetastoreInUse,
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What came of a page: whether there are entries in it, and whether one of them is news. `lost`: what an older record of a key says
-    is not known any more, and is to be shown again, so all logs have to be read again.
+    is not known any more, and is to be shown again, so all logs have to be read again. `sealed`: something in it does not open.
     """
 
     entries: bool
     news: bool
     lost: bool
+    sealed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +100,27 @@ class Rows:
             raise ShardError("failed", f"the records of {self._name} cannot be kept: {error}") from error
 
     def _take(self, page: Sequence[Envelope], entries: bool) -> Taken:
-        heard: dict[str, list[Envelope]] = {key: [] for key in self._taken_back(page)}
+        told = {each: open_void(self._sealer, each, self._space) for each in page if each.kind is Kind.VOID}
+        sealed = None in told.values()
+        heard: dict[str, list[Envelope]] = {key: [] for key in self._taken_back(told)}
         for envelope in page:
             if envelope.kind not in (Kind.OBJECT, Kind.TOMBSTONE) or self._voids.cover(envelope.sequence):
                 continue
-            with suppress(CorruptRecord):  # another server has a good copy, or nobody
+            try:
                 heard.setdefault(self._key(envelope), []).append(envelope)
+            except CorruptRecord:
+                sealed = True  # another server has a good copy, or it takes a newer key, or nobody has one
         changes = [change for key, envelopes in heard.items() if (change := self._change(key, envelopes)) is not None]
         news = [change for change in changes if change.after is not change.before]
         if news:
             self._commit(news, max(self.metastore.state().sequence, *(envelope.sequence for envelope in page)))
         for change in changes:
             self._before.put(change.key, change.older)
-        return Taken(entries, bool(news), any(change.lost for change in changes))
+        return Taken(entries, bool(news), any(change.lost for change in changes), sealed)
 
-    def _taken_back(self, page: Sequence[Envelope]) -> Iterator[str]:
-        """Learn what the page says never came to be. Gives the keys that show some of that."""
-        for envelope in page:
-            void = open_void(self._sealer, envelope, self._space) if envelope.kind is Kind.VOID else None
+    def _taken_back(self, told: Mapping[Envelope, VoidRecord | None]) -> Iterator[str]:
+        """Learn what these say never came to be. Gives the keys that show some of that."""
+        for envelope, void in told.items():
             if void is None:
                 continue
             if len(self._voids) >= VOIDS_MAX:

@@ -69,6 +69,7 @@ class JoinedShard:
         waited_for = Deadlines(request=WAIT_SECONDS + 20.0)
         self._following = Peer(Server(url, network, store.runtime.randomness, waited_for), joined)  # long waits are not what is usual
         self._after = _BEGINNING
+        self._round = 0  # how often it had to be read again
         self._waiting = trio.CancelScope()
         self._took = 0.0  # seconds, for the last page
         self._error: str | None = None
@@ -113,7 +114,7 @@ class JoinedShard:
 
     async def look(self, *, wait: int = 0) -> bool:
         """Take a page of the log; returns whether there was one. ShardError if the server does not let us, or is away."""
-        after = self._after
+        after, round_ = self._after, self._round
         path = f"{self.space}/log?namespace={self._joined.namespace.id.hex()}&after={after}&wait={wait}"
         try:
             with trio.CancelScope() as asking:
@@ -134,13 +135,14 @@ class JoinedShard:
             return False
         if not cursor(after) < cursor(following):
             raise ShardError("failed", f"{self.url} sends its log in circles")
-        if self._after == after:  # who joins and who follows look at once; and it may have to be read again
+        if (self._after, self._round) == (after, round_):  # who joins and who follows look at once; and it may have to be read again
             self._after = following
         return True
 
     def read_again(self) -> None:
         """Its log, from the beginning."""
         self._after = _BEGINNING
+        self._round += 1
         self._waiting.cancel()
 
     async def catch_up(self, took: Callable[[], None]) -> None:
