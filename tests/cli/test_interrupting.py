@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +142,30 @@ def test_watching_the_status_gives_the_screen_back(daemon: PrivateDaemon, number
         assert terminal.end() == 128 + number
         assert terminal.is_as_before()
         assert "error" not in terminal.text
+
+
+# Ctrl-C comes when the screen is there, and what is drawn on it is not.
+IN_THE_START = """
+import os, signal, sys
+from rich.console import Console
+from zstor_local.cli import main
+
+def interrupted(*given, push=Console.push_render_hook):
+    os.kill(os.getpid(), signal.SIGINT)
+    push(*given)
+
+Console.push_render_hook = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_in_the_start_of_watching_gives_the_screen_back(daemon: PrivateDaemon) -> None:
+    command = [sys.executable, "-c", IN_THE_START, "status", "--watch"]
+    with Terminal(command, home=daemon.home, environment=daemon.environment) as terminal:
+        assert terminal.end() == 130
+        assert "\x1b[?1049h" in terminal.drawn
+        assert terminal.is_as_before()
+        assert "Traceback" not in terminal.text
 
 
 def test_watching_the_status_without_a_screen_shows_one_picture_after_the_other(daemon: PrivateDaemon) -> None:

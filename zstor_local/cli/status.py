@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn, cast
 
@@ -29,6 +30,7 @@ _WIDE: Final = 72  # columns from which on all of a shard fits beside its place
 _PLAIN: Final = "\x1b[0m"
 _BAR: Final = 12  # characters that show how full a disk is
 _WATCH_SECONDS: Final = 2.0
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _QUEUES: Final = {"repair": "versions to repair", "owed": "things to tell or give shards that were away", "collect": "shares to free"}
 
 
@@ -80,16 +82,20 @@ def _on_screen(client: Client, console: Console) -> NoReturn:
     from rich.live import Live
 
     live = Live(_drawn(_ask(client)), auto_refresh=False, screen=True, console=console)
-    try:  # not `with live`: a signal in its start would leave the terminal on the other screen
-        with termination_raises():
-            live.start()
+    with termination_raises():
+        try:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # one halfway through the start could not be undone
+            try:
+                live.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             while True:
                 live.update(_drawn(_ask(client)), refresh=True)
                 client.rest(_WATCH_SECONDS)
-    finally:
-        live.stop()
-        if console.color_system:
-            click.echo(_PLAIN, nl=False)  # the signal may have come in the middle of a colored word
+        finally:
+            live.stop()
+            if console.color_system:
+                click.echo(_PLAIN, nl=False)  # the signal may have come in the middle of a colored word
 
 
 def _show(answer: Status) -> None:
