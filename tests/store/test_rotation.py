@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import trio
 
 from tests.store.home import Home, content, delete, get, name, put
 from tests.store.test_rebuild import lose_metastore, rebuilt
+from zstor_local import limits
 from zstor_local.cli.backup_words import from_words, to_words
 from zstor_local.coding.keys import KeyRing
-from zstor_local.errors import Busy, CorruptRecord, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
+from zstor_local.errors import Busy, CorruptRecord, IoError, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
+from zstor_local.model.storewide import KeysRecord
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.metadata import describe
@@ -321,3 +325,49 @@ async def test_nothing_is_retired_while_it_is_in_doubt_which_key_counts(home: Ho
         await store.rotation.retire()
         await rotate(store)
         await check(store)
+
+
+async def test_what_is_being_retired_is_not_sealed_with_a_key_that_may_not_come(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await rotate(store)
+        begun, may_end = trio.Event(), trio.Event()
+        commit = store.rotation._commit
+
+        async def held(make: Callable[[KeysRecord | None], KeysRecord]) -> None:
+            begun.set()
+            await may_end.wait()
+            await commit(make)
+
+        async with trio.open_nursery() as nursery:
+            with monkeypatch.context() as patch:
+                patch.setattr(store.rotation, "_commit", held)
+                nursery.start_soon(store.rotation.retire)
+                await begun.wait()
+            with pytest.raises(Busy):
+                await store.rotation.rotate()
+            may_end.set()
+        await rotate(store)
+        assert (record := store.rotation.record()) is not None
+        assert record.retired == 1
+
+
+async def test_a_key_that_could_not_be_written_is_gone_and_the_next_try_goes_well(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        key = key_of(home)
+        home.files.fail("fsync", lambda path: path.endswith(NEXT), errno.EIO)
+        with pytest.raises(IoError):
+            await store.rotation.rotate()
+        assert key_of(home) == key
+        await rotate(store)
+        await check(store)
+
+
+async def test_no_key_is_made_where_no_job_can_follow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        key = key_of(home)
+        monkeypatch.setattr(limits, "JOBS_RUNNING", 0)
+        with pytest.raises(Busy):
+            await store.rotation.rotate()
+        assert key_of(home) == key

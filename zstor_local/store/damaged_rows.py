@@ -2,7 +2,7 @@
 
 A copy counts if it opens, is of the row's key and bears the row's sequence, and no log that can be read has something later of that key
 that was not voided. What it says is sealed anew, in a change that leaves alone what is another row by then. A row of which no log has
-such a copy stays as it is.
+such a copy stays as it is, and so does the record of the older master keys, which only rotation.py seals.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class DamagedRows:
         if envelope.kind is Kind.VOID:
             if (void := open_void(self._sealer, envelope)) is not None:
                 copies.voids.add(void)
-        elif (wanted := copies.wanted.get((envelope.namespace, envelope.key_hash))) is not None:
+        elif envelope.kind is not Kind.KEYS and (wanted := copies.wanted.get((envelope.namespace, envelope.key_hash))) is not None:
             name = self._name_in(envelope)
             for row in wanted:
                 if row.name == name:

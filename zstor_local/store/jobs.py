@@ -108,17 +108,22 @@ class Jobs:
 
         Busy if too many run, ShuttingDown at the end.
         """
-        if self._nursery is None:
-            raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
-        if sum(job.running for job in self._jobs.values()) >= limits.JOBS_RUNNING:
-            raise Busy(f"{limits.JOBS_RUNNING} jobs run", hint="wait for one of `job.list`, or cancel one", limit=limits.JOBS_RUNNING)
+        nursery = self.must_take_one_more()
         job = Job(self._runtime.randomness.bytes(ID_BYTES).hex(), method, self._runtime.clock.now())
         if cancel is not None:
             job._cancel = cancel
         self._jobs[job.id] = job
         self._forget_oldest()
-        self._nursery.start_soon(self._run, job, work)
+        nursery.start_soon(self._run, job, work)
         return job
+
+    def must_take_one_more(self) -> trio.Nursery:
+        """Busy or ShuttingDown as of `start`: for what does something before its job begins. Returns where jobs live."""
+        if self._nursery is None:
+            raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
+        if sum(job.running for job in self._jobs.values()) >= limits.JOBS_RUNNING:
+            raise Busy(f"{limits.JOBS_RUNNING} jobs run", hint="wait for one of `job.list`, or cancel one", limit=limits.JOBS_RUNNING)
+        return self._nursery
 
     def get(self, identity: str) -> Job:
         """The job with this id, or NotFound."""

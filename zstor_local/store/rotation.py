@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -58,7 +58,7 @@ class Rotation:
         self._jobs = jobs
         self._namespaces = namespaces
         self._damaged_rows = damaged_rows
-        self._rotating = False
+        self._changing = False  # the key, or what the record of the older ones says of them
         self._job: Job | None = None  # what seals anew, or was the last to try
 
     def record(self) -> KeysRecord | None:
@@ -88,17 +88,14 @@ class Rotation:
         its key stays. Busy while its job runs. After an error the old key stays; after OutcomeUnknown or IoError the next start of the
         daemon tells.
         """
-        if self._rotating or self._is_running:
+        if self._is_running:
             raise Busy("the records of an earlier rotation are still being sealed anew", hint="try again when `zstor status` says so")
-        self._must_not_be_in_doubt()
-        if self.pending:
-            return self._start(), False
-        self._rotating = True
-        try:
+        with self._alone():
+            self._jobs.must_take_one_more()
+            if self.pending:
+                return self._start(), False
             with trio.CancelScope(shield=True):
                 await self._rotate()
-        finally:
-            self._rotating = False
         return self._start(), True
 
     def _start(self) -> Job:
@@ -113,15 +110,30 @@ class Rotation:
     def _in_doubt(self) -> bool:
         return key_exists(self._runtime.files, self._key_file + NEXT)
 
-    def _must_not_be_in_doubt(self) -> None:
-        """The store may need the next key: it must not be lost. Nor may it seal a record that does not have the present one."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes the record of the older keys meanwhile: from its announcement on the next key seals that record, and a
+        start takes whatever it sealed for the store's. Busy, or Unavailable while the store may need a key that is not the key file's.
+        """
+        if self._changing:
+            raise Busy("the master key is being replaced or retired", hint="try again when that is done")
         if self._in_doubt:
             raise Unavailable("an earlier rotation is in doubt", hint="restart the daemon: its start finds out", retryable=False)
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
 
     async def _rotate(self) -> None:
         ring = self._sealer.ring
         master = MasterKey(self._sealer.store_id, self._runtime.randomness.bytes(KEY_BYTES))
-        await self._on_disk(lambda: write_unfinished_key(self._runtime.files, self._key_file, master, NEXT), "stays as it was")
+        try:
+            await self._on_disk(lambda: write_unfinished_key(self._runtime.files, self._key_file, master, NEXT), "stays as it was")
+        except IoError:
+            with suppress(OSError):  # nothing was sealed with it
+                drop_next_key(self._runtime.files, self._key_file)
+            raise
         older = (OlderKey(ring.master), *ring.older)
         now = self._runtime.clock.now()
         ring.announce(master.key)
@@ -144,15 +156,10 @@ class Rotation:
 
         Durable when this returns; nothing to do is fine. Busy while there is a rotation.
         """
-        if self._rotating:
-            raise Busy("the master key is being replaced", hint="try again when that is done")
-        self._must_not_be_in_doubt()
-        record = self.record()
-        if record is None or record.retired == len(record.older):
-            return
-        count = len(record.older)  # and no key that is replaced meanwhile
-        with trio.CancelScope(shield=True):
-            await self._commit(lambda before: replace(_there(before), retired=count))
+        with self._alone(), trio.CancelScope(shield=True):
+            record = self.record()
+            if record is not None and record.retired < len(record.older):
+                await self._commit(lambda before: replace(_there(before), retired=len(record.older)))
 
     async def _on_disk(self, work: Callable[[], None], then: str) -> None:
         try:
@@ -165,7 +172,7 @@ class Rotation:
 
     def go_on(self) -> None:
         """What an earlier life, or an earlier try, did not come to the end of; nothing while it is under way, or in doubt."""
-        if self._rotating or self._is_running or self._in_doubt:
+        if self._changing or self._is_running or self._in_doubt:
             return
         with suppress(Busy, ShuttingDown, CorruptRecord):
             if self.pending:
