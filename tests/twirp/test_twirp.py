@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from zstor_local.content.names import Names
 from zstor_local.errors import Busy, Conflict, Internal, NoSpace, NotFound, Unreadable, ZstorError
 from zstor_local.formats import cid as cids
 from zstor_local.rpc import http1
+from zstor_local.store.faults import StoreFault
+from zstor_local.system import RealFiles
 from zstor_local.twirp import http
 from zstor_local.twirp.listening import serving
 from zstor_local.twirp.refusals import STATUS, refusal_of
@@ -68,6 +71,15 @@ async def served(tmp_path: Path, place: str = "127.0.0.1:0") -> AsyncIterator[Se
                 transport, base, port = httpx.AsyncHTTPTransport(), f"http://{shown}", int(shown.rpartition(":")[2])
             async with httpx.AsyncClient(transport=transport, base_url=base, timeout=60) as client:
                 yield Served(client, port, cas, names)
+
+
+async def test_an_address_that_is_taken_is_named_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.RaisesGroup(StoreFault) as refused:
+            async with serving(RealFiles(), [place], {}):
+                pass
+    assert str(refused.value.exceptions[0]) == f"Twirp cannot be served at {place}: Address already in use"
 
 
 def vector(name: str) -> dict[str, Any]:
