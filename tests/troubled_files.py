@@ -116,6 +116,10 @@ class TroubledFiles(RealFiles):
         self._meet("mkdir", path)
         super().mkdir(path, mode)
 
+    def rmdir(self, path: str) -> None:
+        self._meet("rmdir", path)
+        super().rmdir(path)
+
 
 def troubled_runtime(files: TroubledFiles) -> Runtime:
     """The real world but for these files."""

@@ -124,6 +124,9 @@ class RealFiles:
     def mkdir(self, path: str, mode: int = 0o700) -> None:
         os.mkdir(path, mode)
 
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
     def list(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
 

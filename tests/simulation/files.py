@@ -283,6 +283,18 @@ class SimulatedFiles(Disks, CrashPoints):
         self._point("mkdir", path, mode)
         disk.create(parent, name, mode, directory=True)
 
+    def rmdir(self, path: str) -> None:
+        self._alive()
+        disk, parent, name = self._parent(path)
+        node = disk.nodes[self._entry(parent, name, path)]
+        if isinstance(node, FileNode):
+            raise failure(errno.ENOTDIR, path)
+        if node.entries:
+            raise failure(errno.ENOTEMPTY, path)
+        self._writable(disk)
+        self._point("rmdir", path)
+        disk.unlink(parent, name)
+
     def list(self, path: str) -> list[str]:
         self._begin("list", path)
         disk, parts = self._locate(path)

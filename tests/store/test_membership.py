@@ -631,6 +631,20 @@ async def test_by_force_no_shard_goes_that_a_share_is_being_moved_to(home: Home,
         assert await get(store, "a") == content(1, size)
 
 
+async def test_a_place_that_could_not_be_made_durable_is_made_again(home: Home, tmp_path: Path) -> None:
+    """After a sync that failed the next one says nothing of what that one was to sync."""
+    place = spare(home)
+    async with home.open() as store:
+        for failing in (str(place), str(tmp_path)):
+            home.files.fail("fsync", lambda path, failing=failing: path == failing, errno.EIO)  # type: ignore[misc]
+            with pytest.raises(IoError):
+                await store.membership.add(str(place), None)
+            assert not place.exists()
+            home.files.heal()
+        await store.membership.add(str(place), None)
+        assert store.pool.states()["3"] == "ok"
+
+
 async def test_a_shard_may_be_gone_when_its_replacement_is_listed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         membership, create = store.membership, store.places.opener.create

@@ -35,12 +35,15 @@ LOG: Final = "log"
 def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: NamespaceKeys) -> None:
     """Make a directory a shard, durably. What an interrupted earlier try left is completed; another shard's marker is refused.
 
-    The parent of `root` must be there and is synced; raises OSError or BadMarker.
+    The parent of `root` must be there and is synced; raises OSError or BadMarker. What was made is taken back where it cannot be made
+    durable: after a sync that failed the next one says nothing of what that one was to sync, so the next try makes it again.
     """
     files = runtime.files
+    made: list[str] = []
     for directory in (root, f"{root}/{LOG}", f"{root}/{SHARES}", f"{root}/{TEMPORARY}"):
         with suppress(FileExistsError):
             files.mkdir(directory)
+            made.append(directory)
     existing = _read_marker(files, root)
     if existing is not None:
         found = Marker.parse(existing, keys, identity.store_id)
@@ -55,8 +58,17 @@ def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: 
         finally:
             files.close(fd)
         files.rename(temporary, final)
-    sync_directory(files, root)
-    sync_directory(files, os.path.dirname(root))
+    try:
+        sync_directory(files, root)
+        sync_directory(files, os.path.dirname(root))
+    except OSError:
+        if existing is None:
+            with suppress(OSError):
+                files.unlink(f"{root}/{marker.NAME}")
+        for directory in reversed(made):
+            with suppress(OSError):
+                files.rmdir(directory)
+        raise
 
 
 def marker_store(files: Files, root: str) -> StoreId | None:
