@@ -7,7 +7,7 @@ records at the end of its log never came to be, before anything is appended. The
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -42,7 +42,15 @@ class Untold:
 class Presence:
     """One task for a store. `open_shard` opens a shard at its place, or raises ShardError."""
 
-    def __init__(self, core: Core, *, open_shard: Callable[[ShardEntry], Shard], on_return: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        open_shard: Callable[[ShardEntry], Shard],
+        on_return: Callable[[], None],
+        on_older: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`on_older` is called when a shard has come back as an older copy of what it was."""
         self._runtime = core.runtime
         self._metastore = core.metastore
         self._pool = core.pool
@@ -50,6 +58,9 @@ class Presence:
         self._sealer = core.sealer
         self._open_shard = open_shard
         self._on_return = on_return
+        self._on_older = on_older
+        self._heard: dict[int, int] = {}  # what each shard was seen to know as committed, at most
+        self._older = False
         self._turn = trio.Lock()
         self._latencies: dict[int, float] = {}  # of the last looks at shards that are there
 
@@ -77,6 +88,9 @@ class Presence:
             back = [number for number in sorted(returned) if await self._runtime.threads.run_commit(self._bring_back, number)]
         if back:
             self._on_return()
+        if self._older:
+            self._older = False
+            await self._on_older()
 
     def unsettled(self) -> dict[int, Untold]:
         """At a start, before anything is appended to a log (an entry says that what lies before it is settled): by shard, what of an
@@ -113,6 +127,7 @@ class Presence:
         with suppress(ShardError):
             self._pool.note_capacity(number, shard.capacity())
         self._latencies[number] = max(0, self._runtime.clock.now() - begin) / 1_000
+        self._heard[number] = shard.newest_committed()
         return False
 
     # --- In the committer's thread ---
@@ -122,13 +137,15 @@ class Presence:
         entry = self._pool.entry(number)
         if entry is None:
             return False
-        reason = self._pool.reason(number)
+        reason, before = self._pool.reason(number), self._pool.get(number)
+        heard = self._heard.get(number, 0) if before is None else before.newest_committed()
         self._pool.put(Absent(entry, self._pool.state(number), self._pool.reason(number)))  # its lock is let go of before it is taken
         try:
             shard = self._open_shard(entry)
         except ShardError as error:
             self._pool.put(Absent(entry, error.state, str(error)))
             return False
+        older = shard.newest_committed() < heard
         try:
             self.admit(shard)
         except ShardError as error:
@@ -140,6 +157,11 @@ class Presence:
             return False
         self._pool.put(shard)
         self._look_at(number)
+        if older:
+            self._older = True
+            log.warning(
+                "shard %s does not hold what was written there: an older copy was put back; a scrub makes anew what it lacks", entry.id
+            )
         if reason != NEW:
             log.warning("shard %s is back", entry.id)
         return True

@@ -106,7 +106,7 @@ class Store:
         self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
         self.retiring = Retiring(core, self.rows)
         self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
-        self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned)
+        self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned, on_older=self._scrub_soon)
         self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
         self.rotation = Rotation(core, config.master_key_file, self.jobs, self.namespaces, self.damaged_rows)
         self.repair_all = RepairAll(core, self.namespaces, self.shares_health, self.mending, self.damaged_rows)
@@ -169,6 +169,14 @@ class Store:
         self.removal.wake()
         self.departures.resume()
         self.rotation.go_on()
+
+    async def _scrub_soon(self) -> None:
+        """What a shard lacks is found now, not when it is read: until then others are all that is left of it."""
+        if self.scrub.status().state != "paused":
+            try:
+                await self.scrub.start()
+            except ZstorError as error:
+                log.warning("no scrub was started: %s", error)
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""

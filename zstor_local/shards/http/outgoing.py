@@ -25,6 +25,7 @@ class Outgoing:
         self._sent: Pending[None] | None = None
         self._fresh: dict[ShareId, bytes] = {}  # small shares that were appended and not flushed
         self._batches = 0
+        self.committed = 0  # how far all is committed, as the newest record that was flushed tells
 
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         self._entries += [ScannedEntry(entry, committed) for entry in entries]
@@ -72,6 +73,9 @@ class Outgoing:
         headers = {**self._shard.fenced(), DIGEST: named}
         path = f"{self._shard.space}/log?batch={self._batches}"
         await self._shard.peer.ask(Ask("POST", path, body, headers, durable=True))
+        for scanned in batch.entries:
+            if scanned.entry.envelope.sequence > scanned.committed:  # not one that was owed: of those a server remembers less
+                self.committed = max(self.committed, scanned.committed)
         freed = {*batch.freed}
         shares = [each.entry for each in batch.entries if each.entry.share and _share_of(each.entry) not in freed]
         if shares and self._prove():

@@ -110,7 +110,7 @@ class HttpShard:
         return self._writer
 
     def newest_committed(self) -> int:
-        return self._committed
+        return max(self._committed, self._outgoing.committed)
 
     def recent_state(self) -> ShardState:
         return self.check()
@@ -131,7 +131,11 @@ class HttpShard:
         return self.peer.broken is None
 
     def capacity(self) -> Capacity:
-        return self._run(lambda: ask_about(self.peer, self.space)).capacity
+        known = self.newest_committed()
+        about = self._run(lambda: ask_about(self.peer, self.space))
+        if about.committed < known:  # it was started again, and nobody has noticed
+            raise self.failed(ShardError("failed", f"{self.url} does not hold what was written there"))
+        return about.capacity
 
     def last_error(self) -> str | None:
         return None if self._lost is None else self._lost[1]
