@@ -54,9 +54,12 @@ class Sandbox:
         return line and f"hand the descriptor over (`fd`), which always works; or {line}"
 
     def against_shard(self, root: str) -> str | None:
-        """Why no shard can be made in a directory, there or not, and what to do; None where the sandbox has nothing against it."""
+        """Why no shard can be in a directory, there or not, and what to do; None where the sandbox has nothing against it."""
         line = self._line(os.path.realpath(root), write=True)
-        return line and f"{root} is closed to the daemon, which is a service of its own: make the directory, then {line}"
+        return (
+            line
+            and f"{root} is closed to the daemon, which is a service of its own: make the directory if it is not there, then {line}"
+        )
 
     def _line(self, directory: str, *, write: bool) -> str | None:
         """How to open a directory to the daemon; None where it is."""

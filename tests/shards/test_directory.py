@@ -20,6 +20,7 @@ from zstor_local.coding.block import ChunkShape
 from zstor_local.coding.share import pack_share_end
 from zstor_local.coding.table import pack_chunk_table, parse_chunk_table
 from zstor_local.model.ids import ShareId, StoreId
+from zstor_local.model.storewide import ShardEntry
 from zstor_local.sandbox import Sandbox, parse_mounts
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import marker_store
@@ -92,6 +93,16 @@ def test_no_shard_is_made_in_a_directory_that_a_sandbox_throws_away(real: Ground
     with pytest.raises(ShardError, match="is closed"):
         engine.create(real.root(), Marker(STORE, uid(0), 0, 0))
     assert not Path(real.root()).exists()
+    index.close()
+
+
+def test_a_shard_that_a_sandbox_hides_says_what_opens_it(real: Ground) -> None:
+    """One that was added before the daemon was a service, or that its units do not name: no disk has to be mounted."""
+    index = LogIndex(":memory:")
+    engine = DirectoryEngine(real.runtime, STORE, keys(), index, lambda root: f"{root} is closed")
+    with pytest.raises(ShardError, match="is closed") as caught:
+        engine.open(ShardEntry(0, uid(0), "shard0", real.root(), ""), real.root())
+    assert caught.value.state == "missing"
     index.close()
 
 

@@ -101,7 +101,7 @@ def directory_of(url: str) -> str:
     return path
 
 
-Against = Callable[[str], str | None]  # why no shard can be made in a directory: what is written there would not stay
+Against = Callable[[str], str | None]  # why no shard can be in a directory: what is there is hidden, or what is written thrown away
 
 
 def nothing_against(root: str) -> None:
@@ -122,7 +122,12 @@ class DirectoryEngine:
 
     def open(self, entry: ShardEntry, url: str) -> Shard:
         root = directory_of(url)
-        return DirectoryShard(self._runtime, entry, root, store_id=self._store_id, keys=self._keys, index=self._index)
+        try:
+            return DirectoryShard(self._runtime, entry, root, store_id=self._store_id, keys=self._keys, index=self._index)
+        except ShardError as error:
+            if error.state == "missing" and (reason := self._against(root)) is not None:
+                raise ShardError("missing", reason) from None
+            raise
 
     def identify(self, url: str) -> Identified | None:
         root = directory_of(url)
