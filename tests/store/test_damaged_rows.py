@@ -230,3 +230,29 @@ async def test_a_scrub_whose_position_does_not_open_begins_anew(home: Home) -> N
     async with home.open() as store:
         assert (await scrubbed(store)).records_mended == 0  # it was written over
         await check(store)
+
+
+@pytest.mark.parametrize("change", ["kind = 99", "sealed = 7", "version = 'text'", "key_hash = x'00'"])
+async def test_a_row_that_holds_what_was_never_written_comes_back_too(home: Home, change: str) -> None:
+    async with home.open() as store:
+        await fill(store)
+        rows = [each for each in rows_of(store) if each.name in ("small", "namespace/photos", "gone", "row/table/row")]
+        for each in rows:
+            spoil(store, each, change)
+    async with home.open() as store:
+        assert await get(store, "large") == content(2, 700_000)
+        assert (await scrubbed(store)).records_mended == len(rows) == 4
+        await check(store)
+        await rotate(store)
+        await check(store)
+
+
+async def test_a_row_without_a_sequence_holds_up_nothing(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        spoil(store, row(store, "small"), "sequence = 'text'")
+        assert (await scrubbed(store)).unreadable == 1
+        await rotate(store)
+        assert await get(store, "large") == content(2, 700_000)
+        with pytest.raises(CorruptRecord):
+            await get(store, "small")

@@ -155,7 +155,8 @@ class MetastoreDamaged(CorruptRecord):
 class Lookups(Protocol):
     """What can be asked. An answer shows whole transactions only, and everything that was committed before the question.
 
-    A question that meets damage raises MetastoreDamaged, one that the disk refuses IoError; others go on.
+    A question that meets damage raises MetastoreDamaged, one that the disk refuses IoError; others go on. Where `scan`, `changes` and
+    `named` find a row that holds what was never written, its envelope is one that does not open.
     """
 
     def state(self) -> StoreState: ...

@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 
 from zstor_local.errors import IoError, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
-from zstor_local.model.ids import KeyHash, NamespaceId, ReferenceHash, ShareId, Version
+from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
 from zstor_local.model.record import Envelope, Kind
 
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
+_SEQUENCE: Final = 6  # its place behind space and name
 _AT_ONCE: Final = 500  # values in one query
 _ENVELOPE_TYPES: Final[list[type]] = [bytes, bytes, bytes, bytes, int]
 _KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
@@ -55,7 +56,7 @@ class SqliteLookups:
             f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
             (space, low, _most(limit)),
         )
-        found = _parsed(lambda name, *row: (name.startswith(beginning), Row(space, name.decode(), _envelope(*row))), rows)
+        found = _parsed(lambda name, *row: (name.startswith(beginning), _row(space, name, *row)), rows)
         return [row for wanted, row in found if wanted]
 
     def named(self, version: Version) -> list[Row]:
@@ -66,7 +67,8 @@ class SqliteLookups:
             f"select * from (select space as at, name, {_ROW} from {table} where space=?1 and sequence>?2 order by sequence limit ?3)"  # noqa: S608
             for table in ("record", "tombstone")
         ]
-        return _parsed(_row, self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit)))
+        rows = self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit))
+        return _parsed(_row, [row for row in rows if type(row[_SEQUENCE]) is int])  # what is no number comes behind all numbers
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
         found: set[int] = set()
@@ -155,7 +157,13 @@ def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence
 
 
 def _row(space: bytes, name: bytes, *columns: object) -> Row:
-    return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
+    try:
+        return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
+    except (ValueError, KeyError, TypeError):
+        sequence = columns[_SEQUENCE - 2]
+        known = sequence if type(sequence) is int and sequence >= 0 else 0
+        nothing = Envelope(Kind.OBJECT, NamespaceId(space), KeyHash(bytes(ID_BYTES)), Version(bytes(ID_BYTES)), known, b"")
+        return Row(NamespaceId(space), name.decode(), nothing)
 
 
 def _must_be(kind: type, *values: object) -> None:
