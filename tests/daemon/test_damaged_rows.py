@@ -41,7 +41,7 @@ def listed(client: Client, method: str, member: str, **params: object) -> tuple[
 
 def fill(client: Client) -> None:
     for number in range(5):
-        client.write(f"key {number}", b"value")
+        client.write(f"key {number}", b"value", references=["r"])
         client.result("ns.update", name=f"name {number}", value="value")
         client.result("log.create", log=f"log{number}")
         client.result("namespace.create", namespace=f"space{number}")
@@ -66,6 +66,10 @@ def test_a_list_goes_on_past_what_does_not_open(new_daemon: Daemon) -> None:
             assert listed(client, "log.list", "log", limit=limit) == ([f"log{n}" for n in (0, 1, 3, 4)], ["log2"])
             spaces = ["default", *(f"space{n}" for n in (0, 1, 3, 4))]
             assert listed(client, "namespace.list", "namespace", limit=limit) == (spaces, ["space2"])
+        first = client.result("reference.find", reference="r")
+        assert first["keys"] == ["key 0", "key 1"]
+        behind = client.call("reference.find", {"reference": "r", "cursor": first["cursor"]})["error"]["data"]["cursor"]
+        assert client.result("reference.find", reference="r", cursor=behind)["keys"] == ["key 3", "key 4"]
         since, seen = 0, []
         while True:
             reply = client.call("object.changes", {"since": since})

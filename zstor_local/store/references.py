@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import replace
 
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import TooLarge
+from zstor_local.errors import CorruptRecord, TooLarge
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope
 from zstor_local.store.caller import Caller
@@ -67,7 +67,7 @@ class References:
         await self._committer.commit(namespace.id, name.key, decide)
         return changed
 
-    async def find(self, namespace_name: str, reference: str, after: str | None, limit: int) -> AsyncIterator[str]:
+    async def find(self, namespace_name: str, reference: str, after: str | None, limit: int) -> AsyncGenerator[str, None]:
         """Keys behind `after` of objects that have the reference, in the order of their bytes, at most `limit`."""
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
@@ -76,7 +76,14 @@ class References:
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             envelope = self._metastore.get(namespace.id, key)
-            if envelope is not None and reference in open_object(self._core.sealer, envelope).references:
+            if envelope is None:
+                continue
+            try:
+                found = reference in open_object(self._core.sealer, envelope).references
+            except CorruptRecord as error:
+                error.data["key"] = key
+                raise
+            if found:
                 yield key
 
 

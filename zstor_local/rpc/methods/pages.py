@@ -80,8 +80,7 @@ def first_damaged(error: CorruptRecord) -> CorruptRecord:
     key = error.data.get("key")
     if not isinstance(key, str):
         return error
-    hint = f"{error.hint}; the list goes on behind it with data.cursor" if error.hint else "go on behind it with data.cursor"
-    return CorruptRecord(f"{key!r}: {error.message}", hint=hint, **{"cursor": cursor_of(key), **error.data})
+    return CorruptRecord(f"{key!r}: {error.message}", hint=error.hint, **{"cursor": cursor_of(key), **error.data})
 
 
 def cursor_of(key: str) -> str:

@@ -10,7 +10,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
-from zstor_local.rpc.methods.pages import cursor_of, key_of
+from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
@@ -88,9 +88,10 @@ def register(registry: Registry, store: Store) -> None:
     ) -> Referring:
         """List the keys of the objects that have a reference, in the order of their bytes."""
         after = None if cursor is None else key_of(cursor)
-        keys = [key async for key in use.find(names.listed(namespace), reference, after, limit + 1)]
-        more = len(keys) > limit
-        return {"keys": keys[:limit], "cursor": cursor_of(keys[limit - 1]) if more else None}
+        keys, more = await page_of(
+            call, use.find(names.listed(namespace), reference, after, limit + 1), limit, lambda key: 6 * len(key) + 4
+        )
+        return {"keys": keys, "cursor": cursor_of(keys[-1]) if more else None}
 
 
 def _given(references: list[str] | None) -> tuple[str, ...]:
