@@ -33,3 +33,13 @@ def test_what_was_refused_is_not_shown(world: World) -> None:
     for reader in (world.alice, world.bob):
         assert reader.read("old", namespace="photos") == b"old"
         assert reader.refusal("object.read", key="new", namespace="photos") == "not_found"
+
+
+def test_a_server_that_is_away_when_somebody_is_invited_or_written_to_is_read_when_it_is_back(world: World) -> None:
+    world.servers[2].kill()
+    world.restart_alice()
+    world.join("photos")
+    world.serve_again(2)
+    world.servers[0].kill()
+    assert world.bob.read("old", namespace="photos") == b"old"
+    world.serve_again(0)

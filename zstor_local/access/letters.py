@@ -142,14 +142,13 @@ class Letters:
                 token = (await self._authority.token(namespace.name, ["read"], user, TOKEN_SECONDS_MAX)).text
             except (PermissionDenied, NotFound):
                 token = ""
-        places = [Place(shard.number, shard.id, shard.url) for shard in self._store.pool.opened() if isinstance(shard, HttpShard)]
         return Pass(
             namespace=namespace.name,
             namespace_id=namespace.id,
             store_id=sealer.store_id,
             user=user,
             record_keys=sealer.ring.record_keys(namespace.id),
-            places=tuple(places),
+            places=tuple(self._places()),
             source="letters" if self._authority.kind == "builtin" else "authority",
             organization=self._authority.organization,
             token=token,
@@ -157,6 +156,14 @@ class Letters:
             letter_id=secret.id,
             made=self._store.runtime.clock.now(),
         )
+
+    def _places(self) -> Iterator[Place]:
+        """Where readers find the servers, those too that are away now."""
+        places = self._store.places
+        there = {*places.on_servers()}
+        for entry in places.record.shards:
+            if entry.number in there:
+                yield Place(entry.number, entry.id, places.place(entry))
 
 
 def _is_full(error: ShardError | ShareMissing) -> bool:
