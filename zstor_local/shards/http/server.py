@@ -72,12 +72,13 @@ class Server:
             try:
                 return await self._once_more(ask, token)
             except ShardError as error:
-                over = self._broken is not None or trio.current_time() + pause > until
+                wait = self._about(pause)
+                over = self._broken is not None or trio.current_time() + wait > until
                 if over and error.code == "busy" and ask.durable:
                     self._trip(Broke(f"{self.url} was busy for {seconds:g} seconds", late=True))
                 if over or error.code != "busy":
                     raise
-            await self._pause(pause)
+            await trio.sleep(wait)
             pause = min(BUSY_SECONDS, 2 * pause)
 
     async def _once_more(self, ask: Ask, token: str) -> Reply:
@@ -89,16 +90,16 @@ class Server:
             if not ask.safe or broke.late:
                 self._trip(broke)
                 raise ShardError("missing", str(broke), untouched=unsent) from None
-        await self._pause(RETRY_SECONDS)
+        await trio.sleep(self._about(RETRY_SECONDS))
         try:
             return await self._connections.exchange(ask, token)
         except Broke as broke:
             self._trip(broke)
             raise ShardError("missing", str(broke), untouched=unsent and broke.unsent) from None
 
-    async def _pause(self, seconds: float) -> None:
-        """About so long: not all daemons at once."""
-        await trio.sleep(seconds * (0.5 + self._randomness.bytes(1)[0] / 256))
+    def _about(self, seconds: float) -> float:
+        """Not all daemons come at once."""
+        return seconds * (0.5 + self._randomness.bytes(1)[0] / 256)
 
     # --- The breaker ---
 
@@ -122,11 +123,11 @@ class Server:
         """Until it is well, or nobody has looked for a while, as where no shard came to lie there: the next one who asks finds out."""
         pause, longest = PROBE_SECONDS
         await trio.sleep(rest)
-        await self._pause(pause)
+        await trio.sleep(self._about(pause))
         wanted_at = trio.current_time()
         while not await self._connections.well():
             pause = min(longest, pause * 2)
-            await self._pause(pause)
+            await trio.sleep(self._about(pause))
             if self._wanted:
                 self._wanted, wanted_at = False, trio.current_time()
             elif trio.current_time() - wanted_at > FORGOTTEN_SECONDS:
