@@ -38,6 +38,7 @@ from tests.simulation.peace import (
     comes_back,
     given_shards,
     goes_on,
+    known_to_logs,
     mended,
     nothing_left,
     optimal,
@@ -232,15 +233,18 @@ class _Simulation:
         self.ground.older = False
 
     def _lose_metastore(self) -> None:
-        """As a crash left it: what nobody was told of comes to light, or never does; acknowledged is acknowledged, but for what the
-        answer said that shards are owed: that only the metastore knows, as it does what an older copy brings back that was forgotten.
+        """As a crash left it: what nobody was told of comes to light, or never does; what was refused does not, and acknowledged is
+        acknowledged, but for what the answer said that all logs are owed: that only the metastore knows, as it does what an older copy
+        brings back that was forgotten.
         """
-        if STORE not in self.world.survivors or self.clients.half_done or self.ground.older:
+        if STORE not in self.world.survivors or self.clients.half_done or self.ground.older or not key_exists(self.world.files, KEY):
             return
-        if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts) or not key_exists(self.world.files, KEY):
-            return
-        self.tidy = False
         self.ground.heal(all_disks=True)
+        if any(debt.kind is Owed.RECORD for debt in cell(self.world, STORE).debts):
+            if not known_to_logs(self.ground):
+                return
+            self.history.counts["the metastore is lost, and shards are owed records"] += 1
+        self.tidy = False
         self.history.note("the metastore is lost")
         report = self._rebuild("the rebuild after a life", accept_loss=True)
         if report.unreadable:

@@ -21,7 +21,7 @@ from tests.simulation.trouble import scrub, spare_disk, staying
 from tests.simulation.world import World, run
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed
-from zstor_local.model.ids import ObjectName
+from zstor_local.model.ids import NamespaceId, ObjectName
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.faults import StoreFault
@@ -149,6 +149,36 @@ async def without_spare_disks(ground: Ground, store: Store, names: Sequence[Obje
 
 def rebuilt(ground: Ground, world: World, *, accept_loss: bool) -> Report:
     return rebuild(world.runtime, SimulatedEngines(world), ground.house.config(), accept_loss=accept_loss, progress=lambda *_: None)
+
+
+def known_to_logs(ground: Ground) -> bool:
+    """Whether for each row that shards are owed the newest record lies in a log that is not: one whose flush did not fail, and whose
+    disk does not rot.
+    """
+    trial, truth = ground.world.copy(), cell(ground.world, STORE)
+    for disk in ground.disks:  # the places are known without them, and nothing is told to them
+        trial.files.fail("*", under(disk), errno.EIO, times=None)
+
+    async def places() -> dict[int, str]:
+        async with open_store(trial.runtime, SimulatedEngines(trial), ground.house.config()) as store:
+            return {entry.number: store.places.place(entry) for entry in store.places.record.shards}
+
+    doubtful = [disk for disk, doubt in ((ground.rotten, ground.rotted), (ground.weak, ground.failed_sync)) if disk and doubt]
+    trusted = {number: place for number, place in run(trial, places).items() if not any(under(disk)(place) for disk in doubtful)}
+    trial.files.heal()
+    logs = {
+        number: [data for path, data in trial.files.tree(place).items() if path.endswith(".log")] for number, place in trusted.items()
+    }
+    owed: dict[tuple[NamespaceId, str], set[int]] = {}
+    for debt in truth.debts:
+        if debt.kind is Owed.RECORD:
+            owed.setdefault((debt.space, debt.name), set()).add(debt.shard)
+
+    def known(row: tuple[NamespaceId, str]) -> bool:
+        newest = truth.records.get(row) or truth.tombstones.get(row)
+        return newest is None or any(newest.sealed in data for number in logs.keys() - owed[row] for data in logs[number])
+
+    return all(map(known, owed))
 
 
 def comes_back(ground: Ground, names: Sequence[ObjectName]) -> None:
