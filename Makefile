@@ -29,7 +29,7 @@ test: needs-test $(VENV)/.installed-test
 	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m tests.simulation.histories --soak $(or $(SOAK),1000)
+	$(BIN)/python -m tests.simulation.soak $(or $(SOAK),1000)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

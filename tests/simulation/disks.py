@@ -6,6 +6,7 @@ import errno
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 
+from tests.simulation.content import PAGE
 from tests.simulation.disk import DirectoryNode, Disk, FileNode, Node, failure
 from tests.simulation.outcomes import Change
 
@@ -90,6 +91,11 @@ class Disks:
         node = self._file(path)
         disk.write(node, offset, data)
         disk.sync_file(node)
+
+    def spoil(self, path: str, offset: int) -> None:
+        """The page of a file at this offset cannot be read any more, for as long as the file is there."""
+        node = self._file(path)
+        node.unreadable |= {offset // PAGE}
 
     def unpinned(self) -> list[Change]:
         """The changes that a power loss now may undo: what an `Outcome` decides on."""

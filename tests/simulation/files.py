@@ -390,7 +390,21 @@ class SimulatedFiles(Disks, CrashPoints):
         self._present(end)
         length = sum(len(buffer) for buffer in buffers)
         self._begin(operation, end.path, offset, length)
-        return _scatter(end.node.content.read(offset, self._shortened(operation, end.path, length)), buffers)
+        data = end.node.content.read(offset, self._shortened(operation, end.path, length))
+        if end.node.unreadable:
+            data = self._before_bad_page(end.node, data, offset)
+        return _scatter(data, buffers)
+
+    def _before_bad_page(self, node: FileNode, data: bytes, offset: int) -> bytes:
+        """As the kernel answers: with what lies before it, or EIO if that is nothing."""
+        begin = min(
+            (page * PAGE for page in node.unreadable if offset // PAGE <= page <= (offset + len(data) - 1) // PAGE), default=None
+        )
+        if begin is None or not data:
+            return data
+        if begin <= offset:
+            raise failure(errno.EIO)
+        return data[: begin - offset]
 
     def _write(self, operation: str, end: Description, buffers: Sequence[Buffer], offset: int) -> int:
         node = self._written(end, errno.EBADF)

@@ -75,6 +75,14 @@ class Ground:
             self.world.files.exchange(one, other)
             self.history.note(f"exchanged: {one} and {other}")
 
+    def move(self, disk: str, place: str) -> None:
+        """A disk is mounted elsewhere from now on, where an unused one was."""
+        self.world.files.exchange(disk, place)
+        other = {disk: place, place: disk}
+        self.rotten, self.weak = other.get(self.rotten or "", self.rotten), other.get(self.weak, self.weak)
+        self.copy, self.copied_log = {}, {}
+        self.history.note(f"moved: {disk} to {place}")
+
     def copy_shard(self) -> None:
         """A copy of the shard on the rotten disk is made while the daemon writes: of its log, and some time later of its shares."""
         tree = {} if self.rotten is None else self._shard(self.rotten)

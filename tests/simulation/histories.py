@@ -1,8 +1,8 @@
 """Histories: several lives of a daemon with clients at work all the while; disks that go and come back, fail, fill up, rot, or are put
 back as they once were; the power that is cut. What every client was told must fit on one line, and in the end everything must be there.
 
-    python -m tests.simulation.histories 12345        # that seed again, told step by step
-    python -m tests.simulation.histories --soak 1000  # so many new ones, and figures
+    python -m tests.simulation.histories 12345  # that seed again, told step by step
+    python -m tests.simulation.soak 1000        # so many new ones, and figures
 
 What may happen is listed here: what clients do (clients.py), what goes wrong and what the daemon is asked to do meanwhile (trouble.py),
 what happens between two lives (below). How a history ends is told in peace.py, how often it comes to what in encounters.py.
@@ -11,11 +11,8 @@ what happens between two lives (below). How a history ends is told in peace.py, 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
-import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -28,7 +25,7 @@ from tests.simulation.clients import Clients, History
 from tests.simulation.encounters import counted
 from tests.simulation.engines import SimulatedEngines, cell
 from tests.simulation.ground import SPARES, Ground
-from tests.simulation.house import KEY, STORE, House, policy, small_limits
+from tests.simulation.house import HOUSES, KEY, STORE, House, small_limits
 from tests.simulation.indexes import indexes
 from tests.simulation.linearizable import Kind
 from tests.simulation.oracle import BadState, check_logs, check_rows, check_shares
@@ -42,11 +39,12 @@ from tests.simulation.peace import (
     mended,
     nothing_left,
     optimal,
+    places,
     rebuilt,
     refuses_writes,
     without_spare_disks,
 )
-from tests.simulation.points import PowerLoss
+from tests.simulation.points import PowerLoss, under
 from tests.simulation.swallowed import no_swallowed_faults
 from tests.simulation.sweep import first_error
 from tests.simulation.trouble import LONG, Trouble, Upkeep, compact_some, staying
@@ -60,15 +58,6 @@ from zstor_local.store.store import Store
 
 # --- What may happen, and how often; each history takes some of it often and some not at all ---
 
-HOUSES: Final = (
-    House(policy(2, 4), 4, kind="xfs"),
-    House(policy(2, 4), 5, kind="ext4"),
-    House(policy(2, 4), 4, kind="one:ext4"),
-    House(policy(3, 5), 6, kind="xfs"),
-    House(policy(1, 3), 3, kind="xfs"),
-    House(policy(2, 3), 7, kind="xfs"),
-    House(policy(1, 2), 5, kind="one:ext4"),
-)
 CLIENTS: Final[Mapping[Kind, int]] = {
     "get": 16, "put": 12, "create": 2, "swap": 6, "keep": 2, "link": 4, "delete": 5, "delete if": 2, "rename": 4, "copy": 4, "refer": 3,
     "unrefer": 2, "clear": 1,
@@ -80,10 +69,11 @@ TROUBLE: Final = {
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
 }  # fmt: skip
-POWER_CUT: Final = 0.6  # of the lives
-KILLED: Final = 0.3  # of the others
+POWER_CUT: Final = 0.6  # of the lives, in the middle of it all
+KILLED: Final = 0.3  # of those: not the power goes but the daemon alone
 OLDER: Final = 0.5  # of the lives' beginnings, with an older copy of a shard in its place
 EXCHANGED: Final = 0.1  # of the lives' beginnings, with two disks at each other's place
+MOVED: Final = 0.1  # of the lives' beginnings, with a disk at another place, which the store is told of
 METASTORE_LOST: Final = 0.15  # of the lives' ends, as they are
 LOOKED_AT: Final = 0.4  # of the lives' ends, with everything healed
 
@@ -130,17 +120,15 @@ class _Simulation:
             for life in range(draw.randrange(3, 6)):
                 history.counts["lives"] += 1
                 if self._live():
-                    history.counts["power cuts"] += 1
                     outcomes: list[Outcome] = [NOTHING, ALL, Subset(draw.randrange(1 << 30)), Subset(life)]
-                    self._crash(draw.choice(outcomes))
-                elif draw.random() < KILLED:
-                    history.note("killed")
-                    self.world = self.world.copy()
+                    self._crash(None if draw.random() < KILLED else draw.choice(outcomes))
                 self.ground.heal(all_disks=draw.random() < 0.5)
                 if draw.random() < OLDER:
                     self._put_older_back()
                 if draw.random() < EXCHANGED and STORE in self.world.survivors:
                     self.ground.exchange()
+                if draw.random() < MOVED and STORE in self.world.survivors:
+                    self._move_shard()
                 if draw.random() < METASTORE_LOST:
                     self._lose_metastore()
                 if draw.random() < LOOKED_AT:
@@ -151,7 +139,15 @@ class _Simulation:
         history.hash = self.world.files.history()
         return history
 
-    def _crash(self, outcome: Outcome) -> None:
+    def _crash(self, outcome: Outcome | None) -> None:
+        """The power went; None: the daemon was killed, and all that no sync made durable may still be lost with the power of a later
+        life.
+        """
+        self.history.counts["kills" if outcome is None else "power cuts"] += 1
+        if outcome is None:
+            self.history.note("killed")
+            self.world = self.world.copy()
+            return
         self.history.note(f"the power went; {outcome}")
         self.world = self.world.crash(outcome)
         indexes(self.world).lose(self.draw.randrange(1 << 20))
@@ -232,6 +228,27 @@ class _Simulation:
         await optimal(store, self.clients.names)
         self.ground.older = False
 
+    def _move_shard(self) -> None:
+        """A shard lies at another place from now on, and the store is told so."""
+        ground = self.ground
+        if not ground.apart or ground.exchanged is not None:
+            return
+        ground.heal(all_disks=True)
+        found = places(ground)
+        free = [disk for disk in ground.disks if not any(map(under(disk), found.values()))]
+        shards = [number for number, place in found.items() if number and place in ground.disks]  # a rebuild begins at the first's
+        if not free or not shards:
+            return
+        number, place = self.draw.choice(shards), self.draw.choice(free)
+        ground.move(found[number], place)
+        self.history.counts["a shard moved to another place"] += 1
+
+        async def told(store: Store) -> None:
+            if (entry := await store.membership.add(place, None)).number != number:
+                raise BadState(f"shard {number} is taken for shard {entry.number} where it was moved to")
+
+        self._life("when a shard was moved", told)
+
     def _lose_metastore(self) -> None:
         """As a crash left it: what nobody was told of comes to light, or never does; what was refused does not, and acknowledged is
         acknowledged, but for what the answer said that all logs are owed: that only the metastore knows, as it does what an older copy
@@ -261,7 +278,7 @@ class _Simulation:
                 self.world.files.heal()
             except PowerLoss:
                 self.history.counts[f"power cut in: {what}"] += 1
-                self._crash(Subset(self.draw.randrange(1 << 30)))
+                self._crash(None if self.draw.random() < KILLED else Subset(self.draw.randrange(1 << 30)))
         report = self._rebuilt(what, accept_loss)
         self.history.note(f"rebuilt {report.objects} objects")
         return report
@@ -362,40 +379,11 @@ def history(seed: int, mutate: Mutate = intact, house: House | None = None, *, t
             sys.stdout.write("\n".join(sorted(happened, key=lambda each: int(each.split()[0]))) + "\n")
 
 
-def soak(count: int, first: int) -> int:
-    """So many seeds, and what they came to."""
-    total: Counter[str] = Counter()
-    failed: list[int] = []
-    begin = time.monotonic()
-    for seed in range(first, first + count):
-        try:
-            done = history(seed)
-        except Found as error:
-            failed.append(seed)
-            sys.stdout.write(f"{error}\n")
-        else:
-            total += done.counts
-            total["operations"] += len(done.operations)
-        if (seed - first + 1) % 100 == 0:
-            sys.stdout.write(f"{seed - first + 1} histories, {len(failed)} broken, {time.monotonic() - begin:.0f} s\n")
-            sys.stdout.flush()
-    for what, number in sorted(total.items()):
-        sys.stdout.write(f"{number:>10,}  {what}\n")
-    sys.stdout.write(f"{count} histories from seed {first}: {len(failed)} broken {failed or ''}\n")
-    return 1 if failed else 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seed", type=int, nargs="?")
-    parser.add_argument("--soak", type=int, metavar="COUNT")
-    given = parser.parse_args()
-    if given.soak:
-        return soak(given.soak, int.from_bytes(os.urandom(6)) if given.seed is None else given.seed)
-    if given.seed is None:
-        parser.error("give a seed, or --soak COUNT")
+    parser.add_argument("seed", type=int)
     try:
-        done = history(given.seed, told=True)
+        done = history(parser.parse_args().seed, told=True)
     except Found as error:
         sys.stdout.write(f"{error}\n")
         return 1

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import pytest
 
@@ -57,6 +58,17 @@ class House:
 
 def policy(k: int, m: int) -> Policy:
     return Policy(k, m, chunk_size=256 * limits.KIB)
+
+
+HOUSES: Final = (
+    House(policy(2, 4), 4, kind="xfs"),
+    House(policy(2, 4), 5, kind="ext4"),
+    House(policy(2, 4), 4, kind="one:ext4"),
+    House(policy(3, 5), 6, kind="xfs"),
+    House(policy(1, 3), 3, kind="xfs"),
+    House(policy(2, 3), 7, kind="xfs"),
+    House(policy(1, 2), 5, kind="one:ext4"),
+)
 
 
 @contextmanager

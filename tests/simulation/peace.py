@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Final
 
@@ -151,24 +151,27 @@ def rebuilt(ground: Ground, world: World, *, accept_loss: bool) -> Report:
     return rebuild(world.runtime, SimulatedEngines(world), ground.house.config(), accept_loss=accept_loss, progress=lambda *_: None)
 
 
+def places(ground: Ground) -> Mapping[int, str]:
+    """Where the store has its shards, by number. Nothing is told to them."""
+    trial = ground.world.copy()
+    for disk in ground.disks:
+        trial.files.fail("*", under(disk), errno.EIO, times=None)
+
+    async def look() -> dict[int, str]:
+        async with open_store(trial.runtime, SimulatedEngines(trial), ground.house.config()) as store:
+            return {entry.number: store.places.place(entry) for entry in store.places.record.shards}
+
+    return run(trial, look)
+
+
 def known_to_logs(ground: Ground) -> bool:
     """Whether for each row that shards are owed the newest record lies in a log that is not: one whose flush did not fail, and whose
     disk does not rot.
     """
-    trial, truth = ground.world.copy(), cell(ground.world, STORE)
-    for disk in ground.disks:  # the places are known without them, and nothing is told to them
-        trial.files.fail("*", under(disk), errno.EIO, times=None)
-
-    async def places() -> dict[int, str]:
-        async with open_store(trial.runtime, SimulatedEngines(trial), ground.house.config()) as store:
-            return {entry.number: store.places.place(entry) for entry in store.places.record.shards}
-
+    truth, files = cell(ground.world, STORE), ground.world.files
     doubtful = [disk for disk, doubt in ((ground.rotten, ground.rotted), (ground.weak, ground.failed_sync)) if disk and doubt]
-    trusted = {number: place for number, place in run(trial, places).items() if not any(under(disk)(place) for disk in doubtful)}
-    trial.files.heal()
-    logs = {
-        number: [data for path, data in trial.files.tree(place).items() if path.endswith(".log")] for number, place in trusted.items()
-    }
+    trusted = {number: place for number, place in places(ground).items() if not any(under(disk)(place) for disk in doubtful)}
+    logs = {number: [data for path, data in files.tree(place).items() if path.endswith(".log")] for number, place in trusted.items()}
     owed: dict[tuple[NamespaceId, str], set[int]] = {}
     for debt in truth.debts:
         if debt.kind is Owed.RECORD:

@@ -340,6 +340,21 @@ def test_a_copy_of_a_directory_takes_its_place_for_good(world: World) -> None:
         assert after.tree("/d") == {**copy, "/d/beside": b"5"}
 
 
+def test_a_page_that_cannot_be_read_stays_so_as_long_as_its_file(world: World) -> None:
+    files = world.files
+    files.place("/d/a", b"x" * PAGE + b"y" * PAGE + b"z")
+    files.spoil("/d/a", PAGE + 5)
+    for after in (files, world.copy().files, world.crash(NOTHING).files):
+        fd = after.open("/d/a", os.O_RDONLY)
+        assert after.pread(fd, 3 * PAGE, 9) == b"x" * (PAGE - 9)  # as far as it can be read
+        for at in (PAGE, 2 * PAGE - 1):
+            with pytest.raises(OSError) as caught:
+                after.pread(fd, 1, at)
+            assert caught.value.errno == errno.EIO
+        assert after.pread(fd, PAGE, 2 * PAGE) == b"z"
+        assert after.pread(fd, PAGE, 3 * PAGE) == b""
+
+
 def test_files_that_nothing_leads_to_leave_their_room(world: World) -> None:
     files = world.files
     files.set_capacity("/d", 4 * PAGE)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.simulation.histories import HOUSES, Found, history, intact
-from tests.simulation.house import House
+from tests.simulation.histories import Found, history, intact
+from tests.simulation.house import HOUSES, House
 from tests.simulation.mutants import (
     Patch,
     metastore_before_large_shares,

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.simulation.clients import OTHER, Clients
+from tests.simulation.content import PAGE
 from tests.simulation.engines import COMMIT
 from tests.simulation.ground import Ground
 from tests.simulation.points import Where, under
@@ -104,7 +105,7 @@ class Trouble:
         self._ground.copy_shard()
 
     def _rot(self, _: str) -> None:
-        """A bit flips on the one disk that rots: one share of each object may be bad, and one log."""
+        """A bit flips on the one disk that rots, or it cannot read a page: one share of each object may be bad, and one log."""
         ground, root = self._ground, self._ground.rotten
         if root is None:
             return
@@ -118,8 +119,14 @@ class Trouble:
             at = ground.draw.randrange(len(data.rstrip(b"\0")))
         except (OSError, IndexError, ValueError):
             return
-        ground.history.note(f"a bit flips in {path} at {at}")
         ground.flipped = True
+        hides_a_segment = path.endswith(".log") and at < PAGE  # of a log that has no other one nothing is left: the shard has failed
+        if not hides_a_segment and ground.draw.random() < 0.5:
+            ground.history.note(f"a page of {path} cannot be read any more, at {at}")
+            ground.history.counts["a bad page"] += 1
+            files.spoil(path, at)
+            return
+        ground.history.note(f"a bit flips in {path} at {at}")
         files.damage(path, at, bytes([data[at] ^ 1 << ground.draw.randrange(8)]))
 
     def _fail(self, operation: str, where: Where, code: int, times: int | None = None) -> None:
