@@ -26,6 +26,7 @@ def soak(count: int, first: int) -> int:
         except Found as error:
             failed.append(seed)
             sys.stdout.write(f"{error}\n")
+            sys.stdout.flush()
         else:
             total += done.counts
             total["operations"] += len(done.operations)
