@@ -250,6 +250,23 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         await check_objects(store)
 
 
+async def test_a_shard_goes_by_force_though_another_is_away_and_is_owed_records(home: Home) -> None:
+    """Its shares have nowhere to go: what is owed cannot be paid now, and is not tried again and again."""
+    home.policy = Policy(2, 4, chunk_size=CHUNK)
+    async with home.open() as store:
+        await fill(store)
+        home.take_away(3)
+        await put(store, "small", content(0, 10_000))
+        before = store.committer.state.sequence
+        with trio.fail_after(SAFETY_NET_SECONDS):
+            removed = await store.membership.remove("1", Nobody(), force=True)
+        assert (removed.moved, removed.lacking) == (0, len(OBJECTS))
+        assert store.committer.state.sequence - before < 10
+        await home.return_to(store, 3)
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+
+
 async def test_what_is_written_to_fewer_shards_than_it_has_shares_is_read_and_made_whole_when_there_are_more(home: Home) -> None:
     home.policy = Policy(2, 4, chunk_size=CHUNK)
     async with home.open() as store:

@@ -231,10 +231,10 @@ class Drain:
 
     async def _made_whole(self, stored: Stored, number: int) -> bool:
         try:
-            repaired = await self._health.repair(stored, Nobody())
-            return number not in repaired.stored.record.placement
+            await self._health.repair(stored, Nobody(), leaving=number)
         except ZstorError:
             return not self._still_there(stored, number)
+        return True
 
     async def _pages(self, cursor: _Cursor) -> AsyncGenerator[list[Stored], None]:
         """All objects behind the cursor, by namespace and key; those that do not open are left to the scrub."""

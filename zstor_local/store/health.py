@@ -191,7 +191,8 @@ class Health:
         placement, full = stored.record.placement, self._free_space.full_shards()
         usable = [number for number in self._pool.usable() if number != leaving]
         wanted = [index for index, state in enumerate(checked.states) if state != "ok" or index in owed or placement[index] == leaving]
-        wanted.sort(key=lambda index: placement[index] not in self._pool.draining)  # a shard that is away may come back, this one not
+        # A shard that is away may come back, these do not.
+        wanted.sort(key=lambda index: placement[index] != leaving and placement[index] not in self._pool.draining)
         refused = {index for index in owed if placement[index] in full}
         homeless = [placement[index] for index in wanted if placement[index] not in usable or index in refused]
         allowed = {*self._namespaces.shards_of(self._namespace(stored).placement)} - full if homeless else ()
