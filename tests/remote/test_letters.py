@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.remote.house import CHUNK, housing
 from tests.shardserver.server import LIMIT
@@ -17,6 +18,7 @@ from zstor_local.access.letters import Letters
 from zstor_local.errors import NoSpace
 from zstor_local.model.permission import Rights
 from zstor_local.model.policy import Policy
+from zstor_local.shards.pool import Absent
 from zstor_local.store.caller import Nobody
 
 POLICY = Policy(1, 2, chunk_size=CHUNK)
@@ -49,3 +51,37 @@ async def test_they_go_with_their_namespace_and_others_may_come(tmp_path: Path, 
             after = {*os.listdir(lie)}
             assert (len(after), len(after & before)) == (2, 1)
             assert not await letters.leave()
+
+
+async def test_what_a_server_missed_is_left_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not an hour later: after a rotation readers wait for the new keys."""
+    letters = Letters(None, None)  # type: ignore[arg-type]
+    away, rounds = False, 0
+
+    async def leave() -> bool:
+        nonlocal rounds
+        rounds += 1
+        return away
+
+    monkeypatch.setattr(letters, "leave", leave)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(letters.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await letters.soon()
+        await trio.testing.wait_all_tasks_blocked()
+        assert rounds == 2
+        away = True
+        await letters.soon()
+        await trio.testing.wait_all_tasks_blocked()
+        assert rounds == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_is_not_there_is_one_that_takes_no_letters(tmp_path: Path) -> None:
+    async with housing(tmp_path, near=1, servers=0, liar=True, policy=POLICY) as house:
+        with trio.fail_after(LIMIT):
+            letters, shard = Letters(house.store, builtin_authority(house.store)), house.store.pool.get(1)
+            assert shard is not None
+            assert not await letters.leave()
+            house.store.pool.put(Absent(shard.entry, "missing", "it was away at the start"))
+            assert await letters.leave()

@@ -42,21 +42,27 @@ class Letters:
         self._store = store
         self._authority = authority
         self._working = trio.Lock()
+        self._undone = trio.Event()  # there is more to be left than in the last round
 
     async def run(self) -> None:
         """Leave every letter, again each hour."""
         while True:
+            self._undone = trio.Event()
             try:
                 away = await self.leave()
             except ZstorError as error:
                 log.warning("letters to readers were not left: %s", error)
                 away = True
-            await trio.sleep(AGAIN_SECONDS if away else ROUND_SECONDS)
+            with trio.move_on_after(AGAIN_SECONDS if away else ROUND_SECONDS):
+                await self._undone.wait()
 
     async def soon(self) -> None:
-        """Leave them now, but do not wait long for servers that are slow: they get theirs in the next round."""
+        """Leave them now, but do not wait long for servers that are slow: the next round follows at once."""
+        away = True
         with trio.move_on_after(SOON_SECONDS), suppress(ZstorError):
-            await self.leave()
+            away = await self.leave()
+        if away:
+            self._undone.set()
 
     async def invite(self, namespace_name: str, user: str, public: bytes) -> str:
         """An invitation for the bearer of this key, who must have the permission to read. Durable when this returns."""
@@ -84,7 +90,7 @@ class Letters:
         """Leave every letter on every server, and no others; returns whether one was away."""
         async with self._working:
             shards = [shard for shard in self._store.pool.opened() if isinstance(shard, HttpShard)]
-            away = False
+            away = len(shards) < len(self._store.places.on_servers())
             for shard in shards:
                 away |= not await self._put(shard, "letters", b"".join(self._names()))
             for namespace, user, public in self._invited():
