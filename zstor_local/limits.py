@@ -9,7 +9,8 @@ MIB: Final = 1024 * KIB
 
 # --- The wire (facts measured in docs/wire.md) ---
 MESSAGE_BYTES: Final = 16 * MIB  # one message, in or out
-INPUT_BUDGET_BYTES: Final = 64 * MIB  # unparsed input over all connections
+INPUT_BUDGET_BYTES: Final = 64 * MIB  # messages over all connections, from their first byte until their calls have ended
+SMALL_MESSAGE_BYTES: Final = 64 * KIB  # of a connection's input that always has room
 MESSAGE_VALUES: Final = 100_000  # JSON values in a message: `[],[],…` parses to 25 times its size
 JSON_DEPTH: Final = 64
 INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
@@ -17,7 +18,7 @@ REPLY_BUDGET_BYTES: Final = 64 * MIB  # large replies over all connections, from
 BATCH_BUDGET_BYTES: Final = 32 * MIB  # replies of batches over all connections that are collected until the last one is there
 SMALL_REPLY_BYTES: Final = 64 * KIB  # a reply of this size always has room, whatever its client has yet to take
 BATCH_ITEMS: Final = 1_000
-RUNNING_INPUT_BYTES: Final = 32 * MIB  # messages of a connection's running calls together; further calls wait in order
+RUNNING_INPUT_BYTES: Final = 32 * MIB  # of a connection's input in memory; it is read on when there is less
 CALLS_PER_CONNECTION: Final = 64  # running at once; further ones wait in order
 LONG_POLLS_PER_CONNECTION: Final = 32
 LONG_POLL_SECONDS: Final = 300
@@ -26,6 +27,8 @@ FDS_PER_CALL: Final = 2
 BAD_MESSAGES_IN_A_ROW: Final = 16
 PROGRESS_PER_SECOND: Final = 10
 SLOW_READER_SECONDS: Final = 30.0
+CROWDED_SECONDS: Final = 10.0  # how long others wait for what a slow client holds before it is looked at
+CROWDED_BYTES_PER_SECOND: Final = MIB  # that it has to take or give from then on
 IDLE_CONNECTION_SECONDS: Final = 3_600.0
 STOP_SECONDS: Final = 20.0
 TERMINATOR_GRACE_SECONDS: Final = 0.020

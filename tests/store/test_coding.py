@@ -17,9 +17,9 @@ from zstor_local.metastore.base import CommitRefused, Owed, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
-from zstor_local.store.coding import STREAM_BUFFERS
 from zstor_local.store.sources import FileSource
 from zstor_local.store.store import Store
+from zstor_local.store.stream_budget import STREAM_BUFFERS
 from zstor_local.system import RealFiles, RealThreads
 
 OLD = content(1, 700_000)

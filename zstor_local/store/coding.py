@@ -30,12 +30,11 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sources import FileSource, StreamSource, fill
+from zstor_local.store.stream_budget import STREAM_BUFFERS, Turn
 from zstor_local.value import value
 
 INLINE_CODING_BYTES: Final = 64 * limits.KIB  # up to here a thread hop costs more than the coding
 BATCH_BYTES: Final = 8 * limits.MIB  # plain bytes in a thread call: so many that the hop is cheap, so few that it is fair to others
-STREAM_BUFFERS: Final = 3  # chunks of a stream in memory: one filling, two in the workers
-
 
 Watch = Callable[[int, memoryview], None]  # is shown each chunk's number and plain bytes, in any order and by any thread
 
@@ -272,7 +271,7 @@ class LargeWrite:
                 nursery.start_soon(worker)
         await self._runtime.threads.run(source.verify)
 
-    async def code_stream(self, beginning: Buffer, source: StreamSource, progress: Callable[[int], None]) -> None:
+    async def code_stream(self, beginning: Buffer, source: StreamSource, turn: Turn, progress: Callable[[int], None]) -> None:
         """Every chunk of a stream whose first bytes were read already."""
         slots = trio.Semaphore(STREAM_BUFFERS)
         queue: deque[tuple[int, memoryview]] = deque()
@@ -296,7 +295,8 @@ class LargeWrite:
                 buffer = memoryview(bytearray(self._policy.chunk_size))
                 begun = min(len(rest), len(buffer))
                 buffer[:begun], rest = rest[:begun], rest[begun:]
-                filled = begun + await fill(source, buffer[begun:])
+                with turn.waiting():
+                    filled = begun + await fill(source, buffer[begun:])
                 if filled:
                     queue.append((number, buffer[:filled]))
                     number += 1

@@ -120,6 +120,7 @@ class Compaction:
         for dead, number in sorted(found, reverse=True):
             if await self._compact_segment(segments, number, unwanted, spend, least):
                 removed += 1
+                self._in_vain.pop((shard.number, number), None)
             else:
                 self._in_vain[shard.number, number] = dead
         return removed

@@ -23,7 +23,7 @@ from zstor_local.store.reading import ObjectReader, Range, whole
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
 from zstor_local.store.stored import Stored, no_key, open_object, stored_row, with_debts
-from zstor_local.store.stream_budget import StreamBudget
+from zstor_local.store.stream_budget import StreamBudget, WatchedSink
 
 OnBadShares = Callable[[Stored, Mapping[int, ShareState]], None]  # a version, and states by share index
 
@@ -106,8 +106,8 @@ class Objects:
 
     async def read_to_stream(self, stored: Stored, sink: OrderedSink, part: Range, caller: Caller) -> None:
         """The bytes in order to a pipe or socket."""
-        with self._streams.take(stored.record.policy), self._reader(stored) as reader:
-            await alone(reader.to_stream(sink, part, lambda done: caller.progress(done, part.length)))
+        with self._streams.take(stored.record.policy) as turn, self._reader(stored) as reader:
+            await alone(reader.to_stream(WatchedSink(sink, turn), part, lambda done: caller.progress(done, part.length)))
 
     async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncGenerator[Stored, None]:
         """Newest versions in the order of their keys' bytes, at most `limit`. A record that does not open ends it with its error."""

@@ -35,6 +35,10 @@ class BytesSource:
 
     data: bytes
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
 
 class FileSource:
     """A regular file from `offset` on, read by position, in any order, by any thread.

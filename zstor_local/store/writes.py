@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import field, replace
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -29,6 +29,7 @@ from zstor_local.store.coding import (
     new_version,
     watch_nothing,
 )
+from zstor_local.store.commit_room import CommitRoom, coded_bytes
 from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits, Look, NewShares
 from zstor_local.store.errorgroups import single
@@ -40,7 +41,7 @@ from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.placing import Placing
 from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
 from zstor_local.store.stored import Stored, no_key
-from zstor_local.store.stream_budget import StreamBudget
+from zstor_local.store.stream_budget import StreamBudget, Turn
 from zstor_local.value import value
 
 DIGEST_PREFIX: Final = "blake3:"
@@ -80,6 +81,7 @@ class ObjectWriter:
         self._freeing = freeing
         self._scratches = scratches
         self._streams = streams
+        self._room = CommitRoom()
         self._placing = placing
 
     async def write(self, name: ObjectName, source: Source, options: WriteOptions, caller: Caller) -> Stored:
@@ -91,20 +93,30 @@ class ObjectWriter:
             _check_expected(coded, options)
             return await self._publish(namespace, name, coded, options, caller)
 
-        return await self.store(namespace, source, publish, caller, expected_size=options.expected_size)
+        kept = sum(map(len, options.references))
+        return await self.store(namespace, source, publish, caller, expected_size=options.expected_size, kept_bytes=kept)
 
     def write_value(self, name: ObjectName, data: Buffer, options: WriteOptions, caller: Caller) -> Later[Stored] | None:
         """As `write`, of a small value that is in memory: it is coded at once, and its outcome comes with the commit.
 
-        None, and nothing done, where there is more to it.
+        None, and nothing done, where there is more to it, or too much waits for its commit already.
         """
         namespace = self._namespaces.find_to_change(name.namespace)
         if namespace is None or len(data) > INLINE_CODING_BYTES or not is_small(len(data), namespace.policy):
             return None
-        self._look_ahead(namespace, name, options)
-        coded = self._small_coding(namespace, data, watch_nothing)()
-        _check_expected(coded, options)
-        return self._publish(namespace, name, coded, options, caller)
+        size = coded_bytes(len(data), namespace.policy)
+        if not self._room.take(size):
+            return None
+        try:
+            self._look_ahead(namespace, name, options)
+            coded = self._small_coding(namespace, data, watch_nothing)()
+            _check_expected(coded, options)
+            later = self._publish(namespace, name, coded, options, caller)
+        except BaseException:
+            self._room.give(size)
+            raise
+        later.then(partial(self._room.give, size))
+        return later
 
     def _look_ahead(self, namespace: Namespace, name: ObjectName, options: WriteOptions) -> None:
         """Refuse what will be refused, before bytes are moved in vain; what counts is the look at the commit."""
@@ -122,40 +134,53 @@ class ObjectWriter:
         *,
         expected_size: int | None = None,
         watch: Watch = watch_nothing,
+        kept_bytes: int = 0,
     ) -> T:
         """Code the bytes into shares and have them published; if that raises and no record has them, the shares are freed.
 
         `publish` has to commit what `put` or `discard` make of the shares, and looks whether it is what was expected. A stream that
-        brings more than `expected_size` is not read any further: it may have no end.
+        brings more than `expected_size` is not read any further: it may have no end. `kept_bytes`: what the caller holds meanwhile.
         """
         if expected_size is not None and not isinstance(source, (BytesSource, FileSource)):
             source = AnnouncedSource(source, expected_size)
-        data, rest = await self._beginning(namespace, source)
-        if rest is None:
+        if isinstance(source, BytesSource | FileSource) and is_small(source.size, namespace.policy):
+            return await self._store_small(namespace, source, publish, watch)
+        if isinstance(source, FileSource):
+            return await self._write_large(
+                namespace, publish, watch, lambda write: write.code_file(source, lambda done: caller.progress(done, source.size))
+            )
+        value = source.data if isinstance(source, BytesSource) else None
+        with self._streams.take(namespace.policy, beginning=value is None, kept_bytes=kept_bytes) as turn:
+            rest = _Ended() if isinstance(source, BytesSource) else source
+            beginning, ended = await self._beginning(namespace, rest, turn) if value is None else (value, False)
+            if ended:
+                return await self._store_small(namespace, BytesSource(beginning), publish, watch)
+            turn.grow()
+            return await self._write_large(
+                namespace,
+                publish,
+                watch,
+                lambda write: write.code_stream(beginning, rest, turn, lambda done: caller.progress(done, expected_size)),
+            )
+
+    async def _store_small(self, namespace: Namespace, source: BytesSource | FileSource, publish: Publish[T], watch: Watch) -> T:
+        """Code and publish a small object when there is room for it beside what else waits for its commit."""
+        async with self._room.taken(coded_bytes(source.size, namespace.policy)):
+            data = source.data if isinstance(source, BytesSource) else await self._runtime.threads.run(source.read_whole)
             code = self._small_coding(namespace, data, watch)
             return await publish(code() if len(data) <= INLINE_CODING_BYTES else await self._runtime.threads.run(code))
-        with nullcontext() if isinstance(rest, FileSource) else self._streams.take(namespace.policy):
-            return await self._write_large(namespace, data, rest, publish, caller, expected_size, watch)
 
-    async def _beginning(self, namespace: Namespace, source: Source) -> tuple[Buffer, FileSource | StreamSource | None]:
-        """The bytes of a small object and None, or what was read of a large one's stream, and where the rest comes from."""
-        policy = namespace.policy
-        if isinstance(source, BytesSource):
-            if is_small(len(source.data), policy):
-                return source.data, None
-            return source.data, _Ended()
-        if isinstance(source, FileSource):
-            if not is_small(source.size, policy):
-                return b"", source
-            return await self._runtime.threads.run(source.read_whole), None
+    async def _beginning(self, namespace: Namespace, source: StreamSource, turn: Turn) -> tuple[bytes, bool]:
+        """What of a stream tells whether the object is small, and whether it has ended."""
         buffer = bytearray()
         window = memoryview(bytearray(64 * limits.KIB))
-        while is_small(len(buffer), policy):
-            count = await source.read_into(window)
-            if count == 0:
-                return buffer, None
-            buffer += window[:count]
-        return buffer, source
+        with turn.waiting():
+            while is_small(len(buffer), namespace.policy):
+                count = await source.read_into(window)
+                if count == 0:
+                    return bytes(buffer), True
+                buffer += window[:count]
+        return bytes(buffer), False
 
     def _small_coding(self, namespace: Namespace, data: Buffer, watch: Watch) -> Callable[[], Coded]:
         """The work of coding a small object, for the loop or for a thread."""
@@ -176,24 +201,17 @@ class ObjectWriter:
     async def _write_large(
         self,
         namespace: Namespace,
-        data: Buffer,
-        source: FileSource | StreamSource,
         publish: Publish[T],
-        caller: Caller,
-        expected_size: int | None,
         watch: Watch,
+        code: Callable[[LargeWrite], Awaitable[None]],
     ) -> T:
         planned = self._plan(namespace)
         await self._committer.commit(namespace.id, "", lambda _: Decision(intents=[Intent(planned.version, planned.placement)]))
         write = LargeWrite(self._runtime, self._pool, self._scratches, planned, watch)
-        total = source.size if isinstance(source, FileSource) else expected_size
         try:
             with self._pool.large_write():
                 await self._runtime.threads.run(write.begin)
-                if isinstance(source, FileSource):
-                    await write.code_file(source, lambda done: caller.progress(done, total))
-                else:
-                    await write.code_stream(data, source, lambda done: caller.progress(done, total))
+                await code(write)
                 coded = await write.finish()
             return await publish(coded)
         except BaseException as error:
