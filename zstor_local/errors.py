@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ZstorError(Exception):
@@ -27,6 +27,11 @@ class ZstorError(Exception):
         self.message = message
         self.hint = hint
         self.data = data
+
+    def bare(self) -> Self:
+        """The same, for keeping: without the frames that it came through, for they hold what the call was given."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class NotFound(ZstorError):

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from zstor_local import limits
+from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods import rpc
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.server import Server
 from zstor_local.rpc.strict_json import Json, JsonObject
+from zstor_local.store.jobs import Jobs
 
 
 class CountingRandomness:
@@ -107,12 +111,26 @@ def error_type(error: Json) -> Json:
     return data["type"]
 
 
+@asynccontextmanager
+async def crowd(budget: Budget, clock: trio.testing.MockClock) -> AsyncIterator[None]:
+    """Somebody waits in vain for room, and has done so for long."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Room(budget).until, lambda: False)
+        for _ in range(4):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            clock.jump(limits.CROWDED_SECONDS)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 class World:
     """The server under test, its methods, and its clients."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path / "s")
         self.registry = Registry()
+        self.jobs: Jobs | None = None
         self.uid: int | None = None
         self.mounts_of: Callable[[int], str | None] = lambda _: None
         self.ended = trio.Event()
@@ -124,7 +142,7 @@ class World:
         listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         await listener.bind(self.path)
         listener.listen(256)
-        server = Server(self.registry, CountingRandomness(), uid=self.uid, mounts_of=self.mounts_of)
+        server = Server(self.registry, CountingRandomness(), jobs=self.jobs, uid=self.uid, mounts_of=self.mounts_of)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._serve, server, trio.SocketListener(listener))
             yield server

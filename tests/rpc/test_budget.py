@@ -10,14 +10,14 @@ import trio.testing
 
 from tests.rpc.conftest import World, error_type, request
 from zstor_local import limits
-from zstor_local.rpc.budget import ReplyBudget, ReplyRoom
+from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.outbox import Outbox
 
 
 def test_nobody_takes_more_than_is_left_for_others() -> None:
-    budget = ReplyBudget(100)
-    first, second = ReplyRoom(budget), ReplyRoom(budget)
+    budget = Budget(100)
+    first, second = Room(budget), Room(budget)
     assert first.take(50)
     assert not first.take(1)
     assert second.take(25)
@@ -25,16 +25,15 @@ def test_nobody_takes_more_than_is_left_for_others() -> None:
     assert budget.left == 25
 
 
-def test_a_connection_takes_a_messages_size_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MESSAGE_BYTES", 20)
-    room = ReplyRoom(ReplyBudget(100))
+def test_a_connection_takes_so_much_at_most() -> None:
+    room = Room(Budget(100), 20)
     assert room.take(20)
     assert not room.take(1)
 
 
 def test_what_is_there_already_counts_and_goes_with_its_connection() -> None:
-    budget = ReplyBudget(100)
-    gone, other = ReplyRoom(budget), ReplyRoom(budget)
+    budget = Budget(100)
+    gone, other = Room(budget), Room(budget)
     gone.hold(120)
     assert not other.take(1)
     gone.close()
@@ -44,12 +43,12 @@ def test_what_is_there_already_counts_and_goes_with_its_connection() -> None:
 
 
 async def test_whoever_waits_hears_of_what_others_give_back() -> None:
-    budget = ReplyBudget(100)
-    first, second, third = (ReplyRoom(budget) for _ in range(3))
+    budget = Budget(100)
+    first, second, third = (Room(budget) for _ in range(3))
     first.hold(100)
     served = []
 
-    async def want(room: ReplyRoom, size: int) -> None:
+    async def want(room: Room, size: int) -> None:
         while not room.take(size):
             await room.wait()
         served.append(size)
@@ -73,8 +72,8 @@ async def test_whoever_waits_hears_of_what_others_give_back() -> None:
 
 async def test_what_a_client_has_yet_to_take_counts() -> None:
     ours, theirs = trio.socket.socketpair()
-    budget = ReplyBudget(10_000_000)
-    box = Outbox(ours, None, ReplyRoom(budget))
+    budget = Budget(10_000_000)
+    box = Outbox(ours, None, Room(budget))
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(box.run)

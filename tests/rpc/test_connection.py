@@ -114,19 +114,6 @@ async def test_further_calls_wait_in_order_and_the_reader_reads_on(world: World,
         assert [(await client.reply())["id"] for _ in range(4)] == [5, limit, limit + 1, limit + 2]
 
 
-async def test_large_requests_run_only_as_many_as_their_messages_fit(world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "RUNNING_INPUT_BYTES", 200)
-    async with world.serving(), world.client() as client:
-        for number in range(4):
-            await client.request("hold", [str(number) + "x" * 60], id=number)  # each some 120 bytes
-        await client.request("urgent", id="urgent")
-        assert (await client.reply())["id"] == "urgent"
-        assert len(gate.started) == 1
-        for number in range(4):
-            gate.open(str(number) + "x" * 60)
-            assert (await client.reply())["id"] == number
-
-
 async def test_members_of_a_batch_take_their_turn_and_answer_together(world: World, gate: Gate) -> None:
     limit = limits.CALLS_PER_CONNECTION
     for number in range(limit + 8):
@@ -155,35 +142,6 @@ async def test_who_sends_many_quick_calls_at_once_does_not_keep_the_others_waiti
             before = called
             await trio.lowlevel.checkpoint()
             assert called - before <= 2 * limits.CALLS_PER_CONNECTION  # in two turns: ours comes before theirs, or behind
-
-
-async def test_a_queue_over_the_input_budget_is_busy(world: World, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CALLS_PER_CONNECTION", 1)
-    async with world.serving() as server, world.client() as client:
-        server.budget.take(limits.INPUT_BUDGET_BYTES - 100)
-        for number in range(3):
-            await client.request("hold", [str(number)], id=number)
-        reply = await client.reply()
-        assert (reply["id"], error_type(reply)) == (2, "busy")
-        for number in range(2):
-            gate.open(str(number))
-            assert (await client.reply())["id"] == number
-        assert server.budget.left == 100
-
-
-async def test_unread_input_over_the_budget_is_busy_and_costs_its_line(world: World) -> None:
-    async with world.serving() as server, world.client() as client:
-        server.budget.take(limits.INPUT_BUDGET_BYTES - 1000)
-        await client.send('{"a":"' + "x" * 2000)
-        assert error_type(await client.reply()) == "busy"
-        await client.send('"}\n')
-        assert await client.result("rpc.ping") == "pong"
-        await client.send('{"a":')
-        await trio.testing.wait_all_tasks_blocked()
-        assert server.budget.left == 1000 - len('{"a":')
-        server.stop()
-        await world.ended.wait()
-        assert server.budget.left == 1000
 
 
 @pytest.mark.parametrize(("method", "name"), [("$/cancelRequest", "id"), ("notifications/cancelled", "requestId")])

@@ -7,10 +7,11 @@ import os
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rpc.conftest import Client, World, error_type, request
+from tests.rpc.conftest import Client, World, crowd, error_type, request
 from zstor_local import limits
 from zstor_local.errors import ParseError, TooLarge
 from zstor_local.rpc.call import Call
@@ -207,13 +208,16 @@ async def test_a_header_that_cannot_be_read_is_answered_and_ends_the_connection(
         assert await client.rest() == b""
 
 
-async def test_an_incomplete_message_counts_as_input(world: World) -> None:
+async def test_a_message_that_comes_too_slowly_while_others_wait_costs_itself_alone(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
     async with world.serving() as server, world.client() as client:
-        server.budget.take(limits.INPUT_BUDGET_BYTES - 1_000)
-        whole = framed("x" * 5_000)
-        await client.send(whole[:4_000])
-        assert error_type(await read(client)) == "busy"
-        await client.send(whole[4_000:])
+        whole = framed("x" * 500_000)
+        await client.send(whole[:400_000])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with crowd(server.dispatcher.inputs, mock_clock):
+            assert error_type(await read(client)) == "busy"
+        await client.send(whole[400_000:])
         await client.send(framed(json.loads(request("rpc.ping"))))
         assert (await read(client))["result"] == "pong"
-        assert server.budget.take(1_000)
+        assert server.dispatcher.inputs.left == limits.INPUT_BUDGET_BYTES

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.rpc.conftest import Client, World, error_type, request
+from tests.rpc.conftest import Client, World, crowd, error_type, request
 from zstor_local import limits
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.strict_json import Json, JsonObject
@@ -235,14 +235,15 @@ async def test_a_message_over_the_limit_is_refused_before_it_is_sent(world: Worl
         assert await browser.client.rest() == b""
 
 
-async def test_bodies_count_as_input(world: World) -> None:
+async def test_a_body_that_comes_too_slowly_while_others_wait_is_given_up(world: World, mock_clock: trio.testing.MockClock) -> None:
     async with world.serving() as server, world.client() as client:
-        server.budget.take(limits.INPUT_BUDGET_BYTES - 1_000)
-        await client.send(post(b"x" * 5_000)[:3_000])
-        status, reply, _ = await Browser(client).response()
-        assert (status, error_type(reply)) == (503, "busy")
-        assert await client.rest() == b""
-        assert server.budget.take(1_000)
+        await client.send(post(b"x" * 500_000)[:300_000])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with crowd(server.dispatcher.inputs, mock_clock):
+            status, reply, _ = await Browser(client).response()
+            assert (status, error_type(reply)) == (503, "busy")
+            assert await client.rest() == b""
+        assert server.dispatcher.inputs.left == limits.INPUT_BUDGET_BYTES
 
 
 async def test_what_http_cannot_carry_is_not_supported(world: World) -> None:

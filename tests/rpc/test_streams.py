@@ -20,12 +20,15 @@ import trio.testing
 from tests.rpc.conftest import Client, CountingRandomness, World, error_type, request
 from tests.rpc.test_registry import resolve
 from tests.store.home import CHUNK, Home, content, freed, get, keys, opened_blocks, put
+from tests.store.test_links import put_list
 from zstor_local import limits
 from zstor_local.errors import NoSpace
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.connection import Connection
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import streams as stream_methods
+from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.server import Server
 from zstor_local.rpc.streams import Opened, Streams
 from zstor_local.store.caller import Caller
@@ -34,6 +37,7 @@ from zstor_local.store.protected import Protected
 from zstor_local.store.sinks import OrderedSink
 from zstor_local.store.sources import StreamSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 from zstor_local.store.writes import WriteOptions
 from zstor_local.system import RealClientFiles
 
@@ -697,6 +701,44 @@ async def test_a_client_that_reads_nothing_harms_only_itself(scene: Scene, peer:
             await peer.write(stream, data)
             await peer.result("stream.close", stream=stream)
             assert (await peer.read(await peer.open_read(f"{number}")))[0] == data
+
+
+async def test_a_walks_values_are_read_when_they_can_be_sent(scene: Scene, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk_methods.register(scene.world.registry, scene.store)
+    await put_list(scene.store, *"abcdefgh")
+    budget, read, original = scene.server.dispatcher.replies, 0, scene.store.objects.read
+
+    async def reading(stored: Stored) -> bytes:
+        nonlocal read
+        read += 1
+        assert budget.left < limits.REPLY_BUDGET_BYTES
+        return await original(stored)
+
+    monkeypatch.setattr(scene.store.objects, "read", reading)
+    monkeypatch.setattr(limits, "SMALL_REPLY_BYTES", 0)
+    stream = (await peer.result("object.walk", start_key="a", values=True, stream=True))["stream"]
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert read == WINDOW
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+    for seq in range(8):
+        await peer.notification(stream)
+        await peer.result("stream.ack", stream=stream, seq=seq)
+    assert (await peer.notification(stream))["params"]["result"] == {"items": 8}
+    assert read == 8
+
+
+async def test_much_metadata_waits_for_room(scene: Scene, peer: Peer) -> None:
+    await put(scene.store, "a", b"", WriteOptions(references=[f"{number:0250}" for number in range(1_000)]))
+    budget = scene.server.dispatcher.replies
+    held, left = Room(budget, budget.left), budget.left
+    held.hold(left)
+    asked = await peer.send("object.stat", key="a")
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert budget.left == 0
+    await peer.result("rpc.ping")
+    held.give(left)
+    assert len((await peer.reply(asked))["result"]["metadata"]["references"]) == 1_000
+    assert budget.left == limits.REPLY_BUDGET_BYTES
 
 
 # --- Failures of the write, its commit, and cancels ---

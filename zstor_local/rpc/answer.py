@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from zstor_local import limits
-from zstor_local.rpc.budget import ReplyRoom
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.dispatch import Id, Missing, error_reply, reply_too_large
 
@@ -46,11 +46,11 @@ class Answer:
 
     __slots__ = ("_descriptors", "_ending", "_left", "_lines", "_room", "_size", "calls", "sent")
 
-    def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, room: ReplyRoom | None) -> None:
+    def __init__(self, ending: Ending, descriptors: Descriptors, *, calls: int, room: Room | None) -> None:
         self._ending = ending
         self._descriptors = descriptors
         self.calls = calls
-        self.sent = trio.Event()  # whoever sends the whole sets it
+        self.sent = trio.Event()
         self._left = calls
         self._room = room
         self._lines: list[bytes] = []
@@ -74,10 +74,16 @@ class Answer:
         if self._left:
             return None
         self._descriptors.close()
-        if self._room is None:
-            return self._ending.finish(self._lines[0]) if self._lines else None
-        self._room.give(self._size - _BRACKETS)
-        return self._ending.finish(b"[" + b",".join(self._lines) + b"]") if self._lines else None
+        lines, self._lines = self._lines, []
+        if not lines:
+            return None
+        return self._ending.finish(lines[0] if self._room is None else b"[" + b",".join(lines) + b"]")
+
+    def let_go(self) -> None:
+        """The whole is on its way, or there is nothing to send."""
+        if self._room is not None:
+            self._room.give(self._size - _BRACKETS)
+        self.sent.set()
 
     def _has_room(self, size: int) -> bool:
         """Whether a batch may collect so much more: it never waits for others, for those may wait for it."""

@@ -1,50 +1,44 @@
-"""What connections may hold together: bytes of input before it is run, bytes of replies before their clients have taken them."""
+"""What connections may hold together: bytes of input until its calls have ended, bytes of replies until clients have taken them.
+
+Nobody gets more than is left for others. Who waits for room is woken by whatever is given back; where somebody has waited for long the
+budget is crowded, and those who hold much and are slow have to make room (`Server`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import trio
 
 from zstor_local import limits
 
 
-class InputBudget:
-    """A count of bytes with a limit. What was taken must be given back."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, size: int = limits.INPUT_BUDGET_BYTES) -> None:
-        self.left = size
-
-    def take(self, count: int) -> bool:
-        """Reserve bytes; False, and nothing taken, if there are too few left."""
-        if count > self.left:
-            return False
-        self.left -= count
-        return True
-
-    def give(self, count: int) -> None:
-        """Give bytes back."""
-        self.left += count
-
-
-class ReplyBudget:
-    """Bytes that all connections share; each has its `ReplyRoom` in it."""
+class Budget:
+    """Bytes that all connections share; each has its `Room` in it."""
 
     __slots__ = ("crowd", "left")
 
-    def __init__(self, size: int = limits.REPLY_BUDGET_BYTES) -> None:
+    def __init__(self, size: int) -> None:
         self.left = size
-        self.crowd: dict[ReplyRoom, None] = {}  # rooms in which somebody waits, the longest first
+        self.crowd: dict[Room, None] = {}  # rooms in which somebody waits, the longest first
+
+    @property
+    def crowded(self) -> bool:
+        """Somebody has waited for long."""
+        now = trio.current_time()
+        return any(room.since is not None and now - room.since >= limits.CROWDED_SECONDS for room in self.crowd)
 
 
-class ReplyRoom:
-    """What one connection holds of a `ReplyBudget`: up to a message's size, and no more than is left for others."""
+class Room:
+    """What one connection holds of a `Budget`: up to `most`, and no more than is left for others."""
 
-    __slots__ = ("_budget", "_held", "_open", "_waiting")
+    __slots__ = ("_budget", "_most", "_open", "_waiting", "held", "since")
 
-    def __init__(self, budget: ReplyBudget) -> None:
+    def __init__(self, budget: Budget, most: int = limits.MESSAGE_BYTES) -> None:
+        self.held = 0
+        self.since: float | None = None  # when somebody began to wait here who has not been served
         self._budget = budget
-        self._held = 0
+        self._most = most
         self._open = True
         self._waiting = trio.lowlevel.ParkingLot()
 
@@ -53,37 +47,50 @@ class ReplyRoom:
         if not self.has(size):
             return False
         self.hold(size)
+        self.since = None
         self._waiting.unpark()  # there may be room for the next one too
         return True
 
     def has(self, size: int) -> bool:
         """Whether there is room for so many bytes more."""
-        return self._held + size <= min(limits.MESSAGE_BYTES, self._budget.left)
+        return self.held + size <= self._most and self.held + size <= self._budget.left
 
     def hold(self, size: int) -> None:
         """Count what is in memory already, room or not."""
         if self._open:
-            self._held += size
+            self.held += size
             self._budget.left -= size
 
     def give(self, size: int) -> None:
         """Give bytes back; whoever waits may look again."""
         if self._open:
-            self._held -= size
+            self.held -= size
             self._budget.left += size
-            for room in [*self._budget.crowd]:
-                room._waiting.unpark()
+            if self._budget.crowd:
+                for room in [*self._budget.crowd]:
+                    room._waiting.unpark()
 
     async def wait(self) -> None:
         """Until some bytes were given back, by whomever."""
         self._budget.crowd[self] = None
+        if self.since is None:
+            self.since = trio.current_time()
         try:
             await self._waiting.park()
+        except BaseException:
+            self.since = None
+            raise
         finally:
             if not self._waiting:
                 self._budget.crowd.pop(self, None)
 
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Wait until this is so; it is asked at once, and whenever something was given back."""
+        while not ready():
+            await self.wait()
+        self.since = None
+
     def close(self) -> None:
         """The connection has ended: nothing of it counts any more."""
-        self.give(self._held)
+        self.give(self.held)
         self._open = False

@@ -12,7 +12,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.errors import Busy, InvalidParams, NotSupported, ShuttingDown, TimedOut, ZstorError
-from zstor_local.rpc.budget import ReplyRoom
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.strict_json import JsonObject
 
@@ -39,7 +39,7 @@ class Connection(Protocol):
     def peer(self) -> Peer: ...
 
     @property
-    def reply_room(self) -> ReplyRoom:
+    def reply_room(self) -> Room:
         """Its part of the memory for large replies."""
         ...
 
@@ -114,6 +114,7 @@ class Call:
         "connection",
         "descriptors",
         "detach",
+        "let_go",
         "method",
         "refused",
     )
@@ -126,6 +127,7 @@ class Call:
         self.bound: Callable[[], object] | None = None  # the method and its arguments, once they are checked
         self.refused: InvalidParams | None = None
         self.detach = False  # the caller wants a job
+        self.let_go: Callable[[], object] | None = None  # to be called when it waits for a descriptor, whose stream counts by itself
         self._progress_token: str | int | None = None
         self._progress_due = -inf
         self._done = -inf
@@ -144,6 +146,8 @@ class Call:
 
     def take_fd(self, index: int) -> int:
         """The descriptor at an index of those sent with the message. The method owns it from now on and closes it."""
+        if self.let_go is not None:
+            self.let_go()
         return self.descriptors.take(index)
 
     def require_messages(self, what: str) -> None:
@@ -170,6 +174,11 @@ class Call:
         if message is not None:
             params["message"] = message
         self.connection.offer("notifications/progress", params)
+
+    @property
+    def has_reply_room(self) -> bool:
+        """Some of it was taken for this call."""
+        return self._reply_bytes > 0
 
     def take_reply_room(self, size: int) -> bool:
         """Whether a reply of about `size` bytes (a message's at most) has room beside those that clients have yet to take.
@@ -249,7 +258,7 @@ class Call:
         return True
 
     def replied(self) -> None:
-        """The reply is sent, or never will be."""
+        """The reply, or a message of its kind, is sent or never will be: its room is free."""
         if self._reply_bytes:
             self.give_back(self._reply_bytes)
 

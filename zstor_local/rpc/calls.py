@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local import limits
-from zstor_local.errors import Busy, ZstorError
+from zstor_local.errors import Busy, Cancelled, InvalidParams, ZstorError
 from zstor_local.rpc.answer import Answer
-from zstor_local.rpc.budget import InputBudget
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
-from zstor_local.rpc.dispatch import Dispatcher, Id, Missing
+from zstor_local.rpc.dispatch import Dispatcher, Id, Missing, Request
+from zstor_local.rpc.intake import CALL_BYTES, Intake
 from zstor_local.rpc.outbox import Outbox
 from zstor_local.store.later import Later
 
 log = logging.getLogger("zstor.rpc")
 
+CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestId"}  # LSP, MCP
 _NOT_BEGUN: Final = object()
 _LASTING: Final = (Later, Awaitable)  # what a plain method answers with where its result is yet to come
 
@@ -32,8 +34,7 @@ class _Task:
     id: Id
     answer: Answer
     urgent: bool
-    size: int  # bytes of its message
-    cost: int = 0  # bytes of the input budget that it holds while it waits
+    size: int  # bytes of input that it holds
     waiting: bool = False
     answered: bool = False
 
@@ -47,54 +48,57 @@ class Calls:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        budget: InputBudget,
+        intake: Intake,
+        reply_room: Room,
+        outbox: Outbox,
         *,
         start_soon: Callable[[Callable[[], Awaitable[object]]], None],
-        outbox: Outbox,
         on_idle: Callable[[], None],
     ) -> None:
         self._dispatcher = dispatcher
-        self._budget = budget
+        self._intake = intake
+        self._reply_room = reply_room
         self._start_soon = start_soon
         self._outbox = outbox
         self._going_on = False
         self._closed = False
         self._on_idle = on_idle
         self._running = {False: 0, True: 0}  # by urgency
-        self._running_bytes = 0
+        self._begun_since = False  # a call that had to wait, since the last look
         self._queue: deque[_Task] = deque()
         self._tasks: set[_Task] = set()
         self._begun: set[Work] = set()
+        self._sending: set[Answer] = set()  # whole, and waiting for room
         self._by_id: dict[Id, _Task] = {}
 
     @property
     def idle(self) -> bool:
         """Every call has been answered, and nothing goes on that one of them began."""
-        return not self._tasks and not self._begun
+        return not self._tasks and not self._begun and not self._sending
 
     def admit(self, call: Call, identity: Id, answer: Answer, *, urgent: bool, size: int) -> None:
-        """Run a bound call now or when its turn comes; Busy if it may not even wait. `size` is what its message took of the input."""
+        """Run a bound call now or when its turn comes. `size` is what it takes of the input; Busy if it is urgent and one too many."""
         most = limits.URGENT_CALLS_PER_CONNECTION if urgent else limits.CALLS_PER_CONNECTION
-        at_once = (self._running[True] < most) if urgent else (not self._queue and self._may_start(size))
+        at_once = (self._running[True] < most) if urgent else (not self._queue and self._may_start())
         begun: object = _NOT_BEGUN
         if at_once and self._dispatcher.registry[call.method].plain and not self._outbox.full:
             begun = self._dispatcher.begin(call)
             if not isinstance(begun, _LASTING):  # it was never anything that could be waited for or cancelled
-                reply = self._word(call, identity, answer, begun)
-                if reply is not None:
-                    self._outbox.push(reply)
-                if answer.complete:
-                    answer.sent.set()
-                call.replied()
-                return
+                line = self._word(call, identity, begun)
+                if self._has_room(call, line):
+                    self._add(answer, identity, line)
+                    call.replied()
+                    return
         task = _Task(call, identity, answer, urgent, size)
         if not at_once:
-            if urgent or not self._budget.take(size):
-                raise Busy(f"{most} calls run and the queue is full", hint="wait for their answers, then send this again", limit=most)
-            task.cost = size
+            if urgent:
+                raise Busy(f"{most} calls run", hint="wait for their answers, then send this again", limit=most)
             task.waiting = True
             self._queue.append(task)
             self._outbox.on_room = self._start_waiting
+        self._intake.hold(size)
+        if len(call.descriptors):
+            call.let_go = functools.partial(self._let_go, task)
         self._tasks.add(task)
         if identity is not None and identity is not Missing.ID:
             # Two calls with one id are the client's mistake; a cancel is for the older one.
@@ -102,11 +106,15 @@ class Calls:
         if at_once:  # last: it may have ended when this returns
             self._start(task, begun)
 
-    def cancel(self, identity: Id, reason: ZstorError) -> None:
-        """Stop the call with this id, if there is one and it has not begun to commit."""
+    def cancel_by(self, request: Request) -> None:
+        """Stop the call that a request of `CANCELS` names, if there is one and it has not begun to commit."""
+        name = CANCELS[request.method]
+        identity = request.params.get(name) if isinstance(request.params, dict) else None
+        if isinstance(identity, (bool, dict, list)) or identity is None:
+            raise InvalidParams(f"{request.method} needs {name}")
         task = self._by_id.get(identity)
         if task is not None:
-            self._stop(task, reason)
+            self._stop(task, Cancelled("the caller cancelled the request"))
 
     def cancel_all(self, reason: Callable[[], ZstorError]) -> None:
         """Stop all calls that have not begun to commit."""
@@ -125,31 +133,65 @@ class Calls:
         for work in [*self._begun]:
             work.starve()
 
+    def look_at_pace(self, *, crowded: bool) -> None:
+        """Others have waited for room: calls that wait behind some that do not end are refused. To be called each CROWDED_SECONDS."""
+        if crowded and not self._begun_since:
+            for task in sorted(self._queue, key=lambda task: task.size, reverse=True):
+                if self._intake.small:
+                    break
+                self._stop(
+                    task, Busy("the calls before it do not end, and others wait for its room", hint="send it again when they have")
+                )
+                self._queue.remove(task)
+                self._let_go(task)
+        self._begun_since = not self._queue  # what begins to wait now has its time
+
     def close(self) -> None:
-        """The connection ends: give back what the waiting calls hold of the input budget, and start nothing more for it."""
+        """The connection ends: start nothing more for it."""
         self._closed = True
-        self._budget.give(sum(task.cost for task in self._queue))
         self._queue.clear()
         self._outbox.on_room = None
         self._tasks.clear()
 
     async def reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
         """Add a call's reply to its message's answer; with the last one it is sent."""
-        whole = answer.add(identity, reply)
-        if whole is not None:
-            await self._outbox.put(whole)
-        if answer.complete:
-            answer.sent.set()
+        await self._outbox.ready()
+        self._add(answer, identity, reply)
 
-    def _may_start(self, size: int) -> bool:
-        """Whether a call that is not urgent may run now: not too many or too large ones, none for a client that takes nothing."""
-        room = not self._running_bytes or self._running_bytes + size <= limits.RUNNING_INPUT_BYTES
-        return room and self._running[False] < limits.CALLS_PER_CONNECTION and not self._outbox.large
+    def _add(self, answer: Answer, identity: Id, line: bytes | None) -> None:
+        """Send the answer if this was the last that it lacked. A batch's waits for room, if it is large, where its replies wait."""
+        whole = answer.add(identity, line)
+        if whole is not None:
+            room = self._reply_room
+            if answer.calls > 1 and len(whole) > limits.SMALL_REPLY_BYTES:
+                if not room.take(len(whole)):
+                    self._sending.add(answer)
+                    self._start_soon(functools.partial(self._send_in_turn, answer, whole))
+                    return
+                self._outbox.push(whole)
+                room.give(len(whole))  # the outbox counts what it could not send
+            else:
+                self._outbox.push(whole)
+        if answer.complete:
+            answer.let_go()
+
+    async def _send_in_turn(self, answer: Answer, whole: bytes) -> None:
+        room = self._reply_room
+        await room.until(lambda: room.take(len(whole)))
+        self._outbox.push(whole)
+        room.give(len(whole))
+        answer.let_go()
+        self._sending.discard(answer)
+        if self.idle:
+            self._on_idle()
+
+    def _may_start(self) -> bool:
+        """Whether a call that is not urgent may run now: not too many of them, none for a client that takes nothing."""
+        return self._running[False] < limits.CALLS_PER_CONNECTION and not self._outbox.large
 
     def _start(self, task: _Task, begun: object) -> None:
         """Run it, if it is not `begun`: then that is what a plain method answered."""
         self._running[task.urgent] += 1
-        self._running_bytes += task.size
         if begun is _NOT_BEGUN:
             if not self._dispatcher.registry[task.call.method].plain:
                 self._start_soon(functools.partial(self._run, task))
@@ -172,26 +214,35 @@ class Calls:
         """Answer a call that has ended. Where the client has yet to take other replies, a task waits for room."""
         if self._closed:  # what was committed for a client that is gone
             return
+        self._let_go(task)
         if self._outbox.full:
             self._start_soon(functools.partial(self._finish_in_turn, task, outcome))
             return
         if not task.answered:
-            reply = self._conclude(task, outcome)
-            if reply is not None:
-                self._outbox.push(reply)
+            line = self._word(task.call, task.id, outcome)
+            if not self._has_room(task.call, line):
+                self._start_soon(functools.partial(self._finish_in_turn, task, outcome))
+                return
+            task.answered = True
+            self._add(task.answer, task.id, line)
             self._concluded(task)
         self._go_on(task)
 
     async def _finish_in_turn(self, task: _Task, outcome: object) -> None:
+        self._let_go(task)
         if not task.answered:
             await self._conclude_in_turn(task, outcome)
         self._go_on(task)
+
+    def _let_go(self, task: _Task) -> None:
+        """It needs what it was given no more, however long its reply may wait."""
+        self._intake.give(task.size)
+        task.size = 0
 
     def _go_on(self, ended: _Task) -> None:
         """Its room is free: start what waits for its turn."""
         ended.call.replied()
         self._running[ended.urgent] -= 1
-        self._running_bytes -= ended.size
         if self._queue:
             self._start_waiting()
 
@@ -199,42 +250,45 @@ class Calls:
         if self._going_on:  # what was started below has ended already
             return
         self._going_on = True
-        while self._queue and self._may_start(self._queue[0].size):
+        while self._queue and self._may_start():
             following = self._queue.popleft()
             following.waiting = False
-            self._budget.give(following.cost)
+            self._begun_since = True
             self._start(following, _NOT_BEGUN)
         self._going_on = False
         if not self._queue:
             self._outbox.on_room = None
 
-    def _conclude(self, task: _Task, outcome: object) -> bytes | None:
-        task.answered = True
-        return self._word(task.call, task.id, task.answer, outcome)
-
-    def _word(self, call: Call, identity: Id, answer: Answer, outcome: object) -> bytes | None:
-        """Word a call's outcome. Returns the message's whole reply, if this was its last call."""
+    def _word(self, call: Call, identity: Id, outcome: object) -> bytes | None:
+        """Word a call's outcome; None for a notification's."""
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%.64r %s: %s", identity, call.method, outcome.type if isinstance(outcome, ZstorError) else "done")
         if identity is not Missing.ID:
-            return answer.add(identity, self._dispatcher.reply(identity, outcome))
+            return self._dispatcher.reply(identity, outcome)
         if isinstance(outcome, ZstorError):
             log.info("notification %s: %s", call.method, outcome.message)
-        return answer.add(identity, None)
+        return None
+
+    def _has_room(self, call: Call, line: bytes | None) -> bool:
+        """Whether this reply may be kept until the client has taken it. If not it is worded again when there is room."""
+        return line is None or call.has_reply_room or call.take_reply_room(len(line))
 
     async def _conclude_in_turn(self, task: _Task, outcome: object) -> None:
+        task.answered = True
         try:
-            await self._outbox.ready()
-            reply = self._conclude(task, outcome)
-            if reply is not None:
-                self._outbox.push(reply)
+            while True:
+                await self._outbox.ready()
+                line = self._word(task.call, task.id, outcome)
+                if self._has_room(task.call, line):
+                    break
+                del line
+                await self._reply_room.wait()
+            self._add(task.answer, task.id, line)
         finally:
             self._concluded(task)
 
     def _concluded(self, task: _Task) -> None:
         """Its reply is out, or never will be."""
-        if task.answer.complete:
-            task.answer.sent.set()
         self._tasks.discard(task)
         if self._by_id.get(task.id) is task:
             del self._by_id[task.id]
@@ -252,4 +306,7 @@ class Calls:
     def _stop(self, task: _Task, reason: ZstorError) -> None:
         if task.call.cancel(reason) and task.waiting and not task.answered:
             task.answered = True
+            task.call.bound = None
+            self._intake.give(task.size - CALL_BYTES)  # it stays in the queue
+            task.size = CALL_BYTES
             self._start_soon(functools.partial(self._conclude_in_turn, task, reason))

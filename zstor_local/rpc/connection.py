@@ -16,16 +16,17 @@ from typing import Final, TypeVar, cast
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Busy, Cancelled, InvalidParams, InvalidRequest, IoError, TooLarge, ZstorError
+from zstor_local.errors import Busy, InvalidParams, InvalidRequest, IoError, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
-from zstor_local.rpc.budget import InputBudget, ReplyRoom
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
-from zstor_local.rpc.calls import Calls
+from zstor_local.rpc.calls import CANCELS, Calls
 from zstor_local.rpc.content_length import ContentLengthFramer
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Arrivals, Descriptors, Receiver, Truncated, close_all
 from zstor_local.rpc.dispatch import Dispatcher, Request, bind, error_reply, parse_request
 from zstor_local.rpc.framing import Event, Fault, Framer, Message, Terminator
 from zstor_local.rpc.http import HttpFramer, NoDescriptors
+from zstor_local.rpc.intake import Intake, call_bytes
 from zstor_local.rpc.outbox import Cork, Outbox
 from zstor_local.rpc.strict_json import Json, encode
 from zstor_local.rpc.wire import Wire, wire_of
@@ -37,35 +38,35 @@ _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
 _HANGUP_CHECK_SECONDS: Final = 1.0
 _REQUESTS_IN_A_TURN: Final = 64  # quick calls are answered where they are read: some milliseconds of them, then others have their turn
-_CANCELS: Final = {"$/cancelRequest": "id", "notifications/cancelled": "requestId"}  # LSP, MCP
 
 
 class Connection:
     """Serve one socket with `serve`; `stop` and `abort` end it early."""
 
-    def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, budget: InputBudget, cork: Cork) -> None:
+    def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, cork: Cork) -> None:
         self._socket = socket
         self._peer = peer
         self._dispatcher = dispatcher
-        self._budget = budget
+        self._intake = Intake(Room(dispatcher.inputs, limits.RUNNING_INPUT_BYTES))
         self._framer: Wire = Framer()
         self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
         self._receiver = Receiver(socket)
-        self._reply_room = ReplyRoom(dispatcher.replies)
-        self._batch_room = ReplyRoom(dispatcher.batches)
+        self._reply_room = Room(dispatcher.replies)
+        self._batch_room = Room(dispatcher.batches)
         self._outbox = Outbox(socket, cork, self._reply_room)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_size = _READ_BYTES
         self._first = True
         self._arrivals = Arrivals()
-        self._held = 0  # bytes of the budget that the incomplete message holds
         self._undecided: Ending | None = None
         self._bad_in_a_row = 0
         self._requests = 0
         self._closing = False
         self._stopping = False
-        self._calls = Calls(dispatcher, budget, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle)
+        self._calls = Calls(
+            dispatcher, self._intake, self._reply_room, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle
+        )
         self._idle = trio.Event()
         self._active = trio.current_time()
         self._poll = select.poll()
@@ -79,7 +80,7 @@ class Connection:
         return self._peer
 
     @property
-    def reply_room(self) -> ReplyRoom:
+    def reply_room(self) -> Room:
         return self._reply_room
 
     @property
@@ -124,9 +125,9 @@ class Connection:
             log.debug("client %s: %s", self._peer, gone.exceptions[0])
         finally:
             self._arrivals.close()
-            self._budget.give(self._held)
             self._framer = Framer()  # it and its tasks refer to each other: what is large must not wait until garbage is looked for
             self._outbox.close()
+            self._intake.close()
             self._reply_room.close()
             self._batch_room.close()
             self._receiver.detach()
@@ -162,6 +163,7 @@ class Connection:
             if received is None:
                 continue
             data, fds = received
+            self._intake.came(len(data))
             self._active = trio.current_time()
             if len(data) == self._read_size:
                 self._read_size = _READ_BYTES_MAX
@@ -179,6 +181,8 @@ class Connection:
 
     async def _receive(self) -> tuple[bytes, list[int]] | None:
         """Read once. None where the time is up that the last message's terminator had."""
+        if not self._intake.may_go_on(pending := self._framer.pending):
+            await self._intake.go_on(pending)
         if self._undecided is None:
             return await self._receiver.receive(self._read_size)
         with trio.move_on_after(limits.TERMINATOR_GRACE_SECONDS):
@@ -205,8 +209,6 @@ class Connection:
             events.append(event)
         if len(events) == 1 and isinstance(events[0], Message) and not fds and not self._arrivals.early and not self._closing:
             await self._message(events[0], NO_DESCRIPTORS)  # as nearly always
-            if self._framer.pending or self._held:
-                await self._hold(self._framer.pending)
             return
         messages = sum(not isinstance(event, Terminator) for event in events)
         owners = self._arrivals.share_out(fds, messages, begun=self._framer.pending > 0)
@@ -222,7 +224,9 @@ class Connection:
                 self._closing = self._closing or event.last
             else:
                 await self._message(event, descriptors)
-        await self._hold(self._framer.pending)
+        if self._arrivals.early > KERNEL_MAX:
+            self._arrivals.drop_early()
+            await self._refuse(InvalidParams(f"a call takes at most {limits.FDS_PER_CALL} descriptors"))
 
     async def _take_turns(self, http: HttpFramer, data: bytes) -> None:
         """As `_take`, for HTTP: one message after the other, each answered before the next is looked at."""
@@ -241,23 +245,26 @@ class Connection:
             self._closing = self._closing or http.closing
         if told := http.continues():
             self._outbox.push(told, framed=True)
-        await self._hold(http.pending)
         self._closing = self._closing or http.closing
 
-    async def _hold(self, size: int) -> None:
-        """Have the input budget hold just the bytes of the incomplete message."""
-        if self._arrivals.early > KERNEL_MAX:
-            self._arrivals.drop_early()
-            await self._refuse(InvalidParams(f"a call takes at most {limits.FDS_PER_CALL} descriptors"))
-        if size == self._held:
-            return
-        self._budget.give(self._held)
-        self._held = size if self._budget.take(size) else 0
-        if self._held != size:
+    def look_at_pace(self, *, inputs_crowded: bool, replies_crowded: bool) -> None:
+        """What it holds while others wait has to move: half a message that stalls is given up, so are calls behind others that do not
+        end, and with a client that takes its replies too slowly the connection. To be called each CROWDED_SECONDS.
+        """
+        if self._intake.stalls(crowded=inputs_crowded):
+            log.info("client %s: a message that came too slowly was given up", self._peer)
             self._framer.discard()
             self._arrivals.drop_early()
-            error = Busy("the daemon holds too much unread input", hint="send this again later", limit=limits.INPUT_BUDGET_BYTES)
-            await self._outbox.put(error_reply(None, error) + b"\n")
+            self._intake.whole()
+            hint = f"send it again, {limits.CROWDED_BYTES_PER_SECOND} bytes a second at least"
+            error = Busy("others wait for the room of this message, and it came slowly", hint=hint, limit=limits.INPUT_BUDGET_BYTES)
+            self._outbox.push(error_reply(None, error) + b"\n")
+            if self._http is not None:
+                self._reading.cancel()
+        self._calls.look_at_pace(crowded=inputs_crowded)
+        if self._outbox.stalls(crowded=replies_crowded):
+            log.info("client %s: it took its replies too slowly while others waited", self._peer)
+            self._outbox.give_up()
 
     # --- Messages ---
 
@@ -288,24 +295,26 @@ class Connection:
                     return
             else:
                 good += 1
-                await self._request(request, answer, descriptors, message.length // len(members))
+                await self._request(request, answer, descriptors, call_bytes(message.length // len(members), request.params))
         self._judge(good=good > 0)
 
     async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
         self._requests += 1
         if self._requests % _REQUESTS_IN_A_TURN == 0:
             await trio.lowlevel.cancel_shielded_checkpoint()
+        if not self._intake.has_room:
+            await self._intake.wait()
         call = Call(request.method, self, descriptors, answer.sent)
         try:
-            if request.method in _CANCELS:
-                self._cancel_by_id(request)
+            if request.method in CANCELS:
+                self._calls.cancel_by(request)
                 await self._calls.reply(answer, request.id, self._dispatcher.reply(request.id, None) if request.wants_reply else None)
                 return
             if len(descriptors) > limits.FDS_PER_CALL * answer.calls:
                 raise InvalidParams(f"{len(descriptors)} descriptors, where a call takes at most {limits.FDS_PER_CALL}")
             bind(self._dispatcher.registry, request, call)
             if call.detach:
-                self._dispatcher.detach(request, call)
+                self._dispatcher.detach(request, call, size)
             urgent = self._dispatcher.registry[request.method].urgent
             if self._stopping and not urgent:  # urgent ones belong to what runs
                 raise stopping()
@@ -317,15 +326,6 @@ class Connection:
             if not request.wants_reply:
                 log.info("notification %s: %s", request.method[:64], error.message)
             await self._calls.reply(answer, request.id, error_reply(request.id, error))
-
-    # --- Cancelling ---
-
-    def _cancel_by_id(self, request: Request) -> None:
-        name = _CANCELS[request.method]
-        identity = request.params.get(name) if isinstance(request.params, dict) else None
-        if isinstance(identity, (bool, dict, list)) or identity is None:
-            raise InvalidParams(f"{request.method} needs {name}")
-        self._calls.cancel(identity, Cancelled("the caller cancelled the request"))
 
     # --- Bad input and the end ---
 

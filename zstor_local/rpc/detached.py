@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 from zstor_local.errors import NotSupported
-from zstor_local.rpc.budget import ReplyRoom
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Peer, Work
 from zstor_local.store.jobs import Job
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 class JobConnection:
     """See rpc.call.Connection."""
 
-    def __init__(self, peer: Peer, reply_room: ReplyRoom) -> None:
+    def __init__(self, peer: Peer, reply_room: Room) -> None:
         self._peer = peer
         self._reply_room = reply_room
         self._states: dict[type, object] = {}
@@ -26,7 +26,7 @@ class JobConnection:
         return self._peer
 
     @property
-    def reply_room(self) -> ReplyRoom:
+    def reply_room(self) -> Room:
         return self._reply_room
 
     @property

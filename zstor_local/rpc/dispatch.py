@@ -22,7 +22,7 @@ import trio
 
 from zstor_local import errors, limits
 from zstor_local.errors import Cancelled, Internal, InvalidParams, InvalidRequest, MethodNotFound, NotSupported, TooLarge, ZstorError
-from zstor_local.rpc.budget import ReplyBudget, ReplyRoom
+from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.descriptors import NO_DESCRIPTORS
 from zstor_local.rpc.detached import JobConnection
@@ -122,21 +122,24 @@ class Dispatcher:
         self.registry: Final = registry
         self._randomness = randomness
         self._jobs = jobs
-        self.replies: Final = ReplyBudget()
-        self.batches: Final = ReplyBudget(limits.BATCH_BUDGET_BYTES)
+        self.inputs: Final = Budget(limits.INPUT_BUDGET_BYTES)
+        self.replies: Final = Budget(limits.REPLY_BUDGET_BYTES)
+        self.batches: Final = Budget(limits.BATCH_BUDGET_BYTES)
 
-    def detach(self, request: Request, call: Call) -> None:
-        """Have a bound call start a job that does its work, and answer {job} at once."""
+    def detach(self, request: Request, call: Call, size: int) -> None:
+        """Have a bound call start a job that does its work, and answer {job} at once. `size` is what it takes of the input."""
         if self._jobs is None:
             raise NotSupported("_meta.detach: there are no jobs here", hint="call it without detach and ask for progress")
-        connection = JobConnection(call.peer, ReplyRoom(self.replies))
+        connection = JobConnection(call.peer, Room(self.replies))
         inner = Call(call.method, connection, NO_DESCRIPTORS, trio.Event())
         bind(self.registry, request, inner)
         inner.follow_by_job()
-        call.bound = functools.partial(self._start_job, self._jobs, call, inner, connection)
+        call.bound = functools.partial(self._start_job, self._jobs, call, inner, connection, size)
 
-    async def _start_job(self, jobs: Jobs, call: Call, inner: Call, connection: JobConnection) -> object:
+    async def _start_job(self, jobs: Jobs, call: Call, inner: Call, connection: JobConnection, size: int) -> object:
         inner.descriptors = call.descriptors.hand_over()
+        given = Room(self.inputs)
+        inner.let_go = given.close
 
         async def work(job: Job) -> object:
             connection.job = job
@@ -145,6 +148,7 @@ class Dispatcher:
             finally:
                 inner.descriptors.close()
                 connection.reply_room.close()
+                given.close()
             if isinstance(outcome, ZstorError):
                 raise outcome
             job.result_bytes = len(self.reply(None, outcome))
@@ -155,16 +159,18 @@ class Dispatcher:
         except ZstorError:
             inner.descriptors.close()
             raise
+        given.hold(size)
         return {"job": job.id}
 
     def begin(self, call: Call) -> object:
         """Call a plain method: its result, the ZstorError that is its outcome, a `Later`, or what has to be awaited by `run`."""
-        if call.bound is None or call.stopped:
+        bound, call.bound = call.bound, None  # what it was given is kept no longer than the method wants it
+        if bound is None or call.stopped:
             return call.why_stopped()
         try:
-            return call.bound()
+            return bound()
         except ZstorError as error:
-            return error
+            return error.bare()
         except Exception as error:
             return self._unexpected(error, call.method)
 
@@ -179,7 +185,7 @@ class Dispatcher:
             with call.scope():
                 return await begun
         except ZstorError as error:
-            return error
+            return error.bare()
         except Exception as error:
             return self._unexpected(error, call.method)
         return call.why_stopped()
@@ -189,7 +195,7 @@ class Dispatcher:
         try:
             return later.result()
         except ZstorError as error:
-            return error
+            return error.bare()
         except Exception as error:
             return self._unexpected(error, call.method)
 
@@ -214,7 +220,7 @@ class Dispatcher:
     def _unexpected(self, error: Exception, method: str) -> ZstorError:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # a nursery's wrapping
             error = error.exceptions[0]
-        return error if isinstance(error, ZstorError) else self.incident(error, method)
+        return error.bare() if isinstance(error, ZstorError) else self.incident(error, method)
 
 
 def error_reply(identity: Id, error: ZstorError) -> bytes:

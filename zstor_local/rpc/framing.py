@@ -47,7 +47,7 @@ class Fault:
     last: bool = False
 
     def __post_init__(self) -> None:
-        self.error.__traceback__ = self.error.__context__ = None  # they hold the whole text that was no message
+        self.error.bare()  # else it holds the whole text that was no message
 
 
 @dataclass(frozen=True, slots=True)

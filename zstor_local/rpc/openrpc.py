@@ -26,6 +26,8 @@ _LIMITS: Final[JsonObject] = {
     "bad_messages_in_a_row": limits.BAD_MESSAGES_IN_A_ROW,
     "progress_per_second": limits.PROGRESS_PER_SECOND,
     "slow_reader_seconds": limits.SLOW_READER_SECONDS,
+    "crowded_seconds": limits.CROWDED_SECONDS,
+    "crowded_bytes_per_second": limits.CROWDED_BYTES_PER_SECOND,
     "idle_connection_seconds": limits.IDLE_CONNECTION_SECONDS,
     "stream_message_bytes": limits.STREAM_MESSAGE_BYTES,
     "stream_window": limits.STREAM_WINDOW,

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from zstor_local import limits
-from zstor_local.rpc.budget import ReplyRoom
+from zstor_local.rpc.budget import Room
 
 _HELD: Final = 8  # replies that wait for a turn's end: more are sent, so that the first of them is not kept for long
 _AT_ONCE: Final = 64  # pieces in one call of the kernel, which takes no more than IOV_MAX
@@ -63,7 +63,7 @@ def _nothing() -> None:
 class Outbox:
     """Lines on their way to a socket. Run `run` in a task; it ends with BrokenResourceError when the client is gone."""
 
-    def __init__(self, peer: trio.socket.SocketType, cork: Cork | None = None, reply_room: ReplyRoom | None = None) -> None:
+    def __init__(self, peer: trio.socket.SocketType, cork: Cork | None = None, reply_room: Room | None = None) -> None:
         """What the client has yet to take counts in `reply_room`."""
         self.frame: Callable[[bytes], bytes] | None = None  # how a line is sent; None: as it is
         self.on_room: Callable[[], object] | None = None  # to be called when it is not full
@@ -75,6 +75,9 @@ class Outbox:
         self._size = 0
         self._blocked = False  # the kernel has no room: the task goes on
         self._broken = False
+        self._taken = 0  # bytes since the last look
+        self._slow = False  # since then there was always much to take
+        self._waiting_for_client: trio.CancelScope | None = None
         self._work = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
 
@@ -124,6 +127,9 @@ class Outbox:
         """
         count = self._write()
         self._size -= count
+        self._taken += count
+        if self._size <= limits.SMALL_REPLY_BYTES:
+            self._slow = False
         if self._size:
             while count >= len(self._waiting[0]):
                 count -= len(self._waiting.popleft())
@@ -142,6 +148,18 @@ class Outbox:
             woken += 1
             self.on_room()
         return woken > 0
+
+    def stalls(self, *, crowded: bool) -> bool:
+        """Whether the client takes what fills room that others want, and too slowly. To be asked each CROWDED_SECONDS."""
+        slow = self._slow and self._taken < limits.CROWDED_SECONDS * limits.CROWDED_BYTES_PER_SECOND
+        self._slow, self._taken = self._size > limits.SMALL_REPLY_BYTES, 0
+        return crowded and slow
+
+    def give_up(self) -> None:
+        """Take nothing more, and end `run`."""
+        self._broken = True
+        if self._waiting_for_client is not None:
+            self._waiting_for_client.cancel()
 
     def _count(self) -> None:
         """Tell the reply room what the client has yet to take."""
@@ -176,9 +194,11 @@ class Outbox:
         """Wait for room in the kernel; BrokenResourceError if the client takes nothing for the limit's time."""
         unread = self._unread()
         while True:
-            with trio.move_on_after(limits.SLOW_READER_SECONDS):
+            with trio.move_on_after(limits.SLOW_READER_SECONDS) as self._waiting_for_client:
                 await trio.lowlevel.wait_writable(self._peer)
                 return
+            if self._broken:
+                raise trio.BrokenResourceError("the client took its replies too slowly")
             # A slow client may have taken something without making enough room to wake us.
             before, unread = unread, self._unread()
             if unread >= before:

@@ -14,7 +14,6 @@ import trio
 
 from zstor_local import limits
 from zstor_local.errors import Busy, PermissionDenied, ZstorError
-from zstor_local.rpc.budget import InputBudget
 from zstor_local.rpc.call import Peer
 from zstor_local.rpc.connection import Connection
 from zstor_local.rpc.dispatch import Dispatcher, error_reply
@@ -44,9 +43,8 @@ class Server:
     ) -> None:
         """`mounts_of` tells the mount namespace of a process, as runtime.ClientFiles does."""
         self._mounts_of = mounts_of
-        self._dispatcher = Dispatcher(registry, randomness, jobs)
+        self.dispatcher: Final = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
-        self.budget: Final = InputBudget()
         self._cork = Cork()
         self._connections: set[Connection] = set()
         self._accepting = trio.CancelScope()
@@ -66,6 +64,7 @@ class Server:
     ) -> None:
         """Serve until `stop` is called and the last connection has ended. Cancelling it ends all at once (commits are finished)."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._make_room)
             with self._accepting:
                 task_status.started()
                 # It waits and tries again where the process is out of descriptors.
@@ -78,6 +77,14 @@ class Server:
         """Accept no more connections, take no more requests, let running calls end within the limit."""
         self._stopped.set()
         self._accepting.cancel()
+
+    async def _make_room(self) -> None:
+        """Have who holds much and is slow give way to those who have waited for long."""
+        while True:
+            await trio.sleep(limits.CROWDED_SECONDS)
+            inputs, replies = self.dispatcher.inputs.crowded, self.dispatcher.replies.crowded
+            for connection in [*self._connections]:
+                connection.look_at_pace(inputs_crowded=inputs, replies_crowded=replies)
 
     async def _wind_down(self) -> None:
         for connection in [*self._connections]:
@@ -109,7 +116,7 @@ class Server:
             return
         if peer.pid > 0:  # 0: of another pid namespace
             peer = replace(peer, mounts=self._mounts_of(peer.pid))
-        connection = Connection(stream.socket, peer, self._dispatcher, self.budget, self._cork)
+        connection = Connection(stream.socket, peer, self.dispatcher, self._cork)
         self._connections.add(connection)
         if self._stopped.is_set():
             connection.stop()
@@ -117,7 +124,7 @@ class Server:
             await connection.serve()
         except Exception as error:
             # One client's fault, or ours in serving it, never ends the others.
-            self._dispatcher.incident(error, f"connection of {peer}")
+            self.dispatcher.incident(error, f"connection of {peer}")
         finally:
             self._connections.discard(connection)
             self._closed.set()

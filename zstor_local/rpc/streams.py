@@ -232,12 +232,13 @@ class Outgoing:
 
     async def send(self, members: dict[str, object]) -> None:
         """The next piece, when the client has acknowledged enough of those before it."""
-        await self.call.answered.wait()
-        await self._room()
+        await self.ready()
         await self.call.connection.notify("stream.data", {"stream": self.id, "seq": self._sent, **members})
         self._sent += 1
 
-    async def _room(self) -> None:
+    async def ready(self) -> None:
+        """Until the next piece may be sent. What is read after this is not kept for a client that acknowledges nothing."""
+        await self.call.answered.wait()
         while self._sent - self._acknowledged >= limits.STREAM_WINDOW:
             if self._starved:
                 raise Cancelled("the input ended, and with it the acknowledgements")

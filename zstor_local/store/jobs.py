@@ -153,9 +153,9 @@ class Jobs:
                 job.result = await work(job)
                 state = "done"
         except Cancelled as error:
-            job.error = error
+            job.error = error.bare()
         except ZstorError as error:
-            state, job.error = "failed", error
+            state, job.error = "failed", error.bare()
         except Exception:
             log.exception("job %s (%s) failed", job.id, job.method)
             state, job.error = "failed", Internal("a fault of the daemon", hint="its log has the details")

@@ -28,6 +28,7 @@ from zstor_local.rpc.methods.attributes import checked_references, checked_user
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.pages import reply_bytes
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry, Soon
 from zstor_local.rpc.schema import Length, Pattern, Range
@@ -333,9 +334,19 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         return {"deleted": True, "owed": owed}
 
     @registry.method("object.stat", errors=[NotFound, CorruptRecord])
-    def stat(call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None) -> Written:
+    def stat(
+        call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None
+    ) -> Written | Soon[Written]:
         """Tell what is known of an object, without reading it."""
-        return {"metadata": describe(names.find(key, namespace, metadata), store.pool)}
+        stored = names.find(key, namespace, metadata)
+        room = min(reply_bytes(stored), limits.LIST_BYTES)  # ten thousand references may be in it
+
+        async def stat_in_turn() -> Written:
+            while not await call.reply_room(room):
+                pass
+            return written(names.find(key, namespace, metadata))
+
+        return written(stored) if call.take_reply_room(room) else stat_in_turn()
 
 
 def _options(more: WriteIn, version: Version | None, previous: Previous | None) -> WriteOptions:

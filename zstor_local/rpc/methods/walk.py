@@ -85,7 +85,13 @@ def register(registry: Registry, store: Store) -> None:
                 count = 0
                 async with aclosing(use.along(name, route, position)) as found:
                     async for stored in found:
-                        await sink.send({"item": await _item(stored, values=values)})
+                        await sink.ready()
+                        while not await sink.call.reply_room(_encoded_bytes(stored) if values else 0):
+                            pass
+                        try:
+                            await sink.send({"item": await _item(stored, values=values)})
+                        finally:
+                            sink.call.replied()
                         count += 1
                 return {"items": count}
 
