@@ -180,6 +180,31 @@ async def test_progress_goes_up_to_the_whole(home: Home) -> None:
     assert listener.told[-1] == (20 * CHUNK, 20 * CHUNK)
 
 
+class HurryingClock:
+    """A second passes with every look."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_700_000_000_000_000
+
+    def now(self) -> int:
+        self.now_us += 1_000_000
+        return self.now_us
+
+
+async def test_a_slow_read_gives_its_thread_back_after_each_chunk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = replace(home.runtime(), clock=HurryingClock())
+    monkeypatch.setattr(home, "runtime", lambda: slow)
+    listener = Listener()
+    taken = home.path / "taken"
+    async with home.open() as store:
+        await put(store, "a", content(1, 6 * CHUNK))
+        stored = store.objects.find(name("a"))
+        with taken.open("w+b") as file:
+            await store.objects.read_to_file(stored, FileSink(RealFiles(), file.fileno()), whole(stored.record), listener)
+    assert [done for done, _ in listener.told] == [CHUNK * each for each in range(1, 7)]
+    assert taken.read_bytes() == content(1, 6 * CHUNK)
+
+
 # --- Conditions ---
 
 

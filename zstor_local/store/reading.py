@@ -8,17 +8,20 @@ from typing import Final
 
 import trio
 
+from zstor_local import limits
 from zstor_local.coding.chunk import Scratch
 from zstor_local.model.ids import StoreId, Version
 from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.coding import BATCH_BYTES, ScratchPool
+from zstor_local.store.coding import ScratchPool
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.shares import ShareState, VersionShares
 from zstor_local.store.sinks import FileSink, OrderedSink
 from zstor_local.value import value
 
+BATCH_US: Final = 20_000  # in a thread call: so long that the hop is cheap, so short that it is fair to others, however slow a disk is
+BATCH_BYTES: Final = 64 * limits.MIB  # and never more of them, whatever the clock says
 READ_AHEAD: Final = 2  # chunks being decoded while an ordered sink takes the one before
 
 
@@ -70,6 +73,7 @@ class ObjectReader:
 
         def batch() -> int:
             count = 0
+            until = self._runtime.clock.now() + BATCH_US
             with self._scratches.borrow() as scratch:
                 for _ in range(batch_chunks):
                     with self._lock:
@@ -79,6 +83,8 @@ class ObjectReader:
                     parts = self._decode(scratch, number, stretch)
                     sink.write_at(parts, max(0, number * self._policy.chunk_size - stretch.offset))
                     count += sum(len(part) for part in parts)
+                    if self._runtime.clock.now() >= until:
+                        break
             return count
 
         async def worker() -> None:
