@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from zstor_local.errors import IoError, NotFound, OutcomeUnknown, ZstorError
 from zstor_local.metastore.base import CommitRefused, MetastoreDamaged, Transaction
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import pool
 from zstor_local.store.caller import Nobody
@@ -329,3 +330,17 @@ async def test_a_shard_whose_log_cannot_be_read_is_looked_at_for_ever(home: Home
         for _ in range(3):
             await store.presence.look()
         assert open_descriptors() == before
+
+
+async def test_what_readers_of_a_server_were_not_told_they_are_told_at_a_start(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power loss kept the void in the log of the store's own space, and not the one in the namespace's."""
+    monkeypatch.setattr("zstor_local.store.presence.has_readers", lambda shard: True)
+    async with home.open() as store:
+        envelope = (await put(store, "a", b"1")).envelope
+        shard, publisher = store.pool.get(0), store.committer._publisher
+        assert shard is not None
+        failed = publisher._sealed_void(envelope.namespace, 1, 1).sequence
+        wide, own = (publisher._sealed_void(space, failed, failed) for space in (STORE_WIDE, envelope.namespace))
+        for told, untold in (([wide], {failed}), ([own], {failed}), ([wide, own], set[int]())):
+            monkeypatch.setattr(shard, "unsettled", lambda told=told: [replace(envelope, sequence=failed), *told])
+            assert {*store.presence.never_committed(shard).void} == untold
