@@ -19,7 +19,6 @@ from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local import limits
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
 from zstor_local.shards.http.wire import Batch, Fence
-from zstor_local.shards.segment import Freed
 from zstor_local.shardserver.compaction import Compaction
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Cursor, Space
@@ -150,25 +149,6 @@ def test_it_goes_on_with_what_is_freed_later_and_after_a_restart(house: House) -
 
 
 RECORDS = range(100, 300)  # without shares
-
-
-def test_what_says_that_a_share_was_freed_goes_with_the_share(house: House) -> None:
-    """As long as the share lies in another segment it would be here again without that, where the index is made anew."""
-
-    def freed() -> set[ShareId]:
-        log = house.space.rooms.log(next(iter(house.space.rooms)))
-        read = (log.read_whole(number) or () for number in log.segments())
-        return {each.item.share for entries in read for each in entries if isinstance(each.item, Freed)}
-
-    house.append(*EVERY)
-    house.free(*(EVERY[:20]))
-    house.append(100)
-    for _ in range(3):  # what goes in one takes with it what others had to say of it
-        house.space.freed = True
-        house.compact()
-        assert house.open(forget=True)
-        assert set(house.content()) == {*EVERY[20:]}
-    assert not freed()
 
 
 def test_records_go_that_their_owner_has_named_and_no_others(house: House) -> None:

@@ -12,7 +12,6 @@ from tests.simulation.oracle import BadState
 from tests.simulation.points import SKIPPABLE
 from tests.simulation.server_sweep import PROGRAMS, Program, base, live, small_segments, sweep
 from tests.simulation.sweep import Mutate, intact
-from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ScannedEntry, Segments
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.log_index import LogIndex, Progress
@@ -87,7 +86,7 @@ def _keeping(kept: Callable[[ScannedEntry | Freed | None, Located], ScannedEntry
 
     def mutant(patch: pytest.MonkeyPatch) -> None:
         choose = compaction._kept
-        patch.setattr(compaction, "_kept", lambda segments, number, each, *known: kept(choose(segments, number, each, *known), each))
+        patch.setattr(compaction, "_kept", lambda segments, number, each, gone: kept(choose(segments, number, each, gone), each))
 
     return mutant
 
@@ -95,9 +94,9 @@ def _keeping(kept: Callable[[ScannedEntry | Freed | None, Located], ScannedEntry
 def superseded_with_their_shares(patch: pytest.MonkeyPatch) -> None:
     choose = compaction._kept
 
-    def kept(segments: Segments, number: int, each: Located, gone: Set[int], buried: Set[ShareId]) -> ScannedEntry | Freed | None:
+    def kept(segments: Segments, number: int, each: Located, gone: Set[int]) -> ScannedEntry | Freed | None:
         named = isinstance(each.item, ScannedEntry) and each.item.entry.envelope.sequence in gone
-        return None if named else choose(segments, number, each, gone, buried)
+        return None if named else choose(segments, number, each, gone)
 
     patch.setattr(compaction, "_kept", kept)
 

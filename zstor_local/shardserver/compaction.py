@@ -1,22 +1,22 @@
 """Compaction of the logs of spaces while they are used: small shares that were freed take no room any more, nor count against a quota.
 
 A segment of which enough is dead is copied to the end of its log without them, then it goes. Records stay, but for those that their
-owner has named as superseded: which of them still count it alone can tell. What says that a share was freed stays as long as the share
-lies in another segment, and is not here again. A segment in which something is damaged is left as it is.
+owner has named as superseded: which of them still count it alone can tell. What says that a share was freed stays too, unless the share
+is here again. A segment in which something is damaged is left as it is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from itertools import islice
 from typing import Final
 
 import trio
 
 from zstor_local import limits
-from zstor_local.model.ids import ShardUid, ShareId
+from zstor_local.model.ids import ShardUid
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
 from zstor_local.shards.log import LogClosed
 from zstor_local.shards.log_index import IndexDamaged
@@ -31,7 +31,6 @@ from zstor_local.store.pace import Pace, Spend
 EVERY: Final = 600.0  # seconds between two looks
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
 PART: Final = 10_000  # shares of the index that are looked at in one turn
-STRETCH: Final = 1_000  # entries of a log that are looked at in one turn
 LEAST_DEAD: Final = 0.25  # of a segment, for compacting it: the records stay, which may be most of it
 log = logging.getLogger("zstor.shardserver")
 
@@ -65,22 +64,14 @@ class Compaction:
     async def _compact_space(self, uid: ShardUid, space: Space, spend: Spend, least: float) -> int:
         gone = 0
         for room, number, live in await self._threads.run(self._candidates, space, least):
-            buried = await self._buried(space, room, number, spend)
             async with self._volume.lock(uid):
-                size, went = await self._threads.run(self._compact_making_room, space, room, number, least, buried)
+                size, went = await self._threads.run(self._compact_making_room, space, room, number, least)
             if went:
                 gone += 1
             else:
                 room.in_vain[number] = live
             await spend(size)
         return gone
-
-    async def _buried(self, space: Space, room: Room, number: int, spend: Spend) -> Set[ShareId]:
-        """Of the shares that a segment says were freed those that lie in others: only these would be here again without it."""
-        walk = _Walk(space, room, number)
-        while (size := await self._threads.run(walk.step)) is not None:
-            await spend(size)
-        return walk.found
 
     # --- In worker threads ---
 
@@ -106,20 +97,20 @@ class Compaction:
                         found.append((room, number, live))
         return found
 
-    def _compact_making_room(self, space: Space, room: Room, number: int, least: float, buried: Set[ShareId]) -> tuple[int, bool]:
+    def _compact_making_room(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
         """On a full disk with what is kept in reserve: it needs some room before it gives more back."""
         try:
             with answering():
-                return self._compact(space, room, number, least, buried)
+                return self._compact(space, room, number, least)
         except Refusal as refusal:
             if refusal.type != "full" or not self._volume.make_room():
                 raise
             with answering():
-                return self._compact(space, room, number, least, buried)
+                return self._compact(space, room, number, least)
         finally:
             self._volume.keep_room()
 
-    def _compact(self, space: Space, room: Room, number: int, least: float, buried: Set[ShareId]) -> tuple[int, bool]:
+    def _compact(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
         """Under the space's lock: nothing is appended meanwhile. Returns the bytes of its entries, and whether it went."""
         with space.turns.using():
             segments = space.rooms.segments(room, space.fence.writer)
@@ -127,7 +118,7 @@ class Compaction:
             if entries is None:
                 return limits.SEGMENT_BYTES, False
             size = sum(each.end - each.offset for each in entries)
-            kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded, buried)) is not None]
+            kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded)) is not None]
             dead = size - sum(map(_size, kept))
             if dead < least * size:
                 return size, False
@@ -140,48 +131,11 @@ class Compaction:
         return size, True
 
 
-class _Walk:
-    """Over the other segments of a log, a stretch in each step, for shares that one segment says were freed."""
-
-    def __init__(self, space: Space, room: Room, number: int) -> None:
-        self.found: Set[ShareId] = frozenset()
-        self._space = space
-        self._room = room
-        self._number = number
-        self._wanted: Set[ShareId] | None = None
-        self._others: Iterator[Located] = iter(())
-        self._unread = 0
-
-    def step(self) -> int | None:
-        """Look at the next entries. Returns their bytes; None at the end."""
-        with self._space.turns.using(), answering():
-            log = self._space.rooms.log(self._room)
-            if self._wanted is None:
-                entries = log.read_whole(self._number) or ()
-                self._wanted = {each.item.share for each in entries if isinstance(each.item, Freed)}
-                self._unread = log.unread
-                if self._wanted:
-                    self._others = log.scan_all_but(self._number)
-                return sum(each.end - each.offset for each in entries)
-            stretch = [*islice(self._others, STRETCH)]
-            self.found |= self._wanted & {share for each in stretch if (share := _share_of(each)) is not None}
-            if log.unread != self._unread:  # it may lie where the disk cannot read
-                self.found = self._wanted
-            return sum(each.end - each.offset for each in stretch) if stretch else None
-
-
-def _share_of(located: Located) -> ShareId | None:
-    """The small share that lies there."""
-    if isinstance(located.item, Freed) or located.item.entry.share_index is None:
-        return None
-    return ShareId(located.item.entry.envelope.version, located.item.entry.share_index)
-
-
-def _kept(segments: Segments, number: int, located: Located, superseded: Set[int], buried: Set[ShareId]) -> ScannedEntry | Freed | None:
+def _kept(segments: Segments, number: int, located: Located, superseded: Set[int]) -> ScannedEntry | Freed | None:
     """What is to be copied for an entry; None for nothing."""
     item = located.item
     if isinstance(item, Freed):
-        return item if item.share in buried and not segments.holds(item.share) else None
+        return None if segments.holds(item.share) else item
     if segments.lies_at(number, located):
         return item
     if item.entry.envelope.sequence in superseded:
