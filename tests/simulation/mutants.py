@@ -163,7 +163,7 @@ def no_intent(patch: pytest.MonkeyPatch) -> None:
 
 
 def directory_synced_by_its_maker_only(patch: pytest.MonkeyPatch) -> None:
-    def make_durable(self: ShareFiles, directory: str) -> None:
+    def make_durable(self: ShareFiles, directory: str, *, anew: bool = False) -> None:
         with suppress(FileExistsError):
             self._files.mkdir(directory)
             sync_directory(self._files, directory.rpartition("/")[0])
