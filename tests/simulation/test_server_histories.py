@@ -129,7 +129,10 @@ class History:
         return [share.version[-1] for (share, is_small), values in shares.items() if is_small == small and None not in values]
 
 
-@pytest.mark.parametrize("seed", range(30))
+RETIRED_AFTER_A_FAILED_SYNC = (91000075, 91000281)  # a segment that was unlinked before came back
+
+
+@pytest.mark.parametrize("seed", [*range(30), *RETIRED_AFTER_A_FAILED_SYNC])
 def test_a_history_keeps_what_was_acknowledged(seed: int) -> None:
     history = History(seed)
     try:

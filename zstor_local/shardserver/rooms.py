@@ -166,8 +166,14 @@ class Rooms:
         self._write_about(room)
 
     def empty(self, room: Room) -> None:
-        """Remove its log, durably; its name and its large shares are gone already."""
+        """Remove its log, durably; its name and its large shares are gone already. Refusal `failed` where a sync in it failed before: a
+        segment that was unlinked then is not seen any more, and may be back after a power loss.
+        """
         if room.log is not None:
+            if room.log.closed:
+                raise Refusal(
+                    "failed", f"a sync of the log of namespace {room.id.hex()} failed before; the shard server must be started again"
+                )
             room.log.close()
             self._read.pop(room.id, None)
             room.log, room.writer = None, 0
