@@ -46,6 +46,7 @@ class House:
             name = json.dumps({"namespace": "photos"}).encode()
             assert send(owner, "PUT", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", name).status_code == 204
             assert upload(owner, SHARE, bytes(8 * SEND_BYTES)).status_code == 201
+        self.server.restart()  # the owner's connection takes room until the server has closed it too
 
     def client(self, token: str) -> httpx.Client:
         headers = {"authorization": f"Bearer {token}", "zstor-writer": f"1:1:{'5' * 32}"}
