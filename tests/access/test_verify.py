@@ -34,7 +34,7 @@ from tests.access.tokens import (
     without,
 )
 from zstor_local.access.trust import AUDIENCE, TRUST_TYPE, Trust
-from zstor_local.access.verify import TOKEN_BYTES, TokenRefused, TokenVerifier, Verified, verify, verify_trust
+from zstor_local.access.verify import JSON_DEPTH, TOKEN_BYTES, TokenRefused, TokenVerifier, Verified, verify, verify_trust
 
 TRUSTS = {trust.issuer: trust for trust in (own_trust(), service_trust())}
 
@@ -73,6 +73,11 @@ def unsigned(algorithm: str, signature: str = "") -> str:
 def json_with(member: str) -> bytes:
     """The claims with a member written by hand, behind the others."""
     return json.dumps(own_claims()).encode()[:-1] + b", " + member.encode() + b"}"
+
+
+def nested(lists: int) -> bytes:
+    """The claims with so many lists in one another, inside of their own object."""
+    return json_with('"a": ' + "[" * lists + "]" * lists)
 
 
 GOOD = own()
@@ -169,7 +174,9 @@ ATTACKS: dict[str, tuple[str, str]] = {
     "too long": (own(note="x" * TOKEN_BYTES), own(note="x" * 4_000)),
     "a payload that is no object": (sign(HEADER, b'"alice"'), sign(HEADER, own_claims())),
     "a payload that is no JSON": (sign(HEADER, b"alice"), sign(HEADER, own_claims())),
-    "a payload too deep": (sign(HEADER, json_with('"a": ' + "[" * 2_000 + "]" * 2_000)), sign(HEADER, json_with('"a": [[1]]'))),
+    "a payload too deep": (sign(HEADER, nested(JSON_DEPTH)), sign(HEADER, nested(JSON_DEPTH - 1))),
+    "a payload too deep to be walked through": (sign(HEADER, nested(600)), GOOD),
+    "a payload too deep to be parsed": (sign(HEADER, nested(2_000)), GOOD),
     "NaN": (sign(HEADER, json_with('"a": NaN')), sign(HEADER, json_with('"a": 1'))),
     "bad UTF-8": (sign(HEADER, json_with('"a": 1').replace(b'"a"', b'"\xff"')), sign(HEADER, json_with('"a": 1'))),
     # --- the times ---

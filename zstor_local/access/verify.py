@@ -168,7 +168,7 @@ def _object(data: bytes, what: str) -> Mapping[str, object]:
         value = json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_members, parse_constant=_constant)
     except (ValueError, RecursionError):
         raise TokenRefused(f"the token's {what} is not strict JSON") from None
-    if not isinstance(value, dict) or _depth(value) > JSON_DEPTH:
+    if not isinstance(value, dict) or _is_deeper(value, JSON_DEPTH):
         _refuse(f"the token's {what} is not a flat JSON object")
     return value
 
@@ -184,9 +184,10 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _depth(value: object) -> int:
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether more levels of objects and lists lie in one another. It looks no deeper: nobody has vouched for the value yet."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inside is None else 1 + max((_depth(each) for each in inside), default=0)
+    return inside is not None and (not levels or any(_is_deeper(each, levels - 1) for each in inside))
 
 
 def _issuer(claims: Mapping[str, object], trusts: Mapping[str, Trust]) -> Trust:
