@@ -18,10 +18,13 @@ from zstor_local.access.joined_rows import Rows
 from zstor_local.access.joined_voids import Voids
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import KeyHash, Version
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, Tombstone, associated_data
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
 from zstor_local.shards.http.wire import Batch, pack_batch
+from zstor_local.store.changes import Changes
+from zstor_local.store.namespaces import Gate, Namespace
 from zstor_local.store.sealing import Foreign
 from zstor_local.store.store import Store
 
@@ -82,7 +85,7 @@ async def test_what_was_taken_back_makes_room_for_what_was_there_before(rows: Ro
     assert shown(rows) == {"a": 4, "c": 6}
     assert not rows.take(page(void(3, 6, 8))).lost
     assert shown(rows) == {"a": 1, "b": 2}
-    assert [(row.name, row.envelope.sequence) for row in rows.metastore.changes(SPACE, 6, 10)] == [("c", 8)]
+    assert not any(row.envelope.sealed for row in rows.metastore.changes(SPACE, 2, 10))
     rows.take(page(written("a", 3), written("c", 6)))  # another server's copies
     assert shown(rows) == {"a": 1, "b": 2}
     rows.take(page(written("c", 9)))
@@ -222,3 +225,50 @@ def test_stretches_that_touch_are_one() -> None:
             covered |= set(range(first, last + 1))
         assert {each for each in range(60) if voids.cover(each)} == covered
         assert len(voids) == len(covered) - sum(one + 1 == other for one, other in pairwise(sorted(covered)))
+
+
+async def changed(store: Store, since: int) -> tuple[dict[str, bool], int]:
+    """Keys that changed, with whether they are there, and the cursor behind them."""
+    found = [each async for each in Changes(store.core, store.namespaces).since("photos", since, 100)]
+    return {each.key: each.stored is not None for each in found}, found[-1].sequence if found else since
+
+
+@pytest.fixture
+def followed(store: Store, rows: Rows) -> Rows:
+    """Rows that the store's clients are shown."""
+    keys = Foreign(GOOD.store_id, KEYS, limits.SHARD_NUMBERS).keys
+    gate = Gate(read_only=True)
+    store.namespaces.joined["photos"] = Namespace("photos", SPACE, Policy(), keys, store.namespaces.hasher, 0, (), gate)
+    store.reading.joined[SPACE] = rows.metastore
+    return rows
+
+
+async def test_what_a_log_tells_late_is_a_change_behind_what_was_shown(store: Store, followed: Rows) -> None:
+    """As where the server was away: of a key that another log has told later news of there is nothing to show."""
+    followed.take(page(written("a", 7), deleted("b", 9)))
+    found, cursor = await changed(store, 0)
+    assert found == {"a": True, "b": False}
+    followed.take(page(written("a", 1), written("c", 2), deleted("d", 3), written("b", 4)))
+    found, cursor = await changed(store, cursor)
+    assert found == {"c": True, "d": False}
+    assert await changed(store, cursor) == ({}, cursor)
+
+
+async def test_what_shows_an_older_version_again_is_a_change(store: Store, followed: Rows) -> None:
+    followed.take(page(written("a", 1), written("a", 5), written("b", 6)))
+    _, cursor = await changed(store, 0)
+    followed.take(page(void(5, 6, 7)))
+    assert (await changed(store, cursor))[0] == {"a": True, "b": False}
+
+
+async def test_a_cursor_from_before_a_restart_is_behind_nothing(store: Store, followed: Rows) -> None:
+    """Whatever the clock says then: a follower is rather told twice than never."""
+    followed.take(page(written("a", 1)))
+    _, cursor = await changed(store, 0)
+    for place in (cursor + 1, 0):  # a clock that goes on, and one that was put back
+        again = Rows(store, GOOD)
+        again._place = place
+        store.reading.joined[SPACE] = again.metastore
+        again.take(page(written("a", 1)))
+        assert (await changed(store, cursor))[0] == {"a": True}
+        again.close()

@@ -17,7 +17,6 @@ from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
-    Metastore,
     MetastoreClosed,
     MetastoreInUse,
     MetastoreNotOpened,
@@ -28,7 +27,8 @@ from zstor_local.metastore.base import (
     Usage,
 )
 from zstor_local.metastore.sqlite import SqliteMetastore
-from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, ObjectRecord, Tombstone
+from zstor_local.model.ids import NamespaceId
+from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Files
 from zstor_local.shards.base import ShardError
@@ -67,6 +67,27 @@ class _Change:
     lost: bool
 
 
+class JoinedMetastore(SqliteMetastore):
+    """The rows of a namespace, and in what order they changed here: in the place of the store's own rows, which nobody tells us, each
+    key's is a tombstone with nothing but its place. See metastore.routed.FollowedRows.
+    """
+
+    def arrived(self, space: NamespaceId, since: int, limit: int) -> list[tuple[int, Row]]:
+        if since > self.state().sequence:
+            since = 0
+        found = []
+        for place in self.changes(STORE_WIDE, since, limit):
+            envelope = self.get(space, place.name) or self.tombstone(space, place.name)
+            if envelope is not None:  # else it changes just now, and comes later
+                found.append((place.envelope.sequence, Row(space, place.name, envelope)))
+        return found
+
+
+def _nothing(space: NamespaceId, place: int = 0) -> Envelope:
+    """A tombstone with nothing in it but its place in an order."""
+    return Envelope(Kind.TOMBSTONE, space, NO_KEY, NO_VERSION, place, b"")
+
+
 class Rows:
     """What is heard of a namespace, in a file that means nothing after the daemon's end."""
 
@@ -79,11 +100,12 @@ class Rows:
         self._voids = Voids()
         self._before = Before()
         self._reference_hash = store.namespaces.hasher.reference_hash
+        self._place = store.runtime.clock.now()  # of the last row that changed: above all that an earlier life has shown
         self._path = f"{store.config.store}/{ROWS}{given.namespace_id.hex()}.sqlite"
         remove_rows(self._files, store.config.store, given)
         try:
             SqliteMetastore.create(self._path, given.store_id, ())
-            self.metastore: Metastore = SqliteMetastore(self._path)
+            self.metastore = JoinedMetastore(self._path)
         except _FAILED as error:
             raise IoError(f"there is no place for the records of a joined namespace: {error}", hint="make room") from error
 
@@ -113,7 +135,7 @@ class Rows:
         changes = [change for key, envelopes in heard.items() if (change := self._change(key, envelopes)) is not None]
         news = [change for change in changes if change.after is not change.before]
         if news:
-            self._commit(news, max(self.metastore.state().sequence, *(envelope.sequence for envelope in page)))
+            self._commit(news)
         for change in changes:
             self._before.put(change.key, change.older)
         return Taken(entries, bool(news), any(change.lost for change in changes), sealed)
@@ -159,23 +181,22 @@ class Rows:
         lost = not left and not older.whole
         return _Change(key, shown, left[0] if left else None, Older(left[1:], older.whole or lost), lost)  # it is read again from there
 
-    def _commit(self, news: Sequence[_Change], sequence: int) -> None:
+    def _commit(self, news: Sequence[_Change]) -> None:
         self._check_room()
-        transaction = Transaction(StoreState(sequence))
+        transaction = Transaction(StoreState(self._place + len(news)))
         usage = Usage()
-        for change in news:
+        for place, change in enumerate(news, self._place + 1):
             before, after = self._record(change.before), self._record(change.after)
-            transaction.rows.append(Row(self._space, change.key, change.after or self._nothing(sequence)))
+            # In the place of a key's only record, which was taken back, is nothing: who follows the changes is told that it is gone.
+            transaction.rows.append(Row(self._space, change.key, change.after or _nothing(self._space)))
+            transaction.rows.append(Row(STORE_WIDE, change.key, _nothing(STORE_WIDE, place)))
             usage += Usage((after is not None) - (before is not None), _size(after) - _size(before))
             transaction.references_gone += self._references(change.key, before)
             transaction.references += self._references(change.key, after)
         transaction.usage = {self._space: usage}
         self.metastore.commit(transaction)
+        self._place += len(news)
         self.metastore.checkpoint()
-
-    def _nothing(self, sequence: int) -> Envelope:
-        """In the place of a key's only record, which was taken back: who follows the changes is told that it is gone."""
-        return Envelope(Kind.TOMBSTONE, self._space, NO_KEY, NO_VERSION, sequence, b"")
 
     def _record(self, envelope: Envelope | None) -> ObjectRecord | None:
         return None if envelope is None or envelope.kind is Kind.TOMBSTONE else open_object(self._sealer, envelope)

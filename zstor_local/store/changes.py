@@ -17,7 +17,9 @@ from zstor_local.store.stored import Stored, open_object, with_debts
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A key that was written, linked, tagged, renamed or (without `stored`) deleted; higher sequences came later."""
+    """A key that was written, linked, tagged, renamed or (without `stored`) deleted; higher sequences came later. Those of another
+    user's namespace are the follower's own.
+    """
 
     key: str
     sequence: int
@@ -25,7 +27,9 @@ class Changed:
 
 
 class Changes:
-    """The use case. Groups are committed in the order of their sequences, so nothing is ever added below one that was shown."""
+    """The use case. Groups are committed in the order of their sequences, and what is followed has an order of its own, so nothing is
+    ever added below one that was shown.
+    """
 
     def __init__(self, core: Core, namespaces: Namespaces) -> None:
         self._metastore = core.reading
@@ -39,7 +43,7 @@ class Changes:
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
             return
-        for position, row in enumerate(self._metastore.changes(namespace.id, sequence, limit)):
+        for position, (place, row) in enumerate(self._metastore.arrived(namespace.id, sequence, limit)):
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
             stored = None
@@ -47,7 +51,7 @@ class Changes:
                 try:
                     record = open_object(self._sealer, row.envelope)
                 except CorruptRecord as error:
-                    error.data.update(key=row.name, cursor=row.envelope.sequence)
+                    error.data.update(key=row.name, cursor=place)
                     raise
                 stored = with_debts(self._metastore, Stored(namespace_name, record, row.envelope))
-            yield Changed(row.name, row.envelope.sequence, stored)
+            yield Changed(row.name, place, stored)

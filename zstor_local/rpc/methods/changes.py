@@ -51,7 +51,8 @@ def register(registry: Registry, store: Store) -> None:
     ) -> ChangesPage:
         """List the keys that changed since, each once, with what it has now; deleted keys too.
 
-        Nothing new is an empty answer. A key that changed several times stands where its last change was.
+        Nothing new is an empty answer. A key that changed several times stands where its last change was. Sequences of a namespace that
+        was joined are this daemon's own, in the order in which it heard of changes; after a restart all that is there has changed.
         """
         name = names.namespace(namespace)
         if since > store.metastore.state().sequence and name not in store.namespaces.joined:  # whose sequences are another store's
