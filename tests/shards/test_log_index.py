@@ -19,7 +19,7 @@ from tests.descriptors import open_descriptors
 from tests.shards.ground import Ground, entry, read_share, version
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Buffer
-from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.base import ScannedEntry, ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log_index import Extent, IndexDamaged, LogIndex, Progress
 from zstor_local.shards.segment import Located, SegmentHeader, aligned, scan_segment
@@ -563,6 +563,52 @@ def test_behind_a_segment_that_compaction_took_it_is_made_again_without_a_word(
     with opened(str(kept)) as index:
         assert index.progress(0).segment == last
         check_everything(filled.open(index=index, writer=None))
+        assert not caplog.text
+        filled.close()
+
+
+def test_what_compaction_does_is_known_after_a_kill(filled: Ground, path: str, tmp_path: Path) -> None:
+    """Else all of the log would be read again."""
+    left = tmp_path / "left.sqlite"
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        shard.append([entry(number, content(number)) for number in range(100, 110)], 0)
+        shard.flush()
+        shard.log.remove(shard.log.sealed()[-1])
+        for suffix in ("", "-wal", "-shm"):
+            shutil.copy(f"{path}{suffix}", f"{left}{suffix}")
+        with opened(str(left)) as found:
+            assert found.progress(0) == index.progress(0)
+        filled.close()
+
+
+@pytest.mark.parametrize("took", ["what follows it", "something behind that"])
+def test_behind_a_compaction_that_took_what_says_of_a_share_that_it_was_freed_it_is_made_again(
+    filled: Ground, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, took: str
+) -> None:
+    """As after a power loss, or a kill: it leads to where the share lay, which is gone too."""
+    kept = tmp_path / "kept.sqlite"
+    shutil.copy(path, kept)
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        if took == "something behind that":
+            shard.append([entry(number, content(number)) for number in range(100, 110)], 0)
+        shard.free([share(1)], small=True)
+        shard.flush()
+        says_so = index.progress(0).segment
+        shard.append([entry(number, content(number)) for number in range(110, 120)], 0)
+        shard.flush()
+        for number in (1, says_so):
+            items = [each.item for each in shard.log.read_whole(number) or ()]
+            shard.log.copy([item for item in items if isinstance(item, ScannedEntry) and item.entry.share != content(1)])
+            shard.flush()
+            shard.log.remove(number)
+        filled.close()
+    with opened(str(kept)) as index:
+        shard = filled.open(index=index, writer=None)
+        assert not shard.has(share(1), small=True)
+        assert share(1) not in [*shard.held(small=True)]
+        assert read_share(shard, share(110), small=True) == content(110)
         assert not caplog.text
         filled.close()
 

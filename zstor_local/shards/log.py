@@ -273,10 +273,11 @@ class Log:
             self._current()  # raises
         if number >= self._first_written(number + 1):
             raise LogClosed("a segment that is being written is not taken away")
-        if self._known.segment == number:  # or the next start would read everything again
+        if self._known.segment == number:
             current = self._current()
             self._known = replace(self._known, segment=current.number, segment_id=current.header.id, offset=current.end)
             self._flushed()
+        self._index.flush()  # one that is older than this is made anew at a start
         self._files.unlink(self._segments.path(number))
         self._readers.forget(number)
         with self._closing():

@@ -47,7 +47,7 @@ class CatchingUp:
         """Bring the index up to the log's end: only what was appended since its last flush is read."""
         known = self._index.progress(self._shard)
         if known.segment and not self._holds(known):
-            if known.segment >= max(self._segments.numbers(), default=0):  # else compaction took it, after the index was written
+            if known.segment >= max(self._segments.numbers(), default=0):  # else compaction took something after the index was written
                 log.warning(
                     "%s does not hold what was written there: an older copy was put back, or it is damaged; what this shard lacks "
                     "`zstor repair --all` and `zstor scrub` make anew",
@@ -61,9 +61,17 @@ class CatchingUp:
         return known
 
     def _holds(self, known: Progress) -> bool:
-        """Whether the log still reaches as far as the index knows it."""
+        """Whether the log still reaches as far as the index knows it, and has all that was written behind that. What compaction took
+        there may have said of shares that they were freed: the index would lead to where they lay.
+        """
         last = self._segments.header(known.segment)
-        return last is not None and last.id == known.segment_id and self._segments.has_end(known.segment, last, known.offset)
+        behind = [number for number in self._segments.numbers() if number > known.segment]
+        return (
+            last is not None
+            and last.id == known.segment_id
+            and behind == [*range(known.segment + 1, known.segment + 1 + len(behind))]
+            and self._segments.has_end(known.segment, last, known.offset)
+        )
 
     def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
         extents: list[tuple[ShareId, Extent | None]] = []
