@@ -99,11 +99,21 @@ def test_a_closed_standard_output_is_an_error_and_never_somebody_elses_socket(fi
         assert b"Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("arguments", [["put", "-", "k"], ["cas", "put", "-"], ["call", "object.write_stream", "key=k", "fd:@-"]])
-def test_a_closed_standard_input_is_an_error_and_stores_nothing(daemon: PrivateDaemon, arguments: list[str]) -> None:
-    ended = _closed(daemon, 0, *arguments)
-    assert (ended.returncode, ended.stderr) == (1, b"zstor: error: standard input: Bad file descriptor\n")
-    assert done(zstor(daemon, "ls")) + done(zstor(daemon, "cas", "ls")) == b""
+def test_a_closed_standard_input_is_an_error_and_stores_nothing(daemon: PrivateDaemon) -> None:
+    for arguments in (
+        ["put", "-", "k"],
+        ["cas", "put", "-"],
+        ["call", "object.write_stream", "key=k", "fd:@-"],
+        ["ns", "set", "n", "-"],
+        ["log", "append", "-"],
+        ["log", "missing", "-"],
+        ["node", "send", "-"],
+        ["key", "restore"],
+    ):
+        ended = _closed(daemon, 0, *arguments)
+        assert (ended.returncode, ended.stderr) == (1, b"zstor: error: standard input: Bad file descriptor\n"), arguments
+    for listing in (["ls"], ["cas", "ls"], ["ns", "ls"], ["log", "read"]):
+        assert done(zstor(daemon, *listing)) == b""
 
 
 def test_a_closed_standard_error_keeps_the_exit_code(daemon: PrivateDaemon) -> None:

@@ -16,7 +16,7 @@ from zstor_local.cli.options import Options, as_json, completed, connection, no_
 from zstor_local.cli.progress import progress
 
 _PARAMETER: Final = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<sign>:=|:@|=)(?P<value>.*)\Z", re.DOTALL)
-
+_SHOWN: Final = 100  # characters of what is no JSON
 
 _EXAMPLES: Final = """\b
 For example:
@@ -66,7 +66,11 @@ def _split(parameter: str) -> tuple[str, str, str]:
 
 
 def _json(name: str, value: str) -> Json:
+    """What the JSON text says; it may neither be nested without end nor hold halves of surrogate pairs, which are no text."""
     try:
-        return cast(Json, json.loads(value))
-    except ValueError:
-        raise click.UsageError(f"{name}:= is followed by JSON, not {value!r}; for text write {name}={value}") from None
+        parsed = cast(Json, json.loads(value))
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        shown = value[:_SHOWN]
+        raise click.UsageError(f"{name}:= is followed by JSON, not {shown!r}; for text write {name}={shown}") from None
+    return parsed

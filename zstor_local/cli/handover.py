@@ -65,6 +65,14 @@ def source(name: str) -> Iterator[Handover]:
         os.close(fd)
 
 
+def bytes_of(text: str, most: int) -> bytes:
+    """The bytes of an argument; for `-` what standard input holds, of more than `most` bytes one more than that."""
+    if text != "-":
+        return text.encode(errors="surrogateescape")
+    with naming_errors("standard input"):
+        return sys.stdin.buffer.read(most + 1)
+
+
 @contextmanager
 def standard_output() -> Iterator[Handover]:
     """Standard output. What a regular file already holds before its offset stays.

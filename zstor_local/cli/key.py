@@ -12,7 +12,7 @@ import click
 
 from zstor_local.cli import report
 from zstor_local.cli.backup_words import WORDS, BadWords, from_words, to_words
-from zstor_local.cli.handover import as_io_error
+from zstor_local.cli.handover import as_io_error, naming_errors
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.errors import AlreadyExists, IoError, KeyMissing
 from zstor_local.model.masterkey import NEXT, BadKeyFile, MasterKey
@@ -120,8 +120,10 @@ def restore(options: Options) -> None:
     path = Path(options.load().master_key_file)
     if sys.stdin.isatty():
         click.echo(f"Type the {WORDS} words, then Ctrl-D on a line of its own:", err=True)
+    with naming_errors("standard input"):
+        written = sys.stdin.read()
     try:
-        master_key = from_words(_written_words(sys.stdin.read()))
+        master_key = from_words(_written_words(written))
     except BadWords as error:
         raise KeyMissing(f"that is no backup of a master key: {error}", hint="compare with the paper, word by word") from None
     from zstor_local.daemon import keep_key

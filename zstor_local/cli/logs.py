@@ -14,7 +14,7 @@ import click
 from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
-from zstor_local.cli.handover import destination, source, standard_output
+from zstor_local.cli.handover import bytes_of, destination, naming_errors, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -74,8 +74,7 @@ def append(options: Options, content: str, local_hash: bytes | None, log: str) -
 
     Done means durable. The same again is the same entry.
     """
-    data = sys.stdin.buffer.read(limits.INLINE_VALUE_BYTES + 1) if content == "-" else content.encode(errors="surrogateescape")
-    params: dict[str, Json] = {"log": log, "value_b64": base64.b64encode(data).decode()}
+    params: dict[str, Json] = {"log": log, "value_b64": base64.b64encode(bytes_of(content, limits.INLINE_VALUE_BYTES)).decode()}
     if local_hash is not None:
         params["local_hash_b64"] = base64.b64encode(local_hash).decode()
     with options.connect() as client:
@@ -168,10 +167,11 @@ def missing(options: Options, have: tuple[str, ...], since: int, log: str) -> No
 
     A - reads the hashes from standard input.
     """
-    given = sys.stdin.read().split() if have == ("-",) else have
+    with naming_errors("standard input"):
+        hashes = sys.stdin.read().split() if have == ("-",) else have
     params: dict[str, Json] = {
         "log": log,
-        "have_b64": [base64.b64encode(_hex(each) or b"").decode() for each in given],
+        "have_b64": [base64.b64encode(_hex(each) or b"").decode() for each in hashes],
         "since_seq": since,
     }
     with options.connect() as client:

@@ -11,6 +11,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import Json
+from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -37,6 +38,13 @@ class Size(click.ParamType[int]):
         if match is None:
             self.fail(f"{value!r} is no size; write it like 500M, 10GiB or 1048576", param, ctx)
         return int(match[1]) * _UNITS[match[2].upper()]
+
+
+class Quota(Size):
+    """A size, or -1 for `none`, as namespace.set takes it."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return -1 if value == "none" else super().convert(value, param, ctx)
 
 
 @click.group()
@@ -70,29 +78,23 @@ def create(options: Options, /, name: str, placement: tuple[str, ...], quota: in
 
     A first write to a new name creates one too, with the configured policy.
     """
-    params = _params(name, placement, policy)
-    if quota is not None:
-        params["quota_bytes"] = quota
-    _shown(options, "namespace.create", params)
+    _shown(options, "namespace.create", _params(name, placement, quota, policy))
 
 
 @namespace.command("set")
 @click.argument("name", shell_complete=completed("namespaces"))
 @_policy_options
-@click.option("--quota", metavar="SIZE|none", help="Bytes that its objects may have together.")
+@click.option("--quota", type=Quota(), metavar="SIZE|none", help="Bytes that its objects may have together.")
 @click.option("--rewrite", is_flag=True, help="Convert the objects that are there, with new keys, as a job.")
 @as_json
 @connection
 @pass_options
-def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: str | None, rewrite: bool, **policy: Json) -> None:
+def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: int | None, rewrite: bool, **policy: Json) -> None:
     """Change the namespace NAME; what is not named stays.
 
     A policy is for what is written from now on; --rewrite converts the rest.
     """
-    params = _params(name, placement, policy)
-    if quota is not None:
-        params["quota_bytes"] = -1 if quota == "none" else Size().convert(quota, None, None)
-    _shown(options, "namespace.set", params)
+    _shown(options, "namespace.set", _params(name, placement, quota, policy))
     if rewrite:
         with options.connect() as client:
             job = cast("JobStarted", client.call("namespace.rewrite", {"namespace": name}))["job"]
@@ -176,7 +178,8 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
             key = cast("JoiningKey", client.call("namespace.key", {}))
             click.echo(json.dumps(key) if options.json else key["public_key"])
             return
-        written = invitation.read().strip()
+        with naming_errors(invitation.name):
+            written = invitation.read().strip()
         if not written:
             raise click.UsageError(f"there is no invitation in {invitation.name}")
         params: dict[str, Json] = {"invitation": written}
@@ -191,13 +194,15 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
         click.echo(f"joined {joined['namespace']}: {text.count(joined['objects'], 'object')}, {text.size(joined['bytes'])}")
 
 
-def _params(name: str, placement: tuple[str, ...], policy: dict[str, Json]) -> dict[str, Json]:
+def _params(name: str, placement: tuple[str, ...], quota: int | None, policy: dict[str, Json]) -> dict[str, Json]:
     given = {member: value for member, value in policy.items() if value is not None}
     params: dict[str, Json] = {"namespace": name}
     if given:
         params["policy"] = given
     if placement:
         params["placement"] = list(placement)
+    if quota is not None:
+        params["quota_bytes"] = quota
     return params
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ import trio
 
 from zstor_local.cli import report, text
 from zstor_local.cli.client import NoDaemon
+from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.formats.messages import MESSAGE
@@ -50,8 +51,7 @@ def send_(options: Options, messages: tuple[str, ...], log: str) -> None:
     Content goes into the content store first, then the log's name is told. Each is an MVDS message with an id of its own; done means
     that whoever reads the log later finds it.
     """
-    lines: Iterable[str] = (line.rstrip("\n") for line in sys.stdin) if messages == ("-",) else messages
-    trio.run(_send, options, log, lines)
+    trio.run(_send, options, log, _lines_of_input() if messages == ("-",) else messages)
 
 
 @node.command("receive")
@@ -80,6 +80,12 @@ def receive_(options: Options, follow: bool, into: Path | None, since: int, coun
         )
         return REFUSED
     return 0
+
+
+def _lines_of_input() -> Iterator[str]:
+    with naming_errors("standard input"):
+        for line in sys.stdin:
+            yield line.rstrip("\n")
 
 
 async def _send(options: Options, log: str, lines: Iterable[str]) -> None:

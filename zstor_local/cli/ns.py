@@ -13,6 +13,7 @@ import click
 from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
+from zstor_local.cli.handover import bytes_of
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 
@@ -40,8 +41,7 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
 
     Done means durable, and that everybody who watches the name is told.
     """
-    data = sys.stdin.buffer.read(limits.NAME_VALUE_BYTES + 1) if value == "-" else value.encode(errors="surrogateescape")
-    params: dict[str, Json] = {"name": name, "value_b64": base64.b64encode(data).decode()}
+    params: dict[str, Json] = {"name": name, "value_b64": base64.b64encode(bytes_of(value, limits.NAME_VALUE_BYTES)).decode()}
     if if_seq is not None:
         params["if_seq"] = if_seq
     with options.connect() as client:
