@@ -156,7 +156,7 @@ def test_what_cannot_be_stored_is_named_and_the_rest_goes_on(daemon: PrivateDaem
     assert ended.returncode == 1
     assert ended.stderr.count(b"passed over") == 2
     assert b"not \\xff utf-8" in ended.stderr
-    assert b"3 things could not be taken along" in ended.stderr
+    assert b"left out: 3 things" in ended.stderr
     assert done(zstor(daemon, "get", "odd/good", "-")) == b"1"
     remove(top)
 
@@ -219,6 +219,14 @@ def test_rm_r_asks_and_takes_no_neighbour(daemon: PrivateDaemon, tree: Path) -> 
     kept = done(zstor(daemon, "ls", "go")).split()
     assert kept == [b"go", b"gone-not"]
     remove(tree)
+
+
+def test_rm_r_takes_what_is_named_twice_once_and_with_a_slash_no_object_beside_the_tree(daemon: PrivateDaemon) -> None:
+    for key in ("twice", "twice/a", "twice/a/b", "twice/c"):
+        done(zstor(daemon, "put", "-", key, stdin=b"1"))
+    assert done(zstor(daemon, "rm", "-r", "--yes", "twice/a", "twice/", "twice/", "twice/a/")) == b"deleted 3 objects\n"
+    assert done(zstor(daemon, "ls", "twice")) == b"twice\n"
+    assert done(zstor(daemon, "rm", "-r", "--yes", "twice", "twice")) == b"deleted 1 object\n"
 
 
 def test_a_tree_that_is_not_there_is_an_error_that_names_what_may_be_meant(daemon: PrivateDaemon, tree: Path) -> None:

@@ -85,7 +85,7 @@ class _Account:
         else:
             click.echo(line)
             if self.failed:
-                report.warning(f"{text.count(self.failed, 'thing')} could not be taken along")
+                report.warning(f"left out: {text.count(self.failed, 'thing')}")
             if self.owed:
                 report.owed(self.owed)
         return 1 if self.failed else 0
@@ -343,15 +343,16 @@ def _number(text: object, base: int, among: range) -> int | None:
 
 
 def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
-    """Delete all objects whose keys begin with one of these and a slash, and those of the keys themselves."""
+    """Delete all objects whose keys begin with one of these and a slash, and those of the keys that have none at their end."""
     if any(key.strip("/") == "" for key in keys):
         raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
     number: int | None = None
+    outermost = _outermost(keys)
     if not yes:
         with options.connect() as client:
             _must_be_there(client, options, keys)
             number = size = 0
-            for item in _below(client, options, keys):
+            for item in _below(client, options, outermost):
                 number, size = number + 1, size + item["metadata"]["size"]
         what = ", ".join(text.shown(key) for key in keys)
         if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
@@ -367,7 +368,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     ):
         _must_be_there(client, options, keys)
         account = _Account(options, show, counted=True, total=number)
-        names = (item["key"] for item in _below(client, options, keys))
+        names = (item["key"] for item in _below(client, options, outermost))
         with transfers(options.connect, names, delete) as answers:
             for key, answer in answers:
                 if isinstance(answer, ZstorError):
@@ -384,7 +385,17 @@ def _must_be_there(client: Client, options: Options, keys: tuple[str, ...]) -> N
             raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
 
 
+def _outermost(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys less those that lie below another one: what is there is deleted, and counted, once."""
+    found: list[str] = []
+    for key in sorted({*keys}):
+        if not any(f"{key}/".startswith(f"{other.rstrip('/')}/") for other in found):
+            found.append(key)
+    return tuple(found)
+
+
 def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
+    """With a slash at its end a key means what is below it, and not an object that is called so without one."""
     for key in keys:
-        bare = key.rstrip("/")
-        yield from (item for item in items(client, options, bare) if item["key"] == bare or item["key"].startswith(f"{bare}/"))
+        top = f"{key.rstrip('/')}/"
+        yield from (item for item in items(client, options, key.rstrip("/")) if item["key"] == key or item["key"].startswith(top))
