@@ -29,9 +29,10 @@ from zstor_local.network import open_network
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
 from zstor_local.shards.http.ask import Ask, Reply
 from zstor_local.shards.http.connections import Connections
-from zstor_local.shards.http.wire import NEXT, Batch, pack_batch
+from zstor_local.shards.http.wire import BEGINNING, NEXT, Batch, pack_batch
 from zstor_local.store.store import Store
 
+SEGMENT = "5" * 32  # the id of one, in a cursor
 SOCKET = "http+unix:///nowhere/shard.sock"
 GOOD = Pass(
     namespace="photos",
@@ -186,7 +187,7 @@ async def test_our_own_authority_signs_nothing_for_somebody_elses_servers(home: 
 
 
 async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    following = iter(["1.1.5", "1.1.4"])
+    following = iter([f"1.1.5.{SEGMENT}", f"1.1.4.{SEGMENT}"])
 
     async def circles(self: Connections, ask: Ask, token: str) -> Reply:
         return Reply(200, {NEXT: next(following)}, pack_batch(Batch([scanned(1)])))
@@ -199,13 +200,33 @@ async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(hom
             await bob.join(replace(GOOD, token=issuer.token("photos", "read")))
 
 
+async def test_a_server_that_says_its_log_is_gone_is_read_again_from_the_beginning(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether an older copy was put back there or it lies: less and less often."""
+    asked: list[str] = []
+
+    async def gone(self: Connections, ask: Ask, token: str) -> Reply:
+        asked.append(after := ask.path.partition("after=")[2].partition("&")[0])
+        if after == BEGINNING:
+            return Reply(200, {NEXT: f"1.1.5.{SEGMENT}"}, pack_batch(Batch([scanned(1)])))
+        raise ShardError("failed", "gone", code="gone")
+
+    monkeypatch.setattr(Connections, "exchange", gone)
+    monkeypatch.setattr(Joined, "follow", _no_follow)
+    async with home.open() as store, reading(store) as bob:
+        for _ in range(2):
+            with pytest.raises(ZstorError, match="gone"):
+                await bob.join(replace(GOOD, token=Issuer().token("photos", "read")))
+    assert asked == [BEGINNING, f"1.1.5.{SEGMENT}"] * 2
+
+
 async def _no_follow(self: Joined) -> None:
     pass
 
 
 async def test_who_joins_and_who_follows_may_look_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither takes the other's pages for the log's end, nor the server for one that sends it in circles."""
-    later = {"0.0.0": "1.1.5", "1.1.5": "1.1.9", "1.1.9": "1.1.9"}
+    first, last = f"1.1.5.{SEGMENT}", f"1.1.9.{SEGMENT}"
+    later = {BEGINNING: first, first: last, last: last}
     asked: list[str] = []
 
     async def pages(self: Connections, ask: Ask, token: str) -> Reply:
@@ -218,12 +239,12 @@ async def test_who_joins_and_who_follows_may_look_at_once(home: Home, monkeypatc
     async with home.open() as store, reading(store) as bob:
         await bob.join(replace(GOOD, token=Issuer().token("photos", "read")))
         [shard] = bob.joined().shards.values()
-        shard._after = "0.0.0"
+        shard._after = BEGINNING
         asked.clear()
         async with trio.open_nursery() as both:
             for _ in range(2):
                 both.start_soon(shard.catch_up, lambda: None)
-        assert [*asked].count("1.1.9") == 2
+        assert [*asked].count(last) == 2
 
 
 async def test_an_invitation_of_somebody_else_does_not_take_the_place_of_one(home: Home, shown: list[str]) -> None:

@@ -98,6 +98,57 @@ def shares(space: Space) -> list[bytes]:
 # --- Logs ---
 
 
+def sequences(space: Space, cursor: Cursor) -> tuple[list[int], Cursor]:
+    """Of what lies behind a cursor, which goes over the wire as text."""
+    batch, after = space.page(NAMESPACE, Cursor.parse(str(cursor)), 1 << 20)
+    return [each.entry.envelope.sequence for each in batch.entries], after
+
+
+def test_a_cursor_behind_what_an_older_copy_lacks_is_gone(disk: Disk) -> None:
+    """And so it stays when there is more in the log than before."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(1)]))
+    _, old = sequences(space, Cursor())
+    disk.opened.pop().close()
+    shutil.copytree(disk.root, f"{disk.root}.copy")
+    space = disk.open(fence=replace(FENCE, opening=2))
+    space.append(space.fence, 1, Batch([scanned(2)]))
+    found, lost = sequences(space, old)
+    assert found == [2]
+    disk.opened.pop().close()
+    shutil.rmtree(disk.root)
+    shutil.move(f"{disk.root}.copy", disk.root)
+    space = disk.open(fence=replace(FENCE, opening=2))
+    assert refused(lambda: sequences(space, lost)) == "gone"
+    for number in (3, 4):
+        space.append(space.fence, number, Batch([scanned(number)]))
+        assert refused(lambda: sequences(space, lost)) == "gone"
+        assert sequences(space, old)[0] == [*range(3, number + 1)]
+    assert sequences(space, Cursor())[0] == [1, 3, 4]
+
+
+def test_a_cursor_in_a_log_that_went_is_gone(disk: Disk) -> None:
+    """With its room, or all that was in it."""
+    space = disk.open()
+    assert sequences(space, Cursor()) == ([], Cursor())
+    for number in (1, 2):
+        space.append(FENCE, number, Batch([scanned(number, namespace=namespace(number))]))
+    _, other = space.page(namespace(1), Cursor(), 1 << 20)
+    assert refused(lambda: space.page(namespace(2), other, 1 << 20)) == "gone"
+    assert refused(lambda: space.page(NAMESPACE, other, 1 << 20)) == "gone"
+    room = space.rooms.find(namespace(1))
+    assert room is not None
+    space.rooms.empty(room)
+    assert refused(lambda: space.page(namespace(1), other, 1 << 20)) == "gone"
+    space.append(FENCE, 3, Batch([scanned(3, namespace=namespace(1))]))
+    assert refused(lambda: space.page(namespace(1), other, 1 << 20)) == "gone"
+
+
+@pytest.mark.parametrize("text", ["", "1.1.64", "1.1.64.5", f"1.1.64.{'5' * 31}g", f"0.0.0.{'5' * 33}", f"-1.1.64.{'5' * 32}"])
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    assert refused(lambda: Cursor.parse(text)) == "bad_request"
+
+
 def test_what_is_acknowledged_is_flushed_in_every_log_that_it_reached(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """More logs than may be written at once: the first one is put to rest while the batch goes into the others."""
     monkeypatch.setattr(rooms, "OPEN_LOGS", 2)

@@ -19,7 +19,7 @@ from zstor_local.shards.http.engine import locate
 from zstor_local.shards.http.peer import Peer
 from zstor_local.shards.http.server import Server
 from zstor_local.shards.http.share import HttpShareReader
-from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, cursor, share_name
+from zstor_local.shards.http.wire import BEGINNING, NEXT, PAGE_BYTES, cursor, share_name
 from zstor_local.store.store import Store
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ IDENTITY: Final = "x25519"  # its row: our private key
 WAIT_SECONDS: Final = 50  # that a server is asked to wait for news
 AGAIN_SECONDS: Final = (1.0, 30.0)  # after a server did not answer: at first, and at most
 LETTER_BYTES: Final = 64 * 1024
-_BEGINNING: Final = "0.0.0"  # of a log
 
 log = logging.getLogger("zstor.access")
 
@@ -68,7 +67,7 @@ class JoinedShard:
         self.peer, self._letters = Peer(server, joined), Peer(server, _NoTokens())
         waited_for = Deadlines(request=WAIT_SECONDS + 20.0)
         self._following = Peer(Server(url, network, store.runtime.randomness, waited_for), joined)  # long waits are not what is usual
-        self._after = _BEGINNING
+        self._after = BEGINNING
         self._round = 0  # how often it had to be read again
         self._waiting = trio.CancelScope()
         self._took = 0.0  # seconds, for the last page
@@ -122,6 +121,10 @@ class JoinedShard:
                 reply = await self._following.ask(Ask("GET", path, expect=(200,), most=2 * PAGE_BYTES))
         except ShareMissing:
             raise ShardError("failed", f"{self.url} answers something else than was asked") from None
+        except ShardError as error:
+            if error.code == "gone":
+                self.read_again()
+            raise
         if asking.cancelled_caught:
             return True
         began = trio.current_time()
@@ -141,7 +144,7 @@ class JoinedShard:
 
     def read_again(self) -> None:
         """Its log, from the beginning."""
-        self._after = _BEGINNING
+        self._after = BEGINNING
         self._round += 1
         self._waiting.cancel()
 

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from zstor_local import limits
@@ -38,6 +38,18 @@ class LogClosed(Exception):
 
 class NothingAppended(OSError):
     """There was no room for the first of the entries: no byte of them was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Behind an entry: the offset of its end in a segment, of which the random id tells whether it is the same one still."""
+
+    segment: int = 0
+    offset: int = 0
+    segment_id: bytes = b""
+
+
+BEGINNING: Final = Position()
 
 
 class Log:
@@ -212,16 +224,23 @@ class Log:
     def unsettled(self) -> list[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
         known = self._known
-        entries = (scanned.entry.envelope for scanned, _, _ in self.scan_after(*known.settled))
+        entries = (scanned.entry.envelope for scanned, _ in self.scan_after(*known.settled))
         return [envelope for envelope in entries if envelope.sequence > known.committed]
 
-    def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, int, int]]:
-        """Entries behind a position (0, 0: the beginning), each with the one behind it: its segment, and the offset of its end."""
+    def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, Position]]:
+        """Entries behind an offset in a segment (0, 0: the beginning), each with its end."""
         for number, header in self._segments.headers(segment):
             start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
             for located in self._segments.entries(number, header, start):
                 if isinstance(located.item, ScannedEntry):
-                    yield located.item, number, located.end
+                    yield located.item, Position(number, located.end, header.id)
+
+    def has_had(self, position: Position) -> bool:
+        """Whether that was a place in this log, as far as its segment tells: it is there, or compaction took it. Where an older copy
+        was put back what is written next may lie in a segment of the same number.
+        """
+        header = self._segments.header(position.segment)
+        return position.segment < max(self.segments(), default=0) if header is None else header.id == position.segment_id
 
     # --- Compaction (shards/compacting.py) ---
 

@@ -18,6 +18,7 @@ RefusalType = Literal[
     "exists",
     "fenced",
     "unfinished",
+    "gone",
     "too_large",
     "bad_digest",
     "bad_range",
@@ -38,6 +39,7 @@ _STATUS: Final[Mapping[RefusalType, int]] = {
     "exists": 409,
     "fenced": 409,
     "unfinished": 409,
+    "gone": 410,  # what a cursor was behind: begin again
     "too_large": 413,
     "bad_digest": 400,
     "bad_range": 416,

@@ -27,8 +27,9 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId
 from zstor_local.runtime import Runtime, read_exactly
 from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
+from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import LETTERS_MAX, Batch, Fence, parse_share_name, share_name
-from zstor_local.shards.log import Log, LogClosed
+from zstor_local.shards.log import BEGINNING, Log, LogClosed, Position
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import ENTRY_HEADER_BYTES, entry_size
@@ -47,21 +48,20 @@ MARKER: Final = "marker"
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a reader of the logs has come: a room's number, a segment there, an offset in it."""
+    """How far a reader of the logs has come: a room's number, and where in its log."""
 
     room: int = 0
-    segment: int = 0
-    offset: int = 0
+    at: Position = BEGINNING
 
     def __str__(self) -> str:
-        return f"{self.room}.{self.segment}.{self.offset}"
+        return f"{self.room}.{self.at.segment}.{self.at.offset}.{self.at.segment_id.hex()}" if self.room else wire.BEGINNING
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        parts = text.split(".")
-        if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) <= 12 for part in parts):
+        if not (numbers := wire.cursor(text)):
             raise Refusal("bad_request", "that is no cursor of this server")
-        return cls(*map(int, parts))
+        room, segment, offset = numbers
+        return cls(room, Position(segment, offset, bytes.fromhex(text.split(".")[3]))) if room else cls()
 
 
 class Space:
@@ -254,18 +254,22 @@ class Space:
             self.freed = True
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:
-        """Entries behind the cursor, of one namespace or of all, some `limit` bytes of them, and where they end."""
+        """Entries behind the cursor, of one namespace or of all, some `limit` bytes of them, and where they end. Refusal `gone` for a
+        cursor of what does not lie here any more.
+        """
         entries: list[ScannedEntry] = []
         size = 0
         rooms = [room for room in self.rooms if namespace in (None, room.id)]
         with answering():
+            if cursor.room and not any(room.number == cursor.room and self.rooms.log(room).has_had(cursor.at) for room in rooms):
+                raise Refusal("gone", "an older copy of that log was put back, or its namespace was deleted: begin again")
             for room in rooms:
                 if room.number < cursor.room:
                     continue
-                at = cursor if room.number == cursor.room else Cursor(room.number)
-                for scanned, segment, end in self.rooms.log(room).scan_after(at.segment, at.offset):
+                after = cursor.at if room.number == cursor.room else BEGINNING
+                for scanned, position in self.rooms.log(room).scan_after(after.segment, after.offset):
                     entries.append(scanned)
-                    cursor = Cursor(room.number, segment, end)
+                    cursor = Cursor(room.number, position)
                     size += entry_size(scanned.entry)
                     if size >= limit:
                         return Batch(entries), cursor

@@ -29,6 +29,7 @@ _STATES: Final[Mapping[str, ShardState]] = {
     "unauthenticated": "failed",
     "forbidden": "failed",
     "bad_request": "failed",
+    "gone": "failed",
     "fenced": "readonly",
     "readonly": "readonly",
     "full": "full",

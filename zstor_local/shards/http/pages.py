@@ -9,7 +9,7 @@ from typing import Final
 from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ScannedEntry, ShardError
 from zstor_local.shards.http.ask import Ask, Reply
-from zstor_local.shards.http.wire import NEXT, PAGE_BYTES, BadWire, Batch, cursor, parse_batch, parse_share_name
+from zstor_local.shards.http.wire import BEGINNING, NEXT, PAGE_BYTES, BadWire, Batch, cursor, parse_batch, parse_share_name
 
 LIST_NAMES: Final = 10_000  # in a page
 LIST_BYTES: Final = 1 << 20
@@ -17,7 +17,7 @@ LIST_BYTES: Final = 1 << 20
 
 def read_log(url: str, path: str, ask: Callable[[Ask], Reply]) -> Iterator[ScannedEntry]:
     """The entries that a server sends under the path, which ends where the cursor belongs; ShardError for anything else."""
-    after = "0.0.0"
+    after = BEGINNING
     while True:
         reply = ask(Ask("GET", f"{path}after={after}", expect=(200,), most=2 * PAGE_BYTES))
         batch, following = read_batch(url, reply), reply.headers.get(NEXT, "")

@@ -34,6 +34,8 @@ PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
 BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has: each takes some hundreds of bytes of memory
 
+BEGINNING: Final = "0.0.0"  # the cursor before all that a server's logs hold
+
 LETTERS_MAX: Final = 10_000  # that a space keeps
 SUPERSEDED_MAX: Final = 2**17  # sequences that are told at once
 
@@ -48,7 +50,7 @@ _NO_SHARE: Final = 255
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _SHARE: Final = re.compile(r"([0-9a-f]{32})\.(0|[1-9][0-9]{0,2})\Z")
 _FENCE: Final = re.compile(r"(\d{1,18}):(\d{1,9}):([0-9a-f]{32})\Z", re.ASCII)
-_CURSOR: Final = re.compile(r"\d{1,12}(\.\d{1,12}){2}\Z", re.ASCII)
+_CURSOR: Final = re.compile(r"(\d{1,12})\.(\d{1,12})\.(\d{1,12})(\.[0-9a-f]{32})?\Z", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -156,8 +158,11 @@ def parse_ids(data: bytes) -> list[bytes]:
 
 
 def cursor(text: str) -> tuple[int, ...]:
-    """A place in a server's logs, as the header NEXT gives it: three numbers that grow; nothing for what is none."""
-    return tuple(map(int, text.split("."))) if _CURSOR.match(text) else ()
+    """A place in a server's logs, as the header NEXT gives it: three numbers that grow, with the id of a segment behind them but for
+    BEGINNING; nothing for what is none.
+    """
+    match = _CURSOR.match(text)
+    return tuple(map(int, match.groups()[:3])) if match and (match[4] or text == BEGINNING) else ()
 
 
 def space_path(uid: ShardUid) -> str:
