@@ -30,6 +30,7 @@ from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import Version
 from zstor_local.runtime import Runtime
+from zstor_local.store.coding import new_version
 from zstor_local.store.opening import open_store
 from zstor_local.store.store import Store
 
@@ -42,12 +43,12 @@ PROBES: Final = {**SMALL_PROBE, "large probe": bytes(140_000)}
 def small_world() -> Iterator[None]:
     """Logs whose segments are soon full, so that new ones are begun on the way; all large shares of a shard in one directory."""
 
-    def new_version(runtime: Runtime) -> Version:
-        return Version(b"\xab" + runtime.randomness.bytes(15))
+    def in_one_directory(runtime: Runtime, last_given: int) -> Version:
+        return Version(b"\xab" + new_version(runtime, last_given)[1:])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "SEGMENT_BYTES", 1 << 14)
-        patch.setattr("zstor_local.store.writes.new_version", new_version)
+        patch.setattr("zstor_local.store.writes.new_version", in_one_directory)
         yield
 
 

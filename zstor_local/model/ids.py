@@ -9,7 +9,7 @@ from zstor_local import limits
 from zstor_local.errors import InvalidParams, TooLarge
 from zstor_local.value import value
 
-Version = NewType("Version", bytes)  # 16 random bytes, one per write; never used twice
+Version = NewType("Version", bytes)  # 16 bytes, one per write, never used twice: store.coding.new_version
 StoreId = NewType("StoreId", bytes)  # 16 random bytes, made by init
 NamespaceId = NewType("NamespaceId", bytes)  # 16 random bytes: what shards see of a namespace
 ShardUid = NewType("ShardUid", bytes)  # 16 random bytes in the shard's marker; its short name is for people

@@ -129,7 +129,7 @@ class ShardPool:
         if self._draining or len(self._slots) != m or not all(slot.recent_state() == "ok" for slot in self._slots.values()):
             return None
         numbers = tuple(sorted(self._slots))
-        turn = version[0] % m
+        turn = version[-1] % m
         return numbers[turn:] + numbers[:turn]
 
     def place(self, version: Version, m: int, states: Mapping[int, ShardState] | None = None) -> tuple[int, ...]:
@@ -143,7 +143,7 @@ class ShardPool:
         wanted = [number for number in usable if number not in self._draining] if self._draining else usable
         if len(wanted) > m and len(placed := spread(version, self._candidates(wanted), m)) == m:  # else some went away just now
             return placed
-        turn = version[0] % max(1, len(wanted))
+        turn = version[-1] % max(1, len(wanted))
         drained = [number for number in usable if number in self._draining]
         away = sorted((number for number in numbers if number not in usable), key=lambda number: number in self._draining)
         ordered = [*wanted[turn:], *wanted[:turn], *drained, *away][:m]

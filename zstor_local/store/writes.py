@@ -194,7 +194,7 @@ class ObjectWriter:
 
     def _plan(self, namespace: Namespace) -> Planned:
         """NotEnoughShards or NoSpace if too few shards can take a new version."""
-        version = new_version(self._runtime)
+        version = new_version(self._runtime, self._core.committer.last_given)
         placement, refused = self._placing.place(namespace, version)
         return Planned(self._core.sealer.store_id, namespace, version, placement, refused, self._placing.quorum(namespace))
 
