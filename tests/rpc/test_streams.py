@@ -25,7 +25,7 @@ from zstor_local import limits
 from zstor_local.errors import NoSpace
 from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
-from zstor_local.rpc.connection import Connection
+from zstor_local.rpc.connection import ClientConnection
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods import walk as walk_methods
@@ -429,14 +429,14 @@ async def test_a_version_that_was_freed_before_the_read_began_is_not_missed(
 ) -> None:
     old, new = content(1, 3 * CHUNK), content(2, 3 * CHUNK)
     await put(scene.store, "a", old)
-    begin = Connection.begin
+    begin = ClientConnection.begin
 
-    async def write_again_and_begin(connection: Connection, work: Work) -> None:
+    async def write_again_and_begin(connection: ClientConnection, work: Work) -> None:
         await put(scene.store, "a", new)
         await freed(scene.store)
         begin(connection, work)
 
-    monkeypatch.setattr(Connection, "begin", lambda self, work: self._start_soon(partial(write_again_and_begin, self, work)))
+    monkeypatch.setattr(ClientConnection, "begin", lambda self, work: self._start_soon(partial(write_again_and_begin, self, work)))
     found, end = await peer.read(await peer.open_read("a"))
     assert found == new
     assert end["result"]["metadata"] == (await peer.result("object.stat", key="a"))["metadata"]
@@ -445,14 +445,14 @@ async def test_a_version_that_was_freed_before_the_read_began_is_not_missed(
 async def test_a_version_that_was_freed_before_a_read_had_its_turn_is_not_missed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = content(1, 3 * CHUNK), content(2, 3 * CHUNK)
     await put(scene.store, "a", old)
-    start_soon = Connection._start_soon
+    start_soon = ClientConnection._start_soon
 
     async def write_again_and_start(work: Callable[[], Awaitable[object]]) -> None:
         await put(scene.store, "a", new)
         await freed(scene.store)
         await work()
 
-    monkeypatch.setattr(Connection, "_start_soon", lambda self, work: start_soon(self, partial(write_again_and_start, work)))
+    monkeypatch.setattr(ClientConnection, "_start_soon", lambda self, work: start_soon(self, partial(write_again_and_start, work)))
     async with scene.peer() as peer:
         assert base64.b64decode((await peer.result("object.read", key="a"))["value_b64"]) == new
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 import trio
 
@@ -28,45 +29,43 @@ class Peer:
 
     pid: int
     uid: int
-    gid: int
     mounts: str | None = None
 
 
-class Connection(Protocol):
-    """The part of a connection that methods use."""
+class Connection(ABC):
+    """The part of a connection that methods use. `reply_room` is its part of the memory for large replies."""
 
-    @property
-    def peer(self) -> Peer: ...
-
-    @property
-    def reply_room(self) -> Room:
-        """Its part of the memory for large replies."""
-        ...
-
-    @property
-    def replies_only(self) -> bool:
-        """Nothing but replies can be sent to this client, and each of its messages stands alone."""
-        ...
+    def __init__(self, peer: Peer, reply_room: Room) -> None:
+        self.peer: Final = peer
+        self.reply_room: Final = reply_room
+        self._states: dict[type, object] = {}
 
     def state(self, kind: type[T]) -> T:
         """This connection's own `kind`, made without arguments when first asked for."""
-        ...
+        if kind not in self._states:
+            self._states[kind] = kind()
+        return cast(T, self._states[kind])
 
+    @property
+    @abstractmethod
+    def replies_only(self) -> bool:
+        """Nothing but replies can be sent to this client, and each of its messages stands alone."""
+
+    @abstractmethod
     def begin(self, work: Work) -> None:
         """Run what outlives the call that began it. It ends, at the latest, with the connection, which stays open for it."""
-        ...
 
+    @abstractmethod
     async def notify(self, method: str, params: object) -> None:
         """Send a notification, waiting for room as a reply does."""
-        ...
 
+    @abstractmethod
     def offer(self, method: str, params: object) -> None:
         """Send a notification if there is room at once; else drop it."""
-        ...
 
+    @abstractmethod
     def client_gone(self) -> bool:
         """The client has closed the connection (a half-close does not count)."""
-        ...
 
 
 class Work(Protocol):

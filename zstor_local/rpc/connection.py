@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import select
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar, cast
+from typing import Final
 
 import trio
 
@@ -19,7 +19,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, InvalidParams, InvalidRequest, IoError, TooLarge, ZstorError
 from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import Room
-from zstor_local.rpc.call import Call, LongPolls, Peer, Work, stopping
+from zstor_local.rpc.call import Call, Connection, LongPolls, Peer, Work, stopping
 from zstor_local.rpc.calls import CANCELS, Calls
 from zstor_local.rpc.content_length import ContentLengthFramer
 from zstor_local.rpc.descriptors import KERNEL_MAX, NO_DESCRIPTORS, Arrivals, Descriptors, Receiver, Truncated, close_all
@@ -31,7 +31,6 @@ from zstor_local.rpc.outbox import Cork, Outbox
 from zstor_local.rpc.strict_json import Json, encode
 from zstor_local.rpc.wire import Wire, wire_of
 
-T = TypeVar("T")
 log = logging.getLogger("zstor.rpc")
 
 _READ_BYTES: Final = 64 * limits.KIB
@@ -40,20 +39,19 @@ _HANGUP_CHECK_SECONDS: Final = 1.0
 _REQUESTS_IN_A_TURN: Final = 64  # quick calls are answered where they are read: some milliseconds of them, then others have their turn
 
 
-class Connection:
+class ClientConnection(Connection):
     """Serve one socket with `serve`; `stop` and `abort` end it early."""
 
     def __init__(self, socket: trio.socket.SocketType, peer: Peer, dispatcher: Dispatcher, cork: Cork) -> None:
+        super().__init__(peer, Room(dispatcher.replies))
         self._socket = socket
-        self._peer = peer
         self._dispatcher = dispatcher
         self._intake = Intake(Room(dispatcher.inputs, limits.RUNNING_INPUT_BYTES))
         self._framer: Wire = Framer()
         self._http: HttpFramer | None = None  # the framer, if the client speaks HTTP
         self._receiver = Receiver(socket)
-        self._reply_room = Room(dispatcher.replies)
         self._batch_room = Room(dispatcher.batches)
-        self._outbox = Outbox(socket, cork, self._reply_room)
+        self._outbox = Outbox(socket, cork, self.reply_room)
         self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self._read_size = _READ_BYTES
@@ -65,32 +63,18 @@ class Connection:
         self._closing = False
         self._stopping = False
         self._calls = Calls(
-            dispatcher, self._intake, self._reply_room, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle
+            dispatcher, self._intake, self.reply_room, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle
         )
         self._idle = trio.Event()
         self._active = trio.current_time()
         self._poll = select.poll()
         self._poll.register(socket.fileno(), 0)  # POLLHUP and POLLERR are always told
-        self._states: dict[type, object] = {}
 
     # --- For methods ---
 
     @property
-    def peer(self) -> Peer:
-        return self._peer
-
-    @property
-    def reply_room(self) -> Room:
-        return self._reply_room
-
-    @property
     def replies_only(self) -> bool:
         return self._http is not None
-
-    def state(self, kind: type[T]) -> T:
-        if kind not in self._states:
-            self._states[kind] = kind()
-        return cast(T, self._states[kind])
 
     def begin(self, work: Work) -> None:
         self._calls.begin(work)
@@ -122,13 +106,13 @@ class Connection:
                     self._calls.close()  # before the nursery takes no more tasks
                 self._nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
-            log.debug("client %s: %s", self._peer, gone.exceptions[0])
+            log.debug("client %s: %s", self.peer, gone.exceptions[0])
         finally:
             self._arrivals.close()
             self._framer = Framer()  # it and its tasks refer to each other: what is large must not wait until garbage is looked for
             self._outbox.close()
             self._intake.close()
-            self._reply_room.close()
+            self.reply_room.close()
             self._batch_room.close()
             self._receiver.detach()
             self._socket.close()
@@ -252,7 +236,7 @@ class Connection:
         end, and with a client that takes its replies too slowly the connection. To be called each CROWDED_SECONDS.
         """
         if self._intake.stalls(crowded=inputs_crowded):
-            log.info("client %s: a message that came too slowly was given up", self._peer)
+            log.info("client %s: a message that came too slowly was given up", self.peer)
             self._framer.discard()
             self._arrivals.drop_early()
             self._intake.whole()
@@ -263,7 +247,7 @@ class Connection:
                 self._reading.cancel()
         self._calls.look_at_pace(crowded=inputs_crowded)
         if self._outbox.stalls(crowded=replies_crowded):
-            log.info("client %s: it took its replies too slowly while others waited", self._peer)
+            log.info("client %s: it took its replies too slowly while others waited", self.peer)
             self._outbox.give_up()
 
     # --- Messages ---
@@ -383,7 +367,7 @@ class Connection:
             if not self._calls.idle:
                 self._active = trio.current_time()
             elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
-                log.debug("client %s: idle", self._peer)
+                log.debug("client %s: idle", self.peer)
                 self._reading.cancel()
                 return
 

@@ -15,7 +15,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import Busy, PermissionDenied, ZstorError
 from zstor_local.rpc.call import Peer
-from zstor_local.rpc.connection import Connection
+from zstor_local.rpc.connection import ClientConnection
 from zstor_local.rpc.dispatch import Dispatcher, error_reply
 from zstor_local.rpc.outbox import Cork
 from zstor_local.rpc.registry import Registry
@@ -46,7 +46,7 @@ class Server:
         self.dispatcher: Final = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
         self._cork = Cork()
-        self._connections: set[Connection] = set()
+        self._connections: set[ClientConnection] = set()
         self._accepting = trio.CancelScope()
         self._stopped = trio.Event()
         self._closed = trio.Event()
@@ -116,7 +116,7 @@ class Server:
             return
         if peer.pid > 0:  # 0: of another pid namespace
             peer = replace(peer, mounts=self._mounts_of(peer.pid))
-        connection = Connection(stream.socket, peer, self.dispatcher, self._cork)
+        connection = ClientConnection(stream.socket, peer, self.dispatcher, self._cork)
         self._connections.add(connection)
         if self._stopped.is_set():
             connection.stop()
@@ -132,4 +132,5 @@ class Server:
 
 def peer_of(client: trio.socket.SocketType) -> Peer:
     """Who connected. Those are the credentials of connect(2): a descriptor handed on keeps its maker's."""
-    return Peer(*_CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+    pid, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return Peer(pid, uid)
