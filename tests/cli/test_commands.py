@@ -153,6 +153,8 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["ls", "--namespace", "No.Dots"], "--namespace: that is not a namespace name"),
         (["ls", "--config", "missing.toml"], "missing.toml: there is no such configuration file"),
         (["key", "backup"], "--yes"),
+        (["shard", "add", ""], "an empty name is no place for a shard"),
+        (["shard", "replace", "0", ""], "an empty name is no place for a shard"),
     ],
 )
 def test_usage_is_exit_code_3(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
     What it held is made from the other shards. Without a place: where the dead one was, on the new disk that
     is mounted there. It goes on if this command is interrupted.
     """
-    params: Object = {"shard": shard_id} | ({"url": _url(place)} if place else {})
+    params: Object = {"shard": shard_id} | ({} if place is None else {"url": _url(place)})
     hint = f"`zstor shard replace {shard_id}` without a place waits for it"
     _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced", "made anew")
 
@@ -130,4 +130,6 @@ def _tell(options: Options, removed: Removed, what: str, where: str) -> None:
 
 
 def _url(place: str) -> str:
+    if not place:  # a variable that was not set: the present directory was not meant
+        raise click.UsageError("an empty name is no place for a shard")
     return place if "://" in place else os.path.abspath(place)

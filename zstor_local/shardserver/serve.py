@@ -163,6 +163,8 @@ def _bind(listen: str) -> socket.socket:
         return _bind_unix(listen.removeprefix("unix:")) if listen.startswith("unix:") else _bind_tcp(*_host_and_port(listen))
     except OSError as error:
         raise ServerFault(f"{listen}: {errno_text(error)}", "listen elsewhere") from None
+    except UnicodeError:  # of the encoding of host names
+        raise ServerFault(f"{listen}: no host can have such a name", "listen elsewhere") from None
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
