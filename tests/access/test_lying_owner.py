@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +20,20 @@ from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.invitation import PLACES, Pass, Place, parse_public_key, seal_invitation, seal_letter
 from zstor_local.access.joined import TABLE, Joined
 from zstor_local.access.joining import Joining
+from zstor_local.access.letters import Letters
+from zstor_local.access.spaces import Spaces
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, Unauthenticated, Unavailable, ZstorError
+from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, PermissionDenied, Unauthenticated, Unavailable, ZstorError
 from zstor_local.metastore.base import CommitRefused
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
+from zstor_local.model.permission import Rights
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone, associated_data
 from zstor_local.network import open_network
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
 from zstor_local.shards.http.ask import Ask, Reply
 from zstor_local.shards.http.connections import Connections
 from zstor_local.shards.http.wire import BEGINNING, NEXT, Batch, pack_batch
+from zstor_local.store.caller import Nobody
 from zstor_local.store.store import Store
 
 SEGMENT = "5" * 32  # the id of one, in a cursor
@@ -175,6 +179,30 @@ async def test_nobody_puts_a_namespace_in_the_place_of_ours(home: Home, shown: l
     async with home.open() as store:
         assert await get(store, "key") == b"ours still"
         assert store.namespaces.get("new")
+
+
+async def test_nobody_is_given_anything_in_a_namespace_that_is_another_users(home: Home, shown: list[str]) -> None:
+    """It would count for one of ours that has the name later."""
+    async with home.open() as store, reading(store) as bob:
+        authority = builtin_authority(store)
+        with suppress(ZstorError):
+            await bob.join(GOOD)
+        refused: Sequence[Callable[[], Awaitable[object]]] = (
+            lambda: authority.give("photos", "carol", Rights.of(["read"])),
+            lambda: authority.users("photos"),
+            lambda: authority.token("photos", ["read"], None, 60),
+            lambda: Letters(store, authority).invite("photos", "carol", bytes(32)),
+            lambda: store.namespaces.change("photos", lambda record: record),
+            lambda: store.rewriting.rewrite("photos", Nobody()),
+        )
+        for attempt in refused:
+            with pytest.raises(PermissionDenied, match="another user's"):
+                await attempt()
+        with pytest.raises(AlreadyExists, match="another user's"):
+            await Spaces(store, authority).create("photos", policy=None, quota=None, placement=())
+        await bob.joining.leave("photos")
+        await put(store, "key", b"ours", namespace="photos")
+        assert await authority.users("photos") == {}
 
 
 async def test_our_own_authority_signs_nothing_for_somebody_elses_servers(home: Home, shown: list[str]) -> None:

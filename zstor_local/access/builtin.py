@@ -208,7 +208,7 @@ def builtin_authority(store: Store) -> BuiltInAuthority:
         store.sealer.store_id,
         Owner(store),
         organization=store.config.authority.organization,
-        exists=lambda name: store.namespaces.find(name) is not None,
+        exists=lambda name: store.namespaces.find_to_change(name) is not None,
     )
 
 

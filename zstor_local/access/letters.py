@@ -66,7 +66,7 @@ class Letters:
 
     async def invite(self, namespace_name: str, user: str, public: bytes) -> str:
         """An invitation for the bearer of this key, who must have the permission to read. Durable when this returns."""
-        namespace = self._store.namespaces.get(namespace_name)
+        namespace = self._store.namespaces.own(namespace_name)
         row = f"{namespace.id.hex()}/{user}"
         if self._store.rows.get(INVITED_TABLE, row) is None and len(self._names()) >= LETTERS_MAX:
             raise NoSpace(

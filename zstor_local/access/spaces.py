@@ -23,6 +23,7 @@ class Spaces:
         """The authority first: where that fails there is nothing to undo. One that it knows already is made here all the same, as by a
         second machine of the same organisation. AlreadyExists if the store has it.
         """
+        self._store.namespaces.must_not_be_joined(name)
         made = True
         try:
             await self._authority.create(name)

@@ -119,6 +119,13 @@ class Namespaces:
             found.gate.check(name)
         return found
 
+    def own(self, name: str) -> Namespace:
+        """The namespace, or NotFound; PermissionDenied for another user's."""
+        found = self.find_to_change(name)
+        if found is None:
+            raise no_namespace(name)
+        return found
+
     def get(self, name: str, identity: NamespaceId | None = None) -> Namespace:
         """The namespace, or NotFound; that with this id if one is given: it may have been removed, and made anew under its name."""
         found = self.find(name)
@@ -215,9 +222,13 @@ class Namespaces:
         identity = NamespaceId(self._runtime.randomness.bytes(ID_BYTES))
         return NamespaceRecord(name, identity, self._runtime.clock.now(), policy, quota, placement)
 
-    async def _create(self, name: str, record: NamespaceRecord, *, exclusive: bool) -> Namespace:
+    def must_not_be_joined(self, name: str) -> None:
+        """AlreadyExists where another user's namespace has that name here."""
         if name in self.joined:
             raise AlreadyExists(f"there is a namespace {name} already, another user's", hint="`zstor namespace rm` leaves it")
+
+    async def _create(self, name: str, record: NamespaceRecord, *, exclusive: bool) -> Namespace:
+        self.must_not_be_joined(name)
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
@@ -230,7 +241,11 @@ class Namespaces:
         return self._committed(name)
 
     async def change(self, name: str, change: Callable[[NamespaceRecord], NamespaceRecord]) -> Namespace:
-        """Set the namespace to what `change` makes of its record, which is the newest; NotFound if it is not there."""
+        """Set the namespace to what `change` makes of its record, which is the newest; NotFound if it is not there, PermissionDenied
+        for another user's.
+        """
+        if name in self.joined:
+            self.joined[name].gate.check(name)
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:

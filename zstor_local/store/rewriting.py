@@ -64,7 +64,7 @@ class Rewriting:
 
     async def rewrite(self, name: str, caller: Caller) -> Rewritten:
         """Write every object of the namespace again, durable each for itself; goes on where an earlier one was broken off."""
-        namespace = self._namespaces.get(name)
+        namespace = self._namespaces.own(name)
         started = self._rows.get(REWRITE_TABLE, namespace.id.hex())
         after, done = _position(b"" if started is None else started.value)
         result = Rewritten(done)

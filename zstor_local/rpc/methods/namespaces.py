@@ -123,7 +123,7 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         """Tell a namespace's policy and quota, and what it holds."""
         return _view(store.namespaces.get(check_namespace(namespace)))
 
-    @registry.method("namespace.set", errors=[NotFound, *CHANGE_ERRORS])
+    @registry.method("namespace.set", errors=[NotFound, PermissionDenied, *CHANGE_ERRORS])
     async def set_(
         call: Call,
         /,
@@ -149,13 +149,13 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         call.begin_commit()
         return _view(await store.namespaces.change(check_namespace(namespace), change))
 
-    @registry.method("namespace.rewrite", errors=[NotFound, Busy, ShuttingDown])
+    @registry.method("namespace.rewrite", errors=[NotFound, PermissionDenied, Busy, ShuttingDown])
     async def rewrite(call: Call, /, namespace: Name) -> Rewriting:
         """Write every object of a namespace again, with its policy as it is now and with new data keys; the answer names the job.
 
         Keys, times, references, user members and links stay. It goes on over restarts, and disturbs nobody who writes meanwhile.
         """
-        found = store.namespaces.get(check_namespace(namespace))
+        found = store.namespaces.own(check_namespace(namespace))
         running = [job for job in store.jobs.list() if job.running and job.method == "namespace.rewrite" and job.message == found.name]
         return {"job": running[0].id if running else store.start_rewrite(found.name).id}
 
