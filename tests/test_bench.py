@@ -8,8 +8,8 @@ from statistics import median
 
 import pytest
 
-from zstor_local.bench import command, floor_files, results
-from zstor_local.bench.place import Plan, digest, make_random, make_text
+from zstor_local.bench import command, files, floor_files, load, results
+from zstor_local.bench.place import Plan, digest, make_random, make_text, prepared
 from zstor_local.bench.results import Budget, Report, Row
 from zstor_local.cli import main
 from zstor_local.limits import MIB
@@ -67,6 +67,17 @@ def test_a_tiny_run_has_every_row_and_leaves_nothing(
     for work in WORK:
         assert f"| {work}" in table.read_text()
     assert list(disk.iterdir()) == []
+
+
+def test_shards_that_were_away_are_there_again_before_others_go(tmp_path: Path) -> None:
+    with prepared(TINY, tmp_path, lambda text: None) as place:
+
+        def states(method: str) -> list[str]:
+            return [shard["state"] for shard in place.load(load.call, place.daemon.socket, method, {}).result["shards"]]
+
+        with files.away(place, ["0", "1"]):
+            assert states("shard.list") == ["missing"] * 2 + ["ok"] * 4  # the daemon has looked
+        assert states("daemon.status") == ["ok"] * 6
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

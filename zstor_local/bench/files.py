@@ -80,13 +80,13 @@ class _Round:
         self._turns = in_turns([_FLOOR, *_WAYS[content]], number)
 
     def run(self) -> None:
-        placements = {way: self._write(way) for way in self._turns}
+        place, placements = self._place, {way: self._write(way) for way in self._turns}
         for what, lost in (("read", 0), ("lost", LOST)):
             for way, shards in placements.items():
-                with self._away(shards[:lost]):
+                with away(place, shards[:lost]):
                     self._read(what, way, lost)
         for way in _WAYS[self._content]:
-            self._place.load(load.call, self._place.daemon.socket, "object.delete", {"key": self._key(way)})
+            place.load(load.call, place.daemon.socket, "object.delete", {"key": self._key(way)})
 
     def _write(self, way: str) -> list[str]:
         """Returns the shards that hold the file's shares, in the order of the shares: the data shares first."""
@@ -117,18 +117,21 @@ class _Round:
             raise WrongBytes("the file came back changed")
         self._copy.unlink()
 
-    @contextmanager
-    def _away(self, shards: Sequence[str]) -> Iterator[None]:
-        """While the directories of these shards lie elsewhere, as if their disks were gone."""
-        places = [self._place.daemon.store / "shards" / shard for shard in shards]
-        for directory in places:
-            directory.rename(directory.with_suffix(".away"))
-        yield
-        for directory in places:
-            directory.with_suffix(".away").rename(directory)
-
     def _key(self, way: str) -> str:
         return f"{self._content} by {way}"
 
     def _note(self, what: str, way: str, seconds: float) -> None:
         self._rates[what, self._content, way].append(self._place.plan.file_bytes / seconds / 1e6)
+
+
+@contextmanager
+def away(place: Place, shards: Sequence[str]) -> Iterator[None]:
+    """While the directories of these shards lie elsewhere, as if their disks were gone. Afterwards the daemon has seen them return."""
+    directories = [place.daemon.store / "shards" / shard for shard in shards]
+    for directory in directories:
+        directory.rename(directory.with_suffix(".away"))
+    yield
+    for directory in directories:
+        directory.with_suffix(".away").rename(directory)
+    if directories:  # it looks of its own accord every few seconds: others may be lost by then
+        place.load(load.call, place.daemon.socket, "shard.list", {})
