@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 
 class ZstorError(Exception):
@@ -134,6 +134,11 @@ class CorruptRecord(ZstorError):
     """Metadata failed authentication."""
 
     code, type = 401, "corrupt_record"
+
+
+DAMAGED_ROW_HINT: Final = (
+    "a good copy is looked for on the shards: try again; else bring missing shards back, or stop the daemon and `zstor rebuild`"
+)
 
 
 class KeyMissing(ZstorError):

@@ -70,6 +70,7 @@ class Home:
     policy: Policy = field(default_factory=lambda: Policy(2, 3, chunk_size=CHUNK))
     shards: int | None = None  # None: as many as the policy has shares, in the default places
     write_quorum: int | None = None
+    brings_back: bool = False  # records that are found not to open, by itself
 
     def __post_init__(self) -> None:
         self.files = TroubledFiles()
@@ -109,6 +110,8 @@ class Home:
         """The store, as a daemon opens it, but that what reads find bad is only noted."""
         async with open_store(self.runtime(), self.engines, self.config()) as store:
             store.on_bad_shares = lambda stored, states: self.suspects.add(stored.version)
+            if not self.brings_back:
+                store.core.suspects.add = lambda space, name: None  # type: ignore[method-assign]
             yield store
 
     def runtime(self) -> Runtime:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import trio
 
-from tests.store.home import Home, content, get, put
+from tests.store.home import Home, content, get, name, put
 from tests.store.test_rotation import check, fill, newest_entries, rotate
 from tests.store.test_scrub import scrubbed
 from zstor_local.errors import Busy, CorruptRecord
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
+from zstor_local.store.changes import Changes
 from zstor_local.store.damaged_rows import Damage
 from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
+from zstor_local.store.references import References
 from zstor_local.store.store import Store
+from zstor_local.store.walk import Route, Walk
 
 NEEDED = ("store", "shards", "keys")  # rows without which no store opens
 
@@ -256,3 +261,88 @@ async def test_a_row_without_a_sequence_holds_up_nothing(home: Home) -> None:
         assert await get(store, "large") == content(2, 700_000)
         with pytest.raises(CorruptRecord):
             await get(store, "small")
+
+
+# --- By itself, once somebody has met it ---
+
+
+READS: dict[str, tuple[str, Callable[[Store], Awaitable[object]]]] = {
+    "read": ("small", lambda store: get(store, "small")),
+    "list": ("small", lambda store: listed(store.objects.list("default", "", None, 100))),
+    "changes": ("small", lambda store: listed(Changes(store.core, store.namespaces).since("default", 0, 100))),
+    "reference": ("small", lambda store: listed(References(store.core, store.namespaces).find("default", "r", None, 100))),
+    "walk": ("small", lambda store: listed(Walk(store.core, store.namespaces).along(name("small"), Route()))),
+    "overwrite": ("small", lambda store: put(store, "small", content(1, 5_000))),
+    "namespace": ("namespace/photos", lambda store: get(store, "other", namespace="photos")),
+    "namespaces": ("namespace/photos", lambda store: at_once(lambda: [*store.namespaces.in_order(None)])),
+    "row": ("row/table/row", lambda store: at_once(lambda: store.rows.get("table", "row"))),
+    "rows": ("row/table/row", lambda store: at_once(lambda: [*store.rows.scan("table")])),
+}
+
+
+async def listed(found: AsyncIterator[object]) -> list[object]:
+    return [each async for each in found]
+
+
+async def at_once(work: Callable[[], object]) -> object:
+    return work()
+
+
+async def mended(store: Store, rows: Sequence[Row]) -> None:
+    """Wait until they open again."""
+    while does_not_open(store, rows):
+        await store.committer.news().wait()
+
+
+@pytest.mark.parametrize("change", ["sealed = zeroblob(200)", "kind = 99"])
+@pytest.mark.parametrize("reading", READS)
+async def test_what_meets_a_damaged_row_has_it_brought_back(home: Home, reading: str, change: str) -> None:
+    where, read = READS[reading]
+    home.brings_back = True
+    async with home.open() as store:
+        await fill(store)
+        (bad,) = [each for each in rows_of(store) if each.name == where]
+        store.namespaces._known.clear()
+        spoil(store, bad, change)
+        with pytest.raises(CorruptRecord) as failed:
+            await read(store)
+        assert "looked for" in str(failed.value.hint)
+        await mended(store, [bad])
+        await read(store)
+        assert store.mending.waiting == 0
+        await check(store)
+
+
+async def test_what_stays_damaged_is_looked_for_again_when_a_shard_is_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not each time that it is read: all logs are read for it."""
+    home.brings_back = True
+    async with home.open() as store:
+        await fill(store)
+        keep = [shard.scan for shard in store.pool.opened()]
+        bad = row(store, "small")
+        spoil(store, bad)
+        forget_copies(store, bad)
+        looked = trio.Event()
+        times = 0
+        mend = store.damaged_rows.mend
+
+        async def counting(*args: Any) -> None:
+            nonlocal times
+            await mend(*args)
+            times += 1
+            looked.set()
+
+        monkeypatch.setattr(store.damaged_rows, "mend", counting)
+        for _ in range(3):
+            with pytest.raises(CorruptRecord):
+                await get(store, "small")
+            await looked.wait()
+        assert store.mending.waiting == 0
+        assert times == 1
+        for shard, scan in zip(store.pool.opened(), keep, strict=True):
+            shard.scan = scan  # type: ignore[method-assign]
+        store.mending.wake()
+        with pytest.raises(CorruptRecord):
+            await get(store, "small")
+        await mended(store, [bad])
+        await check(store)

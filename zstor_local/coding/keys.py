@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import DAMAGED_ROW_HINT, CorruptRecord
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, StoreId
 from zstor_local.model.masterkey import OlderKey
 
@@ -255,4 +255,4 @@ def _sized(value: Sized, size: int, what: str) -> Sized:
 
 
 def _corrupt(what: str) -> CorruptRecord:
-    return CorruptRecord(what, hint="`zstor repair` and `zstor scrub` look for a good copy on the shards; else `zstor rebuild`")
+    return CorruptRecord(what, hint=DAMAGED_ROW_HINT)

@@ -148,8 +148,10 @@ class MetastoreNotOpened(Exception):
 class MetastoreDamaged(CorruptRecord):
     """What lies on the disk, or the part of it that was asked for, is not a metastore that this version can use."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, hint="copy the store aside, then `zstor rebuild` makes a new metastore from the shards")
+    def __init__(
+        self, message: str, hint: str = "copy the store aside, then `zstor rebuild` makes a new metastore from the shards"
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class Lookups(Protocol):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from zstor_local.errors import IoError, ZstorError
+from zstor_local.errors import DAMAGED_ROW_HINT, IoError, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
 from zstor_local.model.record import Envelope, Kind
@@ -146,7 +146,7 @@ def _parsed(parse: Callable[..., T], rows: Iterable[SqlRow]) -> list[T]:
     try:
         return [parse(*row) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise MetastoreDamaged("a row of the metastore holds what was never written") from None
+        raise MetastoreDamaged("a row of the metastore holds what was never written", DAMAGED_ROW_HINT) from None
 
 
 def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence: int, sealed: bytes) -> Envelope:

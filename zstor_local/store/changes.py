@@ -34,6 +34,7 @@ class Changes:
     def __init__(self, core: Core, namespaces: Namespaces) -> None:
         self._metastore = core.reading
         self._sealer = core.sealer
+        self._suspects = core.suspects
         self._namespaces = namespaces
 
     async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncGenerator[Changed, None]:
@@ -52,6 +53,7 @@ class Changes:
                     record = open_object(self._sealer, row.envelope)
                 except CorruptRecord as error:
                     error.data.update(key=row.name, cursor=place)
+                    self._suspects.add(row.space, row.name)
                     raise
                 stored = with_debts(self._metastore, Stored(namespace_name, record, row.envelope))
             yield Changed(row.name, place, stored)

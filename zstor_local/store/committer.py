@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.errors import CorruptRecord, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
 from zstor_local.metastore.base import CommitUnknown, Metastore, StoreState
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
@@ -28,6 +28,7 @@ from zstor_local.store.change import Committed, Decide, RowName
 from zstor_local.store.later import Later
 from zstor_local.store.publishing import Item, Publisher, built_on_failed, unknown
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.suspects import Suspects
 from zstor_local.store.view import View
 
 QUIET_TURNS: Final = 3  # a request is read in one turn of the event loop and decided on in the next
@@ -60,11 +61,14 @@ class _Refusal:
 class Committer:
     """One for a store. `run` is its task; `commit` is called by everybody else."""
 
-    def __init__(self, runtime: Runtime, metastore: Metastore, pool: ShardPool, index: LogIndex, sealer: RecordSealer) -> None:
+    def __init__(
+        self, runtime: Runtime, metastore: Metastore, pool: ShardPool, index: LogIndex, sealer: RecordSealer, suspects: Suspects
+    ) -> None:
         self._runtime = runtime
         self._metastore = metastore
         self._pool = pool
         self._index = index
+        self._suspects = suspects
         self._publisher = Publisher(metastore, pool, sealer)
         self.view = View(metastore)
         self._waiting: list[_Change] = []
@@ -162,6 +166,8 @@ class Committer:
     def _settle(self, group: Sequence[_Change], outcomes: Sequence[Committed | ZstorError]) -> None:
         for change, outcome in zip(group, outcomes, strict=True):
             change.later.settle(outcome)
+            if isinstance(outcome, CorruptRecord):
+                self._suspects.add(change.space, change.name)
         self.tell()
 
     def commit(

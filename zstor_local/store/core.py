@@ -11,12 +11,13 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.committer import Committer
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.suspects import Suspects
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The world outside, the truth, the shards, the one who changes them, and the keys. `reading` is the metastore with other users'
-    namespaces beside our own.
+    """The world outside, the truth, the shards, the one who changes them, the keys, and what was found not to open. `reading` is the
+    metastore with other users' namespaces beside our own.
     """
 
     runtime: Runtime
@@ -26,3 +27,4 @@ class Core:
     committer: Committer
     sealer: RecordSealer
     hasher: KeyHasher
+    suspects: Suspects

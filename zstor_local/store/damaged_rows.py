@@ -98,13 +98,21 @@ class DamagedRows:
 
     async def mend_object(self, name: ObjectName) -> None:
         """Bring back what a key needs to be found: its namespace's row and its own, where they do not open."""
-        await self._mend_row(STORE_WIDE, row_name(name.namespace))
+        await self.mend_rows([(STORE_WIDE, row_name(name.namespace))])
         if (namespace := self._namespaces.find(name.namespace)) is not None:
-            await self._mend_row(namespace.id, name.key)
+            await self.mend_rows([(namespace.id, name.key)])
 
-    async def _mend_row(self, space: NamespaceId, name: str) -> None:
-        rows = [row for row in self._metastore.scan(space, name, None, 1) if row.name == name]
-        await self.mend(self._closed(rows), Damage(), unpaced)
+    async def mend_rows(self, names: Sequence[RowName]) -> None:
+        """Bring back those of these rows that do not open, by one reading of the logs."""
+        rows = await self._runtime.threads.run(self._rows, names)
+        await self.mend(await self._runtime.threads.run(self._closed, rows), Damage(), unpaced)
+
+    def _rows(self, names: Sequence[RowName]) -> list[Row]:
+        rows: list[Row] = []
+        for space, name in names:
+            with suppress(CorruptRecord):  # a part of the metastore's file that cannot be read: no row can be told from it
+                rows += [row for row in self._metastore.scan(space, name, None, 1) if row.name == name]
+        return rows
 
     async def mend(self, rows: Sequence[Row], damage: Damage, spend: Spend) -> None:
         """Bring back what can be of rows that do not open, by one reading of the logs, and add to `damage` what came of it."""

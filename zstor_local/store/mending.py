@@ -1,7 +1,7 @@
-"""Mending by itself: shards that were away get what they are owed, and what reads found bad is repaired.
+"""Mending by itself: shards that were away get what they are owed, and what reads found bad is repaired: shares, and records.
 
-What cannot be mended now (its shard is away, too few shares are good) stays: the debts in the metastore, the bad shares until somebody
-reads or repairs them again.
+What cannot be mended now (its shard is away, too few shares are good) stays: the debts in the metastore, what is bad until somebody
+reads or repairs it again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from zstor_local.shards.base import Entry
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
+from zstor_local.store.damaged_rows import DamagedRows
 from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.health import Health
 from zstor_local.store.namespaces import Namespaces
@@ -30,7 +31,7 @@ from zstor_local.store.stored import Stored
 
 BATCH: Final = 200  # debts paid in one change
 REMEMBERED: Final = 10_000  # versions on the repair list at most; a scrub finds the others
-AGAIN_SECONDS: Final = 600.0  # after a repair that could not be, and between two looks for debts: a disk may have room by then
+AGAIN_SECONDS: Final = 600.0  # after what could not be mended, and between two looks for debts: a disk may have room by then
 MANY_IN_VAIN: Final = 10  # shares one after the other that a shard does not take: the others wait for the next look
 
 log = logging.getLogger("zstor.store")
@@ -39,7 +40,9 @@ log = logging.getLogger("zstor.store")
 class Mending:
     """One task for a store; `wake` it when a shard came back."""
 
-    def __init__(self, core: Core, namespaces: Namespaces, health: Health, free_space: FreeSpace, objects: Objects) -> None:
+    def __init__(
+        self, core: Core, namespaces: Namespaces, health: Health, free_space: FreeSpace, objects: Objects, damaged_rows: DamagedRows
+    ) -> None:
         self._metastore = core.metastore
         self._pool = core.pool
         self._committer = core.committer
@@ -47,6 +50,9 @@ class Mending:
         self._health = health
         self._free_space = free_space
         self._objects = objects
+        self._damaged_rows = damaged_rows
+        self._rows = core.suspects
+        self._rows.on_found = lambda: self._woken.set()
         self._woken = trio.Event()
         self._suspects: dict[Version, ObjectName] = {}
         self._room = trio.Event()
@@ -54,12 +60,13 @@ class Mending:
 
     @property
     def waiting(self) -> int:
-        """Versions on the repair list."""
-        return len(self._suspects)
+        """Versions on the repair list, and records."""
+        return len(self._suspects) + len(self._rows)
 
     def wake(self) -> None:
         """A shard is there that was not: what was in vain may go well now."""
         self._in_vain.clear()
+        self._rows.forget_taken()
         self._woken.set()
 
     async def room(self) -> None:
@@ -86,19 +93,30 @@ class Mending:
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(AGAIN_SECONDS):
+            with trio.move_on_after(AGAIN_SECONDS) as pause:
                 await self._woken.wait()
+            if pause.cancelled_caught:
+                self._rows.forget_taken()
             self._woken = trio.Event()
             await self.mend()
 
     async def mend(self) -> None:
         """One pass over all that waits."""
+        await self._bring_back()
         for number in self._pool.usable():
             try:
                 await self._pay(number)
             except ZstorError as error:
                 log.warning("shard %s was not told all it missed: %s", self._pool.name(number), error)
         await for_each(list(self._suspects.items()), lambda suspect: self._repair(*suspect))
+
+    async def _bring_back(self) -> None:
+        """The rows that were found not to open."""
+        try:
+            if rows := self._rows.take():
+                await self._damaged_rows.mend_rows(rows)
+        except ZstorError as error:
+            log.warning("records that do not open were not brought back: %s", error)
 
     async def _pay(self, number: int) -> None:
         """Give a shard the records that it missed, then the shares, as long as it takes them."""

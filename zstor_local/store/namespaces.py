@@ -92,6 +92,7 @@ class Namespaces:
         self._committer = core.committer
         self._pool = core.pool
         self._sealer = core.sealer
+        self._suspects = core.suspects
         self.hasher = core.hasher
         self._rows = rows
         self._policy = policy
@@ -108,9 +109,14 @@ class Namespaces:
 
     def _look_up(self, name: str) -> Namespace | None:
         known = self._known.get(name) or self.joined.get(name)
-        if known is None and (record := self.record(name)) is not None:
-            known = self._remember(record)
-        return known
+        if known is not None:
+            return known
+        try:
+            record = self.record(name)
+        except CorruptRecord:
+            self._suspects.add(STORE_WIDE, row_name(name))
+            raise
+        return None if record is None else self._remember(record)
 
     def find_to_change(self, name: str) -> Namespace | None:
         """As `find`; PermissionDenied for another user's, which can only be read."""
@@ -152,6 +158,7 @@ class Namespaces:
         for name, found in merge(self._listed(after), ((name, self.joined[name]) for name in others), key=itemgetter(0)):
             if isinstance(found, CorruptRecord):
                 found.data["key"] = name
+                self._suspects.add(STORE_WIDE, row_name(name))
                 raise found
             if not found.gate.closed and not name.startswith("_"):
                 yield found

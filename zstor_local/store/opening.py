@@ -30,6 +30,7 @@ from zstor_local.store.lock import store_lock
 from zstor_local.store.places import Places, check_names
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.store import Store
+from zstor_local.store.suspects import Suspects
 from zstor_local.store.unlocking import KEYS_ROW, ring_beside, settled_ring
 
 log = logging.getLogger("zstor.store")
@@ -120,8 +121,9 @@ def _open(runtime: Runtime, engines: Engines, config: Config) -> Store:
         places = Places(config, opener, shards)
         pool = places.open_all()
         opened.callback(pool.close)
-        committer = Committer(runtime, metastore, pool, index, sealer)
-        core = Core(runtime, metastore, RoutedMetastore(metastore), pool, committer, sealer, hasher)
+        suspects = Suspects()
+        committer = Committer(runtime, metastore, pool, index, sealer, suspects)
+        core = Core(runtime, metastore, RoutedMetastore(metastore), pool, committer, sealer, hasher, suspects)
         store = Store(core, config, places, index, _rolled_back(metastore, pool, sealer))
         opened.pop_all()
         return store

@@ -22,7 +22,7 @@ from zstor_local.store.peeking import peek
 from zstor_local.store.reading import ObjectReader, Range, whole
 from zstor_local.store.shares import ShareState
 from zstor_local.store.sinks import FileSink, MemorySink, OrderedSink
-from zstor_local.store.stored import Stored, no_key, open_object, stored_row, with_debts
+from zstor_local.store.stored import Stored, no_key, open_object, stored_at, stored_row, with_debts
 from zstor_local.store.stream_budget import StreamBudget, WatchedSink
 
 OnBadShares = Callable[[Stored, Mapping[int, ShareState]], None]  # a version, and states by share index
@@ -40,6 +40,7 @@ class Objects:
         streams: StreamBudget,
         on_bad_shares: OnBadShares,
     ) -> None:
+        self._core = core
         self._runtime = core.runtime
         self._metastore = core.reading
         self._pool = core.pool
@@ -54,10 +55,10 @@ class Objects:
     def find(self, name: ObjectName) -> Stored:
         """The key's newest version, or NotFound."""
         namespace = self._namespaces.find(name.namespace)
-        envelope = None if namespace is None else self._metastore.get(namespace.id, name.key)
-        if envelope is None:
+        stored = None if namespace is None else stored_at(self._core, namespace, name.key)
+        if stored is None:
             raise no_key(name)
-        return stored_row(self._metastore, self._sealer, name.namespace, name.key, envelope)
+        return stored
 
     def from_seal(self, seal: bytes) -> Stored:
         """The version that a seal, as a write returned it, names; CorruptRecord if it is not authentic."""
@@ -117,4 +118,4 @@ class Objects:
         for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            yield stored_row(self._metastore, self._sealer, namespace_name, row.name, row.envelope)
+            yield stored_row(self._core, namespace_name, row)

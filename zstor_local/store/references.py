@@ -8,7 +8,7 @@ from dataclasses import replace
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import CorruptRecord, TooLarge
+from zstor_local.errors import TooLarge
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.model.record import Envelope
 from zstor_local.store.caller import Caller
@@ -17,7 +17,7 @@ from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.stored import no_key, open_object
+from zstor_local.store.stored import no_key, stored_at
 from zstor_local.store.writes import check_version
 
 
@@ -75,15 +75,8 @@ class References:
         for position, key in enumerate(self._metastore.referring(namespace.id, namespace.reference_hash(reference), after, limit)):
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            envelope = self._metastore.get(namespace.id, key)
-            if envelope is None:
-                continue
-            try:
-                found = reference in open_object(self._core.sealer, envelope).references
-            except CorruptRecord as error:
-                error.data["key"] = key
-                raise
-            if found:
+            stored = stored_at(self._core, namespace, key)
+            if stored is not None and reference in stored.record.references:
                 yield key
 
 

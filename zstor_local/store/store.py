@@ -101,13 +101,13 @@ class Store:
         self.objects = Objects(
             core, self.namespaces, self.freeing, scratches, streams, lambda stored, states: self.on_bad_shares(stored, states)
         )
-        self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects)
+        self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
+        self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects, self.damaged_rows)
         self.on_bad_shares: OnBadShares = self.mending.suspect
         self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
         self.retiring = Retiring(core, self.rows)
         self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
         self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned, on_older=self._scrub_soon)
-        self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
         self.rotation = Rotation(core, config.master_key_file, self.jobs, self.namespaces, self.damaged_rows)
         self.repair_all = RepairAll(core, self.namespaces, self.shares_health, self.mending, self.damaged_rows)
         self.collect = Collect(core, self._strays, self.freeing)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
-from zstor_local.metastore.base import Lookups, Owed
+from zstor_local.metastore.base import Lookups, Owed, Row
 from zstor_local.model.ids import NamespaceId, ObjectName, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
+from zstor_local.store.core import Core
+from zstor_local.store.namespaces import Namespace
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.value import value
 
@@ -61,16 +63,30 @@ def with_debts(metastore: Lookups, stored: Stored) -> Stored:
     return replace(stored, owed=len({debt.shard for debt in debts}), shares_owed=len(shares))
 
 
-def stored_row(metastore: Lookups, sealer: RecordSealer, namespace: str, key: str, envelope: Envelope) -> Stored:
-    """The version under a key, with its debts; CorruptRecord, with the key in its data."""
+def stored_at(core: Core, namespace: Namespace, key: str) -> Stored | None:
+    """The version under a key, as `stored_row` has it; None if there is no such key."""
     try:
-        record = open_object(sealer, envelope)
+        envelope = core.reading.get(namespace.id, key)
     except CorruptRecord as error:
-        error.data["key"] = key
-        raise
-    if record.key != key:
-        raise CorruptRecord(f"the record under the key {key!r} is another key's", hint="run `zstor rebuild`", key=key)
-    return with_debts(metastore, Stored(namespace, record, envelope))
+        raise _found_damaged(core, namespace.id, key, error) from None
+    return None if envelope is None else stored_row(core, namespace.name, Row(namespace.id, key, envelope))
+
+
+def stored_row(core: Core, namespace: str, row: Row) -> Stored:
+    """The version in a row, with its debts; CorruptRecord, with the key in its data, and then mending looks at the row."""
+    try:
+        record = open_object(core.sealer, row.envelope)
+        if record.key != row.name:
+            raise CorruptRecord(f"the record under the key {row.name!r} is another key's", hint="run `zstor rebuild`")
+    except CorruptRecord as error:
+        raise _found_damaged(core, row.space, row.name, error) from None
+    return with_debts(core.reading, Stored(namespace, record, row.envelope))
+
+
+def _found_damaged(core: Core, space: NamespaceId, key: str, error: CorruptRecord) -> CorruptRecord:
+    core.suspects.add(space, key)
+    error.data["key"] = key
+    return error
 
 
 def no_key(name: ObjectName) -> NotFound:

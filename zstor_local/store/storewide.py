@@ -46,11 +46,16 @@ class StoreWide:
         self._pool = core.pool
         self._sealer = core.sealer
         self._hasher = core.hasher
+        self._suspects = core.suspects
 
     def get(self, table: str, name: str) -> StoredRow | None:
         """The row as last committed."""
-        envelope = self._metastore.get(STORE_WIDE, _row(table, name))
-        return None if envelope is None else self._open(table, envelope)
+        try:
+            envelope = self._metastore.get(STORE_WIDE, _row(table, name))
+            return None if envelope is None else self._open(table, envelope)
+        except CorruptRecord:
+            self._suspects.add(STORE_WIDE, _row(table, name))
+            raise
 
     def scan(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> Iterator[StoredRow]:
         """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes. CorruptRecord at one that
@@ -62,6 +67,7 @@ class StoreWide:
                 yield self._open(table, row.envelope)
             except CorruptRecord as error:
                 error.data["key"] = row.name.removeprefix(_row(table, ""))
+                self._suspects.add(row.space, row.name)
                 raise
 
     def names(self, table: str, prefix: str = "", after: str | None = None, limit: int = limits.LIST_ITEMS) -> list[str]:

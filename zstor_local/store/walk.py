@@ -18,7 +18,7 @@ from zstor_local.model.record import ObjectRecord
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.stored import Stored, no_key, stored_row
+from zstor_local.store.stored import Stored, no_key, stored_at
 
 LOOKS: Final = 10  # at a link that changes each time
 
@@ -68,8 +68,7 @@ class Walk:
     """The use case."""
 
     def __init__(self, core: Core, namespaces: Namespaces) -> None:
-        self._metastore = core.reading
-        self._sealer = core.sealer
+        self._core = core
         self._namespaces = namespaces
 
     async def along(self, name: ObjectName, route: Route, position: Position | None = None) -> AsyncGenerator[Stored, None]:
@@ -116,5 +115,4 @@ class Walk:
         raise Conflict(f"the list was changed at {position.key!r} while it was walked", hint=hint, key=position.key)
 
     def _find(self, namespace: Namespace, key: str) -> Stored | None:
-        envelope = self._metastore.get(namespace.id, key)
-        return None if envelope is None else stored_row(self._metastore, self._sealer, namespace.name, key, envelope)
+        return stored_at(self._core, namespace, key)
