@@ -15,7 +15,7 @@ import pytest
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
 from zstor_local.cli import client as client_module
 from zstor_local.cli.client import Client, NoDaemon
-from zstor_local.errors import Cancelled, Conflict, TooLarge, typed_error
+from zstor_local.errors import Cancelled, Conflict, CorruptRecord, TooLarge, typed_error
 
 
 def pong(peer: Peer) -> None:
@@ -49,6 +49,33 @@ def test_blank_lines_other_notifications_and_other_answers_are_passed_over(tmp_p
 
     with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
         assert client.call("rpc.ping", {}) == "ours"
+
+
+def test_a_list_goes_on_past_what_does_not_open_and_fails_at_its_end(tmp_path: Path) -> None:
+    def damaged(request: Message | None, **data: str) -> Message:
+        assert request is not None
+        error: Message = {
+            "code": CorruptRecord.code,
+            "message": "bad",
+            "data": {"type": CorruptRecord.type, "retryable": False, **data},
+        }
+        return {"id": request["id"], "error": error}
+
+    def serve(peer: Peer) -> None:
+        peer.answer(peer.receive(), {"items": ["a"], "cursor": "at a"})
+        peer.send(damaged(peer.receive(), cursor="at b"))
+        peer.answer(peer.receive(), {"items": ["c"], "cursor": None})
+        peer.send(damaged(peer.receive()))
+
+    with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
+        found: list[object] = []
+        with pytest.raises(CorruptRecord):
+            found.extend(client.items("object.list", {"prefix": "p"}))
+        assert found == ["a", "c"]
+        with pytest.raises(CorruptRecord):  # which does not say where it goes on
+            next(client.items("object.list", {}))
+    asked = [message["params"] for message in daemon.peers[0].received]
+    assert asked == [{"prefix": "p"}, {"prefix": "p", "cursor": "at a"}, {"prefix": "p", "cursor": "at b"}, {}]
 
 
 def test_progress_is_asked_for_and_shown(tmp_path: Path) -> None:
