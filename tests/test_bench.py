@@ -123,9 +123,23 @@ def test_the_machine_is_named() -> None:
     assert set(results.machine(2)) == {"cores", "processor", "Linux", "Python"}
 
 
-def test_a_file_that_is_neither_markdown_nor_json_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--write", "table.txt"]) == 3
-    assert ".md or .json" in capsys.readouterr().err
+@pytest.mark.parametrize(("file", "said"), [("table.txt", ".md or .json"), ("missing/table.md", "there is no directory missing")])
+def test_a_table_that_could_not_be_written_is_refused_before_anything_is_measured(
+    file: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--write", file]) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_an_error_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "QUICK", TINY)
+    monkeypatch.setattr("zstor_local.bench.servers.sys.executable", "/bin/false")  # a daemon that does not start
+    assert main(["bench", "--quick", "--dir", str(tmp_path), "--json"]) == 1
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["data"]["type"] == "bench_failed"
+    assert "does not listen" in error["message"]
 
 
 def test_help_tells_the_options(capsys: pytest.CaptureFixture[str]) -> None:

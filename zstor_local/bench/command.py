@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from zstor_local.bench import calls, contents, files, footprint, logs, rebuilding, startup
+from zstor_local.bench.load import BenchFailed
 from zstor_local.bench.place import QUICK, Place, Plan, cores, default_directory, file_system, prepared
 from zstor_local.bench.results import Report, Row, machine
 from zstor_local.limits import MIB
+from zstor_local.store.faults import Refused
 
 Case = Callable[[Place], Iterator[Sequence[Row]]]
 
@@ -71,6 +73,8 @@ def bench(
     """
     if write is not None and write.suffix not in (".md", ".json"):
         raise click.UsageError("--write takes a name that ends in .md or .json")
+    if write is not None and not write.absolute().parent.is_dir():  # said before anything is measured
+        raise click.UsageError(f"there is no directory {write.parent}")
     plan = QUICK if quick else Plan()
     plan = replace(
         plan,
@@ -79,7 +83,10 @@ def bench(
         objects=objects or plan.objects,
         entries=entries or plan.entries,
     )
-    report = measure(plan, directory or default_directory())
+    try:
+        report = measure(plan, directory or default_directory())
+    except BenchFailed as error:
+        raise Refused("bench_failed", f"nothing was measured: {error}", None, 1) from None
     if write is not None:
         write.write_text(_document(report) if write.suffix == ".json" else report.markdown())
     if json:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from zstor_local.bench import floor_files, load
+from zstor_local.bench.load import BenchFailed
 from zstor_local.bench.place import Place, digest, in_turns, make_random, make_text
 from zstor_local.bench.results import Budget, Row
 from zstor_local.limits import MIB
@@ -21,10 +22,6 @@ _READ: Final = Budget(least=0.9)
 _READ_LOST: Final = Budget(least=0.7)
 
 Rates = dict[tuple[str, str, str], list[float]]  # (what, content, way or floor) → MB/s, one per round
-
-
-class WrongBytes(Exception):
-    """What was read is not what was written."""
 
 
 def measure(place: Place) -> Iterator[Sequence[Row]]:
@@ -99,7 +96,7 @@ class _Round:
         self._note("write", way, written.seconds)
         metadata = written.result["metadata"]
         if metadata["digest"] != self._digest:
-            raise WrongBytes("the daemon stored another file")
+            raise BenchFailed("the daemon stored another file")
         return [entry["shard"] for entry in sorted(metadata["shards"], key=lambda entry: entry["index"])]
 
     def _read(self, what: str, way: str, lost: int) -> None:
@@ -114,7 +111,7 @@ class _Round:
 
     def _compare(self) -> None:
         if digest(self._copy) != self._digest:
-            raise WrongBytes("the file came back changed")
+            raise BenchFailed("the file came back changed")
         self._copy.unlink()
 
     def _key(self, way: str) -> str:

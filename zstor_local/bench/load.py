@@ -29,8 +29,8 @@ _PIPE_BYTES: Final = MIB
 _SHOWN: Final = 400  # bytes of a reply that went wrong
 
 
-class LoadFailed(Exception):
-    """A server did not answer, or not with a result."""
+class BenchFailed(Exception):
+    """What was to be measured went wrong: a server does not run or answer, or answers with something else. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,11 @@ def burst(job: Burst) -> float:
                 data = partial.pop(number, b"") + peer.recv(_RECEIVE_BYTES)
                 if not data.endswith(b"\n"):
                     if not data:
-                        raise LoadFailed(f"{job.method}: the server closed the connection")
+                        raise BenchFailed(f"{job.method}: the server closed the connection")
                     partial[number] = data
                     continue
                 if job.result not in data:
-                    raise LoadFailed(f"{job.method}: {data[:_SHOWN]!r}")
+                    raise BenchFailed(f"{job.method}: {data[:_SHOWN]!r}")
                 line = next(waiting, None)
                 if line is None:
                     peer.close()
@@ -109,7 +109,7 @@ def call(path: Path, method: str, params: Mapping[str, object], fd: int | None =
         seconds = time.perf_counter() - began
     reply = json.loads(answer) if answer else {}
     if "result" not in reply:
-        raise LoadFailed(f"{method}: {answer[:_SHOWN]!r}")
+        raise BenchFailed(f"{method}: {answer[:_SHOWN]!r}")
     return Answered(seconds, reply["result"])
 
 
@@ -147,7 +147,7 @@ def pipe_in(path: Path, key: str, size: int) -> Answered:
     with _beside(produce, ours):
         answer = call(path, "object.write_stream", {"key": key, "fd": 0}, theirs, keep_fd=False)
     if answer.result["metadata"]["digest"] != f"blake3:{digest.hexdigest()}":
-        raise LoadFailed("object.write_stream stored other bytes than were sent")
+        raise BenchFailed("object.write_stream stored other bytes than were sent")
     return answer
 
 
@@ -164,7 +164,7 @@ def pipe_out(path: Path, key: str) -> Answered:
     with _beside(consume, ours):
         answer = call(path, "object.read_stream", {"key": key, "fd": 0}, theirs, keep_fd=False)
     if answer.result["metadata"]["digest"] != f"blake3:{digest.hexdigest()}":
-        raise LoadFailed("object.read_stream gave other bytes than were stored")
+        raise BenchFailed("object.read_stream gave other bytes than were stored")
     return answer
 
 

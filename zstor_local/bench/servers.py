@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from zstor_local.bench import load
+from zstor_local.bench.load import BenchFailed
 from zstor_local.limits import KIB
 
 _START_SECONDS: Final = 120.0  # a million objects, a slow disk
@@ -27,16 +28,12 @@ def compiled(environment: Mapping[str, str], home: Path) -> Mapping[str, str]:
     return wanted | {"PYTHONPYCACHEPREFIX": str(home / "compiled")}
 
 
-class ServerFailed(Exception):
-    """A process ended or did not listen; its last words are in the message."""
-
-
 def peak_bytes(process: str) -> int:
     """The most memory that a process, by its number or `self`, ever held (VmHWM of proc(5))."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * KIB
-    raise ServerFailed("the kernel does not tell a process's peak memory")
+    raise BenchFailed("the kernel does not tell a process's peak memory")
 
 
 class Server:
@@ -58,7 +55,7 @@ class Server:
     @property
     def pid(self) -> int:
         if self._process is None:
-            raise ServerFailed("the server is not running")
+            raise BenchFailed("the server is not running")
         return self._process.pid
 
     def start(self) -> float:
@@ -70,7 +67,7 @@ class Server:
             )
         while not self._listens():
             if process.poll() is not None or time.perf_counter() - began > _START_SECONDS:
-                raise ServerFailed(f"{' '.join(self._command)} does not listen: {self._log.read_text()[-2000:]}")
+                raise BenchFailed(f"{' '.join(self._command)} does not listen: {self._log.read_text()[-2000:]}")
             time.sleep(_LOOK_SECONDS)
         return time.perf_counter() - began
 
