@@ -98,7 +98,7 @@ def methods(parts: Parts) -> Registry:
     log_care_methods.register(registry, store, paths, logs, cas)
     namespace_methods.register(registry, store, Spaces(store, parts.authority), parts.joining)
     access_methods.register(registry, parts.authority, told=parts.tell_soon)
-    shard_methods.register(registry, store)
+    shard_methods.register(registry, store, told=parts.letters.soon)
     key_methods.register(registry, store, told=parts.tell_keys)
     sharing_methods.register(registry, store, parts.letters, parts.joining, told=parts.telling.tell)
     return registry

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,6 +221,26 @@ def test_what_is_written_after_a_rotation_of_the_master_key_is_followed_at_once(
     world.alice.write("rotated", b"rotated", namespace="photos")
     wait_for(world.bob, "rotated")
     assert world.bob.read("rotated", namespace="photos") == b"rotated"
+
+
+def test_what_moves_to_other_servers_is_read_there(world: World) -> None:
+    """All of it, in the end: the last of the first servers told of the others before it went."""
+    at = Path(world.servers[0].data.parent)
+    before = [shard["id"] for shard in world.alice.result("shard.list")["shards"]][-3:]
+    for number in range(3, 6):
+        world.servers.append(Server(at / f"server{number}", [at / "trust.json"], f"unix:{at}/{number}.sock"))
+        world.alice.result("shard.add", url=world.servers[number].url)
+    after = [shard["id"] for shard in world.alice.result("shard.list")["shards"]][-3:]
+    world.alice.result("namespace.set", namespace="photos", placement=after)
+    for shard in before:
+        world.alice.result("shard.remove", shard=shard)
+    for server in world.servers[:3]:
+        server.kill()
+    del world.servers[:3]
+    world.alice.write("moved", b"moved", namespace="photos")
+    wait_for(world.bob, "moved")
+    assert world.bob.read("moved", namespace="photos") == b"moved"
+    assert world.bob.read("large", namespace="photos") == LARGE
 
 
 def test_with_a_server_away_every_byte_is_read(world: World) -> None:

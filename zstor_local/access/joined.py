@@ -16,7 +16,7 @@ from zstor_local import limits
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass
 from zstor_local.access.joined_rows import Rows
-from zstor_local.access.joined_shard import WAIT_SECONDS, JoinedShard
+from zstor_local.access.joined_shard import JoinedShard
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import ZstorError
 from zstor_local.model.policy import Policy
@@ -30,6 +30,7 @@ TABLE: Final = "joined"  # of store-wide rows: passes, by the name that the name
 RENEW_SECONDS: Final = 30  # before a token expires
 TOKEN_SECONDS: Final = 3_600
 KEYS_SECONDS: Final = (1.0, 3_600.0)  # between two looks for keys, at first and at most
+LETTERS_SECONDS: Final = 600.0  # after which letters are looked at anyway: they may name servers that no record here tells of
 
 log = logging.getLogger("zstor.access")
 
@@ -52,7 +53,10 @@ class Joined:
         self.rows = rows.metastore
         self._kept = rows
         self._taking = trio.Lock()
-        self._sealed = trio.Event()  # something was heard that does not open
+        self._sealed = False  # something was heard that does not open
+        self._abroad: set[int] = set()  # shards that records name and no pass has
+        self._wanted = trio.Event()  # what a letter may bring
+        self._renewed = trio.Event()
         self.namespace = Namespace(
             name, given.namespace_id, Policy(), keys, store.namespaces.hasher, given.made, (), Gate(read_only=True)
         )
@@ -125,6 +129,8 @@ class Joined:
         self.given = given
         self.foreign.keys.renew(given.record_keys)
         self._open_shards()
+        self._renewed.set()
+        self._renewed = trio.Event()
         for number in before - {*self.shards}:
             self._store.pool.joined.pop(number, None)
         self._store.pool.joined.update(self.shards)
@@ -139,8 +145,11 @@ class Joined:
             self._store.committer.tell()
         if taken.lost:
             self._read_again()
-        if taken.sealed:
-            self._sealed.set()
+        self._sealed |= taken.sealed
+        abroad = taken.shards - self.shards.keys() - self._abroad
+        self._abroad |= abroad
+        if taken.sealed or abroad:
+            self._wanted.set()
         return taken.entries
 
     def _read_again(self) -> None:
@@ -153,30 +162,34 @@ class Joined:
         with self.scope:
             followed: set[JoinedShard] = set()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._get_keys)
+                nursery.start_soon(self._get_letters)
                 while True:
+                    renewed = self._renewed
                     for shard in {*self.shards.values()} - followed:
                         nursery.start_soon(shard.follow)
                     followed = {*self.shards.values()}
-                    await trio.sleep(WAIT_SECONDS)
+                    await renewed.wait()
 
-    async def _get_keys(self) -> None:
+    async def _get_letters(self) -> None:
         """Where something did not open its owner may have another key by now, which a letter brings, now or later. Or nothing opens it:
-        then it is tried less and less often.
+        then it is tried less and less often. Where a record names a shard that is not known there may be a server more.
         """
         pause = KEYS_SECONDS[0]
         while True:
-            await self._sealed.wait()
-            self._sealed = trio.Event()
+            with trio.move_on_after(LETTERS_SECONDS):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            sealed, self._sealed = self._sealed, False
             known = self.given.record_keys
             async with self._renewing:
                 await self._read_letters()
-            if self.given.record_keys != known:
+            if not sealed or self.given.record_keys != known:
                 pause = KEYS_SECONDS[0]
                 continue
             await trio.sleep(pause)
             pause = min(KEYS_SECONDS[1], 2 * pause)
-            self._sealed.set()
+            self._sealed = True
+            self._wanted.set()
 
     def follows(self, shard: JoinedShard) -> bool:
         """Whether the pass still names it."""

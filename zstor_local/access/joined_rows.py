@@ -5,7 +5,7 @@ Whoever sends some without end gets a part of our disk and half of a thread, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -48,12 +48,14 @@ _FAILED: Final = (CommitRefused, CommitUnknown, MetastoreClosed, MetastoreInUse,
 class Taken:
     """What came of a page: whether there are entries in it, and whether one of them is news. `lost`: what an older record of a key says
     is not known any more, and is to be shown again, so all logs have to be read again. `sealed`: something in it does not open.
+    `shards`: the numbers of those that the news names.
     """
 
     entries: bool
     news: bool
     lost: bool
     sealed: bool
+    shards: Set[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,10 @@ class Rows:
                 sealed = True  # another server has a good copy, or it takes a newer key, or nobody has one
         changes = [change for key, envelopes in heard.items() if (change := self._change(key, envelopes)) is not None]
         news = [change for change in changes if change.after is not change.before]
-        if news:
-            self._commit(news)
+        shards = self._commit(news) if news else set()
         for change in changes:
             self._before.put(change.key, change.older)
-        return Taken(entries, bool(news), any(change.lost for change in changes), sealed)
+        return Taken(entries, bool(news), any(change.lost for change in changes), sealed, shards)
 
     def _taken_back(self, told: Mapping[Envelope, VoidRecord | None]) -> Iterator[str]:
         """Learn what these say never came to be. Gives the keys that show some of that."""
@@ -181,8 +182,10 @@ class Rows:
         lost = not left and not older.whole
         return _Change(key, shown, left[0] if left else None, Older(left[1:], older.whole or lost), lost)  # it is read again from there
 
-    def _commit(self, news: Sequence[_Change]) -> None:
+    def _commit(self, news: Sequence[_Change]) -> Set[int]:
+        """Returns the shards that they name."""
         self._check_room()
+        shards: set[int] = set()
         transaction = Transaction(StoreState(self._place + len(news)))
         usage = Usage()
         for place, change in enumerate(news, self._place + 1):
@@ -190,6 +193,7 @@ class Rows:
             # In the place of a key's only record, which was taken back, is nothing: who follows the changes is told that it is gone.
             transaction.rows.append(Row(self._space, change.key, change.after or _nothing(self._space)))
             transaction.rows.append(Row(STORE_WIDE, change.key, _nothing(STORE_WIDE, place)))
+            shards.update(() if after is None else after.placement)
             usage += Usage((after is not None) - (before is not None), _size(after) - _size(before))
             transaction.references_gone += self._references(change.key, before)
             transaction.references += self._references(change.key, after)
@@ -197,6 +201,7 @@ class Rows:
         self.metastore.commit(transaction)
         self._place += len(news)
         self.metastore.checkpoint()
+        return shards
 
     def _record(self, envelope: Envelope | None) -> ObjectRecord | None:
         return None if envelope is None or envelope.kind is Kind.TOMBSTONE else open_object(self._sealer, envelope)

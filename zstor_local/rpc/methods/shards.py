@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, TypedDict
 
 from zstor_local.errors import AlreadyExists, Conflict, NotFound
@@ -29,8 +30,8 @@ class RemovedView(TypedDict):
     lacking: int
 
 
-def register(registry: Registry, store: Store) -> None:
-    """Add the methods."""
+def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[None]]) -> None:
+    """Add the methods. `told` returns when readers of shared namespaces were told of shards, but for servers that are slow."""
     membership = store.membership
 
     @registry.method("shard.list")
@@ -51,6 +52,7 @@ def register(registry: Registry, store: Store) -> None:
         At a place of a shard that the store has and misses, or is draining, that shard is taken back.
         """
         added = await membership.add(url, group)
+        await told()
         return next(view for view in shard_views(store) if view["id"] == added.id)
 
     @registry.method("shard.replace", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
@@ -61,7 +63,9 @@ def register(registry: Registry, store: Store) -> None:
 
         It goes on without its caller, and after a restart.
         """
-        return _view(await membership.replace(shard, url, call))
+        replaced = await membership.replace(shard, url, call)
+        await told()
+        return _view(replaced)
 
     @registry.method("shard.remove", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
     async def remove(
@@ -75,7 +79,9 @@ def register(registry: Registry, store: Store) -> None:
         It goes on without its caller, and after a restart; `shard.add` with its url takes the shard back meanwhile. With `force` it is
         forgotten at once, unless objects would fall below k shares: `data.objects` names them.
         """
-        return _view(await membership.remove(shard, call, force=force))
+        removed = await membership.remove(shard, call, force=force)
+        await told()
+        return _view(removed)
 
 
 def _view(removed: Removed) -> RemovedView:
