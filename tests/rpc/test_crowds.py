@@ -302,6 +302,29 @@ async def test_a_batchs_answer_waits_for_room_and_is_sent_before_the_end(large: 
         assert server.dispatcher.batches.left == limits.BATCH_BUDGET_BYTES
 
 
+async def test_a_batch_that_waited_for_room_gives_its_own_back(large: World) -> None:
+    async with large.serving() as server, large.client() as client:
+        with all_taken(server.dispatcher.replies):
+            await client.send("[" + ",".join(request("piece", id=number) for number in range(4)) + "]\n")
+            await settle()
+        assert len(await client.line()) > 4 * 40_000
+        await settle()
+        assert server.dispatcher.batches.left == limits.BATCH_BUDGET_BYTES
+        assert server.connections == 1
+
+
+async def test_a_connection_that_stops_closes_behind_a_batch_that_waited_for_room(large: World) -> None:
+    async with large.serving() as server, large.client() as client:
+        with all_taken(server.dispatcher.replies):
+            await client.send("[" + ",".join(request("piece", id=number) for number in range(4)) + "]\n")
+            await settle()
+            server.stop()
+            await settle()
+            assert server.connections == 1
+        with trio.fail_after(60):
+            assert len(await client.rest()) > 4 * 40_000
+
+
 async def test_an_error_that_was_answered_keeps_nothing_that_its_call_was_given(world: World) -> None:
     raised: list[ZstorError] = []
 

@@ -21,6 +21,7 @@ from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
 from zstor_local.shards.http.wire import Batch, Fence
 from zstor_local.shardserver.compaction import Compaction
 from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.rooms import Room
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.volume import Volume
 from zstor_local.store.pace import unpaced
@@ -168,6 +169,30 @@ def test_records_go_that_their_owner_has_named_and_no_others(house: House) -> No
         assert not house.records() & superseded & {*RECORDS}
         assert house.content() == {number: share(number) for number in KEPT}
         house.open(forget=forget)
+
+
+def test_nothing_is_read_in_vain_twice(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of records alone seem to be all dead."""
+    read: list[int] = []
+    compact = Compaction._compact
+
+    def reading(self: Compaction, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+        read.append(number)
+        return compact(self, space, room, number, least)
+
+    monkeypatch.setattr(Compaction, "_compact", reading)
+    house._send(Batch([scanned(number) for number in RECORDS]))
+    fill(house)
+    house.compact()
+    assert read
+    for _ in range(3):  # what was copied was appended to new segments
+        read.clear()
+        house.space.freed = True
+        house.compact()
+    assert read == []
+    house.space.supersede(NAMESPACE, RECORDS)
+    assert house.compact()
+    assert read
 
 
 def test_what_is_named_while_its_share_is_here_goes_when_that_is_freed(house: House) -> None:

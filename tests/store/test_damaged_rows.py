@@ -16,6 +16,7 @@ from zstor_local.errors import Busy, CorruptRecord
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
+from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.store.changes import Changes
 from zstor_local.store.damaged_rows import Damage
 from zstor_local.store.jobs import Job
@@ -110,6 +111,19 @@ async def test_what_was_voided_is_no_later_record(home: Home) -> None:
         assert copies.of(row(store, "a")) == was
         copies.voids = {VoidRecord(was.sequence, later)}
         assert copies.of(row(store, "a")) is None
+
+
+async def test_a_copy_that_does_not_open_is_passed_over(home: Home) -> None:
+    """Another log has a good one."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        bad = row(store, "a")
+        spoil(store, bad)
+        *_, last = store.pool.opened()
+        envelope = replace(bad.envelope, sealed=bytes(200))
+        last.scan = lambda: iter([ScannedEntry(Entry(envelope), 0)])  # type: ignore[method-assign]
+        await store.damaged_rows.mend_object(name("a"))
+        assert does_not_open(store, [bad]) == []
 
 
 async def test_what_is_written_again_meanwhile_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

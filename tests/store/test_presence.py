@@ -344,3 +344,38 @@ async def test_what_readers_of_a_server_were_not_told_they_are_told_at_a_start(h
         for told, untold in (([wide], {failed}), ([own], {failed}), ([wide, own], set[int]())):
             monkeypatch.setattr(shard, "unsettled", lambda told=told: [replace(envelope, sequence=failed), *told])
             assert {*store.presence.never_committed(shard).void} == untold
+
+
+# --- What comes back is an older copy ---
+
+
+async def put_older_back(home: Home, store: Store, number: int) -> None:
+    """A shard goes, is found missing, and comes back as it was before something was written to it."""
+    await put(store, "old", content(1, 10_000))
+    shutil.copytree(home.root(number), home.path / "older")
+    await put(store, "new", content(2, 10_000))
+    await store.presence.look()
+    home.take_away(number)
+    await store.presence.look()
+    await store.presence.look()
+    assert store.pool.get(number) is None
+    shutil.move(home.path / "older", home.root(number))
+    await store.presence.look()
+    assert store.pool.state(number) == "ok"
+
+
+async def test_what_an_older_copy_lacks_is_looked_for_at_once(home: Home) -> None:
+    async with home.open() as store:
+        await put_older_back(home, store, 3)
+        while store.scrub.status().last_ended is None:
+            await store.scrub.news().wait()
+        assert store.scrub.status().found.bad_shares == 1
+
+
+async def test_and_not_while_the_scrub_is_paused(home: Home) -> None:
+    async with home.open() as store:
+        await store.scrub.pause()
+        await put_older_back(home, store, 3)
+        assert store.scrub.status().state == "paused"
+        await store.scrub.resume()
+        assert store.scrub.status().state == "idle"
