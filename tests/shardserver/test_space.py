@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -142,6 +143,29 @@ def test_a_cursor_in_a_log_that_went_is_gone(disk: Disk) -> None:
     assert refused(lambda: space.page(namespace(1), other, 1 << 20)) == "gone"
     space.append(FENCE, 3, Batch([scanned(3, namespace=namespace(1))]))
     assert refused(lambda: space.page(namespace(1), other, 1 << 20)) == "gone"
+
+
+def test_a_page_ends_before_what_is_still_being_written(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may show the second entry before the first one, which a cursor behind the second would pass over."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(1)]))
+    _, cursor = sequences(space, Cursor())
+    seen: list[list[int]] = []
+
+    def by_halves(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        written = b"".join(buffers)
+        half = len(written) // 2
+        os.pwrite(fd, written[half:], offset + half)
+        seen.append(sequences(space, cursor)[0])
+        os.pwrite(fd, written[:half], offset)
+        return len(written)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.files, "pwritev", by_halves)
+        space.append(FENCE, 2, Batch([scanned(2), scanned(3)]))
+    assert seen
+    assert not any(seen)
+    assert sequences(space, cursor)[0] == [2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "1.1.64", "1.1.64.5", f"1.1.64.{'5' * 31}g", f"0.0.0.{'5' * 33}", f"-1.1.64.{'5' * 32}"])

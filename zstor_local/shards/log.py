@@ -235,6 +235,14 @@ class Log:
                 if isinstance(located.item, ScannedEntry):
                     yield located.item, Position(number, located.end, header.id)
 
+    def written_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, Position]]:
+        """The same, as far as they are written: of what is just being appended somebody may see the end before the beginning."""
+        known = self._known
+        for scanned, position in self.scan_after(segment, offset):
+            if (position.segment, position.offset) > (known.segment, known.offset):
+                return
+            yield scanned, position
+
     def has_had(self, position: Position) -> bool:
         """Whether that was a place in this log, as far as its segment tells: it is there, or compaction took it. Where an older copy
         was put back what is written next may lie in a segment of the same number.

@@ -267,7 +267,7 @@ class Space:
                 if room.number < cursor.room:
                     continue
                 after = cursor.at if room.number == cursor.room else BEGINNING
-                for scanned, position in self.rooms.log(room).scan_after(after.segment, after.offset):
+                for scanned, position in self.rooms.log(room).written_after(after.segment, after.offset):
                     entries.append(scanned)
                     cursor = Cursor(room.number, position)
                     size += entry_size(scanned.entry)
