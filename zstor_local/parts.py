@@ -64,6 +64,10 @@ class Parts:
         self.letters = Letters(store, authority)
         self.joining = Joining(store, authority, network)
 
+    def warnings(self) -> list[str]:
+        """What a person should look at beside the store itself."""
+        return [*self.telling.warnings(), *self.joining.warnings()]
+
     async def tell_soon(self) -> None:
         """Have servers and users told of permissions, without waiting long for who is slow."""
         await self.telling.soon()
@@ -81,7 +85,7 @@ def methods(parts: Parts) -> Registry:
     identity = Identity(__version__, os.getpid(), store.runtime.randomness.bytes(8).hex(), store.config.socket)
     registry = Registry()
     rpc_methods.register(registry, version=__version__)
-    daemon_methods.register(registry, store, identity, parts.telling.warnings)
+    daemon_methods.register(registry, store, identity, parts.warnings)
     health_methods.register(registry, store)
     upkeep_methods.register(registry, store)
     object_methods.register(registry, store, paths)

@@ -249,12 +249,22 @@ def test_with_a_server_away_every_byte_is_read(world: World) -> None:
     assert world.bob.read("small", namespace="photos") == b"small"
 
 
+def warnings(client: Client) -> list[str]:
+    """Of joined namespaces."""
+    return [each for each in client.result("daemon.status")["warnings"] if "joined" in each]
+
+
 def test_without_the_permission_nothing_more_is_read(world: World) -> None:
     world.alice.result("permission.remove", namespace="photos", user="bob", permission="read")
     world.alice.result("token.revoke", user="bob")
     while "result" in (reply := world.bob.call("object.read", {"key": "large", "namespace": "photos"})):
         pass  # a server that is slow to listen still answers
     assert error_type(reply) == "unreadable"
+    assert warnings(world.bob) == []
+    world.alice.result("object.delete", key="moved", namespace="photos")
+    while not (told := warnings(world.bob)):
+        pass  # two servers heard of that, and let him wait for it no longer
+    assert "joined namespace photos" in told[0]
     key = world.bob.result("namespace.key")["public_key"]
     assert world.alice.refusal("namespace.invite", namespace="photos", user="bob", public_key=key) == "permission_denied"
     assert world.bob.result("namespace.delete", namespace="photos") == {"deleted": True, "objects": 0}

@@ -191,6 +191,12 @@ class Joined:
             self._sealed = True
             self._wanted.set()
 
+    @property
+    def unheard(self) -> str | None:
+        """Why no server tells of news, in the words of one; None as long as another one does."""
+        reasons = [shard.unheard for shard in self.shards.values()]
+        return reasons[0] if reasons and all(reasons) else None
+
     def follows(self, shard: JoinedShard) -> bool:
         """Whether the pass still names it."""
         return self.shards.get(shard.number) is shard

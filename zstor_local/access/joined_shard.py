@@ -72,6 +72,7 @@ class JoinedShard:
         self._waiting = trio.CancelScope()
         self._took = 0.0  # seconds, for the last page
         self._error: str | None = None
+        self.unheard: str | None = None  # why its log was not told when that was last tried
 
     def check(self) -> ShardState:
         return "ok" if self.peer.broken is None else "missing"
@@ -160,6 +161,7 @@ class JoinedShard:
             began = trio.current_time()
             try:
                 news = await self.look(wait=WAIT_SECONDS)
+                self.unheard = None
                 pause = AGAIN_SECONDS[0]
                 if news:
                     await trio.sleep(self._took)
@@ -167,5 +169,6 @@ class JoinedShard:
                     await trio.sleep(pause)  # it did not wait for news
             except ShardError as error:
                 log.info("%s", error)
+                self.unheard = str(error)
                 await trio.sleep(pause)
                 pause = min(longest, 2 * pause)

@@ -138,6 +138,14 @@ class Joining:
         if given.store_id == self._store.sealer.store_id or given.namespace_id in ours:
             raise AlreadyExists("that is a namespace of this very store", hint="read it by its name")
 
+    def warnings(self) -> list[str]:
+        """Of each namespace that is not followed just now why not; one line each."""
+        return [
+            f"the joined namespace {joined.name} shows what was there when a server last told of it: {joined.unheard}"
+            for joined in self._joined.values()
+            if joined.unheard is not None
+        ]
+
     def joined(self, name: str) -> bool:
         return name in self._joined
 
