@@ -187,8 +187,6 @@ class Reader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for terminal in self._terminals.values():
-            terminal.close()
         self._rest.close()
 
     def finds_a_second_machine(self) -> None:
@@ -198,8 +196,12 @@ class Reader:
     def terminal(self, name: str = "") -> Terminal:
         if name not in self._terminals:
             step = self._place / f"step-{len(self._terminals)}"
-            self._terminals[name] = Terminal(["bash"], self._begins, self._environment, self._names, step, step)
+            self._opened(name, Terminal(["bash"], self._begins, self._environment, self._names, step, step))
         return self._terminals[name]
+
+    def _opened(self, name: str, terminal: Terminal) -> None:
+        self._terminals[name] = terminal
+        self._rest.callback(terminal.close)
 
     def does(self, block: Block) -> list[tuple[str, list[str]]]:
         """What each command of a session prints; any other block ends well, or it is an AssertionError."""
@@ -235,7 +237,7 @@ class ReaderWithService(Reader):
         binds = [f"ro:clone:{clone}", f"ro:page:{place}", f"ro:scripts:{here}"]
         command = ["bash", str(here / "manager.sh"), "/mnt/scripts/reader.sh", *binds]
         environment = os.environ | {"LIMIT_SECONDS": LIMIT}
-        self._terminals[""] = Terminal(command, place, environment, names, place / "step", Path("/mnt/page/step"))
+        self._opened("", Terminal(command, place, environment, names, place / "step", Path("/mnt/page/step")))
 
 
 def _clone(place: Path) -> None:

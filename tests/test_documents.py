@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
 
-from tests.documents import LANGUAGES, ROOT, Reader, ReaderWithService, alike, blocks, filled
+from tests.documents import LANGUAGES, ROOT, Reader, ReaderWithService, Terminal, alike, blocks, filled
 from zstor_local.cli.root import COMMANDS, zstor
 
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("clients/*/*.md")])
@@ -24,20 +27,22 @@ RUN = [name for name in PAGES if name != OWN_TEST and any(block.language != "tex
 COMMAND = rf"^\s*(\$|zstor ({'|'.join(COMMANDS)})|curl|socat|make|pip|npm|ssh|sudo|systemctl) "
 
 
-def reader_of(name: str, place: Path) -> Reader:
+@contextmanager
+def reader_of(name: str, place: Path) -> Iterator[Reader]:
     """Somebody who has done what the page expects: begun where it begins."""
     if name == WITH_SERVICE:
-        service = ReaderWithService(place)
-        service.terminal().run("cd zstor-local")
-        service.does(next(blocks((ROOT / "docs/quickstart.md").read_text())))
-        service.terminal().run("cd")
-        return service
-    reader = Reader(place, installed=name not in INSTALLING, in_clone=name.startswith(("clients/", *INSTALLING)))
-    if name == TWO_MACHINES:
-        reader.finds_a_second_machine()
-    if name.startswith(WITH_DAEMON):
-        reader.terminal("daemon").start("zstor daemon")
-    return reader
+        with ReaderWithService(place) as service:
+            service.terminal().run("cd zstor-local")
+            service.does(next(blocks((ROOT / "docs/quickstart.md").read_text())))
+            service.terminal().run("cd")
+            yield service
+        return
+    with Reader(place, installed=name not in INSTALLING, in_clone=name.startswith(("clients/", *INSTALLING))) as reader:
+        if name == TWO_MACHINES:
+            reader.finds_a_second_machine()
+        if name.startswith(WITH_DAEMON):
+            reader.terminal("daemon").start("zstor daemon")
+        yield reader
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -67,6 +72,20 @@ def test_a_script_that_fails_is_noticed(tmp_path: Path) -> None:
     page = "```sh\necho before\nfalse\necho after\n```\n"
     with Reader(tmp_path) as reader, pytest.raises(AssertionError, match="before"):
         reader.does(next(blocks(page)))
+
+
+def test_who_does_not_get_to_the_page_leaves_no_daemon_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Terminal.start
+
+    def too_late(self: Terminal, command: str) -> list[str]:
+        start(self, command)
+        raise TimeoutError
+
+    monkeypatch.setattr(Terminal, "start", too_late)
+    with pytest.raises(TimeoutError), reader_of("docs/wire.md", tmp_path):
+        pass
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError):
+        client.connect(str(tmp_path / "run" / "zstor" / "zstor.sock"))
 
 
 def in_passing(page: str) -> list[str]:
