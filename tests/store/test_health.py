@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import itertools
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import (
     SMALL_AND_LARGE,
     Home,
@@ -28,7 +31,7 @@ from tests.store.home import (
 )
 from tests.store.test_renaming import copy
 from zstor_local import limits
-from zstor_local.errors import Conflict, Unreadable
+from zstor_local.errors import Conflict, Unavailable, Unreadable
 from zstor_local.metastore.base import Debt, Garbage, Owed, Transaction
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
@@ -36,8 +39,9 @@ from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
-from zstor_local.store.change import Decision
+from zstor_local.store.change import Committed, Decision
 from zstor_local.store.health import Turns
+from zstor_local.store.later import Later
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.rebuild import rebuild
@@ -161,6 +165,58 @@ async def test_only_bad_shares_are_written(home: Home) -> None:
         after = {path: Path(path).stat().st_ino for path in home.share_files()}
         assert {path: after[path] for path in inodes} == inodes
         assert len(after) == 3
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_a_share_that_is_made_where_it_was_is_nothing_to_other_shards(home: Home, size: int) -> None:
+    """A disk that was replaced gets what it lacks; the record stays as it is, and so do the logs of the other disks."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+        copied = await copy(store, "a", "b")
+        number = stored.record.placement[1]
+        others = [shard for shard in store.pool.opened() if shard.number != number]
+        before = [list(shard.scan()) for shard in others]
+        lose(store, stored, 1)
+        assert (await repair(store, stored)).envelope == stored.envelope
+        assert await check(store, stored) == ("optimal", ["ok"] * 3)
+        assert [list(shard.scan()) for shard in others] == before
+        shard = store.pool.get(number)
+        assert shard is not None
+        told = [scanned.entry.envelope for scanned in shard.scan()]
+        assert told[-2:] == [stored.envelope, copied.envelope]
+
+
+async def test_a_repair_pays_what_the_shard_was_owed_of_the_version(four_of_six: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        monkeypatch.setattr(store.mending, "wake", lambda: None)
+        await put(store, "other", b"x")
+        home.take_away(0)
+        stored = await put(store, "a", content(1, 10_000))
+        await copy(store, "a", "b")
+        assert owed_records(store, 0) == ["a", "b"]
+        await home.return_to(store, 0)
+        assert (await repair(store, stored)).owed == 0
+        assert store.metastore.debts_count() == 0
+
+
+@pytest.mark.parametrize("failing", [(0,), (0, 1)], ids=["one", "both"])
+async def test_a_shard_that_fails_keeps_no_other_from_its_share(four_of_six: Home, failing: tuple[int, ...]) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        for index in (0, 1):
+            lose(store, stored, index)
+        logs = [f"/shards/{stored.record.placement[index]}/log/" for index in failing]
+        home.files.fail("pwritev", lambda path: any(log in path for log in logs), errno.EIO, times=None)
+        if len(failing) == 2:
+            with pytest.raises(Unavailable, match="went away"):
+                await repair(store, stored)
+        else:
+            repaired = await store.shares_health.repair(stored, Nobody())
+            assert (repaired.made, repaired.lacking) == (1, 1)
+        assert (await check(store, stored))[1].count("ok") == 6 - len(failing)
+        assert await get(store, "a") == content(1, 10_000)
 
 
 async def test_too_few_good_shares_cannot_be_repaired_and_stay_as_they_are(home: Home) -> None:
@@ -616,16 +672,29 @@ async def test_of_two_repairs_of_one_version_the_second_finds_nothing_to_do(home
         assert await check(store, stored) == ("optimal", ["ok"] * 3)
 
 
-async def test_repairs_of_many_small_objects_share_commits(home: Home) -> None:
+async def test_repairs_of_many_small_objects_share_commits(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk's share of a million objects takes hours where each waits for a flush of its own."""
+    asked, several = itertools.count(1), threading.Event()
+
+    def commit(*change: Any) -> Later[Committed]:
+        if next(asked) == SEVERAL:
+            several.set()
+        return commits_of_store(*change)
+
+    def held_up(transaction: Transaction) -> None:
+        assert several.wait(SAFETY_NET_SECONDS)
+        commits.append(transaction)
+
     async with home.open() as store:
         many = [await put(store, f"key{number}", content(number, 1_000)) for number in range(3 * SEVERAL)]
         for stored in many:
             lose(store, stored, 1)
         commits: list[Transaction] = []
-        home.engines.before_commit = commits.append
+        commits_of_store = store.committer.commit
+        monkeypatch.setattr(store.committer, "commit", commit)
+        home.engines.before_commit = held_up
         report = await store.repair_all.run(Nobody())
         assert (report.repaired, report.failed, report.lacking) == (len(many), 0, 0)
-        assert len(commits) <= len(many) // 2
+        assert len(commits) <= len(many) - (SEVERAL - 2)  # what comes while the first is under way is one
         for stored in many:
             assert (await check(store, stored))[0] == "optimal"

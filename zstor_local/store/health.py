@@ -1,8 +1,9 @@
 """Health of one version: check its shares, make the bad ones anew.
 
 What a repair makes (remaking.py) replaces a share in one step (a rename, or a newer log entry). It never touches a good one, and never
-creates a record. A share whose shard is away goes to a shard that holds none of the version, if there is one; the row of the metastore
-that would free it is there before it is, so that a crash leaves nothing behind.
+creates a record. Of a share that is made where it was no other shard hears, and the record stays as it is. One whose shard is away goes
+to a shard that holds none of the version, if there is one; the row of the metastore that would free it is there before it is, so that a
+crash leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from zstor_local.errors import Conflict, NotEnoughShards, Unreadable, ZstorError
+from zstor_local.errors import Conflict, NotEnoughShards, Unavailable, Unreadable, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
@@ -30,7 +31,7 @@ from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.shares import VersionShares
-from zstor_local.store.stored import Stored, open_object
+from zstor_local.store.stored import Stored, open_object, with_debts
 
 log = logging.getLogger("zstor.store")
 
@@ -230,9 +231,45 @@ class Health:
             made = await self._runtime.threads.run(remaking.small, targets)
         else:
             targets = await self._runtime.threads.run(remaking.files, self._pool, space, targets)
+        if targets and not moved:
+            return await self._give_back(stored, targets, made)
         there = {index for index, state in enumerate(checked.states) if state == "ok"} - owed | {*targets}
         stored = await self._commit(stored, targets, made, moved, there)
         return stored, {*targets} - self._owed(stored)
+
+    async def _give_back(self, stored: Stored, targets: Mapping[int, int], made: Mapping[int, bytes]) -> tuple[Stored, Set[int]]:
+        """Shares that were made where they were: only their shards are written to, as the record stays as it is.
+
+        Returns the version and the indices of the shares that were taken; Unavailable if none was.
+        """
+        given: set[int] = set()
+        refusal: ZstorError | None = None
+        for index, number in targets.items():
+            try:
+                await self._give(stored, index, number, made.get(index, b""))
+                given.add(index)
+            except Unavailable as error:
+                refusal = error
+        if refusal is not None and not given:
+            raise refusal
+        return self._with_debts(self._newest(stored)), given
+
+    async def _give(self, stored: Stored, index: int, number: int, share: bytes) -> None:
+        """Commit that a shard has this share, with the records that name the version; a small one goes there with them."""
+        space, key = self._namespace(stored).id, stored.record.key
+
+        def decide(current: Envelope | None) -> Decision:
+            if current is None or current.version != stored.version:
+                raise _left_behind(current)
+            rows = [(space, name) for name in self._committer.view.named(space, stored.version) - {key}]
+            others = [envelope for row in rows if (envelope := self._committer.view.look(*row)) is not None]
+            own = Entry(current, index, share) if stored.record.small else Entry(current)
+            told = {(space, key), *rows}
+            debts = [debt for debt in self._metastore.debts_of(stored.version) if debt.shard == number]
+            paid = [debt for debt in debts if (debt.index == index if debt.kind is Owed.SHARE else (debt.space, debt.name) in told)]
+            return Decision(resend={number: [own, *map(Entry, others)]}, debts_paid=paid)
+
+        await self._committer.commit(space, key, decide)
 
     async def _mend_lost(self, stored: Stored, shares: VersionShares, checked: Checked, targets: Mapping[int, int]) -> Set[int]:
         """Make the bad shares anew where they were: without a record in the metastore none can move."""
@@ -271,8 +308,7 @@ class Health:
         def decide(current: Envelope | None) -> Decision:
             nonlocal published
             if current is None or current.version != stored.version:
-                now = None if current is None else current.version.hex()
-                raise Conflict("the key has left that version behind", hint="repair what it has now", current=now)
+                raise _left_behind(current)
             published = replace(open_object(self._sealer, current), placement=placement)
             debts = self._metastore.debts_of(stored.version)
             copies = {*placement, *record.placement}
@@ -294,15 +330,10 @@ class Health:
         committed = await self._committer.commit(namespace.id, record.key, decide)
         if committed.envelope is None:
             raise AssertionError("a committed repair has a record")
-        remaining = self._metastore.debts_of(stored.version)
-        shards = {debt.shard for debt in remaining}
-        return replace(
-            stored,
-            record=published,
-            envelope=committed.envelope,
-            owed=len(shards),
-            shares_owed=len({debt.shard for debt in remaining if debt.kind is Owed.SHARE}),
-        )
+        return self._with_debts(replace(stored, record=published, envelope=committed.envelope))
+
+    def _with_debts(self, stored: Stored) -> Stored:
+        return with_debts(self._metastore, replace(stored, owed=0, shares_owed=0))
 
     def _other(self, row: RowName) -> ObjectRecord:
         """The record of another key that names the same version (object.copy)."""
@@ -336,6 +367,11 @@ class Health:
 def _sources(checked: Checked) -> list[int]:
     """The shares that others can be made of, the best first: of one with bad blocks the others are as good as any."""
     return [index for wanted in ("ok", "corrupt") for index, state in enumerate(checked.states) if state == wanted]
+
+
+def _left_behind(current: Envelope | None) -> Conflict:
+    now = None if current is None else current.version.hex()
+    return Conflict("the key has left that version behind", hint="repair what it has now", current=now)
 
 
 def _placed(stored: Stored, index: int, number: int) -> Stored:
