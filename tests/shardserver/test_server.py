@@ -323,6 +323,13 @@ def test_a_freed_large_share_is_gone(owner: httpx.Client) -> None:
 # --- Bodies ---
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"photos", b"[]", b"{}", b'{"namespace": 1}', b'{"namespace": "a", "quota_bytes": -1}', b"[" * 2_000]
+)
+def test_a_namespace_is_named_by_an_object_that_says_how(owner: httpx.Client, body: bytes) -> None:
+    assert kind(send(owner, "PUT", f"/v1/{SPACE}/namespaces/{NAMESPACE.hex()}", body)) == "bad_request"
+
+
 def test_a_body_must_be_what_its_digest_names(owner: httpx.Client) -> None:
     body = b"not what was meant"
     path = f"/v1/{SPACE}/uploads/{SHARE.version.hex()}.2?namespace={NAMESPACE.hex()}&offset=0"

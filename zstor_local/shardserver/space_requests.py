@@ -86,7 +86,7 @@ class SpaceRequests:
             members = json.loads(await request.body(4_096, self._memory, guest.bearer))
             name, issuer, quota = members["namespace"], members.get("issuer"), members.get("quota_bytes")
             check_namespace(name)
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidParams):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidParams):
             raise Refusal("bad_request", "the body is JSON with namespace, and issuer and quota_bytes if there are any") from None
         if not isinstance(issuer, str | None) or not (quota is None or (type(quota) is int and quota >= 0)):
             raise Refusal("bad_request", "issuer is text, quota_bytes a number")
