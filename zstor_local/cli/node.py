@@ -17,7 +17,8 @@ from zstor_local.cli import report, text
 from zstor_local.cli.client import NoDaemon
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import ends_by_interrupt
-from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
+from zstor_local.cli.logs import a_log
+from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.formats.messages import MESSAGE
 from zstor_local.formats.mvds import message_id
 from zstor_local.formats.protobuf import Malformed
@@ -28,10 +29,6 @@ from zstor_local.node.sending import Sent, send
 
 WAIT_SECONDS: Final = 300.0
 REFUSED: Final = 1
-
-a_log = click.option(
-    "--log", "log", default="default", metavar="LOG", shell_complete=completed("logs"), help="The log (the one called “default”)."
-)
 
 
 @click.group()

@@ -9,13 +9,14 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
+from zstor_local.model.permission import PERMISSIONS
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.access import PermissionGiven, PermissionList
     from zstor_local.rpc.methods.access import PermissionView as Rights
 
 
-WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
+WORDS: Final = click.Choice([*PERMISSIONS])
 
 
 @click.group()
@@ -93,16 +94,4 @@ def _line(given: PermissionGiven) -> str:
 
 
 def _words(rights: Rights) -> str:
-    return (
-        ", ".join(
-            word
-            for word, given in (
-                ("read", rights["read"]),
-                ("write", rights["write"]),
-                ("delete", rights["delete"]),
-                ("admin", rights["admin"]),
-            )
-            if given
-        )
-        or "nothing"
-    )
+    return ", ".join(word for word in PERMISSIONS if rights[word]) or "nothing"

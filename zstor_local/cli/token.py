@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli.client import Json
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
+from zstor_local.cli.perm import WORDS
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.access import TokenView as TokenShown
-
-
-WORDS: Final = click.Choice(["read", "write", "delete", "admin"])
 
 
 @click.group()

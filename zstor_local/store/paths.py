@@ -239,7 +239,7 @@ class Paths:
         elif not (stat.S_ISFIFO(status.mode) or stat.S_ISSOCK(status.mode)):
             raise PathRefused("the descriptor is no regular file, pipe or socket", hint="hand over one of those")
         elif not stream:
-            raise PathRefused("the descriptor is a pipe or socket", hint="use the _stream method for it")
+            raise PathRefused("the descriptor is a pipe or socket", hint="hand over a regular file; _stream methods take this")
         elif stat.S_ISSOCK(status.mode) and not self.client_files.is_stream(fd):
             raise PathRefused("the descriptor is a socket that carries no stream", hint="hand over a connected stream socket")
         return status
