@@ -155,6 +155,7 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["key", "backup"], "--yes"),
         (["shard", "add", ""], "an empty name is no place for a shard"),
         (["shard", "replace", "0", ""], "an empty name is no place for a shard"),
+        (["shard", "serve", "--listen", "127.0.0.1:x", "--trust", "f", "--data", ""], "an empty name is no directory"),
     ],
 )
 def test_usage_is_exit_code_3(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

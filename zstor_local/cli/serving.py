@@ -37,6 +37,8 @@ def serve(
 
     Until SIGTERM or Ctrl-C. It stores ciphertext only, checks a token on every request, and can be run by somebody whom nobody trusts.
     """
+    if not data:  # a variable that was not set: the present directory was not meant
+        raise click.UsageError("--data: an empty name is no directory")
     import trio
 
     from zstor_local import process
