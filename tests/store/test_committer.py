@@ -29,6 +29,7 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import log_index
+from zstor_local.shards.base import ShardError
 from zstor_local.store import committer, publishing
 from zstor_local.store.change import Decision
 from zstor_local.store.store import Store
@@ -158,6 +159,30 @@ async def test_a_group_takes_no_more_than_its_limit(home: Home, monkeypatch: pyt
     async with opened(home) as store:
         assert codes(await together(home, store, [writing(str(number), b"") for number in range(20)])) == ["ok"] * 20
         assert len(await keys(store)) == 22
+
+
+async def test_a_group_takes_no_more_memory_than_its_limit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.limits.GROUP_BYTES", 100_000)
+    published: list[int] = []
+    publish = publishing.Publisher.publish
+
+    def counting(publisher: publishing.Publisher, items: list[publishing.Item]) -> dict[int, ShardError]:
+        published.append(sum(bool(item.decision.references or item.decision.references_gone) for item in items))
+        return publish(publisher, items)
+
+    monkeypatch.setattr(publishing.Publisher, "publish", counting)
+    options = WriteOptions(references=[f"reference {number}" for number in range(150)])
+    async with opened(home) as store:
+        published.clear()
+        writes = [writing(str(number), b"", options) for number in range(5)]
+        assert codes(await together(home, store, [*writes, writing("4", b"the last")])) == ["ok"] * 6
+        assert [count for count in published if count] == [2, 2, 2]
+        assert await get(store, "4") == b"the last"
+        published.clear()
+        outcomes = await together(home, store, [deleting(str(number)) for number in (0, 1, 2, 3, 4, 4)])
+        assert codes(outcomes) == ["ok"] * 5 + ["not_found"]
+        assert [count for count in published if count] == [2, 2]  # what goes weighs as much
+        assert await keys(store) == ["before", "first"]
 
 
 async def test_a_reply_comes_only_after_its_transaction(home: Home) -> None:

@@ -163,8 +163,9 @@ class Committer:
             raise
         await self._keep_house()
 
-    def _settle(self, group: Sequence[_Change], outcomes: Sequence[Committed | ZstorError]) -> None:
-        for change, outcome in zip(group, outcomes, strict=True):
+    def _settle(self, group: list[_Change], outcomes: Sequence[Committed | ZstorError]) -> None:
+        self._waiting[:0] = group[len(outcomes) :]  # that were too many: the next group begins with them
+        for change, outcome in zip(group[: len(outcomes)], outcomes, strict=True):
             change.later.settle(outcome)
             if isinstance(outcome, CorruptRecord):
                 self._suspects.add(change.space, change.name)
@@ -213,6 +214,7 @@ class Committer:
             shard.start(writer, self._runtime.randomness)
 
     def _commit(self, group: Sequence[_Change]) -> list[Committed | ZstorError]:
+        """The outcomes of the group's changes, or of the first ones of them."""
         if self.failure is not None:
             return [self._unavailable() for _ in group]
         decided = self._decide(group)
@@ -228,10 +230,12 @@ class Committer:
         return outcomes
 
     def _decide(self, group: Sequence[_Change]) -> list[Item | _Refusal]:
-        """What each change comes to, in order."""
+        """What each change comes to, in order; of the first ones alone, where all of them would take too much memory."""
         decided: list[Item | _Refusal] = []
         self.view.begin_group()
         for change in group:
+            if self.view.weight > limits.GROUP_BYTES:
+                break
             seen = self.view.begin_change()
             try:
                 decision = change.decide(self.view.look(change.space, change.name))

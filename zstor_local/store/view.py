@@ -6,11 +6,14 @@ Only the committer's thread uses it, and only while a group is decided.
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Final
 
 from zstor_local.metastore.base import Metastore, Usage
 from zstor_local.model.ids import NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.store.change import Decision, RowName, Sealed
+
+_REFERENCE_BYTES: Final = 400  # of one that is added or goes, until the metastore has it
 
 
 class View:
@@ -22,6 +25,7 @@ class View:
 
     def begin_group(self) -> None:
         """Nothing is changed yet."""
+        self.weight = 0  # about how many bytes of records and references the group has in memory
         self._newest: dict[RowName, Envelope] = {}
         self._committed: dict[RowName, Envelope | None] = {}  # rows as they were before it: nobody else commits meanwhile
         self._naming: dict[Version, set[RowName]] = {}  # its rows by the versions that they name, or named on the way
@@ -43,7 +47,9 @@ class View:
 
     def take(self, space: NamespaceId, decision: Decision, sealed: Sealed) -> None:
         """What the change came to is seen by those behind it."""
-        for row, (_, envelope) in sealed.items():
+        self.weight += _REFERENCE_BYTES * (len(decision.references) + len(decision.references_gone))
+        for row, (record, envelope) in sealed.items():
+            self.weight += len(record.plain) + len(envelope.sealed)
             self._newest[row] = envelope
             self._naming.setdefault(envelope.version, set()).add(row)
         if decision.objects > 0 or decision.bytes > 0:
@@ -56,7 +62,8 @@ class View:
         row = (space, name)
         if row not in self._newest:
             if row not in self._committed:
-                self._committed[row] = self._metastore.get(*row)
+                self._committed[row] = found = self._metastore.get(*row)
+                self.weight += 0 if found is None else len(found.sealed)
             return self._committed[row]
         self._seen.add(row)
         current = self._newest[row]
