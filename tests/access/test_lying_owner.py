@@ -25,8 +25,10 @@ from zstor_local.access.spaces import Spaces
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, PermissionDenied, Unauthenticated, Unavailable, ZstorError
 from zstor_local.metastore.base import CommitRefused
+from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
 from zstor_local.model.permission import Rights
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone, associated_data
 from zstor_local.network import open_network
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
@@ -343,3 +345,25 @@ def _refuse(*_: object) -> None:
 def test_what_is_malformed_is_told_by_name() -> None:
     with pytest.raises(CorruptRecord):
         Pass.decode(token("\n")(GOOD).encode())
+
+
+def test_a_pass_of_before_is_taken_without_what_it_does_not_tell() -> None:
+    """It is a row of its reader's store until a letter renews it."""
+    told = replace(GOOD, policy=Policy(1, 3), created=5)
+    assert Pass.decode(told.encode()) == told
+    plain = decode(told.encode())
+    del plain[13], plain[14]
+    assert Pass.decode(encode(plain)) == GOOD
+
+
+async def test_a_letter_tells_of_another_policy(home: Home, shown: list[str]) -> None:
+    async with home.open() as store, reading(store) as bob:
+        with suppress(ZstorError):
+            await bob.join(GOOD)
+        joined = bob.joined()
+        joined.renew(replace(GOOD, policy=Policy(1, 3), created=5))
+        found = store.namespaces.get("photos")
+        assert (found.policy, found.created, found.gate.read_only) == (Policy(1, 3), 5, True)
+        await bob.joining.leave("photos")
+        joined.renew(GOOD)
+        assert store.namespaces.find("photos") is None

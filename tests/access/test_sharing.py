@@ -109,6 +109,8 @@ def test_a_joined_namespace_answers_all_that_only_looks(world: World) -> None:
     assert bob.result("object.read", metadata=metadata)["value_b64"] == base64.b64encode(b"small").decode()
     assert bob.result("object.check", key="large", namespace="photos")["status"] == "optimal"
     assert "photos" in [item["namespace"] for item in bob.result("namespace.list")["items"]]
+    hers, his = (client.result("namespace.get", namespace="photos") for client in (world.alice, bob))
+    assert his == {**hers, "placement": []}
 
 
 def test_an_empty_object_of_a_joined_namespace_is_read_and_checked(world: World) -> None:

@@ -12,7 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from cryptography.exceptions import InvalidTag
@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from zstor_local import limits
 from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
 from zstor_local.errors import CorruptRecord, InvalidParams
-from zstor_local.model.fields import decode, encode, expect_schema, take, take_list, take_sized
+from zstor_local.model.fields import decode, encode, expect_schema, policy_fields, take, take_list, take_policy, take_sized
 from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
+from zstor_local.model.policy import Policy
 
 TokenSourceKind = Literal["letters", "authority"]
 PREFIX: Final = "zstor1"
@@ -49,7 +50,7 @@ class Place:
 @dataclass(frozen=True, slots=True, repr=False)
 class Pass:
     """What a reader needs; repr shows none of it. `record_keys` newest first; `token` is "" once there is no permission any more;
-    `made` in microseconds: of two the later counts.
+    `made` in microseconds: of two the later counts. `policy` and `created`: the namespace's, which are only shown.
     """
 
     namespace: str
@@ -64,6 +65,8 @@ class Pass:
     letter_key: bytes
     letter_id: bytes
     made: int
+    policy: Policy = field(default_factory=Policy)
+    created: int = 0
 
     def is_of_one_owner_with(self, other: Pass) -> bool:
         """Whether who wrote one of them has written the other: nobody else but its reader knows the key of the letters."""
@@ -87,6 +90,8 @@ class Pass:
                 10: self.letter_key,
                 11: self.letter_id,
                 12: self.made,
+                13: policy_fields(self.policy),
+                14: self.created,
             }
         )
 
@@ -115,6 +120,8 @@ class Pass:
                 letter_key=take_sized(plain, 10, KEY_BYTES),
                 letter_id=take_sized(plain, 11, ID_BYTES),
                 made=take(plain, 12, int),
+                policy=take_policy(plain, 13) if 13 in plain else Policy(),  # before 0.2
+                created=take(plain, 14, int) if 14 in plain else 0,
             )
         except CorruptRecord as error:
             raise CorruptRecord(

@@ -19,7 +19,6 @@ from zstor_local.access.joined_rows import Rows
 from zstor_local.access.joined_shard import JoinedShard
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import ZstorError
-from zstor_local.model.policy import Policy
 from zstor_local.runtime import SECOND_US, Network
 from zstor_local.shards.base import ShardError
 from zstor_local.store.namespaces import Gate, Namespace
@@ -58,7 +57,7 @@ class Joined:
         self._wanted = trio.Event()  # what a letter may bring
         self._renewed = trio.Event()
         self.namespace = Namespace(
-            name, given.namespace_id, Policy(), keys, store.namespaces.hasher, given.made, (), Gate(read_only=True)
+            name, given.namespace_id, given.policy, keys, store.namespaces.hasher, given.created, (), Gate(read_only=True)
         )
         self.shards: Mapping[int, JoinedShard] = {}
         self._open_shards()
@@ -129,11 +128,19 @@ class Joined:
         self.given = given
         self.foreign.keys.renew(given.record_keys)
         self._open_shards()
+        self._describe()
         self._renewed.set()
         self._renewed = trio.Event()
         for number in before - {*self.shards}:
             self._store.pool.joined.pop(number, None)
         self._store.pool.joined.update(self.shards)
+
+    def _describe(self) -> None:
+        """Show the namespace as the pass has it, unless it was left meanwhile."""
+        shown, before = self._store.namespaces.joined, self.namespace
+        self.namespace = replace(before, policy=self.given.policy, created=self.given.created)
+        if shown.get(self.name) is before:
+            shown[self.name] = self.namespace
 
     # --- Records ---
 

@@ -161,6 +161,8 @@ class Letters:
             letter_key=secret.key,
             letter_id=secret.id,
             made=self._store.runtime.clock.now(),
+            policy=namespace.policy,
+            created=namespace.created,
         )
 
     def _places(self) -> Iterator[Place]:

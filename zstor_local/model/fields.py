@@ -85,8 +85,8 @@ def policy_fields(policy: Policy) -> list[int]:
     ]
 
 
-def take_policy(plain: Plain) -> Policy:
-    return _policy_of(*take_list(plain, 6, int))
+def take_policy(plain: Plain, at: int = 6) -> Policy:
+    return _policy_of(*take_list(plain, at, int))
 
 
 @lru_cache(maxsize=64)
