@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -27,6 +28,7 @@ from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
 from zstor_local.store import compaction
 from zstor_local.store.caller import Nobody
+from zstor_local.store.compaction import Compaction
 from zstor_local.store.pace import Spend, unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.reading import stretch
@@ -294,13 +296,28 @@ async def test_a_reader_that_looked_before_a_share_was_moved_finds_it(home: Home
         reader.close()
 
 
-async def test_nothing_is_done_in_vain_twice(home: Home) -> None:
+async def test_nothing_is_done_in_vain_twice(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that hold less that is dead than it seems."""
+    seems, tried, compact_segment = 0.5, 0, Compaction._compact_segment
+
+    async def counting(self: Compaction, *args: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return await compact_segment(self, *args)
+
+    monkeypatch.setattr(Compaction, "_compact_segment", counting)
+    monkeypatch.setattr(Compaction, "_survey", lambda *_: (seems, 1))
     async with home.open() as store:
         for key in range(60):
             await put(store, f"{key}", content(key, 4_000))
         assert await store.compaction.compact(unpaced) == 0
-        before = home.files.calls["pwritev"]
+        before, sealed = home.files.calls["pwritev"], tried
+        assert sealed > 0
         assert await store.compaction.compact(unpaced) == 0
+        assert tried == sealed
+        seems = 0.6
+        assert await store.compaction.compact(unpaced) == 0
+        assert tried == 2 * sealed
         assert home.files.calls["pwritev"] == before
 
 
