@@ -197,6 +197,10 @@ class MetastoreLaws:
         rows = [Garbage(0, ShareId(version(number), 0), small=True) for number in range(10)]
         metastore.commit(Transaction(StoreState(), garbage=rows))
         assert len(metastore.garbage(0, 4)) == 4
+        found = [*metastore.garbage(0)]
+        assert found == sorted(rows, key=lambda row: row.share)
+        for number, row in enumerate(found):
+            assert list(metastore.garbage(0, 4, row.share)) == found[number : number + 4]
 
     def test_debts_are_found_by_shard_and_by_version(self, metastore: Metastore) -> None:
         share = Debt(1, Owed.SHARE, SPACE, "a", version(1), 4)

@@ -20,7 +20,7 @@ from zstor_local.metastore.base import (
     Transaction,
     Usage,
 )
-from zstor_local.model.ids import NamespaceId, ReferenceHash, StoreId, Version
+from zstor_local.model.ids import NamespaceId, ReferenceHash, ShareId, StoreId, Version
 from zstor_local.model.record import Envelope, Kind
 
 _Name = tuple[NamespaceId, str]
@@ -117,8 +117,10 @@ class MemoryMetastore:
     def intents(self) -> Sequence[Intent]:
         return list(self.cell.intents.values())
 
-    def garbage(self, shard: int, limit: int | None = None) -> Sequence[Garbage]:
-        return [garbage for garbage in self.cell.garbage.values() if garbage.shard == shard][:limit]
+    def garbage(self, shard: int, limit: int | None = None, first: ShareId | None = None) -> Sequence[Garbage]:
+        found = (garbage for garbage in self.cell.garbage.values() if garbage.shard == shard)
+        rows = sorted(found, key=lambda garbage: garbage.share)
+        return [garbage for garbage in rows if first is None or garbage.share >= first][:limit]
 
     def garbage_count(self) -> int:
         return len(self.cell.garbage)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
 
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, name, put, small_shares
 from zstor_local.errors import Incomplete
 from zstor_local.metastore.base import Garbage
@@ -18,6 +19,7 @@ from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
+from zstor_local.store.freeing import Freeing
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
 from zstor_local.store.store import Store
@@ -122,6 +124,68 @@ async def test_more_garbage_than_one_batch_is_freed(home: Home, monkeypatch: pyt
         await freed(store)
         assert store.metastore.garbage_count() == 0
         assert small_shares(store) == 0
+
+
+async def test_what_is_read_keeps_nothing_behind_it_waiting(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.store.freeing.BATCH", 3)
+    async with home.open() as store:
+        versions = sorted([(await put(store, str(number), content(number, 1_000))).version for number in range(10)])
+        with ExitStack() as reading:
+            for version in versions[:7]:
+                reading.enter_context(store.freeing.lease(version))
+            for number in range(10):
+                await delete(store, str(number))
+            await freed(store)
+            assert {row.share.version for row in store.metastore.garbage(0)} == {*versions[:7]}
+            assert small_shares(store) == 7 * 3
+        await freed_by_itself(store)
+        assert small_shares(store) == 0
+
+
+async def test_what_is_freed_while_others_free_too_is_all_there_is(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls last does not end where the one before had come to."""
+    monkeypatch.setattr("zstor_local.store.freeing.BATCH", 3)
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        versions = {key: (await put(store, key, content(1, 1_000))).version for key in map(str, range(10))}
+        later = sorted(versions, key=lambda key: versions[key])
+        for key in later[7:]:
+            await delete(store, key)
+        await store.freeing.free_some()
+        for key in later[:7]:
+            await delete(store, key)
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+
+
+async def test_what_has_to_stay_keeps_nothing_behind_it_waiting(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the shares do that were made on a shard that is away now. Not many are looked at in one go: each is read for that."""
+    monkeypatch.setattr("zstor_local.store.freeing.BATCH", 3)
+    monkeypatch.setattr("zstor_local.store.freeing.AGAIN_SECONDS", 0.0)
+    looks: list[int] = []
+    free_some = Freeing.free_some
+
+    async def stay(row: Garbage) -> bool:
+        looks[-1] += 1
+        return False
+
+    async def watched(self: Freeing) -> int:
+        looks.append(0)
+        return await free_some(self)
+
+    monkeypatch.setattr(Freeing, "free_some", watched)
+    async with home.open() as store:
+        monkeypatch.setattr(store.shares_health, "is_needless", stay)
+        objects = sorted([await put(store, str(number), content(number, 1_000)) for number in range(10)], key=lambda each: each.version)
+        staying = [Garbage(0, ShareId(each.version, each.record.placement.index(0)), small=True) for each in objects[:7]]
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=staying))
+        for each in objects[7:]:
+            await delete(store, each.record.key)
+        with trio.fail_after(SAFETY_NET_SECONDS):
+            while store.metastore.garbage_count() > len(staying):
+                await store.committer.news().wait()
+        assert store.metastore.garbage(0) == staying
+        assert max(looks) <= 3
 
 
 async def test_damaged_bookkeeping_stops_the_freeing_and_nothing_else(home: Home) -> None:

@@ -90,9 +90,11 @@ class SqliteLookups:
     def intents(self) -> Sequence[Intent]:
         return _parsed(_intent, self._all("select version, shards from intent", ()))
 
-    def garbage(self, shard: int, limit: int | None = None) -> Sequence[Garbage]:
-        query = "select shard, version, share, small from garbage where shard=? limit ?"
-        return _parsed(_garbage, self._all(query, (shard, _most(limit))))
+    def garbage(self, shard: int, limit: int | None = None, first: ShareId | None = None) -> Sequence[Garbage]:
+        version, index = (b"", 0) if first is None else (first.version, first.index)
+        columns = "select shard, version, share, small from garbage"
+        query = f"{columns} where shard=? and (version, share) >= (?, ?) order by version, share limit ?"
+        return _parsed(_garbage, self._all(query, (shard, version, index, _most(limit))))
 
     def garbage_count(self) -> int:
         return int(self._all("select count(*) from garbage", ())[0][0])

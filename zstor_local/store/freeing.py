@@ -1,7 +1,8 @@
 """Freeing shares that no record names any more: what overwrites, deletes and broken-off writes left, by the rows that say so.
 
 A row goes only when its share is unlinked (or its entry is in the log) and that is durable. Rows of shards that are away wait. A share
-of a version that is still named was made elsewhere: it goes only when that one is good, as it may be the last.
+of a version that is still named was made elsewhere: it goes only when that one is good, as it may be the last. What cannot go now keeps
+nothing behind it waiting.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import trio
 
 from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import Garbage
-from zstor_local.model.ids import Version
+from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
 
 BATCH: Final = 500  # rows freed between two commits
-AGAIN_SECONDS: Final = 60.0  # after a shard that is there refused: its disk may have room again
+AGAIN_SECONDS: Final = 60.0  # after a shard that is there refused, as its disk may have room again; and before the rest is looked at
 
 log = logging.getLogger("zstor.store")
 
@@ -43,6 +44,7 @@ class Freeing:
         self._leases: Counter[Version] = Counter()
         self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
+        self._first: dict[int, ShareId] = {}  # by shard, where the rows begin that are looked at next, if not with the first
         self._turn = trio.Lock()  # what one has looked at another one does not free meanwhile
         self.lock = trio.Lock()  # held while shares are freed
 
@@ -69,7 +71,7 @@ class Freeing:
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(AGAIN_SECONDS if self._refused else math.inf):
+            with trio.move_on_after(AGAIN_SECONDS if self._refused or self._first else math.inf):
                 await self._woken.wait()
             self._woken, self._refused = trio.Event(), False
             while await self.free_some():
@@ -83,30 +85,58 @@ class Freeing:
                 return await self._free_batch(needless)
 
     async def _needless(self, shard: Shard) -> Sequence[Garbage]:
-        """Of the next rows of a shard those whose shares nobody needs."""
-        try:
-            rows = self._metastore.garbage(shard.number, BATCH)
-            if not rows:
-                return rows
-            named = await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version)})
-        except ZstorError as error:
-            log.error("nothing can be freed on shard %s: %s", shard.id, error)
-            return []
-        return [row for row in rows if row not in named or (not self.leased(row.share.version) and await self._is_needless(row))]
+        """Of the next rows of a shard those whose shares nobody needs. None if there are none at all, or where many of versions that
+        are named have to stay: to find that out shares are read, so the others have to wait for the next look.
+        """
+        looked_at, whole = 0, shard.number not in self._first
+        while looked_at < BATCH:
+            try:
+                rows = self._next(shard.number)
+                named = await self._named(rows)
+            except ZstorError as error:
+                log.error("nothing can be freed on shard %s: %s", shard.id, error)
+                return []
+            needless = [row for row in rows if not self._is_read(row) and (row not in named or await self._is_needless(row))]
+            at_end = shard.number not in self._first
+            if needless or (at_end and whole):
+                return needless
+            looked_at, whole = looked_at + len(named), whole or at_end  # then those before where it began
+        return []
+
+    async def _named(self, rows: Sequence[Garbage]) -> Set[Garbage]:
+        """Those of versions that are still named."""
+        if not rows:
+            return set()
+        return await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version)})
+
+    def _next(self, number: int) -> Sequence[Garbage]:
+        """The next rows of a shard."""
+        rows = self._metastore.garbage(number, BATCH, self._first.pop(number, None))
+        if len(rows) == BATCH:
+            last = rows[-1].share
+            self._first[number] = ShareId(last.version, last.index + 1)
+        return rows
+
+    def _is_read(self, row: Garbage) -> bool:
+        """Whether somebody reads that version; the end of that wakes."""
+        if self.leased(row.share.version):
+            self._passed_over.add(row.share.version)
+        return self.leased(row.share.version)
 
     async def _free_batch(self, needless: Set[Garbage]) -> int:
         freed: list[Garbage] = []
         for shard in self._pool.opened():
+            first = min((row.share for row in needless if row.shard == shard.number), default=None)
+            if first is None:
+                continue
             try:
-                rows = self._metastore.garbage(shard.number, BATCH)
+                rows = self._metastore.garbage(shard.number, BATCH, first)
             except ZstorError as error:
                 log.error("nothing can be freed on shard %s: %s", shard.id, error)
                 continue
-            read = {row.share.version for row in rows if self.leased(row.share.version)}
-            self._passed_over |= read
+            rows = [row for row in rows if row in needless and not self._is_read(row)]
             for small in (True, False):
-                todo = [row for row in rows if row.small is small and row.share.version not in read and row in needless]
-                freed += await self._free(shard, todo, small=small)
+                freed += await self._free(shard, [row for row in rows if row.small is small], small=small)
         if freed:
             try:
                 await self._committer.commit(STORE_WIDE, "", lambda _: Decision(garbage_freed=freed))
