@@ -18,10 +18,12 @@ from tests.shardserver.server import LIMIT, MARKER, NAMESPACE, SESSION, STORE, s
 from tests.troubled_files import TroubledFiles, troubled_runtime
 from zstor_local import limits
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
+from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence
-from zstor_local.shardserver.compaction import Compaction
+from zstor_local.shards.log import Log, Position
+from zstor_local.shards.segment import Freed
+from zstor_local.shardserver.compaction import Compaction, _Candidates
 from zstor_local.shardserver.refusal import Refusal
-from zstor_local.shardserver.rooms import Room
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.volume import Volume
 from zstor_local.store.pace import unpaced
@@ -149,6 +151,54 @@ def test_it_goes_on_with_what_is_freed_later_and_after_a_restart(house: House) -
         assert house.records() >= {*EVERY}
 
 
+def log_of(house: House) -> Log:
+    return house.space.rooms.log(next(iter(house.space.rooms)))
+
+
+def said_to_be_freed(house: House) -> set[ShareId]:
+    log = log_of(house)
+    return {each.item.share for number in log.segments() for each in log.read_whole(number) or () if isinstance(each.item, Freed)}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_says_that_a_share_was_freed_goes_once_nothing_of_the_share_is_left(house: House, *, together: bool) -> None:
+    """As long as the share lies in another segment it would be here again without that, where the index is made anew. Some were freed
+    in the segment in which they lie.
+    """
+    gone = EVERY[:30]
+    for number in EVERY:
+        house.append(number)
+        if together and number in gone:
+            house.free(number)
+    house.free(*gone)
+    house.append(100)
+    for _ in range(3):  # what goes in one takes with it what others had to say of it
+        house.compact()
+        house.open(forget=True)
+        assert set(house.content()) == {*EVERY} - {*gone}
+    assert not said_to_be_freed(house)
+
+
+def test_a_log_is_read_for_that_only_when_much_was_freed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    scan_after = Log.scan_after
+
+    def scanned_after(self: Log, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, Position]]:
+        read.append(segment)
+        return scan_after(self, segment, offset)
+
+    fill(house)
+    house.compact()
+    monkeypatch.setattr(Log, "scan_after", scanned_after)
+    house.append(*range(100, 140))
+    house.free(100)
+    house.compact()
+    assert not read
+    house.free(*range(101, 140))
+    house.compact()
+    assert read
+
+
 RECORDS = range(100, 300)  # without shares
 
 
@@ -176,9 +226,9 @@ def test_nothing_is_read_in_vain_twice(house: House, monkeypatch: pytest.MonkeyP
     read: list[int] = []
     compact = Compaction._compact
 
-    def reading(self: Compaction, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+    def reading(self: Compaction, space: Space, found: _Candidates, number: int, least: float) -> tuple[int, bool]:
         read.append(number)
-        return compact(self, space, room, number, least)
+        return compact(self, space, found, number, least)
 
     monkeypatch.setattr(Compaction, "_compact", reading)
     house._send(Batch([scanned(number) for number in RECORDS]))
@@ -193,6 +243,17 @@ def test_nothing_is_read_in_vain_twice(house: House, monkeypatch: pytest.MonkeyP
     house.space.supersede(NAMESPACE, RECORDS)
     assert house.compact()
     assert read
+
+
+def test_of_what_was_looked_at_in_vain_nothing_is_remembered_once_it_was_retired(house: House) -> None:
+    house._send(Batch([scanned(number) for number in RECORDS]))
+    assert house.compact() == 0
+    house.space.retire(NAMESPACE)
+    for number in EVERY[:8]:
+        house._send(Batch([scanned(number, bytes(4_000))]))
+    house.free(*EVERY[:8])
+    house.compact()
+    assert 1 not in log_of(house).segments()
 
 
 def test_what_is_named_while_its_share_is_here_goes_when_that_is_freed(house: House) -> None:
@@ -261,6 +322,20 @@ def test_what_was_refused_takes_no_share_along_that_is_there_already(house: Hous
     for forget in (False, True):
         holds_what_it_should(house)
         house.open(forget=forget)
+
+
+def test_a_log_that_a_failed_sync_has_closed_keeps_no_other_one_waiting(house: House) -> None:
+    for number in range(100, 120):
+        house.append(number, namespace=OTHER)
+    house.free(*range(100, 120))
+    fill(house)
+    house.files.fail("fdatasync", lambda path: f"/rooms/{OTHER.hex()}/" in path, errno.EIO, times=1)
+    with pytest.raises(Refusal):
+        house.append(120, namespace=OTHER)
+    assert house.compact() > 2
+    holds_what_it_should(house)
+    house.open()
+    assert house.compact() > 2  # those of the other one
 
 
 def test_a_damaged_index_ends_nothing_and_is_made_anew(house: House) -> None:

@@ -108,6 +108,21 @@ async def compact_on_and_on(life: Life) -> None:
     await life.compact()
 
 
+async def fill_and_free(life: Life) -> None:
+    """Segments full of shares, and one that says of all of them that they were freed."""
+    for number in range(1, 15):
+        life.append(number)
+    life.free(*range(1, 15))
+
+
+async def compact_what_says_so(life: Life) -> None:
+    """First the shares go, then what says that they were freed."""
+    await compact(life)
+    life.append(40, 41, 42)
+    life.free(40, 41, 42)
+    await compact(life)
+
+
 async def compact_what_was_superseded(life: Life) -> None:
     life.supersede(*(number for number in EVERY if number % 3))
     await compact(life)
@@ -141,6 +156,7 @@ PROGRAMS: Final = (
     Program("compact", compact, (fill,)),
     Program("compact what is unevenly dead", compact, (fill_unevenly,)),
     Program("compact on and on", compact_on_and_on, (fill,)),
+    Program("compact what says of shares that they were freed", compact_what_says_so, (fill_and_free,)),
     Program("compact what was superseded", compact_what_was_superseded, (fill,)),
     Program("tell names and letters", tell, (append,)),
     Program("retire a namespace", retire, (fill,)),

@@ -12,11 +12,13 @@ from tests.simulation.oracle import BadState
 from tests.simulation.points import SKIPPABLE
 from tests.simulation.server_sweep import PROGRAMS, Program, base, live, small_segments, sweep
 from tests.simulation.sweep import Mutate, intact
+from zstor_local.model.ids import ShareId
 from zstor_local.shards.base import ScannedEntry, Segments
 from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.log_index import LogIndex, Progress
 from zstor_local.shards.segment import Freed, Located
 from zstor_local.shardserver import compaction
+from zstor_local.shardserver.forgetting import Forgettable
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +36,6 @@ def test_every_crash_keeps_what_was_acknowledged(program: Program) -> None:
 
 # Syncs that nothing depends on, each with what makes up for it.
 NOT_NEEDED: Final = {
-    "zstor_local.shards.log.Log.remove:fsync_directory": "all that a segment which comes back says is said behind it",
     "zstor_local.shards.log.Log._sync_new:fsync": "the flush of the first entries makes the header durable with them",
 }
 
@@ -86,7 +87,7 @@ def _keeping(kept: Callable[[ScannedEntry | Freed | None, Located], ScannedEntry
 
     def mutant(patch: pytest.MonkeyPatch) -> None:
         choose = compaction._kept
-        patch.setattr(compaction, "_kept", lambda segments, number, each, gone: kept(choose(segments, number, each, gone), each))
+        patch.setattr(compaction, "_kept", lambda segments, number, each, *known: kept(choose(segments, number, each, *known), each))
 
     return mutant
 
@@ -94,15 +95,19 @@ def _keeping(kept: Callable[[ScannedEntry | Freed | None, Located], ScannedEntry
 def superseded_with_their_shares(patch: pytest.MonkeyPatch) -> None:
     choose = compaction._kept
 
-    def kept(segments: Segments, number: int, each: Located, gone: Set[int]) -> ScannedEntry | Freed | None:
+    def kept(segments: Segments, number: int, each: Located, gone: Set[int], forgotten: Set[ShareId]) -> ScannedEntry | Freed | None:
         named = isinstance(each.item, ScannedEntry) and each.item.entry.envelope.sequence in gone
-        return None if named else choose(segments, number, each, gone)
+        return None if named else choose(segments, number, each, gone, forgotten)
 
     patch.setattr(compaction, "_kept", kept)
 
 
 def an_index_that_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LogIndex, "forget", lambda self, shard: self.record(shard, (), Progress()))
+
+
+def forgotten_wherever_it_lies(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Forgettable, "of", lambda self, log, number: {*self._freed.get(number, ())})
 
 
 STEPS: Final[Mapping[str, tuple[Patch, str]]] = {
@@ -112,6 +117,7 @@ STEPS: Final[Mapping[str, tuple[Patch, str]]] = {
         _keeping(lambda item, _: None if isinstance(item, Freed) else item),
         "compact what is unevenly dead",
     ),
+    "that a share which lies elsewhere was freed": (forgotten_wherever_it_lies, "compact what is unevenly dead"),
     "that a freed share is left out": (_keeping(lambda item, each: item and each.item), "compact"),
     "the records of freed shares": (
         _keeping(lambda item, each: item if isinstance(item, Freed) or item == each.item else None),

@@ -1,27 +1,30 @@
 """Compaction of the logs of spaces while they are used: small shares that were freed take no room any more, nor count against a quota.
 
 A segment of which enough is dead is copied to the end of its log without them, then it goes. Records stay, but for those that their
-owner has named as superseded: which of them still count it alone can tell. What says that a share was freed stays too, unless the share
-is here again. A segment in which something is damaged is left as it is.
+owner has named as superseded: which of them still count it alone can tell. What says that a share was freed goes once the share lies in
+no other segment, or is here again; a log is read for that only when it may pay. A segment in which something is damaged stays as it is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 import trio
 
 from zstor_local import limits
-from zstor_local.model.ids import ShardUid
+from zstor_local.model.ids import ShardUid, ShareId
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
 from zstor_local.shards.log import LogClosed
 from zstor_local.shards.log_index import IndexDamaged
 from zstor_local.shards.segment import ENTRY_HEADER_BYTES, Freed, Located, entry_size
 from zstor_local.shardserver.disk import answering
+from zstor_local.shardserver.forgetting import Forgettable
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room
 from zstor_local.shardserver.space import Space
@@ -32,7 +35,17 @@ EVERY: Final = 600.0  # seconds between two looks
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
 PART: Final = 10_000  # shares of the index that are looked at in one turn
 LEAST_DEAD: Final = 0.25  # of a segment, for compacting it: the records stay, which may be most of it
+WORTH: Final = 1 / 32  # of a log: when so much more of it says that shares were freed, it is read for what of that may go
 log = logging.getLogger("zstor.shardserver")
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Sealed segments of a room's log that may hold so much that is dead, each with the bytes of shares that are alive there."""
+
+    room: Room
+    live: dict[int, int]
+    forgettable: Forgettable
 
 
 class Compaction:
@@ -54,32 +67,31 @@ class Compaction:
         for uid, space in list(self._volume.spaces.items()):
             if space.freed and space.fence.writer:  # else nobody has taken it over yet
                 space.freed = False
-                try:
-                    gone += await self._compact_space(uid, space, spend, least)
-                except (Refusal, ShardError, LogClosed, IndexDamaged) as error:
-                    space.freed = True
-                    log.warning("a log of shard %s was not compacted: %s", uid.hex(), error)
+                with _going_on(space, f"of shard {uid.hex()}"):
+                    for found in await self._threads.run(self._candidates, space, least):
+                        with _going_on(space, f"of namespace {found.room.id.hex()}"):
+                            gone += await self._compact_room(uid, space, found, spend, least)
         return gone
 
-    async def _compact_space(self, uid: ShardUid, space: Space, spend: Spend, least: float) -> int:
+    async def _compact_room(self, uid: ShardUid, space: Space, found: _Candidates, spend: Spend, least: float) -> int:
+        with closing(found.forgettable.pieces) as pieces:
+            while (read := await self._threads.run(self._read, space, pieces)) is not None:
+                await spend(read)
         gone = 0
-        for room, number, live in await self._threads.run(self._candidates, space, least):
+        for number, live in found.live.items():
             async with self._volume.lock(uid):
-                size, went = await self._threads.run(self._compact_making_room, space, room, number, least)
+                size, went = await self._threads.run(self._compact_making_room, space, found, number, least)
             if went:
                 gone += 1
             else:
-                room.in_vain[number] = live
+                found.room.in_vain[number] = live
             await spend(size)
         return gone
 
     # --- In worker threads ---
 
-    def _candidates(self, space: Space, least: float) -> Sequence[tuple[Room, int, int]]:
-        """Sealed segments that may hold so much that is dead, as far as can be told without reading them, each with the bytes of shares
-        that are alive there.
-        """
-        found = []
+    def _candidates(self, space: Space, least: float) -> Sequence[_Candidates]:
+        """What is worth a closer look, as far as can be told without reading the logs."""
         alive: Counter[tuple[int, int]] = Counter()
         shares = space.rooms.alive()
         more = True
@@ -90,35 +102,50 @@ class Compaction:
                     alive[room_number, segment] += size
                     more = True
         with space.turns.using(), answering():
-            for room in space.rooms:
-                for number, size in space.rooms.sealed(room):
-                    live = alive[room.number, number]
-                    if size - live >= least * size and live != room.in_vain.get(number):
-                        found.append((room, number, live))
-        return found
+            return [found for room in space.rooms if (found := self._of_room(space, room, alive, least)).live]
 
-    def _compact_making_room(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+    def _of_room(self, space: Space, room: Room, alive: Counter[tuple[int, int]], least: float) -> _Candidates:
+        sealed = space.rooms.sealed(room)
+        forgetting = room.freed_bytes >= WORTH * sum(size for _, size in sealed)
+        if forgetting:
+            room.freed_bytes = 0
+            room.in_vain.clear()
+        found = {}
+        for number, size in sealed:
+            live = alive[room.number, number]
+            if size - live >= least * size and live != room.in_vain.get(number):
+                found[number] = live
+        return _Candidates(room, found, Forgettable(space.rooms.log(room), found if forgetting else ()))
+
+    def _read(self, space: Space, pieces: Generator[int]) -> int | None:
+        """The next piece: how many bytes it had; None at the end."""
+        with space.turns.using(), answering():
+            return next(pieces, None)
+
+    def _compact_making_room(self, space: Space, found: _Candidates, number: int, least: float) -> tuple[int, bool]:
         """On a full disk with what is kept in reserve: it needs some room before it gives more back."""
         try:
             with answering():
-                return self._compact(space, room, number, least)
+                return self._compact(space, found, number, least)
         except Refusal as refusal:
             if refusal.type != "full" or not self._volume.make_room():
                 raise
             with answering():
-                return self._compact(space, room, number, least)
+                return self._compact(space, found, number, least)
         finally:
             self._volume.keep_room()
 
-    def _compact(self, space: Space, room: Room, number: int, least: float) -> tuple[int, bool]:
+    def _compact(self, space: Space, found: _Candidates, number: int, least: float) -> tuple[int, bool]:
         """Under the space's lock: nothing is appended meanwhile. Returns the bytes of its entries, and whether it went."""
+        room = found.room
         with space.turns.using():
             segments = space.rooms.segments(room, space.fence.writer)
             entries = segments.read(number)
             if entries is None:
                 return limits.SEGMENT_BYTES, False
             size = sum(each.end - each.offset for each in entries)
-            kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded)) is not None]
+            forgotten = found.forgettable.of(space.rooms.log(room), number)
+            kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded, forgotten)) is not None]
             dead = size - sum(map(_size, kept))
             if dead < least * size:
                 return size, False
@@ -131,11 +158,23 @@ class Compaction:
         return size, True
 
 
-def _kept(segments: Segments, number: int, located: Located, superseded: Set[int]) -> ScannedEntry | Freed | None:
+@contextmanager
+def _going_on(space: Space, what: str) -> Iterator[None]:
+    """With the others, and with what failed the next time."""
+    try:
+        yield
+    except (Refusal, ShardError, LogClosed, IndexDamaged) as error:
+        space.freed = True
+        log.warning("the log %s was not compacted: %s", what, error)
+
+
+def _kept(
+    segments: Segments, number: int, located: Located, superseded: Set[int], forgotten: Set[ShareId]
+) -> ScannedEntry | Freed | None:
     """What is to be copied for an entry; None for nothing."""
     item = located.item
     if isinstance(item, Freed):
-        return None if segments.holds(item.share) else item
+        return None if item.share in forgotten or segments.holds(item.share) else item
     if segments.lies_at(number, located):
         return item
     if item.entry.envelope.sequence in superseded:

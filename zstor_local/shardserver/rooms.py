@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
@@ -46,6 +47,7 @@ class Room:
     writer: int = 0  # whose segments the log begins now; 0: nobody's yet
     in_vain: dict[int, int] = field(default_factory=dict)  # segments with too little dead in them: how many bytes of shares were alive
     superseded: Set[int] = frozenset()  # the sequences of records that its owner needs no more
+    freed_bytes: float = math.inf  # of what says that shares were freed, since that was last looked at; first nobody knows
 
 
 class Rooms:
@@ -184,6 +186,7 @@ class Rooms:
         self._directories.sync(f"{at}/log")
         room.used_bytes = room.shares = 0
         room.superseded = frozenset()
+        room.in_vain.clear()
 
     def log(self, room: Room) -> Log:
         """The room's log, open for reading. Refusal `failed` where it cannot be opened; it is tried again each time."""

@@ -243,6 +243,7 @@ class Space:
             log = self.rooms.started(room, self.fence.writer)
             log.free(shares)
             self.rooms.account(room, ENTRY_HEADER_BYTES * len(shares))
+            room.freed_bytes += ENTRY_HEADER_BYTES * len(shares)
             self.freed = True
             log.flush()
 
