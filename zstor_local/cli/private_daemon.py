@@ -37,6 +37,7 @@ class PrivateDaemon:
         self.environment = inherited | {"HOME": str(home)} | {f"XDG_{name}": str(home / place) for name, place in directories.items()}
         (home / "run").mkdir(mode=0o700)
         self._process: subprocess.Popen[str] | None = None
+        self._follower: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +62,8 @@ class PrivateDaemon:
             text=True,
         )
         ready = threading.Event()
-        threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
+        self._follower = threading.Thread(target=self._follow, args=(process, ready), daemon=True)
+        self._follower.start()
         ready.wait()
         if process.poll() is not None:
             raise DaemonEnded(process.returncode, self.log.read_text())
@@ -83,13 +85,20 @@ class PrivateDaemon:
         if self._process is None:
             return 0
         self._process.terminate()
-        return self._process.wait()
+        return self._ended()
 
     def kill(self) -> None:
         """End it as a power cut does."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+            self._ended()
+
+    def _ended(self) -> int:
+        """Wait until it has ended and all that it said is in the log. Returns its exit code."""
+        assert self._process is not None  # noqa: S101 - who calls has seen it
+        assert self._follower is not None  # noqa: S101 - as above
+        self._follower.join()
+        return self._process.wait()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`zstor` with these arguments in the same home, run to its end; stdout and stderr come together in `stdout`."""
