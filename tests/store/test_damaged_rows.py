@@ -273,8 +273,9 @@ async def test_a_row_without_a_sequence_holds_up_nothing(home: Home) -> None:
         assert (await scrubbed(store)).unreadable == 1
         await rotate(store)
         assert await get(store, "large") == content(2, 700_000)
-        with pytest.raises(CorruptRecord):
+        with pytest.raises(CorruptRecord) as failed:
             await get(store, "small")
+        assert "`zstor rebuild`" in str(failed.value.hint)
 
 
 # --- By itself, once somebody has met it ---
