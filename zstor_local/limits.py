@@ -9,12 +9,12 @@ MIB: Final = 1024 * KIB
 
 # --- The wire (facts measured in docs/wire.md) ---
 MESSAGE_BYTES: Final = 16 * MIB  # one message, in or out
-INPUT_BUDGET_BYTES: Final = 64 * MIB  # messages over all connections, from their first byte until their calls have ended
+INPUT_BUDGET_BYTES: Final = 48 * MIB  # messages over all connections, from their first byte until their calls have ended
 SMALL_MESSAGE_BYTES: Final = 64 * KIB  # of a connection's input that always has room
 MESSAGE_VALUES: Final = 100_000  # JSON values in a message: `[],[],…` parses to 25 times its size
 JSON_DEPTH: Final = 64
 INLINE_VALUE_BYTES: Final = 8 * MIB  # a value inside a message, before base64
-REPLY_BUDGET_BYTES: Final = 64 * MIB  # large replies over all connections, from reading their bytes until clients have taken them
+REPLY_BUDGET_BYTES: Final = 32 * MIB  # large replies over all connections, from reading their bytes until clients have taken them
 BATCH_BUDGET_BYTES: Final = 32 * MIB  # replies of batches over all connections that are collected until the last one is there
 SMALL_REPLY_BYTES: Final = 64 * KIB  # a reply of this size always has room, whatever its client has yet to take
 BATCH_ITEMS: Final = 1_000

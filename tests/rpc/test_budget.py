@@ -13,6 +13,8 @@ from zstor_local import limits
 from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.outbox import Outbox
+from zstor_local.store.commit_room import COMMIT_ROOM_BYTES
+from zstor_local.store.stream_budget import STREAM_BUDGET_BYTES
 
 
 def test_nobody_takes_more_than_is_left_for_others() -> None:
@@ -23,6 +25,20 @@ def test_nobody_takes_more_than_is_left_for_others() -> None:
     assert second.take(25)
     assert not second.take(1)
     assert budget.left == 25
+
+
+def test_all_budgets_together_leave_the_daemon_what_it_takes_itself() -> None:
+    rpc = limits.INPUT_BUDGET_BYTES + limits.REPLY_BUDGET_BYTES + limits.BATCH_BUDGET_BYTES
+    assert rpc + STREAM_BUDGET_BYTES + COMMIT_ROOM_BYTES <= 210 * limits.MIB  # of 250 MiB
+
+
+def test_a_client_alone_has_room_for_the_largest_there_is() -> None:
+    receiving, reading, collecting = map(Budget, (limits.INPUT_BUDGET_BYTES, limits.REPLY_BUDGET_BYTES, limits.BATCH_BUDGET_BYTES))
+    message = Room(receiving)
+    message.hold(limits.MESSAGE_BYTES)
+    assert Room(receiving).take(limits.MESSAGE_BYTES)  # another's comes while its calls run
+    assert Room(reading).take(limits.MESSAGE_BYTES)
+    assert Room(collecting).take(limits.MESSAGE_BYTES)
 
 
 def test_a_connection_takes_so_much_at_most() -> None:
