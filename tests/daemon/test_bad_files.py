@@ -590,6 +590,27 @@ def test_two_reads_into_one_file_stand_one_behind_the_other(
     assert (place / "file").read_bytes() == b"head" + LARGE + b"small" + LARGE + b"tail"
 
 
+def test_reads_into_one_file_at_the_same_time_do_not_meet(objects: None, client: Client, place: Path) -> None:
+    """As what others write there: a shell's log, say."""
+    with (place / "file").open("wb", buffering=0) as file:
+        file.write(b"head")
+        for key in ("large", "small"):
+            client.request("object.read_file", {"key": key, "fd": 0}, fds=[file.fileno()])
+        assert all("result" in client.reply() for _ in range(2))
+        file.write(b"tail")
+    assert (place / "file").read_bytes() in (b"head" + LARGE + b"small" + b"tail", b"head" + b"small" + LARGE + b"tail")
+
+
+def test_a_read_that_fails_leaves_a_files_offset_where_it_was(objects: None, client: Client) -> None:
+    with ExitStack() as opened:
+        memory = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+        opened.callback(close, memory)
+        os.write(memory, b"head")
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        assert client.refusal("object.read_file", key="large", fd=0, fds=[memory]) == "io_error"
+        assert os.lseek(memory, 0, os.SEEK_CUR) == 4
+
+
 def test_memory_files_are_files(objects: None, client: Client) -> None:
     with ExitStack() as opened:
         memory = os.memfd_create("test", os.MFD_ALLOW_SEALING)

@@ -114,9 +114,13 @@ class Handover:
         if self._files.open_flags(fd) & os.O_APPEND:
             await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
         else:
-            offset = self._files.seek(fd, 0, os.SEEK_CUR)
-            await objects.read_to_file(stored, FileSink(self._files, fd, offset), part, call)
-            self._files.seek(fd, offset + part.length, os.SEEK_SET)
+            end = self._files.seek(fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
+            try:
+                await objects.read_to_file(stored, FileSink(self._files, fd, end - part.length), part, call)
+            except BaseException:
+                if self._files.seek(fd, 0, os.SEEK_CUR) == end:
+                    self._files.seek(fd, end - part.length, os.SEEK_SET)
+                raise
         if sync:
             await self._runtime.threads.run(self._files.fsync, fd)
 
