@@ -259,6 +259,14 @@ def test_what_was_allocated_to_a_server_that_was_killed_counts_for_nothing(disk:
         killed.close()
 
 
+def test_a_kill_after_a_retirement_looks_like_no_older_copy(disk: Disk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk.open().append(FENCE, 1, Batch([scanned(1, b"share")]))
+    disk.open().retire(NAMESPACE)
+    shutil.copytree(disk.root, tmp_path / "killed")
+    Space(disk.runtime, str(tmp_path / "killed")).close()
+    assert "older copy" not in caplog.text
+
+
 def test_a_name_that_is_told_again_is_not_written_again(disk: Disk) -> None:
     """All of a store's are, whenever one of them changes."""
     space = disk.open()

@@ -180,6 +180,7 @@ class Rooms:
             self._read.pop(room.id, None)
             room.log, room.writer = None, 0
         self._index.forget(room.number)
+        self._index.flush()  # to a start after a kill an empty log that it knows would look like an older copy
         at = f"{self._root}/{ROOMS}/{room.id.hex()}"
         for name in self._files.list(f"{at}/log"):
             self._files.unlink(f"{at}/log/{name}")
