@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from itertools import count
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -47,6 +48,7 @@ class Volume:
         self._locks: WeakValueDictionary[ShardUid, trio.Lock] = WeakValueDictionary()  # anybody may ask for any id
         files = runtime.files
         self._directories = Directories(files)
+        self._gone = count()  # for the names of what is put out of sight: what could not be removed keeps its own
         with suppress(FileNotFoundError):
             names = {*files.list(root)} - {"lost+found"}
             if not names <= _OWN and not {LOCK, SPACES} <= names:  # fewer of ours: it was ended while it made them
@@ -112,18 +114,22 @@ class Volume:
                 self._directories.sync(f"{self.root}/{SPACES}")
         except Refusal:
             with suppress(OSError):
-                self.runtime.files.rename(self.path(uid), f"{self.path(uid)}.gone")
+                self._put_out_of_sight(uid)
             raise
+
+    def _put_out_of_sight(self, uid: ShardUid) -> str:
+        """Where a space lies from now on until it is removed, at the next start at the latest. OSError."""
+        gone = f"{self.path(uid)}.gone{next(self._gone)}"
+        self.runtime.files.rename(self.path(uid), gone)
+        return gone
 
     def remove(self, uid: ShardUid) -> None:
         """Take a space away with all that is in it: out of sight at once, durably, then off the disk. Under its lock."""
-        files = self.runtime.files
         space = self.find(uid)
         del self.spaces[uid]
         space.close()
-        gone = f"{self.path(uid)}.gone"
-        files.rename(self.path(uid), gone)
-        sync_directory(files, f"{self.root}/{SPACES}")
+        gone = self._put_out_of_sight(uid)
+        sync_directory(self.runtime.files, f"{self.root}/{SPACES}")
         shutil.rmtree(gone)
 
     def capacity(self) -> Capacity:
