@@ -494,6 +494,32 @@ def test_parts_without_an_end_take_no_memory(disk: Disk) -> None:
     put(space, SHARE, b"x")
 
 
+class TakenOver:
+    """The lock of the large shares. Before anybody has it for the first time, a later daemon takes the space over."""
+
+    def __init__(self, space: Space, fence: Fence) -> None:
+        self._lock = threading.Lock()
+        self._first = [lambda: space.raise_fence(fence)]
+
+    def __enter__(self) -> None:
+        if self._first:
+            self._first.pop()()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_part_that_a_later_daemon_overtakes_begins_nothing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would finish it, nor give it up."""
+    monkeypatch.setattr("zstor_local.shardserver.large.UPLOADS_MAX", 1)
+    space = disk.open()
+    later = Fence(2, 1, SESSION)
+    monkeypatch.setattr(space.large, "_lock", TakenOver(space, later))
+    assert refused(lambda: put(space, SHARE, FILE)) == "fenced"
+    space.large.put_part(later, NAMESPACE, ShareId(version(2), 0), 0, FILE)
+
+
 def test_a_share_on_its_way_in_is_given_up_in_its_own_namespace_alone(disk: Disk) -> None:
     space = disk.open()
     put(space, SHARE, FILE)

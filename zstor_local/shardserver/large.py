@@ -99,9 +99,9 @@ class LargeShares:
 
     def put_part(self, fence: Fence, namespace: NamespaceId, share: ShareId, offset: int, data: bytes) -> None:
         """A part of a large share, at its offset in the share's file; nothing is visible yet."""
-        self._check_fence(fence)
         with answering():
             with self._lock:
+                self._check_fence(fence)  # here: who takes over gives up all that has begun by then
                 upload = self._uploads.get(share) or self._begin(namespace, share)
             if upload.room.id != namespace or upload.ending:
                 raise Refusal("exists", "that share is on its way in already")
