@@ -453,6 +453,15 @@ def test_what_is_on_its_way_in_counts_against_the_quota(disk: Disk) -> None:
     put(space, other, bytes(500), 400)
 
 
+def test_a_batch_for_several_namespaces_counts_as_a_whole(disk: Disk) -> None:
+    space = disk.open(quota_bytes=1_000)
+    two = Batch([scanned(number, bytes(600), namespace=namespace(number)) for number in (1, 2)])
+    assert refused(lambda: space.append(FENCE, 1, two)) == "quota"
+    assert shares(space) == []
+    records = [scanned(number, namespace=namespace(number)) for number in (3, 4)]
+    space.append(FENCE, 2, Batch([scanned(1, bytes(600), namespace=namespace(1)), *records]))
+
+
 def test_a_space_tells_of_what_its_quota_leaves(disk: Disk) -> None:
     space, plenty, little = disk.open(quota_bytes=1_000), Capacity(10_000, 5_000), Capacity(10_000, 50)
     assert (space.rooms.capacity(plenty), space.rooms.capacity(little)) == (Capacity(1_000, 1_000), Capacity(1_000, 50))

@@ -275,20 +275,22 @@ class Rooms:
         """Refusal `quota` if these do not fit. Shares count; records alone are let through, so that what is over its quota
         can still be deleted.
         """
-        sizes: dict[NamespaceId, int] = {}
+        sizes: Counter[NamespaceId] = Counter()
         for scanned in entries:
-            namespace = scanned.entry.envelope.namespace
-            sizes[namespace] = sizes.get(namespace, 0) + len(scanned.entry.share)
+            if scanned.entry.share:
+                sizes[scanned.entry.envelope.namespace] += len(scanned.entry.share)
         with self._lock:
+            if sizes:
+                self._check_space(sizes.total())
             for namespace, size in sizes.items():
-                if size:
-                    self._check(self._rooms.get(namespace), size)
+                self._check_room(self._rooms.get(namespace), size)
 
     @contextmanager
     def taking_in(self, room: Room, size: int) -> Iterator[None]:
         """While a part of a large share is written; it counts from now on, until `let_go`. Refusal `quota` if it does not fit."""
         with self._lock:
-            self._check(room, size)
+            self._check_space(size)
+            self._check_room(room, size)
             room.coming_bytes += size
         try:
             yield
@@ -310,11 +312,14 @@ class Rooms:
     def _used(self) -> int:
         return sum(each.used_bytes + each.coming_bytes for each in self)
 
-    def _check(self, room: Room | None, more: int) -> None:
-        """Refusal `quota` if the room (None: one that is not made yet), or the space, may not hold so many bytes more."""
+    def _check_space(self, more: int) -> None:
+        """Refusal `quota` if all rooms together may not hold so many bytes more."""
         used = self._used()
         if self._quota_bytes is not None and used + more > self._quota_bytes:
             raise Refusal("quota", f"the shard holds {used} of the {self._quota_bytes} bytes that it may")
+
+    def _check_room(self, room: Room | None, more: int) -> None:
+        """The same of one of them; None: one that is not made yet, which has no quota."""
         if room is None or room.quota_bytes is None:
             return
         used = room.used_bytes + room.coming_bytes
