@@ -256,6 +256,28 @@ def test_of_what_was_looked_at_in_vain_nothing_is_remembered_once_it_was_retired
     assert 1 not in log_of(house).segments()
 
 
+def test_a_namespace_that_is_retired_meanwhile_is_left_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """In each of the pauses, while its log is read and between its segments."""
+    for at in count(1):
+        house.append(100, namespace=OTHER)
+        fill(house)
+        pauses: list[int] = []
+
+        async def retiring(size: int, at: int = at, pauses: list[int] = pauses) -> None:
+            pauses.append(size)
+            if len(pauses) == at:
+                async with house.volume.lock(UID):
+                    house.space.retire(NAMESPACE)
+
+        trio.run(lambda: Compaction(house.volume).compact(retiring))
+        assert not caplog.records
+        if len(pauses) < at:
+            break
+        house.space.retire(OTHER)
+    assert at > 5
+    holds_what_it_should(house)
+
+
 def test_what_is_named_while_its_share_is_here_goes_when_that_is_freed(house: House) -> None:
     for number in EVERY:
         house.append(number)

@@ -107,7 +107,7 @@ def an_index_that_forgets_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgotten_wherever_it_lies(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Forgettable, "of", lambda self, log, number: {*self._freed.get(number, ())})
+    patch.setattr(Forgettable, "of", lambda self, number: {*self._freed.get(number, ())})
 
 
 STEPS: Final[Mapping[str, tuple[Patch, str]]] = {

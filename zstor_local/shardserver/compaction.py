@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ import trio
 from zstor_local import limits
 from zstor_local.model.ids import ShardUid, ShareId
 from zstor_local.shards.base import Entry, ScannedEntry, Segments, ShardError
-from zstor_local.shards.log import LogClosed
+from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged
 from zstor_local.shards.segment import ENTRY_HEADER_BYTES, Freed, Located, entry_size
 from zstor_local.shardserver.disk import answering
@@ -44,8 +44,14 @@ class _Candidates:
     """Sealed segments of a room's log that may hold so much that is dead, each with the bytes of shares that are alive there."""
 
     room: Room
+    log: Log
     live: dict[int, int]
     forgettable: Forgettable
+
+    @property
+    def are_there(self) -> bool:
+        """Not any more once their namespace was retired: what it holds after that is in another log."""
+        return self.room.log is self.log
 
 
 class Compaction:
@@ -74,12 +80,14 @@ class Compaction:
         return gone
 
     async def _compact_room(self, uid: ShardUid, space: Space, found: _Candidates, spend: Spend, least: float) -> int:
-        with closing(found.forgettable.pieces) as pieces:
-            while (read := await self._threads.run(self._read, space, pieces)) is not None:
+        with closing(found.forgettable.pieces):
+            while (read := await self._threads.run(self._read, space, found)) is not None:
                 await spend(read)
         gone = 0
         for number, live in found.live.items():
             async with self._volume.lock(uid):
+                if not found.are_there:
+                    break
                 size, went = await self._threads.run(self._compact_making_room, space, found, number, least)
             if went:
                 gone += 1
@@ -115,12 +123,13 @@ class Compaction:
             live = alive[room.number, number]
             if size - live >= least * size and live != room.in_vain.get(number):
                 found[number] = live
-        return _Candidates(room, found, Forgettable(space.rooms.log(room), found if forgetting else ()))
+        log = space.rooms.log(room)
+        return _Candidates(room, log, found, Forgettable(log, found if forgetting else ()))
 
-    def _read(self, space: Space, pieces: Generator[int]) -> int | None:
-        """The next piece: how many bytes it had; None at the end."""
+    def _read(self, space: Space, found: _Candidates) -> int | None:
+        """The next piece of what tells what may go: how many bytes it had; None at the end."""
         with space.turns.using(), answering():
-            return next(pieces, None)
+            return next(found.forgettable.pieces, None) if found.are_there else None
 
     def _compact_making_room(self, space: Space, found: _Candidates, number: int, least: float) -> tuple[int, bool]:
         """On a full disk with what is kept in reserve: it needs some room before it gives more back."""
@@ -144,7 +153,7 @@ class Compaction:
             if entries is None:
                 return limits.SEGMENT_BYTES, False
             size = sum(each.end - each.offset for each in entries)
-            forgotten = found.forgettable.of(space.rooms.log(room), number)
+            forgotten = found.forgettable.of(number)
             kept = [item for each in entries if (item := _kept(segments, number, each, room.superseded, forgotten)) is not None]
             dead = size - sum(map(_size, kept))
             if dead < least * size:

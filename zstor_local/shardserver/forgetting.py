@@ -28,10 +28,8 @@ class Forgettable:
         self._lies: dict[ShareId, int] = {}  # the one segment that holds it
         self.pieces = self._read(numbers)
 
-    def of(self, log: Log, number: int) -> Set[ShareId]:
-        """Of what a segment says; nothing if that is another log by now, begun after its namespace was retired."""
-        if log is not self._log:
-            return frozenset()
+    def of(self, number: int) -> Set[ShareId]:
+        """Of what a segment says."""
         return {share for share in self._freed.get(number, ()) if self._lies[share] in (_NOWHERE, number)}
 
     def _read(self, numbers: Iterable[int]) -> Generator[int]:
