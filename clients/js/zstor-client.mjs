@@ -131,8 +131,7 @@ export class Client {
     const { signal, release } = stopper(options, (reason) => interrupt(reason))
     const lost = () => interrupt(this.#lost)
     this.#socket.once('close', lost)
-    let stream
-    let writing
+    let stream, writing
     try {
       stream = (await this.call('object.write_stream', { key, ...params }, { signal })).stream
       writing = this.#write(stream, iterable, signal)
@@ -166,14 +165,19 @@ export class Client {
     return this.pages('object.list', 'items', { prefix, ...params }, options)
   }
 
-  /** The members called `name` of all pages of a method that answers pages. */
+  /** The members called `name` of all pages of a method. What does not open is thrown behind the last one, as `corrupt_record`. */
   async *pages(method, name, params = {}, options = {}) {
-    let cursor
+    let cursor, damaged
     do {
-      const page = await this.call(method, { ...params, ...(cursor && { cursor }) }, options)
+      const page = await this.call(method, { ...params, ...(cursor && { cursor }) }, options).catch((error) => {
+        if (!error?.data?.cursor) throw error
+        damaged = error
+        return { [name]: [], cursor: error.data.cursor }
+      })
       yield* page[name]
       cursor = page.cursor
     } while (cursor)
+    if (damaged) throw damaged
   }
 
   async #write(stream, iterable, signal) {
@@ -198,8 +202,7 @@ export class Client {
     const queue = { items: [], wake: () => {} }
     const { signal, release } = stopper(options, () => queue.wake())
     const onReply = (opened) => this.#streams.set(opened.stream, queue) // at once: the first messages are right behind it
-    let stream
-    let ended = false
+    let stream, ended
     try {
       stream = (await this.call(method, params, { signal, onReply })).stream
       for (;;) {
@@ -263,10 +266,7 @@ export class Client {
       this.#calls.delete(message.id)
       call?.done()
       if (message.error) call?.reject(new ZstorError(message.error))
-      else {
-        call?.onReply?.(message.result)
-        call?.resolve(message.result)
-      }
+      else call?.resolve(message.result, call.onReply?.(message.result))
       if (message.id === null && message.error) this.#end(new ZstorError(message.error))
     }
   }

@@ -56,15 +56,13 @@ _TYPES = (
     "unavailable not_enough_shards timed_out busy shutting_down outcome_unknown unreadable corrupt_record key_missing no_space "
     "too_large io_error not_supported parse_error invalid_request method_not_found invalid_params internal cancelled"
 ).split()
-_NAMES = {name: "".join(part.capitalize() for part in name.split("_")) for name in _TYPES}
-_CLASSES = {name: type(_NAMES[name], (ZstorError,), {"__doc__": f"`{name}`"}) for name in _TYPES}
+_CLASSES = {name: type(name.title().replace("_", ""), (ZstorError,), {"__doc__": f"`{name}`"}) for name in _TYPES}
 
 
 def __getattr__(name: str) -> type[ZstorError]:
     """The class of each error type: `not_found` is NotFound. docs/api.md says when each comes."""
-    for known in _CLASSES.values():
-        if known.__name__ == name:
-            return known
+    if found := [known for known in _CLASSES.values() if known.__name__ == name]:
+        return found[0]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -160,8 +158,7 @@ class Client:
         `params` are those of object.write: namespace, references, if_version, exclusive, expected_size, expected_digest …
         """
         if isinstance(source, (bytes, bytearray, memoryview)):
-            value = bytes(source)
-            if len(value) <= _INLINE_BYTES:
+            if len(value := bytes(source)) <= _INLINE_BYTES:
                 return dict(self.call("object.write", key=key, value_b64=base64.b64encode(value).decode(), **params)["metadata"])
             with open(os.memfd_create("zstor"), "w+b") as memory:
                 memory.write(value)
@@ -208,14 +205,19 @@ class Client:
         return self.pages("object.list", "items", prefix=prefix, **params)
 
     def pages(self, method: str, name: str, /, **params: Any) -> Iterator[Any]:
-        """The members called `name` of all pages of a method that answers pages."""
-        cursor = None
+        """The members called `name` of all pages of a method. What does not open is raised behind the last one, as CorruptRecord."""
+        page: Object = {}
+        damaged: ZstorError | None = None
         while True:
-            page = self.call(method, cursor=cursor, **params)
+            try:
+                page = self.call(method, cursor=page.get("cursor"), **params)
+            except ZstorError as error:
+                page, damaged = {name: (), "cursor": error.data.get("cursor")}, error
             yield from page[name]
-            cursor = page.get("cursor")
-            if cursor is None:
-                return
+            if page.get("cursor") is None:
+                break
+        if damaged is not None:
+            raise damaged
 
     def _get_file(self, key: str, path: str, params: Object) -> Object:
         part = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.part")
@@ -265,17 +267,15 @@ class Client:
 
     def _receive(self) -> Object:
         searched = 0
-        while True:
-            end = self._buffer.find(b"\n", searched)
-            if end >= 0:
-                message: Object = json.loads(self._buffer[:end])
-                del self._buffer[: end + 1]
-                return message
+        while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             self._wait()
             if not (received := self._socket.recv(256 * 1024)):
                 raise ConnectionError("the daemon closed the connection before it answered; its log says why")
             self._buffer += received
+        message: Object = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return message
 
 
 def _connect(unconnected: socket.socket, path: str) -> None:

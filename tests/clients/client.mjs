@@ -63,6 +63,25 @@ test('walks and lists are async iterators', async () => {
   assert.equal(listed.length, 5)
 })
 
+test('a list gives what lies behind records that do not open, then throws', async (context) => {
+  const damaged = (key, more) => ({ error: { code: 400, message: 'bad', data: { type: 'corrupt_record', key, ...more } } })
+  const answers = { '': 'a', a: damaged('b', { cursor: 'b' }), b: 'c', c: damaged('d', { cursor: 'd' }), d: 'e', e: null, f: damaged('f') }
+  const server = net.createServer((socket) => socket.on('data', (line) => {
+    const { id, params: { cursor, prefix } } = JSON.parse(line)
+    const answer = answers[cursor ?? prefix]
+    const reply = answer?.error ? answer : { result: { items: answer ? [answer] : [], cursor: answer } }
+    socket.write(`${JSON.stringify({ jsonrpc: '2.0', id, ...reply })}\n`)
+  })).listen('damaged.sock')
+  const own = await Client.connect('damaged.sock')
+  context.after(() => (own.close(), server.close()))
+  const found = []
+  const all = async (prefix) => { for await (const item of own.list(prefix)) found.push(item) }
+  await assert.rejects(all(''), (error) => error.type === 'corrupt_record' && error.data.key === 'd')
+  assert.deepEqual(found, ['a', 'c', 'e'])
+  await assert.rejects(all('f'), { type: 'corrupt_record' }) // which does not say where it goes on
+  await assert.rejects(zstor.list('', { namespace: 'none' }).next(), { type: 'not_found' })
+})
+
 test('a signal cancels a call, a stream and a walk', async () => {
   const { cursor } = await zstor.call('object.changes')
   const controller = new AbortController()

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 import zstor_client
-from zstor_client import Client, NotFound, ParseError, ZstorError
+from zstor_client import Client, CorruptRecord, NotFound, ParseError, ZstorError
 
 from tests.clients.conftest import CLIENTS, LARGE, Place
 from tests.daemon.process import Daemon
+from tests.daemon.test_damaged_rows import spoil
 
 BOUNDARIES = [1, 512 * 1024, 512 * 1024 + 1, 1024 * 1024 - 1, 1024 * 1024, 1024 * 1024 + 1]
 
@@ -70,6 +71,26 @@ def test_a_daemon_that_is_killed_in_a_call_ends_it(own_daemon: Daemon) -> None:
     own_daemon.start()
     with Client(own_daemon.socket) as client, pytest.raises(NotFound):
         client.call("object.stat", key="endless")
+
+
+def test_a_list_gives_what_lies_behind_records_that_do_not_open_then_says_so(own_daemon: Daemon) -> None:
+    with Client(own_daemon.socket) as client:
+        for number in range(6):
+            client.put(f"key {number}", b"")
+    own_daemon.stop()
+    for number in (1, 2, 5):  # no log has a copy of that sequence
+        assert spoil(own_daemon, f"name = cast('key {number}' as blob)", "sequence = sequence + 1000") == 1
+    with Client(own_daemon.start().socket) as client:
+        for limit in (1, 2, 1_000):
+            found: list[str] = []
+            with pytest.raises(CorruptRecord) as caught:
+                found.extend(item["key"] for item in client.list(limit=limit))
+            assert (found, caught.value.data["key"]) == ([f"key {number}" for number in (0, 3, 4)], "key 5")
+
+
+def test_a_list_ends_with_an_error_that_names_no_way_on(client: Client) -> None:
+    with pytest.raises(NotFound):
+        next(client.list(namespace="none"))
 
 
 @pytest.mark.parametrize("size", [10, 500_000], ids=["no answer", "not even read"])
