@@ -51,8 +51,9 @@ def register(registry: Registry, store: Store) -> None:
     ) -> ChangesPage:
         """List the keys that changed since, each once, with what it has now; deleted keys too.
 
-        Nothing new is an empty answer. A key that changed several times stands where its last change was. Sequences of a namespace that
-        was joined are this daemon's own, in the order in which it heard of changes; after a restart all that is there has changed.
+        Nothing new is an empty answer. A key that changed several times stands where its last change was. One whose shares went to
+        other shards has changed: its metadata names them. Sequences of a namespace that was joined are this daemon's own, in the order
+        in which it heard of changes; after a restart all that is there has changed.
         """
         name = names.namespace(namespace)
         if since > store.metastore.state().sequence and name not in store.namespaces.joined:  # whose sequences are another store's
