@@ -240,6 +240,14 @@ def test_put_warns_when_shares_are_owed(serve: Serve, capsys: pytest.CaptureFixt
     os.close(daemon.peers[0].fds[0])
 
 
+def test_put_warns_when_there_are_fewer_shards_than_shares(serve: Serve, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "f").touch()
+    daemon = serve(lambda request: {"metadata": METADATA | {"health": "valid"}})
+    assert main(["put", "f"]) == 0
+    assert output(capsys)[1].startswith("zstor: warning: there is no shard for some of its shares: `zstor shard add`")
+    os.close(daemon.peers[0].fds[0])
+
+
 def test_an_empty_key_is_not_taken_for_none(serve: Serve, home: Path) -> None:
     (home / "f").touch()
     daemon = serve(refuse)

@@ -130,3 +130,5 @@ def _tell(metadata: Metadata, *, json_wanted: bool) -> None:
     click.echo(f"stored {name}: {text.size(metadata['size'])} in {shares}, any {policy['k']} give it back")
     if metadata["owed"]:
         report.owed(metadata["owed"])
+    elif metadata["health"] != "optimal":
+        report.warning("there is no shard for some of its shares: `zstor shard add` gives room, `zstor repair` fills it")
