@@ -13,6 +13,12 @@ from zstor_local.store.reading import stretch
 from zstor_local.store.store import Store
 
 
+@pytest.fixture
+def four_of_six(home: Home) -> Home:
+    home.policy = Policy(4, 6, chunk_size=CHUNK)
+    return home
+
+
 def peek(store: Store, key: str, offset: int | None = None, length: int | None = None) -> bytes | None:
     stored = store.objects.find(name(key))
     return store.objects.read_value(stored, stretch(stored.record, offset, length))
@@ -68,6 +74,26 @@ async def test_a_disk_that_would_be_waited_for_or_that_fails_is_left_to_a_reader
         home.files.fail("preadv_nowait", lambda path: True, code)
         assert peek(store, "a") is None
         assert peek(store, "a") == b"abc"
+
+
+@pytest.mark.parametrize("late", [(0,), (1,), (0, 1)])
+async def test_where_one_disk_would_be_waited_for_the_others_begin_to_read_too(four_of_six: Home, late: tuple[int, ...]) -> None:
+    """An attempt begins the read: the reader that comes next waits for all disks at once."""
+    home, asked = four_of_six, []
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        await get(store, "a")
+        late_logs = [f"/shards/{stored.record.placement[index]}/" for index in late]
+
+        def waited_for(path: str) -> bool:
+            asked.append(path)
+            return any(log in path for log in late_logs)
+
+        home.files.fail("preadv_nowait", waited_for, errno.EAGAIN, times=None)
+        assert peek(store, "a") is None
+    assert [number for number in stored.record.placement if any(f"/shards/{number}/" in path for path in asked)] == [
+        *stored.record.placement[:4]
+    ]
 
 
 async def test_nobody_is_waited_for_who_opens_another_segment(home: Home) -> None:

@@ -37,18 +37,25 @@ def peek(pool: ShardPool, store_id: StoreId, namespace: Namespace, stored: Store
 
 
 def _blocks(pool: ShardPool, stored: Stored, coder: ChunkCoder, chunk: int, shape: ChunkShape, offset: int) -> dict[int, Buffer] | None:
-    """k opened blocks of a chunk. A shard that is away is passed over; None if one that is there has no good block at hand."""
+    """k opened blocks of a chunk. A shard that is away is passed over; None if one that is there has no good block at hand.
+
+    Where a disk would have to be waited for the attempt has begun its read (Linux reads ahead for RWF_NOWAIT). So all k are tried: who
+    reads them next waits for k disks at once.
+    """
     policy = coder.policy
     header, length = pack_block_header(chunk, shape, policy.padding), block_size(shape, policy.k, policy.padding)
     blocks: dict[int, Buffer] = {}
+    tried = 0
     for index, number in enumerate(stored.record.placement):
         shard = pool.readable(number)
         if shard is None:
             continue
         data = shard.peek(ShareId(stored.version, index), offset, length)
-        if data is None or data[:BLOCK_HEADER_BYTES] != header:
+        tried += 1
+        if data is not None and data[:BLOCK_HEADER_BYTES] != header:
             return None
-        blocks[index] = coder.open_block(chunk, index, shape, memoryview(data)[BLOCK_HEADER_BYTES:])
-        if len(blocks) == policy.k:
-            return blocks
-    return None
+        if data is not None and len(blocks) == tried - 1:
+            blocks[index] = coder.open_block(chunk, index, shape, memoryview(data)[BLOCK_HEADER_BYTES:])
+        if tried == policy.k:
+            break
+    return blocks if len(blocks) == policy.k else None
