@@ -37,7 +37,7 @@ def rm(options: Options, keys: tuple[str, ...], recursive: bool, yes: bool) -> i
     if recursive:
         if not yes and (options.json or not sys.stdin.isatty()):
             raise click.UsageError("nobody is there to confirm it: --yes deletes without asking")
-        from zstor_local.cli.trees import remove_trees
+        from zstor_local.cli.tree_removal import remove_trees
 
         return remove_trees(options, keys, yes=yes)
     failed = False

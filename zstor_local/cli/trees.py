@@ -1,4 +1,4 @@
-"""`put -r`, `get -r` and `rm -r`: a directory as objects, one for each thing in it, and back.
+"""`put -r` and `get -r`: a directory as objects, one for each thing in it, and back.
 
 The object of `sub/file` in a tree under the key `photos` is `photos/sub/file`; directories have keys that end with a slash, a symbolic
 link holds its target. `user` has `type` (file, directory, symlink), `mode` (octal, as text) and `mtime` (nanoseconds since 1970, as
@@ -7,7 +7,6 @@ text: JavaScript could not hold the number). What went wrong with one thing is s
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from base64 import b64decode, b64encode
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import click
 
 from zstor_local import limits
-from zstor_local.cli import report, text
+from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json
-from zstor_local.cli.client import Progress as Show
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.listing import items
@@ -30,11 +28,12 @@ from zstor_local.cli.local_tree import Entry, Tree, check_path, write_out
 from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
+from zstor_local.cli.tree_account import Account
 from zstor_local.errors import AlreadyExists, InvalidParams, IoError, NotFound, TooLarge, ZstorError, errno_text
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
-    from zstor_local.rpc.methods.objects import Deleted, Sent, Written
+    from zstor_local.rpc.methods.objects import Sent, Written
     from zstor_local.rpc.methods.objects import Value as Read
     from zstor_local.store.protected import Protected
 
@@ -43,52 +42,6 @@ BY_VALUE_BYTES: Final = 32 * limits.KIB  # smaller files go inside the messages:
 
 _TYPES = ("file", "directory", "symlink")
 _TIMES: Final = range(-(10**20), 10**20)  # nanoseconds: three thousand years each way, more than file systems hold
-
-
-@dataclass(slots=True)
-class _Account:
-    """What became of the things of a tree, told as it comes: to programs one line each, to people what went wrong."""
-
-    options: Options
-    show: Show | None
-    below: str = ""  # the directory in which people find the things
-    counted: bool = False  # whether the progress is of things, and not of bytes
-    total: int | None = None
-    done: int = 0
-    bytes: int = 0
-    failed: int = 0
-    owed: int = 0
-
-    def note(self, member: str, name: str, answer: Mapping[str, Json] | ZstorError, size: int = 0, owed: int = 0) -> None:
-        if isinstance(answer, ZstorError):
-            self.failed += 1
-            self._complain(member, name, answer)
-            return
-        self.done, self.bytes, self.owed = self.done + 1, self.bytes + size, max(self.owed, owed)
-        if self.options.json:
-            click.echo(json.dumps({member: name, **answer}))
-        if self.show is not None:
-            self.show(self.done if self.counted else self.bytes, self.total, "")
-
-    def _complain(self, member: str, name: str, error: ZstorError) -> None:
-        if self.options.json:
-            hint = {"hint": error.hint} if error.hint else {}
-            click.echo(json.dumps({member: name, "error": {"type": error.type, "message": error.message, **hint}}))
-        else:
-            shown = os.path.join(self.below, name)
-            named = error.message if shown in error.message else f"{shown}: {error.message}"
-            report.warning(f"{named}; {error.hint}" if error.hint else named)
-
-    def end(self, line: str) -> int:
-        if self.options.json:
-            click.echo(json.dumps({"done": self.done, "bytes": self.bytes, "failed": self.failed}))
-        else:
-            click.echo(line)
-            if self.failed:
-                report.warning(f"left out: {text.count(self.failed, 'thing')}")
-            if self.owed:
-                report.owed(self.owed)
-        return 1 if self.failed else 0
 
 
 # --- put -r ---
@@ -125,7 +78,7 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
         if_interrupted("what was stored by then is stored, each object whole", hint="the same again stores all of it"),
         Tree(directory, own=_own(options, directory)) as tree,
         progress(prefix, wanted=not options.no_progress) as show,
-        transfers(options.connect, _named(tree, account := _Account(options, show, directory)), store) as answers,
+        transfers(options.connect, _named(tree, account := Account(options, show, directory)), store) as answers,
     ):
         for entry, answer in answers:
             if isinstance(answer, ZstorError):
@@ -146,7 +99,7 @@ def _own(options: Options, directory: str) -> Protected:
     return own
 
 
-def _named(tree: Tree, account: _Account) -> Iterator[Entry]:
+def _named(tree: Tree, account: Account) -> Iterator[Entry]:
     """What is in the tree and can have a key; the rest goes to the account."""
     for entry in tree.walk():
         if isinstance(entry, OSError):
@@ -210,7 +163,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
-        account = _Account(options, show)
+        account = Account(options, show)
         found = items(client, options, f"{prefix}/")
         first = next(found, None)
         if first is None:
@@ -240,7 +193,7 @@ def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
 
 
 def _files(
-    tree: Tree, prefix: str, found: Iterable[Item], later: list[_Wanted], made: dict[str, bool], account: _Account
+    tree: Tree, prefix: str, found: Iterable[Item], later: list[_Wanted], made: dict[str, bool], account: Account
 ) -> Iterator[_Wanted]:
     """The files, each with its directory made; everything else is kept for later."""
     for item in found:
@@ -267,7 +220,7 @@ def _make_above(tree: Tree, path: str, made: dict[str, bool]) -> None:
 
 
 def _finish(
-    client: Client, options: Options, tree: Tree, later: list[_Wanted], made: dict[str, bool], account: _Account, *, force: bool,
+    client: Client, options: Options, tree: Tree, later: list[_Wanted], made: dict[str, bool], account: Account, *, force: bool,
     outside: bool,
 ) -> None:  # fmt: skip
     """Links, empty directories, and then the directories' own modes and times, the deepest first."""
@@ -337,65 +290,3 @@ def _number(text: object, base: int, among: range) -> int | None:
     except ValueError:
         return None
     return number if number in among else None
-
-
-# --- rm -r ---
-
-
-def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
-    """Delete all objects whose keys begin with one of these and a slash, and those of the keys that have none at their end."""
-    if any(key.strip("/") == "" for key in keys):
-        raise click.UsageError("an empty KEY would mean everything; `zstor namespace rm` deletes a namespace")
-    number: int | None = None
-    outermost = _outermost(keys)
-    if not yes:
-        with options.connect() as client:
-            _must_be_there(client, options, keys)
-            number = size = 0
-            for item in _below(client, options, outermost):
-                number, size = number + 1, size + item["metadata"]["size"]
-        what = ", ".join(text.shown(key) for key in keys)
-        if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
-            return _Account(options, None).end("nothing was deleted")
-
-    def delete(client: Client, key: str) -> Deleted:
-        return cast("Deleted", client.call("object.delete", {"key": key, **options.place()}))
-
-    with (
-        if_interrupted("what was deleted by then is deleted, the rest is there"),
-        progress("delete", wanted=not options.no_progress, counted=True) as show,
-        options.connect() as client,
-    ):
-        _must_be_there(client, options, keys)
-        account = _Account(options, show, counted=True, total=number)
-        names = (item["key"] for item in _below(client, options, outermost))
-        with transfers(options.connect, names, delete) as answers:
-            for key, answer in answers:
-                if isinstance(answer, ZstorError):
-                    account.note("key", key, answer)
-                else:
-                    account.note("key", key, {"deleted": True}, owed=answer["owed"])
-    return account.end(f"deleted {text.count(account.done, 'object')}")
-
-
-def _must_be_there(client: Client, options: Options, keys: tuple[str, ...]) -> None:
-    """NotFound if one of them is nothing: then none is deleted."""
-    for key in keys:
-        if next(_below(client, options, (key,)), None) is None:
-            raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
-
-
-def _outermost(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys less those that lie below another one: what is there is deleted, and counted, once."""
-    found: list[str] = []
-    for key in sorted({*keys}):
-        if not any(f"{key}/".startswith(f"{other.rstrip('/')}/") for other in found):
-            found.append(key)
-    return tuple(found)
-
-
-def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
-    """With a slash at its end a key means what is below it, and not an object that is called so without one."""
-    for key in keys:
-        top = f"{key.rstrip('/')}/"
-        yield from (item for item in items(client, options, key.rstrip("/")) if item["key"] == key or item["key"].startswith(top))
