@@ -35,12 +35,20 @@ def spoil(store: Store, row: Row, change: str = "sealed = zeroblob(200)") -> Non
         store.metastore._writer.execute(query, (row.space, row.name.encode()))  # type: ignore[attr-defined]
 
 
-def forget_copies(store: Store, row: Row) -> None:
-    """No log has anything of the row any more, as far as anybody can read them."""
+def forget_copies(store: Store, row: Row) -> Callable[[], None]:
+    """No log has anything of the row any more, as far as anybody can read them, until what this returns is called."""
     key_hash = row.envelope.key_hash
-    for shard in store.pool.opened():
+    shards = store.pool.opened()
+    scans = [shard.scan for shard in shards]
+    for shard in shards:
         scan = shard.scan
         shard.scan = lambda scan=scan: (each for each in scan() if each.entry.envelope.key_hash != key_hash)  # type: ignore[method-assign, misc]
+
+    def remember() -> None:
+        for shard, scan in zip(shards, scans, strict=True):
+            shard.scan = scan  # type: ignore[method-assign]
+
+    return remember
 
 
 def rows_of(store: Store) -> list[Row]:
@@ -162,10 +170,9 @@ async def test_a_rotation_brings_back_what_does_not_open(home: Home) -> None:
 async def test_a_rotation_goes_past_what_cannot_be_mended_and_on_with_it_later(home: Home) -> None:
     async with home.open() as store:
         await fill(store)
-        keep = [shard.scan for shard in store.pool.opened()]
         bad = row(store, "small")
         spoil(store, bad)
-        forget_copies(store, bad)
+        remember = forget_copies(store, bad)
         key = home.key_file.read_text()
         job, new = await store.rotation.rotate()
         with pytest.raises(Busy):
@@ -190,8 +197,7 @@ async def test_a_rotation_goes_past_what_cannot_be_mended_and_on_with_it_later(h
         assert store.rotation.pending
         assert len(store.sealer.ring.older) == 1
 
-        for shard, scan in zip(store.pool.opened(), keep, strict=True):
-            shard.scan = scan  # type: ignore[method-assign]
+        remember()
         await scrubbed(store)  # its copy is there again: and so the rotation goes on by itself
         while store.rotation.pending:
             await store.committer.news().wait()
@@ -333,10 +339,9 @@ async def test_what_stays_damaged_is_looked_for_again_when_a_shard_is_back(home:
     home.brings_back = True
     async with home.open() as store:
         await fill(store)
-        keep = [shard.scan for shard in store.pool.opened()]
         bad = row(store, "small")
         spoil(store, bad)
-        forget_copies(store, bad)
+        remember = forget_copies(store, bad)
         looked = trio.Event()
         times = 0
         mend = store.damaged_rows.mend
@@ -354,8 +359,7 @@ async def test_what_stays_damaged_is_looked_for_again_when_a_shard_is_back(home:
             await looked.wait()
         assert store.mending.waiting == 0
         assert times == 1
-        for shard, scan in zip(store.pool.opened(), keep, strict=True):
-            shard.scan = scan  # type: ignore[method-assign]
+        remember()
         store.mending.wake()
         with pytest.raises(CorruptRecord):
             await get(store, "small")
