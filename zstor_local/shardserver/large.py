@@ -268,8 +268,10 @@ class LargeShares:
             sync_directory(self._files, f"{self._root}/{SHARES}/{directory}")
 
     def close(self) -> None:
-        """Give up whatever is on its way in."""
-        self.abort_all()
+        """Give up whatever is on its way in: what cannot be removed of it is at the next start."""
+        for share in [*self._uploads]:
+            with suppress(Refusal):
+                self.abort(share)
         self._index.close()
 
     def abort_all(self) -> None:

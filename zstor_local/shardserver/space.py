@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -350,11 +350,11 @@ class Space:
 
     def close(self) -> None:
         """When nobody uses it any more; whoever comes later is refused: `no_space_here`."""
-        with self.turns.alone():
+        with self.turns.alone(), ExitStack() as closing:  # all of it, also where the disk fails in the middle
             self.turns.end()
-            self.large.close()
-            self.rooms.close()
-            self._index.close()
+            closing.callback(self._index.close)
+            closing.callback(self.rooms.close)
+            closing.callback(self.large.close)
 
 
 @contextmanager

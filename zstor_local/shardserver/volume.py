@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from contextlib import suppress
-from itertools import count
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -14,10 +14,10 @@ import trio
 from zstor_local import limits
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.model.ids import ShardUid
-from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Capacity
 from zstor_local.shardserver.disk import Directories, answering
-from zstor_local.shardserver.refusal import Refusal
+from zstor_local.shardserver.refusal import Refusal, of_system
 from zstor_local.shardserver.space import Space
 
 LOCK: Final = "lock"
@@ -26,6 +26,8 @@ TRUST: Final = "trust"
 RESERVE: Final = "reserve"
 RESERVE_BYTES: Final = 8 * limits.MIB  # a log segment for each of several namespaces
 _OWN: Final = frozenset({LOCK, SPACES, TRUST, RESERVE})
+
+log = logging.getLogger("zstor.shardserver")
 
 
 class VolumeInUse(Exception):
@@ -48,7 +50,7 @@ class Volume:
         self._locks: WeakValueDictionary[ShardUid, trio.Lock] = WeakValueDictionary()  # anybody may ask for any id
         files = runtime.files
         self._directories = Directories(files)
-        self._gone = count()  # for the names of what is put out of sight: what could not be removed keeps its own
+        self._unsettled: set[ShardUid] = set()  # spaces that came or went, and may not have with the next power loss
         with suppress(FileNotFoundError):
             names = {*files.list(root)} - {"lost+found"}
             if not names <= _OWN and not {LOCK, SPACES} <= names:  # fewer of ours: it was ended while it made them
@@ -63,7 +65,7 @@ class Volume:
         files.syncfs(self._lock_fd)  # what a killed server has left is told of from now on, and must not be gone with a power loss
         for name in files.list(f"{root}/{SPACES}"):
             if "." in name:  # a space that was being made or removed when the server ended
-                shutil.rmtree(f"{root}/{SPACES}/{name}")
+                self._clear(name)
         self._reserve = Reserve(files, f"{root}/{RESERVE}", RESERVE_BYTES)
         self._reserve.keep()
 
@@ -83,9 +85,10 @@ class Volume:
         return f"{self.root}/{SPACES}/{uid.hex()}"
 
     def find(self, uid: ShardUid) -> Space:
-        """The space, opened if need be; Refusal `no_space_here`. Under its lock."""
+        """The space, opened if need be; Refusal `no_space_here`, or `failed` where it cannot be told whether it is. Under its lock."""
         space = self.spaces.get(uid)
         if space is None:
+            self._settle(uid)
             try:
                 self.runtime.files.path_status(self.path(uid))
             except FileNotFoundError:
@@ -100,37 +103,51 @@ class Volume:
         except Refusal as refusal:
             if refusal.type != "no_space_here":
                 raise
-            Space.create(self.runtime, self.path(uid), issuer, marker, self._directories)
-            self._publish(uid)
-            return self.find(uid)
+            return self._make(uid, issuer, marker)
         if (space.issuer, space.marker) != (issuer, marker):
             raise Refusal("exists", "there is another shard of that id")
         return space
 
-    def _publish(self, uid: ShardUid) -> None:
-        """Make a new space last; where that fails nobody sees it."""
+    def _make(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:
+        self._unsettled.add(uid)
         try:
-            with answering():
-                self._directories.sync(f"{self.root}/{SPACES}")
+            Space.create(self.runtime, self.path(uid), issuer, marker, self._directories)
+            return self.find(uid)
         except Refusal:
-            with suppress(OSError):
-                self._put_out_of_sight(uid)
+            with suppress(OSError):  # it would be in the way of another one; nobody sees it unless it lasts
+                self._clear(self._put_out_of_sight(uid))
             raise
 
+    def _settle(self, uid: ShardUid) -> None:
+        """Make it last that a space came, or went. Refusal `failed` where that cannot be: nobody is to go by what may be otherwise."""
+        if uid in self._unsettled:
+            with answering():
+                self._directories.sync(f"{self.root}/{SPACES}")
+            self._unsettled.discard(uid)
+
     def _put_out_of_sight(self, uid: ShardUid) -> str:
-        """Where a space lies from now on until it is removed, at the next start at the latest. OSError."""
-        gone = f"{self.path(uid)}.gone{next(self._gone)}"
-        self.runtime.files.rename(self.path(uid), gone)
-        return gone
+        """What a space is called from now on until it is removed, at the next start at the latest. OSError."""
+        name = f"{uid.hex()}.gone.{self.runtime.randomness.bytes(8).hex()}"  # what could not be removed keeps its own
+        self._unsettled.add(uid)
+        self.runtime.files.rename(self.path(uid), f"{self.root}/{SPACES}/{name}")
+        return name
+
+    def _clear(self, name: str) -> None:
+        """Remove what is not seen any more. What stays of it is in nobody's way."""
+        try:
+            shutil.rmtree(f"{self.root}/{SPACES}/{name}")
+        except OSError as error:
+            log.warning("what is left of a space that went stays until the next start: %s", of_system(error).message)
 
     def remove(self, uid: ShardUid) -> None:
         """Take a space away with all that is in it: out of sight at once, durably, then off the disk. Under its lock."""
         space = self.find(uid)
         del self.spaces[uid]
         space.close()
-        gone = self._put_out_of_sight(uid)
-        sync_directory(self.runtime.files, f"{self.root}/{SPACES}")
-        shutil.rmtree(gone)
+        with answering():
+            gone = self._put_out_of_sight(uid)
+        self._settle(uid)
+        self._clear(gone)
 
     def capacity(self) -> Capacity:
         """Bytes of the file system."""
