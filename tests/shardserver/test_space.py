@@ -96,6 +96,14 @@ def shares(space: Space) -> list[bytes]:
     return [each.entry.share for each in space.page(None, Cursor(), 1 << 30)[0].entries]
 
 
+@pytest.mark.parametrize("name", ["about.json", "fence"])
+def test_a_space_that_is_damaged_is_told_so(disk: Disk, name: str) -> None:
+    """And whoever asks for it is not told that they ask for something wrong."""
+    for damage in (b"", b"\0" * 60, b"[]", b"{}", b"\xff"):
+        Path(disk.root, name).write_bytes(damage)
+        assert refused(disk.only_read) == "failed"
+
+
 # --- Logs ---
 
 
@@ -294,6 +302,33 @@ def test_namespaces_keep_apart_where_one_could_not_be_made_at_first(disk: Disk) 
     for number in (1, 2):
         with space.opened(None, ShareId(version(number), 0), small=True) as (_, read):
             assert read(0, 9) == b"%d" % number
+
+
+def test_a_namespace_that_cannot_be_made_takes_one_number_however_often_it_is_tried(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, by whoever writes there again and again."""
+    monkeypatch.setattr(rooms, "ROOMS_MAX", 2)
+    space = disk.open()
+    disk.files.fail("fsync", lambda path: path.endswith("about.json.new"), errno.ENOSPC, times=3)
+    for _ in range(3):
+        assert refused(lambda: space.append(FENCE, 1, Batch([scanned(1, b"share", namespace=namespace(1))]))) == "full"
+    for number in (1, 2):
+        space.append(FENCE, number, Batch([scanned(number, b"share", namespace=namespace(number))]))
+    assert sorted(room.number for room in space.rooms) == [1, 2]
+
+
+def test_a_retirement_that_breaks_off_counts_nothing_twice(disk: Disk) -> None:
+    disk.open().append(FENCE, 1, Batch([scanned(1, b"share")]))
+    space = disk.open()
+    (room,) = space.rooms
+    before = room.used_bytes
+    disk.files.fail("unlink", lambda path: path.endswith(".log"), errno.EIO)
+    assert refused(lambda: space.retire(NAMESPACE)) == "failed"
+    assert shares(space) == [b"share"]
+    assert room.used_bytes == before
+    space.retire(NAMESPACE)
+    assert (shares(space), room.used_bytes) == ([], 0)
 
 
 def test_two_namespaces_of_one_number_are_told_apart(disk: Disk) -> None:
@@ -616,10 +651,19 @@ def test_what_is_freed_again_is_made_to_last(disk: Disk) -> None:
     """The first time it was gone, and may have come back with a power loss."""
     space = disk.open()
     finished(space)
-    disk.files.fail("fsync", lambda path: path.endswith(f"/shares/{share_name(SHARE)[:2]}"), errno.EIO, times=2)
-    for _ in range(2):
+    disk.files.fail("fsync", lambda path: path.endswith(f"/shares/{share_name(SHARE)[:2]}"), errno.EIO)
+    for _ in range(2):  # no later sync can be believed
         assert refused(lambda: space.large.free(FENCE, None, [SHARE])) == "failed"
-    space.large.free(FENCE, None, [SHARE, ShareId(version(9), 0)])
+    disk.open().large.free(FENCE, None, [SHARE, ShareId(version(9), 0)])
+
+
+def test_what_a_namespace_held_is_not_said_to_be_gone_before_that_lasts(disk: Disk) -> None:
+    space = disk.open()
+    finished(space)
+    disk.files.fail("fsync", lambda path: path.endswith(f"/shares/{share_name(SHARE)[:2]}"), errno.EIO)
+    for _ in range(2):
+        assert refused(lambda: space.retire(NAMESPACE)) == "failed"
+    disk.open().retire(NAMESPACE)
 
 
 def test_a_part_that_comes_again_does_not_change_what_was_published(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from zstor_local.coding.share import SHARE_HEADER_BYTES
 from zstor_local.model.ids import NamespaceId, ShareId
-from zstor_local.runtime import Runtime, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Runtime, read_exactly, write_all
 from zstor_local.shards.http.wire import Fence, share_name
 from zstor_local.shards.share_claims import claimed_header
 from zstor_local.shardserver.disk import SHARES, TEMPORARY, Directories, answering
@@ -229,7 +229,7 @@ class LargeShares:
                     self._rooms.account(room, -size, shares=-1)
             for directory in sorted({os.path.dirname(self._path(share)) for share in shares}):
                 with suppress(FileNotFoundError):
-                    sync_directory(self._files, directory)
+                    self._directories.sync(directory)
 
     def names(self, after: str, limit: int) -> list[str]:
         """The names of large shares in their order, behind one."""
@@ -265,7 +265,7 @@ class LargeShares:
                 if known.get(name, (0, namespace))[1] == namespace and self._look(name)[1] == namespace:
                     self._files.unlink(f"{self._root}/{SHARES}/{directory}/{name}")
                     self._index.drop([name])
-            sync_directory(self._files, f"{self._root}/{SHARES}/{directory}")
+            self._directories.sync(f"{self._root}/{SHARES}/{directory}")
 
     def close(self) -> None:
         """Give up whatever is on its way in: what cannot be removed of it is at the next start."""

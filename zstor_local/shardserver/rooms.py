@@ -76,6 +76,7 @@ class Rooms:
                 found.append(self._described(NamespaceId(parse_id(name))))
         numbers = Counter(room.number for room in found)
         self._last_number = max(numbers, default=0)
+        self._unmade: dict[NamespaceId, int] = {}  # the numbers of rooms that could not be made so far
         anew = [room for room in found if room.number == 0 or numbers[room.number] > 1]
         for room in sorted(found, key=lambda room: room.number):
             if room not in anew:
@@ -118,7 +119,7 @@ class Rooms:
         self._add(room)
 
     def _next_number(self) -> int:
-        """One that no room has, nor one that could not be made. Refusal `full` if there is none left."""
+        """One that no room has, nor another one that could not be made. Refusal `full` if there is none left."""
         if self._last_number >= ROOMS_MAX:
             raise Refusal("full", f"the shard holds all the {ROOMS_MAX} namespaces that it can")
         self._last_number += 1
@@ -143,9 +144,11 @@ class Rooms:
                 with suppress(FileExistsError):
                     self._files.mkdir(directory)
             self._directories.sync(at)  # its log is there where its about.json is
-            room = Room(namespace, self._next_number())
+            number = self._unmade[namespace] = self._unmade.get(namespace) or self._next_number()
+            room = Room(namespace, number)
             self._write_about(room)
             self._directories.sync(f"{self._root}/{ROOMS}")
+            del self._unmade[namespace]
             self._add(room)
             return room
 
@@ -179,13 +182,13 @@ class Rooms:
             room.log.close()
             self._read.pop(room.id, None)
             room.log, room.writer = None, 0
+        room.used_bytes = room.shares = 0  # what is left where this breaks off is counted when it is opened again
         self._index.forget(room.number)
         self._index.flush()  # to a start after a kill an empty log that it knows would look like an older copy
         at = f"{self._root}/{ROOMS}/{room.id.hex()}"
         for name in self._files.list(f"{at}/log"):
             self._files.unlink(f"{at}/log/{name}")
         self._directories.sync(f"{at}/log")
-        room.used_bytes = room.shares = 0
         room.superseded = frozenset()
         room.in_vain.clear()
 

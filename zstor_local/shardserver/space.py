@@ -76,11 +76,14 @@ class Space:
         self._files = runtime.files
         self._root = root
         self._make_room = make_room
-        with answering():
-            about = json.loads(self._read(ABOUT))
-            self.marker = self._read(MARKER)
-            self.fence = Fence.parse(self._read(FENCE).decode())
-        self.issuer: str = about["issuer"]
+        try:
+            with answering():
+                about = json.loads(self._read(ABOUT))
+                self.marker = self._read(MARKER)
+                self.fence = Fence.parse(self._read(FENCE).decode())
+            self.issuer: str = about["issuer"]
+        except (ValueError, KeyError, TypeError):
+            raise Refusal("failed", f"the shard's {ABOUT} or {FENCE} is damaged") from None
         self.shard = claimed_shard(self.marker)
         store_id = claimed_store(self.marker) or StoreId(bytes(16))
         self._index = LogIndex(f"{root}/{INDEX}")
