@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from tests.cli.test_end_to_end import done, zstor
 from zstor_local.cli.private_daemon import PrivateDaemon
 
@@ -41,3 +43,17 @@ def test_a_shard_can_be_forgotten_by_force_and_another_be_in_its_place(daemon: P
     (group,) = [each["group"] for each in json.loads(done(zstor(daemon, "shard", "ls", "--json")))["shards"] if each["id"] == "6"]
     assert group == "usb"
     assert done(zstor(daemon, "repair", "a")).startswith(b"optimal")
+
+
+@pytest.mark.parametrize("url", ["ftp://server/disk", "https://", "http+unix:///", "https://server/disk", "http://[::1/x", "http://u:p@h:1/x"])
+def test_a_url_that_is_none_of_a_shard_is_the_callers_mistake(daemon: PrivateDaemon, url: str) -> None:
+    refused = zstor(daemon, "shard", "add", url, "--json")
+    error = json.loads(refused.stderr)["error"]
+    assert (refused.returncode, error["data"]["type"], error["data"]["retryable"]) == (1, "invalid_params", False)
+    assert "mounted" not in error["data"]["hint"]
+
+
+def test_of_a_server_that_is_not_there_it_is_said_that_none_runs(daemon: PrivateDaemon) -> None:
+    refused = zstor(daemon, "shard", "add", f"http+unix://{daemon.home}/none.sock", "--json")
+    data = json.loads(refused.stderr)["error"]["data"]
+    assert (data["type"], data["retryable"], data["hint"]) == ("unavailable", True, "see whether its server runs there")

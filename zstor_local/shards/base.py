@@ -35,6 +35,13 @@ class ShardError(Exception):
         self.code = code
 
 
+class NoPlace(ShardError):
+    """What was given for a place names none: nobody was asked, and asking again would not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("missing", message, untouched=True)
+
+
 class ShareMissing(Exception):
     """The shard is there, the share is not."""
 

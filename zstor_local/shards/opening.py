@@ -13,7 +13,7 @@ from zstor_local.model.ids import StoreId
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Runtime, sync_directory
-from zstor_local.shards.base import Shard, ShardError
+from zstor_local.shards.base import NoPlace, Shard, ShardError
 from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import LogIndex
@@ -89,15 +89,15 @@ class ShardOpener:
         scheme = url.partition("://")[0] if "://" in url else FILE
         engine = self._engines.get(scheme)
         if engine is None:
-            raise ShardError("missing", f"{url}: this version has no shards of the kind {scheme!r}, but {', '.join(self.schemes)}")
+            raise NoPlace(f"{url}: this version has no shards of the kind {scheme!r}, but {', '.join(self.schemes)}")
         return engine
 
 
 def directory_of(url: str) -> str:
-    """The path of a directory shard; `missing` if it is not absolute."""
+    """The path of a directory shard; NoPlace if it is not absolute."""
     path = url.removeprefix("file://").rstrip("/")
     if not path.startswith("/"):
-        raise ShardError("missing", f"{url} is not an absolute path")
+        raise NoPlace(f"{url} is not an absolute path")
     return path
 
 

@@ -23,7 +23,7 @@ from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import ID_BYTES, ShardUid
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
-from zstor_local.shards.base import ShardError
+from zstor_local.shards.base import NoPlace, ShardError
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import Identified
 from zstor_local.store.caller import Caller
@@ -116,7 +116,8 @@ class Membership:
         except BadMarker as error:
             raise Conflict(f"{url}: {error}", hint="give an empty directory") from None
         except ShardError as error:
-            raise IoError(str(error), hint="give an empty directory on a disk that is mounted") from None
+            hint = None if _on_a_server(url) else "give an empty directory on a disk that is mounted"
+            raise IoError(str(error), hint=hint) from None
 
     async def _take_back(self, entry: ShardEntry, url: str, group: str | None) -> ShardEntry:
         """A place that bears the marker of a shard that the store has: the shard is there from now on, and is not drained."""
@@ -141,8 +142,11 @@ class Membership:
             return await self._runtime.threads.run(self._places.opener.identify, url)
         except BadMarker as error:
             raise Conflict(f"{url}: {error}", hint="give an empty directory") from None
+        except NoPlace as error:
+            raise _no_place(str(error)) from None
         except ShardError as error:
-            raise Unavailable(str(error), hint="see whether it is there, and mounted") from None
+            hint = "see whether its server runs there" if _on_a_server(url) else "see whether it is there, and mounted"
+            raise Unavailable(str(error), hint=hint) from None
 
     def _free_id(self, record: ShardsRecord) -> str:
         taken = {entry.id for entry in record.shards}
@@ -196,12 +200,21 @@ class Membership:
 
 def _checked(url: str) -> str:
     """The url in one spelling; InvalidParams if it is none."""
-    if "://" in url and not url.startswith("file://"):
-        return url.rstrip("/")
+    if _on_a_server(url):
+        scheme, _, place = url.partition("://")
+        return f"{scheme}://{place.rstrip('/')}"
     path = url.removeprefix("file://")
     if not path.startswith("/") or "\0" in path or posixpath.normpath(path) == "/":
-        raise InvalidParams(f"{url!r} is no place for a shard", hint="give a directory's absolute path, or a URL", parameter="url")
+        raise _no_place(f"{url!r} is no place for a shard")
     return posixpath.normpath(path)
+
+
+def _on_a_server(url: str) -> bool:
+    return "://" in url and not url.startswith("file://")
+
+
+def _no_place(message: str) -> InvalidParams:
+    return InvalidParams(message, hint="give a directory's absolute path, or a shard server's URL", parameter="url")
 
 
 def _replaced(name: str, number: int) -> str:

@@ -16,7 +16,7 @@ from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import Network, Runtime
-from zstor_local.shards.base import Shard, ShardError, ShareMissing
+from zstor_local.shards.base import NoPlace, Shard, ShardError, ShareMissing
 from zstor_local.shards.http.about import ABOUT_BYTES, ask_about
 from zstor_local.shards.http.ask import Ask, Deadlines
 from zstor_local.shards.http.pages import read_log
@@ -158,24 +158,24 @@ class HttpEngine:
 
 
 def locate(url: str, store_id: StoreId) -> tuple[str, str]:
-    """The URL of the server, and the path there of a store's shard. ShardError for a URL that is none of a shard server's."""
+    """The URL of the server, and the path there of a store's shard. NoPlace for a URL that is none of a shard server's."""
     server, name = _split(url)
     uid = blake3.blake3(b"zstor/1 space" + store_id + name.encode()).digest(ID_BYTES) if name else bytes(store_id)
     return server, space_path(ShardUid(uid))
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The server's URL and the name behind it; ShardError for what is none."""
+    """The server's URL and the name behind it; NoPlace for what is none."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ShardError("missing", "that is no URL") from None
+        raise NoPlace("that is no URL") from None
     if not url.isprintable():
-        raise ShardError("missing", "that is no URL: it holds characters that cannot be shown")
+        raise NoPlace("that is no URL: it holds characters that cannot be shown")
     if parts.scheme == "http+unix":
         path, _, name = parts.path.partition("//")
         if not path.startswith("/") or parts.netloc:
-            raise ShardError("missing", f"{url}: the socket is an absolute path: http+unix:///run/shard.sock")
+            raise NoPlace(f"{url}: the socket is an absolute path: http+unix:///run/shard.sock")
         return f"http+unix://{path}", name
     try:
         host = parts.hostname is not None and _HOST.match(parts.hostname) is not None
@@ -183,5 +183,5 @@ def _split(url: str) -> tuple[str, str]:
     except ValueError:
         valid = False
     if not valid:  # not shown: there may be a password in it
-        raise ShardError("missing", "that is no URL of a shard server: http(s)://HOST:PORT, with /NAME behind if need be")
+        raise NoPlace("that is no URL of a shard server: http(s)://HOST:PORT, with /NAME behind if need be")
     return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/")
