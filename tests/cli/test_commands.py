@@ -560,3 +560,32 @@ def test_no_summary_of_a_command_is_cut() -> None:
     for group in [zstor, *groups]:
         shown = group.get_help(click.Context(group, info_name=group.name, terminal_width=80))
         assert not [line for line in shown.partition("Commands:")[2].splitlines() if line.endswith("...")], group.name
+
+
+def test_rm_r_looks_at_the_key_and_what_is_below_it_and_at_no_neighbour(serve: Serve) -> None:
+    """There may be a million keys that begin with the same letters."""
+
+    def answer(request: Message) -> Json:
+        if request["method"] == "object.stat":
+            return {"metadata": METADATA}
+        return {"items": [], "cursor": None} if request["method"] == "object.list" else {"deleted": True, "owed": 0}
+
+    daemon = serve(answer)
+    assert main(["rm", "-r", "--yes", "a"]) == 0
+    listed = {str(params["prefix"]) for method, params in requests(daemon) if method == "object.list" and isinstance(params, dict)}
+    assert listed == {"a/"}
+    assert [params for method, params in requests(daemon) if method == "object.delete"] == [{"key": "a"}]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_rotation_tells_programs_whether_the_key_is_new(
+    serve: Serve, capsys: pytest.CaptureFixture[str], home: Path, new: bool
+) -> None:
+    key = MasterKey(StoreId(bytes(16)), bytes(32))
+    (home / "key").write_text(key.to_text())
+    (home / "key").chmod(0o600)
+    serve(lambda request: {"new": new, "key_file": str(home / "key")} if request["method"] == "key.rotate" else {"shards": []})
+    assert main(["key", "rotate", "--yes", "--json"]) == 0
+    out, err = output(capsys)
+    told = json.loads(out)
+    assert (told["new"], told["store_id"], err) == (new, "00" * 16, "")

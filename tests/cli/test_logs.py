@@ -44,6 +44,7 @@ def test_a_log_goes_into_a_file_and_comes_back(daemon: PrivateDaemon) -> None:
     assert b"exported" in done(zstor(daemon, "log", "export", "log.car"))
     assert zstor(daemon, "log", "export", "log.car").returncode == 1
     done(zstor(daemon, "log", "export", "-f", "log.car"))
+    assert zstor(daemon, "log", "export", "-", "--json").returncode == 3  # where would the document go?
     assert done(zstor(daemon, "log", "export", "-")) == (daemon.home / "log.car").read_bytes()
     assert done(zstor(daemon, "log", "import", "log.car", "--log", "copy")).startswith(b"log copy: created")
     assert done(zstor(daemon, "log", "read", "--log", "copy")) == done(zstor(daemon, "log", "read"))

@@ -45,7 +45,9 @@ def test_a_shard_can_be_forgotten_by_force_and_another_be_in_its_place(daemon: P
     assert done(zstor(daemon, "repair", "a")).startswith(b"optimal")
 
 
-@pytest.mark.parametrize("url", ["ftp://server/disk", "https://", "http+unix:///", "https://server/disk", "http://[::1/x", "http://u:p@h:1/x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://server/disk", "https://", "http+unix:///", "https://server/disk", "http://[::1/x", "http://u:p@h:1/x"]
+)
 def test_a_url_that_is_none_of_a_shard_is_the_callers_mistake(daemon: PrivateDaemon, url: str) -> None:
     refused = zstor(daemon, "shard", "add", url, "--json")
     error = json.loads(refused.stderr)["error"]

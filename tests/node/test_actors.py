@@ -131,3 +131,18 @@ def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
 def test_equal_messages_are_messages_of_their_own(daemon: PrivateDaemon, log: str) -> None:
     send(daemon, log, *["again"] * random.Random(1).randrange(5, 9))
     assert len(set(done(zstor(daemon, "log", "read", "--log", log)).splitlines())) >= 5
+
+
+def test_a_log_that_nobody_has_made_is_an_error_and_for_a_follower_one_that_may_come_yet(daemon: PrivateDaemon, log: str) -> None:
+    assert done(zstor(daemon, "node", "receive", "--log", log)) == b""  # made, and empty
+    refused = zstor(daemon, "node", "receive", "--log", "typo", "--json")
+    assert (refused.returncode, json.loads(refused.stderr)["error"]["data"]["type"]) == (1, "not_found")
+    command = [*ZSTOR, "node", "receive", "--follow", "--log", "later", "--count", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=daemon.home, env=daemon.environment) as bob:
+        assert bob.stdout is not None
+        assert bob.stderr is not None
+        assert bob.stderr.readline() == b"zstor: warning: there is no log 'later' yet; it is waited for\n"
+        done(zstor(daemon, "log", "create", "later"))
+        send(daemon, "later", "here it is")
+        assert bob.stdout.readline() == b"     1  here it is\n"
+        assert bob.wait(60) == 0

@@ -71,9 +71,9 @@ def rotate(options: Options, yes: bool) -> None:
     with options.connect() as client:
         rotated = cast("Rotated", client.call("key.rotate", {}))
         shards = cast("Status", client.call("daemon.status", {}))["shards"]
-    if not rotated["new"]:
+    if not rotated["new"] and not options.json:
         report.warning("no new key was made: this goes on with an earlier rotation, whose key it is")
-    _print_words(options, Path(rotated["key_file"]))
+    _print_words(options, Path(rotated["key_file"]), new=rotated["new"])
     if not options.json and not all(shard["url"].removeprefix("file://").startswith("/") for shard in shards):
         click.echo("Once they are there: `zstor key retire`. Until then shard servers let in who has the old ones.")
 
@@ -93,13 +93,14 @@ def retire(options: Options) -> None:
     click.echo(json.dumps(retired) if options.json else "no shard server that is there lets in who has an older master key")
 
 
-def _print_words(options: Options, path: Path) -> None:
+def _print_words(options: Options, path: Path, **told: bool) -> None:
+    """The words for people, or as JSON with what else is `told`."""
     master_key = _read(path)
     words = to_words(master_key)
     if from_words(" ".join(words)) != master_key:
         raise IoError("the words do not read back; nothing is printed")
     if options.json:
-        click.echo(json.dumps({"store_id": master_key.store_id.hex(), "words": words}))
+        click.echo(json.dumps({"store_id": master_key.store_id.hex(), "words": words, **told}))
         return
     click.echo(f"Master key of the store {master_key.store_id.hex()}, {WORDS} words:\n")
     for start in range(0, WORDS, _PER_LINE):

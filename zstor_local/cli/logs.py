@@ -246,6 +246,8 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 @pass_options
 def export(options: Options, file: str, force: bool, log: str) -> None:
     """Write a whole log as one CAR file that any IPFS tool can read."""
+    if file == "-" and options.json:
+        raise click.UsageError("--json needs a FILE: standard output has the log's bytes")
     taker = standard_output() if file == "-" else destination(Path(file), force=force, own=options.daemons_own())
     with (
         options.connect() as client,
@@ -253,9 +255,10 @@ def export(options: Options, file: str, force: bool, log: str) -> None:
         progress(f"exporting {log}", wanted=not options.no_progress, counted=True) as shown,
     ):
         found = cast("dict[str, Json]", client.call("log.export", {"log": log, "fd": 0}, fds=[taken.fd], progress=shown))
-    if file != "-":
-        size = text.size(cast(int, found["bytes"]))
-        click.echo(json.dumps(found) if options.json else f"exported {found['entries']} entries, {size}, root {found['root']}")
+    if file == "-":
+        return
+    size = text.size(cast(int, found["bytes"]))
+    click.echo(json.dumps(found) if options.json else f"exported {found['entries']} entries, {size}, root {found['root']}")
 
 
 @log.command("import")

@@ -19,10 +19,11 @@ from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.logs import a_log
 from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.errors import NotFound
 from zstor_local.formats.messages import MESSAGE
 from zstor_local.formats.mvds import message_id
 from zstor_local.formats.protobuf import Malformed
-from zstor_local.node.client import Disconnected, connected
+from zstor_local.node.client import Disconnected, Node, connected
 from zstor_local.node.journal import Journal, NoJournal, line_of
 from zstor_local.node.receiving import Position, Received, receive
 from zstor_local.node.sending import Sent, send
@@ -101,10 +102,25 @@ async def _receive(options: Options, log: str, into: Path | None, position: Posi
     try:
         with nullcontext() if into is None else Journal(into) as journal:
             async with connected(options.load().socket) as node:
+                if journal is None or not journal.position.seq:
+                    await _must_be_a_log(options, node, log, waits=wait is not None)
                 entries = receive(node, log, position if journal is None else journal.position, wait=wait)
                 await _keep(options, entries, journal, count)
     except Disconnected as error:
         raise NoDaemon(str(error), hint="start it in another terminal:  zstor daemon") from None
+
+
+async def _must_be_a_log(options: Options, node: Node, log: str, *, waits: bool) -> None:
+    """NotFound if nobody has made the log or written to it; who waits for what comes is told, for it may come yet."""
+    if (await node.fetch(f"log/{log}")).value is not None:
+        return
+    try:
+        await node.call("log.head", log=log)
+    except NotFound as error:
+        if not waits:
+            raise
+        if not options.json:
+            report.warning(f"{error.message} yet; it is waited for")
 
 
 async def _keep(options: Options, entries: AsyncGenerator[Received, None], journal: Journal | None, count: int | None) -> None:

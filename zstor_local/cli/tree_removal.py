@@ -15,11 +15,11 @@ from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
 from zstor_local.cli.tree_account import Account
-from zstor_local.errors import NotFound, ZstorError
+from zstor_local.errors import CorruptRecord, NotFound, ZstorError
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.listing import Item
-    from zstor_local.rpc.methods.objects import Deleted
+    from zstor_local.rpc.methods.objects import Deleted, Written
 
 
 def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
@@ -77,5 +77,16 @@ def _outermost(keys: tuple[str, ...]) -> tuple[str, ...]:
 def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
     """With a slash at its end a key means what is below it, and not an object that is called so without one."""
     for key in keys:
-        top = f"{key.rstrip('/')}/"
-        yield from (item for item in items(client, options, key.rstrip("/")) if item["key"] == key or item["key"].startswith(top))
+        damaged: CorruptRecord | None = None
+        if not key.endswith("/"):
+            try:
+                metadata = cast("Written", client.call("object.stat", {"key": key, **options.place()}))["metadata"]
+            except NotFound:
+                pass
+            except CorruptRecord as error:
+                damaged = error
+            else:
+                yield {"key": key, "metadata": metadata}
+        yield from items(client, options, f"{key.rstrip('/')}/")
+        if damaged is not None:
+            raise damaged
