@@ -227,3 +227,20 @@ def test_a_body_is_not_taken_from_who_has_not_taken_the_space_over(house: House)
         answer = client.recv(4_096)
     assert answer.startswith(b"HTTP/1.1 409")
     assert b'"fenced"' in answer
+
+
+def test_a_client_that_breaks_off_in_a_body_is_no_fault_of_the_server(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """As a daemon that is killed: what it had not read makes the end of its connection an error."""
+    lines = [
+        f"POST /v1/{SPACE}/log?batch=1 HTTP/1.1",
+        "Host: s",
+        f"Authorization: Bearer {house.issuer.owner()}",
+        f"Zstor-Writer: 1:1:{'5' * 32}",
+        "Content-Length: 60000000",
+        "Expect: 100-continue",
+    ]
+    with connected(house.path) as client:
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert client.recv(4_096, socket.MSG_PEEK).startswith(b"HTTP/1.1 100")
+    house.server.restart()  # which waits for what is under way
+    assert "a request failed" not in caplog.text

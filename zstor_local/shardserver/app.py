@@ -60,6 +60,8 @@ class App:
                 answer = refused(Refusal("bad_request", str(error)))
             except OSError as error:
                 answer = refused(of_system(error))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise  # its client is gone: see rpc.http_connection.ending
             except Exception:
                 log.exception("a request failed")
                 answer = refused(Refusal("failed", "a fault of the shard server's; its log has more"))
@@ -75,7 +77,10 @@ class App:
         guest = self._guard.admit(request.headers.get("authorization"))
         match request.path:
             case ["metrics"] if request.method == "GET":
-                return Answer(self._metrics.text(self._spaces.volume).encode(), kind="text/plain; version=0.0.4")
+                volume = self._spaces.volume
+                capacity = await self._spaces.in_thread(volume.capacity)
+                text = self._metrics.text([*volume.spaces.values()], capacity)
+                return Answer(text.encode(), kind="text/plain; version=0.0.4")
             case ["v1", "trust"] if request.method == "PUT":
                 return await self._put_trust(request, guest)
             case ["v1", uid, *rest]:

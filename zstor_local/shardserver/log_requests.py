@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -27,13 +28,14 @@ class LogRequests:
     def __init__(self, spaces: Spaces, memory: Memory) -> None:
         self._spaces = spaces
         self._memory = memory
-        self._news: dict[ShardUid, trio.Event] = {}  # set when the next batch was appended to a space
+        # Set when the next batch was appended to a space that has something of a namespace (None: of any), while somebody waits for it.
+        self._news: WeakValueDictionary[tuple[ShardUid, NamespaceId | None], trio.Event] = WeakValueDictionary()
         self._stopping = False
 
     def stop(self) -> None:
         """Let nobody wait any longer for what comes."""
         self._stopping = True
-        for news in self._news.values():
+        for news in [*self._news.values()]:
             news.set()
 
     async def append(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
@@ -44,13 +46,16 @@ class LogRequests:
         space.check_fence(fence)  # before anything is taken in: whoever has not taken the space over has nothing to send
         body = await request.body(wire.BATCH_BYTES_MAX, self._memory, guest.bearer)
         batch = wire.parse_batch(body) if len(body) <= AT_ONCE_BYTES else await self._spaces.in_thread(wire.parse_batch, body)
-        for namespace in {scanned.entry.envelope.namespace for scanned in batch.entries}:
+        namespaces = {scanned.entry.envelope.namespace for scanned in batch.entries}
+        for namespace in namespaces:
             guest.check(space, namespace, "write")
         if batch.freed:
             guest.check_owner(space)
         async with self._spaces.lock(uid):
             await self._spaces.use(space, space.append, fence, number, batch)
-        self._news.pop(uid, trio.Event()).set()
+        for changed in (*namespaces, None):
+            if (news := self._news.pop((uid, changed), None)) is not None:
+                news.set()
         return Answer(status=204)
 
     async def page(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
@@ -62,7 +67,7 @@ class LogRequests:
         seconds = request.number("wait", 0, most=WAIT_SECONDS)
         deadline = trio.current_time() + seconds
         while True:
-            news = self._news.setdefault(uid, trio.Event())
+            news = self._news.setdefault((uid, namespace), trio.Event())
             with ExitStack() as looking:
                 looking.enter_context(self._memory.holding(guest.bearer, limit))
                 some, page, after = await self._spaces.use(space, _page, space, namespace, cursor, limit)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from zstor_local.shardserver.volume import Volume
+from zstor_local.shards.base import Capacity
+from zstor_local.shardserver.space import Space
 
 
 class Metrics:
@@ -29,9 +30,9 @@ class Metrics:
         finally:
             self._running -= 1
 
-    def text(self, volume: Volume) -> str:
-        capacity = volume.capacity()
-        rooms = [room for space in volume.spaces.values() for room in space.rooms]
+    def text(self, spaces: Sequence[Space], capacity: Capacity) -> str:
+        """Of the spaces that are open, and the file system. What is not open since the start is told of once somebody asks for it."""
+        rooms = [room for space in spaces for room in space.rooms]
         lines = [
             "# TYPE zstor_shard_requests_total counter",
             *(
@@ -39,9 +40,9 @@ class Metrics:
                 for (method, status), count in sorted(self._requests.items())
             ),
             *_gauge("zstor_shard_requests_running", self._running),
-            *_gauge("zstor_shard_spaces_open", len(volume.spaces)),
+            *_gauge("zstor_shard_spaces_open", len(spaces)),
             *_gauge("zstor_shard_namespaces_open", len(rooms)),
-            *_gauge("zstor_shard_namespaces_unreadable", sum(len(space.rooms.unreadable) for space in volume.spaces.values())),
+            *_gauge("zstor_shard_namespaces_unreadable", sum(len(space.rooms.unreadable) for space in spaces)),
             *_gauge("zstor_shard_used_bytes", sum(room.used_bytes for room in rooms)),
             *_gauge("zstor_shard_disk_total_bytes", capacity.total),
             *_gauge("zstor_shard_disk_free_bytes", capacity.free),
