@@ -55,7 +55,7 @@ async def test_a_body_is_hashed_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("zstor_local.shardserver.request.hashlib", SimpleNamespace(sha256=Hash))
     headers = {"content-length": str(len(body)), wire.DIGEST: digest(body)}
     request = Request("PUT", [], {}, headers, receive, nullcontext)
-    assert await request.body(100, Memory(), "bearer") == body
+    assert await request.body(100, Memory(), ("issuer", "user")) == body
     assert len(hashed) == 3
 
 

@@ -19,10 +19,11 @@ from tests.shardserver.test_slow_readers import A_MOMENT, ASK, connected
 from zstor_local.limits import MIB
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Files, read_exactly
-from zstor_local.shards.http.wire import share_name
+from zstor_local.shards.http import wire
+from zstor_local.shards.http.wire import Batch, pack_batch, share_name
 from zstor_local.shardserver.answer import SEND_BYTES
 from zstor_local.shardserver.large import LargeShares
-from zstor_local.shardserver.memory import Memory
+from zstor_local.shardserver.memory import BYTES, Memory
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Space
 from zstor_local.system import real_runtime
@@ -157,22 +158,38 @@ def test_a_request_whose_end_is_told_in_two_ways_is_the_last_one(house: House) -
 def test_nobody_takes_more_memory_than_is_left_for_others() -> None:
     memory = Memory(100)
 
-    def refused(bearer: str, size: int) -> bool:
+    def refused(issuer: str, user: str, size: int) -> bool:
         try:
-            with memory.holding(bearer, size):
+            with memory.holding((issuer, user), size):
                 return False
         except Refusal:
             return True
 
     with ExitStack() as held:
-        assert refused("one", 101)
-        held.enter_context(memory.holding("one", 40))
-        assert refused("one", 21)
-        held.enter_context(memory.holding("one", 10))
-        assert refused("one", 1)
-        held.enter_context(memory.holding("another", 25))
-        assert not refused("a third", 25)
-    assert not refused("one", 100)
+        assert refused("one", "ann", 101)
+        held.enter_context(memory.holding(("one", "ann"), 30))
+        assert refused("one", "ann", 11)
+        held.enter_context(memory.holding(("one", "ann"), 5))
+        assert refused("one", "ann", 1)
+        assert not refused("one", "bob", 30)
+        for user in range(1_000):  # an issuer may have any number of users
+            if not refused("one", f"user {user}", 1):
+                held.enter_context(memory.holding(("one", f"user {user}"), 1))
+        assert not refused("another", "ann", 50)
+    assert not refused("one", "ann", 100)
+
+
+def test_what_is_made_of_a_body_counts_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest entries take ten times their bytes once they are parsed."""
+    with house.client(house.issuer.owner()) as owner:
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "ENTRY_MEMORY", 2 * BYTES)
+            assert append(owner, 1, scanned(1)).json()["type"] == "busy"
+            patch.setattr(wire, "UNSETTLED_BYTES_MAX", 2 * BYTES)
+            assert owner.get(f"/v1/{SPACE}/unsettled").json()["type"] == "busy"
+            free = pack_batch(Batch([], [SHARE]))
+            assert send(owner, "POST", f"/v1/{SPACE}/free", free).json()["type"] == "busy"
+        assert append(owner, 1, scanned(1)).status_code == 204
 
 
 def test_no_range_is_read_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards import log_index
 from zstor_local.shards.base import Capacity
+from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shards.segment import HEADER_BYTES
 from zstor_local.shardserver import rooms
@@ -174,6 +175,27 @@ def test_a_page_ends_before_what_is_still_being_written(disk: Disk, monkeypatch:
     assert seen
     assert not any(seen)
     assert sequences(space, cursor)[0] == [2, 3]
+
+
+def test_entries_of_a_page_count_with_the_memory_that_they_take(disk: Disk) -> None:
+    """The shortest have a hundred bytes on the wire."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(number) for number in range(1, 1_001)]))
+    end = space.page(None, Cursor(), 1 << 30)[1]
+    batch, cursor = space.page(None, Cursor(), 100_000)
+    assert len(batch.entries) < 200
+    while cursor != end:
+        batch, cursor = space.page(None, cursor, 100_000)
+        assert batch.entries
+
+
+def test_what_is_told_to_be_unsettled_has_an_end(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner may append without end, and never say that anything was committed."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(number) for number in range(1, 101)]))
+    assert len(space.unsettled().entries) == 100
+    monkeypatch.setattr(wire, "UNSETTLED_BYTES_MAX", 10_000)
+    assert refused(space.unsettled) == "too_large"
 
 
 @pytest.mark.parametrize("text", ["", "1.1.64", "1.1.64.5", f"1.1.64.{'5' * 31}g", f"0.0.0.{'5' * 33}", f"-1.1.64.{'5' * 32}"])

@@ -183,7 +183,7 @@ class DirectoryShard:
 
     def unsettled(self) -> Sequence[Envelope]:
         with self._disk.failing():
-            return self.log.unsettled()
+            return [*self.log.unsettled()]
 
     def check(self) -> ShardState:
         return self._disk.check()

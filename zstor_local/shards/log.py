@@ -221,11 +221,11 @@ class Log:
         for number, header in self._segments.headers():
             yield from self._segments.records(number, header)
 
-    def unsettled(self) -> list[Envelope]:
+    def unsettled(self) -> Iterator[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
         known = self._known
         entries = (scanned.entry.envelope for scanned, _ in self.scan_after(*known.settled))
-        return [envelope for envelope in entries if envelope.sequence > known.committed]
+        return (envelope for envelope in entries if envelope.sequence > known.committed)
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, Position]]:
         """Entries behind an offset in a segment (0, 0: the beginning), each with its end."""

@@ -104,7 +104,7 @@ class App:
             case "POST", ["superseded"]:
                 return await self._logs.supersede(request, guest, uid)
             case "GET", ["unsettled"]:
-                return await self._logs.unsettled(guest, uid)
+                return await self._logs.unsettled(request, guest, uid)
             case (("GET" | "HEAD"), ["shares", name]):
                 return await self._shares.read(request, guest, uid, name)
             case "GET", ["shares"]:

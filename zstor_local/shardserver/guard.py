@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from zstor_local.access.verify import TokenRefused, TokenVerifier, Verified
 from zstor_local.model.ids import NamespaceId, ShardUid
 from zstor_local.model.permission import STORE_NAMESPACE, Permission
+from zstor_local.shardserver.memory import Bearer
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room
 from zstor_local.shardserver.space import Space
@@ -25,9 +26,9 @@ class Guest:
     again: Callable[[], Guest]
 
     @property
-    def bearer(self) -> str:
+    def bearer(self) -> Bearer:
         """Whose token it is."""
-        return f"{self.token.issuer} {self.token.user}"
+        return self.token.issuer, self.token.user
 
     def may_make(self, shard: ShardUid | None) -> bool:
         """Whether this is the daemon of a store, and speaks of this shard."""

@@ -45,6 +45,7 @@ class LogRequests:
         guest.check_anywhere(space, "write")
         space.check_fence(fence)  # before anything is taken in: whoever has not taken the space over has nothing to send
         body = await request.body(wire.BATCH_BYTES_MAX, self._memory, guest.bearer)
+        request.held.enter_context(self._memory.holding(guest.bearer, wire.parsed_bytes(body)))
         batch = wire.parse_batch(body) if len(body) <= AT_ONCE_BYTES else await self._spaces.in_thread(wire.parse_batch, body)
         namespaces = {scanned.entry.envelope.namespace for scanned in batch.entries}
         for namespace in namespaces:
@@ -78,9 +79,10 @@ class LogRequests:
                 await news.wait()
             guest.again().check(space, namespace, "read")  # it may have been revoked meanwhile
 
-    async def unsettled(self, guest: Guest, uid: ShardUid) -> Answer:
+    async def unsettled(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._spaces.find(uid)
         guest.check_owner(space)
+        request.held.enter_context(self._memory.holding(guest.bearer, wire.UNSETTLED_BYTES_MAX))
         return Answer(await self._spaces.use(space, lambda: wire.pack_batch(space.unsettled())))
 
     async def supersede(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:

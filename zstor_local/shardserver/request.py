@@ -14,7 +14,7 @@ from zstor_local import limits
 from zstor_local.model.ids import NamespaceId
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import Fence, parse_id
-from zstor_local.shardserver.memory import Memory
+from zstor_local.shardserver.memory import Bearer, Memory
 from zstor_local.shardserver.refusal import Refusal
 
 BODY_SECONDS: Final = 60.0  # from the first to the last byte of a body
@@ -56,7 +56,7 @@ class Request:
     def fence(self) -> Fence:
         return Fence.parse(self.headers.get(wire.FENCE, ""))
 
-    async def body(self, most: int, memory: Memory, bearer: str) -> bytes:
+    async def body(self, most: int, memory: Memory, bearer: Bearer) -> bytes:
         """The whole body, bounded before it is taken, and the one that its digest names. It counts until the request is answered."""
         length = self.headers.get("content-length", "")
         if self.headers.get("content-encoding", "identity") != "identity":

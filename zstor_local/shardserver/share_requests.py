@@ -91,7 +91,9 @@ class ShareRequests:
         guest.check(space, namespace, "delete")
         fence = request.fence()
         space.check_fence(fence)
-        batch = await self._spaces.in_thread(wire.parse_batch, await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer))
+        body = await request.body(wire.PART_BYTES_MAX, self._memory, guest.bearer)
+        request.held.enter_context(self._memory.holding(guest.bearer, wire.parsed_bytes(body)))
+        batch = await self._spaces.in_thread(wire.parse_batch, body)
         async with self._spaces.lock(uid):
             await self._spaces.use(space, space.large.free, fence, namespace, batch.freed)
             await self._spaces.in_thread(self._spaces.volume.keep_room)

@@ -258,7 +258,7 @@ class Space:
             self.freed = True
 
     def page(self, namespace: NamespaceId | None, cursor: Cursor, limit: int) -> tuple[Batch, Cursor]:
-        """Entries behind the cursor, of one namespace or of all, some `limit` bytes of them, and where they end. Refusal `gone` for a
+        """Entries behind the cursor, of one namespace or of all, some `limit` bytes of memory, and where they end. Refusal `gone` for a
         cursor of what does not lie here any more.
         """
         entries: list[ScannedEntry] = []
@@ -274,17 +274,25 @@ class Space:
                 for scanned, position in self.rooms.log(room).written_after(after.segment, after.offset):
                     entries.append(scanned)
                     cursor = Cursor(room.number, position)
-                    size += entry_size(scanned.entry)
+                    size += _memory_of(scanned)
                     if size >= limit:
                         return Batch(entries), cursor
         return Batch(entries), cursor
 
     def unsettled(self) -> Batch:
-        """What the logs hold behind the newest commit that they tell of."""
-        committed = self.newest_committed
+        """What the logs hold behind the newest commit that they tell of. Refusal `too_large` where that is more than a daemon leaves,
+        which commits group by group.
+        """
+        committed, found, size = self.newest_committed, [], 0
         with answering():
-            found = [envelope for room in self.rooms for envelope in self.rooms.log(room).unsettled() if envelope.sequence > committed]
-        return Batch([ScannedEntry(Entry(envelope), committed) for envelope in found])
+            for room in self.rooms:
+                for envelope in self.rooms.log(room).unsettled():
+                    if envelope.sequence > committed:
+                        found.append(ScannedEntry(Entry(envelope), committed))
+                        size += _memory_of(found[-1])
+                    if size > wire.UNSETTLED_BYTES_MAX:
+                        raise Refusal("too_large", "more records lie here that nothing says were committed than can be told")
+        return Batch(found)
 
     @property
     def newest_committed(self) -> int:
@@ -358,6 +366,11 @@ class Space:
             closing.callback(self._index.close)
             closing.callback(self.rooms.close)
             closing.callback(self.large.close)
+
+
+def _memory_of(scanned: ScannedEntry) -> int:
+    """Bytes that an entry takes, its own and those of the objects that it is made of."""
+    return entry_size(scanned.entry) + wire.ENTRY_MEMORY
 
 
 @contextmanager

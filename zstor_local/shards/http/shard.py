@@ -36,8 +36,8 @@ from zstor_local.shards.http.wire import (
     API,
     DIGEST,
     FENCE,
-    PAGE_BYTES,
     SUPERSEDED_MAX,
+    UNSETTLED_BYTES_MAX,
     Batch,
     Fence,
     digest,
@@ -116,7 +116,7 @@ class HttpShard:
         return self.check()
 
     def unsettled(self) -> Sequence[Envelope]:
-        ask = Ask("GET", f"{self.space}/unsettled", expect=(200,), most=16 * PAGE_BYTES)
+        ask = Ask("GET", f"{self.space}/unsettled", expect=(200,), most=UNSETTLED_BYTES_MAX)
         try:
             return [each.entry.envelope for each in read_batch(self.url, self._run(lambda: self.peer.ask(ask))).entries]
         except ShardError as error:

@@ -32,7 +32,9 @@ DIGEST: Final = "content-digest"  # RFC 9530, sha-256
 BATCH_BYTES_MAX: Final = 64 * limits.MIB  # a group: 256 changes with a share of 64 KiB each, records and room
 PART_BYTES_MAX: Final = 8 * limits.MIB
 PAGE_BYTES: Final = 4 * limits.MIB
-BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has: each takes some hundreds of bytes of memory
+BATCH_ENTRIES_MAX: Final = 2**17  # more than a page of the shortest entries has
+ENTRY_MEMORY: Final = 512  # bytes that an entry takes beside its own once it is parsed
+UNSETTLED_BYTES_MAX: Final = 64 * limits.MIB  # of the records that nothing says were committed: those of a group, and room
 
 BEGINNING: Final = "0.0.0"  # the cursor before all that a server's logs hold
 
@@ -80,15 +82,7 @@ def pack_batch(batch: Batch) -> bytes:
 
 def parse_batch(data: bytes) -> Batch:
     """The reverse of `pack_batch`; BadWire for anything else."""
-    if len(data) < _HEADER.size:
-        raise BadWire("a batch is cut short")
-    magic, version, entries, freed = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version != _FORMAT:
-        raise BadWire(f"that is no batch of format {_FORMAT}")
-    if entries * _ENTRY.size + freed * _FREED.size > len(data):
-        raise BadWire("a batch is cut short")
-    if max(entries, freed) > BATCH_ENTRIES_MAX:
-        raise BadWire(f"a batch holds more than {BATCH_ENTRIES_MAX} entries")
+    entries, freed = _counts(data)
     at = _HEADER.size
     scanned = []
     for _ in range(entries):
@@ -98,6 +92,25 @@ def parse_batch(data: bytes) -> Batch:
         raise BadWire("a batch is longer or shorter than it says")
     gone = [ShareId(Version(share), index) for share, index in _FREED.iter_unpack(data[at:])]
     return Batch(scanned, gone)
+
+
+def parsed_bytes(data: bytes) -> int:
+    """The memory that a batch takes once it is parsed, beside its own; BadWire for what is none."""
+    return ENTRY_MEMORY * sum(_counts(data))
+
+
+def _counts(data: bytes) -> tuple[int, int]:
+    """How many entries and freed shares a batch has."""
+    if len(data) < _HEADER.size:
+        raise BadWire("a batch is cut short")
+    magic, version, entries, freed = _HEADER.unpack_from(data)
+    if magic != _MAGIC or version != _FORMAT:
+        raise BadWire(f"that is no batch of format {_FORMAT}")
+    if entries * _ENTRY.size + freed * _FREED.size > len(data):
+        raise BadWire("a batch is cut short")
+    if max(entries, freed) > BATCH_ENTRIES_MAX:
+        raise BadWire(f"a batch holds more than {BATCH_ENTRIES_MAX} entries")
+    return entries, freed
 
 
 def _parse_entry(data: bytes, at: int) -> tuple[ScannedEntry, int]:
