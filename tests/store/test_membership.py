@@ -272,7 +272,7 @@ async def test_what_is_written_to_fewer_shards_than_it_has_shares_is_read_and_ma
     async with home.open() as store:
         assert not [line for line in store.warnings() if "shares, and there are" in line]
         await store.membership.remove("1", Nobody(), force=True)
-        assert [line for line in store.warnings() if "4 shares, and there are 3 shards" in line]
+        assert [line for line in store.warnings() if "4 shares, and 3 shards are there" in line]
         for seed, (key, size) in enumerate(OBJECTS.items()):
             stored = await put(store, key, content(seed, size))
             assert (len(set(stored.record.placement)), stored.owed) == (4, 0)

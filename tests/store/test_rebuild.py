@@ -156,7 +156,7 @@ async def test_an_object_with_too_few_shares_is_reported_and_kept(tmp_path: Path
         for index in (0, 1):
             share_place(store, stored, index).path.unlink()
     lose_metastore(home)
-    with pytest.raises(StoreFault, match="1 objects have too few shares: 'a'"):
+    with pytest.raises(StoreFault, match="1 object has too few shares: 'a'"):
         rebuilt(home.config())
     report = rebuilt(home.config(), accept_loss=True)
     assert report.unreadable == ["a"]

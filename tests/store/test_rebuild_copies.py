@@ -151,7 +151,7 @@ async def test_of_two_records_with_one_sequence_that_on_more_shards_counts_and_i
     if late:
         monkeypatch.setattr(gathering, "_KEPT_BYTES", 0)
     lose_metastore(home)
-    with pytest.raises(StoreFault, match="1 keys were written twice under one sequence number: 'a'"):
+    with pytest.raises(StoreFault, match="1 key was written twice under one sequence number: 'a'"):
         rebuilt(home.config())
     report = rebuilt(home.config(), accept_loss=True)
     assert report.ambiguous == ["a"]

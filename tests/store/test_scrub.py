@@ -82,7 +82,7 @@ async def test_what_cannot_be_mended_is_counted_and_told(home: Home, caplog: pyt
         found = await scrubbed(store)
         assert (found.bad_shares, found.unreadable, found.damage) == (2, 1, True)
     assert caplog.messages[0].endswith("has bad shares: 0 is corrupt, 1 is corrupt")
-    assert caplog.messages[-1].startswith("a scrub came to its end: 1 object looked at; 2 bad shares; 1 objects unreadable; ")
+    assert caplog.messages[-1].startswith("a scrub came to its end: 1 object looked at; 2 bad shares; 1 object unreadable; ")
 
 
 async def test_an_object_with_too_few_whole_shares_is_no_damage_as_long_as_each_chunk_has_enough_blocks(home: Home) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from zstor_local.access.authority import Authority, Revoked
+from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, NotEmpty, NotFound, NotSupported, ZstorError
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Caller
@@ -60,7 +61,7 @@ class Spaces:
         usage = self._store.namespaces.usage(namespace)
         if usage.objects:
             raise NotEmpty(
-                f"the namespace {name} is not empty: it has {usage.objects} object{'' if usage.objects == 1 else 's'}",
+                f"the namespace {name} is not empty: it has {counted(usage.objects, 'object')}",
                 hint="`zstor namespace rm --force` (`force`) deletes them with it, for good",
                 objects=usage.objects,
             )

@@ -12,6 +12,7 @@ from zstor_local.bench.load import Burst
 from zstor_local.bench.place import Place, in_turns
 from zstor_local.bench.results import Budget, Row
 from zstor_local.bench.servers import Server, floor_server
+from zstor_local.counted import counted
 from zstor_local.limits import KIB
 
 SMALL_BYTES: Final = 4 * KIB
@@ -139,4 +140,4 @@ def _rate(place: Place, server: Server, method: str, keys: Sequence[str], client
 
 
 def _count(clients: int) -> str:
-    return "1 client" if clients == 1 else f"{clients} clients"
+    return counted(clients, "client")

@@ -17,6 +17,7 @@ from zstor_local.cli.handover import Handover, destination, source, standard_out
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.cas import CollectedView as Collected
@@ -210,7 +211,7 @@ def collect(options: Options, dry_run: bool) -> None:
         click.echo(json.dumps(found))
         return
     done = "would delete" if dry_run else "deleted"
-    click.echo(f"{done} {found['contents']} of {text.count(found['looked_at'], 'content')}: {text.size(found['bytes'])}")
+    click.echo(f"{done} {found['contents']} of {counted(found['looked_at'], 'content')}: {text.size(found['bytes'])}")
 
 
 def _items(client: Client, owner: str | None) -> Iterator[Content]:

@@ -13,6 +13,7 @@ from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 from zstor_local.errors import Cancelled, ZstorError
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def _repair_all(options: Options) -> int:
     if options.json:
         click.echo(json.dumps(found))
     else:
-        lacking = f", {found['lacking']:,} still lack a share that no shard can take" if found["lacking"] else ""
-        owed = f", {found['owed']:,} things owed to shards that are away" if found["owed"] else ""
-        click.echo(f"{text.count(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{lacking}{owed}")
+        lacking = f", {counted(found['lacking'], 'lacks', 'lack')} a share that no shard can take" if found["lacking"] else ""
+        owed = f", {counted(found['owed'], 'thing')} owed to shards that are away" if found["owed"] else ""
+        click.echo(f"{counted(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{lacking}{owed}")
         for each in found["found"]:
             click.echo(f"{each['error']}  {text.shown(each['namespace'])}/{text.shown(each['key'])}  {text.shown(each['message'])}")
     return 1 if found["failed"] else 0

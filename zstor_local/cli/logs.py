@@ -18,6 +18,7 @@ from zstor_local.cli.handover import bytes_of, destination, naming_errors, sourc
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.logs import LogAppended, LogEntries, LogEntry, LogHead, LogPageView, LogView
@@ -199,7 +200,7 @@ def verify(options: Options, contents: bool, log: str) -> int:
     if options.json:
         click.echo(json.dumps(found))
     elif problem is None:
-        entries, pages = _count(cast(int, found["entries"])), text.count(cast(int, found["pages"]), "page")
+        entries, pages = _count(cast(int, found["entries"])), counted(cast(int, found["pages"]), "page")
         click.echo(f"log {log} is whole: {entries} in {pages}, {found['scrubbed']} of them scrubbed")
     else:
         for each in cast("list[dict[str, Json]]", found["problems"]):
@@ -230,7 +231,7 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
         click.echo(json.dumps(found))
         return
     gone, kept = cast("list[str]", found["gone"]), cast("list[dict[str, Json]]", found["kept"])
-    click.echo(f"scrubbed {_count(cast(int, found['entries']))}, {text.count(len(gone), 'content')} gone")
+    click.echo(f"scrubbed {_count(cast(int, found['entries']))}, {counted(len(gone), 'content')} gone")
     for each in kept:
         click.echo(f"kept: {each['id']}, for {', '.join(cast('list[str]', each['owners'])) or 'nobody, until it is collected'}")
     click.echo(f"what remains: {found['remains']}")
@@ -258,7 +259,7 @@ def export(options: Options, file: str, force: bool, log: str) -> None:
     if file == "-":
         return
     size = text.size(cast(int, found["bytes"]))
-    click.echo(json.dumps(found) if options.json else f"exported {found['entries']} entries, {size}, root {found['root']}")
+    click.echo(json.dumps(found) if options.json else f"exported {_count(cast(int, found['entries']))}, {size}, root {found['root']}")
 
 
 @log.command("import")
@@ -284,7 +285,9 @@ def import_(options: Options, file: str, log: str | None) -> None:
         progress(f"importing {file}", wanted=not options.no_progress, counted=True) as shown,
     ):
         found = cast("dict[str, Json]", client.call("log.import", params, fds=[given.fd], progress=shown))
-    click.echo(json.dumps(found) if options.json else f"log {found['log']}: {found['state']}, {found['entries']} entries more")
+    click.echo(
+        json.dumps(found) if options.json else f"log {found['log']}: {found['state']}, {_count(cast(int, found['entries']))} more"
+    )
 
 
 @log.command()
@@ -307,7 +310,7 @@ def show(options: Options, entry: LogEntry) -> None:
 
 
 def _count(entries: int) -> str:
-    return "1 entry" if entries == 1 else f"{entries:,} entries"
+    return counted(entries, "entry", "entries")
 
 
 def _line(entry: LogEntry) -> str:

@@ -15,6 +15,7 @@ from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.namespaces import NamespaceDeleted
@@ -119,7 +120,7 @@ def rm(options: Options, name: str, force: bool) -> None:
     if options.json:
         click.echo(json.dumps(answer))
     else:
-        click.echo(f"deleted the namespace {text.shown(name)} and {text.count(answer['objects'], 'object')}")
+        click.echo(f"deleted the namespace {text.shown(name)} and {counted(answer['objects'], 'object')}")
 
 
 @namespace.command()
@@ -191,7 +192,7 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
     if options.json:
         click.echo(json.dumps(joined))
     else:
-        click.echo(f"joined {joined['namespace']}: {text.count(joined['objects'], 'object')}, {text.size(joined['bytes'])}")
+        click.echo(f"joined {joined['namespace']}: {counted(joined['objects'], 'object')}, {text.size(joined['bytes'])}")
 
 
 def _params(name: str, placement: tuple[str, ...], quota: int | None, policy: dict[str, Json]) -> dict[str, Json]:
@@ -222,4 +223,4 @@ def _shown(options: Options, method: str, params: dict[str, Json]) -> None:
 
 def _line(found: NamespaceShown) -> str:
     quota = "" if found["quota_bytes"] is None else f" of {text.size(found['quota_bytes'])}"
-    return f"{found['namespace']}: {text.count(found['objects'], 'object')}, {text.size(found['bytes'])}{quota}"
+    return f"{found['namespace']}: {counted(found['objects'], 'object')}, {text.size(found['bytes'])}{quota}"

@@ -13,6 +13,7 @@ from zstor_local.cli import report, text
 from zstor_local.cli.listing import items
 from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, no_progress, pass_options
+from zstor_local.counted import counted
 from zstor_local.errors import Cancelled, ZstorError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _lines(metadata: Metadata) -> Iterator[tuple[str, str]]:
     yield "created", text.when(metadata["created_epoch"])
     yield "modified", text.when(metadata["modified_epoch"])
     yield "policy", f"any {policy['k']} of {policy['m']} shares, chunks of {text.size(policy['chunk_size'])}, {policy['compression']}"
-    yield "health", metadata["health"] + (f", {text.count(metadata['owed'], 'share')} owed" if metadata["owed"] else "")
+    yield "health", metadata["health"] + (f", {counted(metadata['owed'], 'share')} owed" if metadata["owed"] else "")
     yield "shards", "  ".join(f"{share['index']}:{share['shard']}" for share in metadata["shards"])
     if metadata["previous_key"] is not None:
         yield "previous", text.shown(metadata["previous_key"])

@@ -15,6 +15,7 @@ from zstor_local.cli.client import Client, Json
 from zstor_local.cli.handover import source
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 from zstor_local.errors import NotFound
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _tell(metadata: Metadata, *, json_wanted: bool) -> None:
         click.echo(json.dumps({"metadata": metadata}))
         return
     policy = metadata["policy"]
-    shares = text.count(policy["m"], "share")
+    shares = counted(policy["m"], "share")
     name = text.shown(metadata["key"])
     click.echo(f"stored {name}: {text.size(metadata['size'])} in {shares}, any {policy['k']} give it back")
     if metadata["owed"]:

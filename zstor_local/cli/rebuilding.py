@@ -16,6 +16,7 @@ from zstor_local.cli.client import Progress
 from zstor_local.cli.interrupting import Interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
+from zstor_local.counted import counted
 
 
 @click.command()
@@ -46,8 +47,9 @@ def rebuild(options: Options, accept_loss: bool) -> None:
     if options.json:
         click.echo(json.dumps({**dataclasses.asdict(report), "loss": report.loss}))
         return
-    click.echo(f"read {text.count(report.records, 'record')} on {text.count(len(report.seen), 'shard')}")
-    click.echo(f"rebuilt {text.count(report.objects, 'object')}, {text.size(report.bytes)}; {report.deleted:,} keys stay deleted")
+    click.echo(f"read {counted(report.records, 'record')} on {counted(len(report.seen), 'shard')}")
+    deleted = f"{counted(report.deleted, 'key stays', 'keys stay')} deleted"
+    click.echo(f"rebuilt {counted(report.objects, 'object')}, {text.size(report.bytes)}; {deleted}")
     for line in report.loss:
         click.echo(f"  {line}")
     click.echo(f"the new metastore is in {config.store}; next: zstor daemon")

@@ -10,6 +10,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.objects import Written
@@ -87,4 +88,4 @@ def _change(options: Options, method: str, key: str, references: tuple[str, ...]
     if options.json:
         click.echo(json.dumps(answer))
     else:
-        click.echo(f"{text.shown(key)} has {text.count(len(answer['references']), 'reference')}")
+        click.echo(f"{text.shown(key)} has {counted(len(answer['references']), 'reference')}")

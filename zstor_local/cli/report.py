@@ -10,6 +10,7 @@ import click
 
 from zstor_local.cli import stdio
 from zstor_local.cli.text import safe
+from zstor_local.counted import counted
 from zstor_local.errors import ZstorError
 
 OWN: Final = 600  # the code of what the command itself says, before or without an answer; data.type tells what it is
@@ -49,8 +50,7 @@ def warning(message: str) -> None:
 
 def owed(shards: int) -> None:
     """A change that some shards have still to hear of."""
-    away = "1 shard was" if shards == 1 else f"{shards} shards were"
-    warning(f"it is done, but {away} away; what was missed there follows when it is back")
+    warning(f"it is done, but {counted(shards, 'shard was', 'shards were')} away; what was missed there follows when it is back")
 
 
 def _print_text(message: str, hint: str | None) -> None:

@@ -15,6 +15,7 @@ from zstor_local.cli.options import FILE, Options, as_json, completed, connectio
 from zstor_local.cli.progress import progress
 from zstor_local.cli.serving import serve
 from zstor_local.cli.status import draw_shards
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.daemon import ShardView as Shard
@@ -122,11 +123,9 @@ def _tell(options: Options, removed: Removed, what: str, where: str) -> None:
     if options.json:
         click.echo(json.dumps(removed))
         return
-    click.echo(f"{what} shard {removed['shard']}: {text.count(removed['moved'], 'share')} {where}")
+    click.echo(f"{what} shard {removed['shard']}: {counted(removed['moved'], 'share')} {where}")
     if removed["lacking"]:
-        click.echo(
-            f"{text.count(removed['lacking'], 'object')} with a share less: `zstor shard add` gives room, `zstor repair` fills it"
-        )
+        click.echo(f"{counted(removed['lacking'], 'object')} with a share less: `zstor shard add` gives room, `zstor repair` fills it")
 
 
 def _url(place: str) -> str:

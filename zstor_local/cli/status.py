@@ -14,6 +14,7 @@ from zstor_local.cli.client import Client
 from zstor_local.cli.handover import termination_raises
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -166,9 +167,9 @@ def scrub_line(scrub: Scrub) -> str:
     if (ended := scrub.get("last_ended_epoch")) is not None:
         parts.append(f"last ended {text.when(ended)}")
     found = cast("dict[str, int]", scrub.get("found", {}))
-    told = [f"{found[name]:,} {words}" for name, words in WORDS.items() if found.get(name)]
+    told = [counted(found[name], *words) for name, words in WORDS.items() if found.get(name)]
     if found.get("objects") and not told:
-        told = [f"{text.count(found['objects'], 'object')} proved, all well"]
+        told = [f"{counted(found['objects'], 'object')} proved, all well"]
     parts += told
     if scrub.get("overdue"):
         parts.append("overdue")

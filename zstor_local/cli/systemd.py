@@ -10,11 +10,11 @@ from typing import Final
 
 import click
 
-from zstor_local.cli import text
 from zstor_local.cli.client import Client, NoDaemon
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.cli.service import Announcer
 from zstor_local.cli.units import DROP_IN, SERVICE, SOCKET, drop_ins, unit_directory, unit_text
+from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, IoError, Unavailable, errno_text
 
 _UNITS: Final = (SOCKET, SERVICE)
@@ -118,7 +118,7 @@ def _draw() -> None:
     for unit, state in _states().items():
         words = [f"{state['ActiveState']} ({state['SubState']})", state["UnitFileState"] or "not installed"]
         words += [f"pid {state['MainPID']}"] if state.get("MainPID", "0") != "0" else []
-        words += [text.count(int(state["NRestarts"]), "restart")] if state.get("NRestarts", "0") != "0" else []
+        words += [counted(int(state["NRestarts"]), "restart")] if state.get("NRestarts", "0") != "0" else []
         words += [state["Result"]] if state.get("Result", "success") != "success" else []
         words += [state["StatusText"]] if state.get("StatusText") and state["ActiveState"] != "inactive" else []  # else its last words
         click.echo(f"{unit:<13}  {', '.join(words)}")

@@ -29,11 +29,6 @@ def duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def count(number: int, noun: str) -> str:
-    """1 share, 6 shares."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def safe(text: str, stream: IO[str]) -> str:
     """The text as it may be shown: on a terminal, control characters (a key may hold any) appear as escapes."""
     if not stream.isatty():

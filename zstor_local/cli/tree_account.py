@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import click
 
-from zstor_local.cli import report, text
+from zstor_local.cli import report
 from zstor_local.cli.client import Json
 from zstor_local.cli.client import Progress as Show
 from zstor_local.cli.options import Options
+from zstor_local.counted import counted
 from zstor_local.errors import ZstorError
 
 
@@ -56,7 +57,7 @@ class Account:
         else:
             click.echo(line)
             if self.failed:
-                report.warning(f"left out: {text.count(self.failed, 'thing')}")
+                report.warning(f"left out: {counted(self.failed, 'thing')}")
             if self.owed:
                 report.owed(self.owed)
         return 1 if self.failed else 0

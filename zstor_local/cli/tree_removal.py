@@ -15,6 +15,7 @@ from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
 from zstor_local.cli.tree_account import Account
+from zstor_local.counted import counted
 from zstor_local.errors import CorruptRecord, NotFound, ZstorError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
             for item in _below(client, options, outermost):
                 number, size = number + 1, size + item["metadata"]["size"]
         what = ", ".join(text.shown(key) for key in keys)
-        if not click.confirm(f"Delete {text.count(number, 'object')}, {text.size(size)}, below {what}?", err=True):
+        if not click.confirm(f"Delete {counted(number, 'object')}, {text.size(size)}, below {what}?", err=True):
             return Account(options, None).end("nothing was deleted")
 
     def delete(client: Client, key: str) -> Deleted:
@@ -55,7 +56,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
                     account.note("key", key, answer)
                 else:
                     account.note("key", key, {"deleted": True}, owed=answer["owed"])
-    return account.end(f"deleted {text.count(account.done, 'object')}")
+    return account.end(f"deleted {counted(account.done, 'object')}")
 
 
 def _must_be_there(client: Client, options: Options, keys: tuple[str, ...]) -> None:

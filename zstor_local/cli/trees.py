@@ -29,6 +29,7 @@ from zstor_local.cli.options import Options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.transfers import transfers
 from zstor_local.cli.tree_account import Account
+from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, InvalidParams, IoError, NotFound, TooLarge, ZstorError, errno_text
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
                 account.note(
                     "path", entry.path, {"key": metadata["key"], "bytes": metadata["size"]}, metadata["size"], metadata["owed"]
                 )
-    return account.end(f"stored {text.shown(prefix)}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
+    return account.end(f"stored {text.shown(prefix)}/: {counted(account.done, 'object')}, {text.size(account.bytes)}")
 
 
 def _own(options: Options, directory: str) -> Protected:
@@ -184,7 +185,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
                     else:
                         account.note("key", one.item["key"], {"path": tree.shown(one.path), "bytes": answer["bytes"]}, answer["bytes"])
             _finish(client, options, tree, later, made, account, force=force, outside=outside)
-    return account.end(f"wrote {text.shown(str(top))}/: {text.count(account.done, 'object')}, {text.size(account.bytes)}")
+    return account.end(f"wrote {text.shown(str(top))}/: {counted(account.done, 'object')}, {text.size(account.bytes)}")
 
 
 def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:

@@ -13,6 +13,7 @@ from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Options, as_json, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.cli.status import scrub_line
+from zstor_local.counted import counted
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.daemon import Status
@@ -68,8 +69,9 @@ def collect(options: Options, dry_run: bool, accept_loss: bool) -> int:
         click.echo(json.dumps(found))
         return 0
     numbers = cast(dict[str, int], found)
-    counts = {"shares looked at": "looked_at", "freed": "freed", "to be freed": "waiting", "kept": "kept"}
-    click.echo(", ".join(f"{numbers[name]:,} {words}" for words, name in counts.items()))
+    counts = {"freed": "freed", "to be freed": "waiting", "kept": "kept"}
+    told = [f"{numbers[name]:,} {words}" for words, name in counts.items()]
+    click.echo(", ".join([f"{counted(found['looked_at'], 'share')} looked at", *told]))
     for share in found["found"]:
         whose = f"  {text.shown(share['namespace'])}/{text.shown(share['key'])}" if "key" in share and "namespace" in share else ""
         click.echo(f"{share['reason']:9}  {share['version'][:8]}.{share['index']} on shard {share['shard']}{whose}")

@@ -13,6 +13,7 @@ from zstor_local.content import pins
 from zstor_local.content.contents import Contents
 from zstor_local.content.hashing import Leaves, hash_file
 from zstor_local.content.pins import Owner
+from zstor_local.counted import counted
 from zstor_local.errors import Incomplete, PathRefused
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
@@ -48,7 +49,9 @@ class Expected:
     def check(self, size: int, digest: bytes, cid: Cid) -> None:
         """Incomplete if anything is not as announced."""
         if self.size not in (None, size):
-            raise Incomplete(f"{size} bytes arrived, {self.size} were announced; nothing was stored", hint="send it again", size=size)
+            raise Incomplete(
+                f"{counted(size, 'byte')} arrived, {self.size:,} were announced; nothing was stored", hint="send it again", size=size
+            )
         if self.digest not in (None, DIGEST_PREFIX + digest.hex()) or self.id not in (None, cid):
             raise Incomplete("other bytes arrived than were announced; nothing was stored", hint="send it again", id=str(cid))
 

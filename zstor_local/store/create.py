@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from zstor_local.coding.keys import KeyHasher, KeyRing, expand
 from zstor_local.config import Config
+from zstor_local.counted import counted
 from zstor_local.errors import errno_text
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, Row, StoreState, Transaction
 from zstor_local.model.ids import ID_BYTES, ShardUid, StoreId
@@ -63,7 +64,7 @@ def shard_places(config: Config) -> list[ShardPlace]:
         return [ShardPlace(str(i), f"{config.store}/shards/{i}", "", f"shards/{i}") for i in range(config.policy.m)]
     if len(config.shards) < config.policy.m:
         raise StoreFault(
-            f"the policy has m = {config.policy.m} shares and the configuration {len(config.shards)} shards",
+            f"the policy has m = {config.policy.m} shares and the configuration {counted(len(config.shards), 'shard')}",
             "name more shards, or lower m in [policy]",
         )
     roots = [_root(shard.url) for shard in config.shards]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from zstor_local.counted import counted
 from zstor_local.errors import Conflict, CorruptRecord, NotEnoughShards, NotFound, ZstorError
 from zstor_local.metastore.base import Owed, Row
 from zstor_local.model.fields import decode, encode
@@ -121,7 +122,7 @@ class Drain:
 
         await for_each([stored for stored in page if number in stored.record.placement], move)
         seen = cursor.seen + len(page)
-        job.progress(seen, max(seen, self._committer.state.objects), f"{moved} shares moved")
+        job.progress(seen, max(seen, self._committer.state.objects), f"{counted(moved, 'share')} moved")
         last = page[-1]
         after = _Cursor(last.envelope.namespace, last.record.key, moved, seen)
         if moved != cursor.moved:
@@ -161,7 +162,7 @@ class Drain:
 
     def _would_lose(self, number: int, lost: Sequence[str]) -> NotEnoughShards:
         return NotEnoughShards(
-            f"without shard {self._pool.name(number)} {len(lost)} objects could not be read any more",
+            f"without shard {self._pool.name(number)} {counted(len(lost), 'object')} could not be read any more",
             hint="bring other shards back or repair first; data.objects names them",
             retryable=False,
             count=len(lost),
@@ -280,7 +281,7 @@ class Drain:
 def _not_moved(shard: str, failed: Mapping[str, ZstorError]) -> NotEnoughShards:
     first = next(iter(failed.values()))
     return NotEnoughShards(
-        f"{len(failed)} objects still have shares on shard {shard}: {first.message}",
+        f"{counted(len(failed), 'object still has', 'objects still have')} shares on shard {shard}: {first.message}",
         hint="`zstor status` tells what is away; `zstor shard rm` goes on from here",
         count=len(failed),
         objects=list(failed)[:NAMED],

@@ -15,6 +15,7 @@ from typing import Final
 
 from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
+from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound, PermissionDenied
 from zstor_local.metastore.base import Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
@@ -315,7 +316,8 @@ class Namespaces:
         places = len(self.shards_of(record.placement))
         if record.policy.m > places:
             raise InvalidParams(
-                f"the policy has m = {record.policy.m} shares, and there are {places} shards for them", hint="add shards, or lower m"
+                f"the policy has m = {record.policy.m} shares, and {counted(places, 'shard is', 'shards are')} there for them",
+                hint="add shards, or lower m",
             )
 
     def shards_of(self, placement: tuple[str, ...]) -> list[int]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, field, fields
 from typing import Final, TypeGuard
 
+from zstor_local.counted import counted
 from zstor_local.errors import CorruptRecord
 from zstor_local.model.fields import decode, encode
 
-# What people are told of each thing that was found.
+# What people are told of each thing that was found, of one and of several.
 WORDS: Final = {
-    "bad_shares": "bad shares",
-    "unreadable": "objects unreadable",
-    "lacking_records": "records given back to shards",
-    "strays_freed": "stray shares freed",
-    "strays_kept": "shares that no record names",
-    "unknown_keys": "keys that only a log knows",
-    "records_mended": "records of the metastore brought back",
-    "records_damaged": "records of the metastore that do not open",
+    "bad_shares": ("bad share", "bad shares"),
+    "unreadable": ("object unreadable", "objects unreadable"),
+    "lacking_records": ("record given back to shards", "records given back to shards"),
+    "strays_freed": ("stray share freed", "stray shares freed"),
+    "strays_kept": ("share that no record names", "shares that no record names"),
+    "unknown_keys": ("key that only a log knows", "keys that only a log knows"),
+    "records_mended": ("record of the metastore brought back", "records of the metastore brought back"),
+    "records_damaged": ("record of the metastore that does not open", "records of the metastore that do not open"),
 }
 
 
@@ -47,9 +48,8 @@ class Found:
 
     def told(self) -> str:
         """For people."""
-        found = [f"{count:,} {words}" for name, words in WORDS.items() if (count := getattr(self, name))]
-        objects = f"{self.objects:,} {'object' if self.objects == 1 else 'objects'} looked at"
-        return "; ".join([objects, *(found or ["all well"])])
+        found = [counted(count, *words) for name, words in WORDS.items() if (count := getattr(self, name))]
+        return "; ".join([f"{counted(self.objects, 'object')} looked at", *(found or ["all well"])])
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from zstor_local.counted import counted
 from zstor_local.model.policy import Policy
 from zstor_local.shards.placement import groups_to_lose
 from zstor_local.shards.pool import ShardPool
@@ -37,8 +38,8 @@ def _few(pool: ShardPool, policy: Policy) -> list[str]:
     if staying >= policy.m:
         return []
     return [
-        f"objects have {policy.m} shares, and there are {staying} shards for them: what is written now lacks the others; "
-        "`zstor shard add` on another disk, and a scrub makes them"
+        f"objects have {policy.m} shares, and {counted(staying, 'shard is', 'shards are')} there for them: "
+        "what is written now lacks the others; `zstor shard add` on another disk, and a scrub makes them"
     ]
 
 

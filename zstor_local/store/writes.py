@@ -11,6 +11,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.coding.keys import KEY_BYTES
+from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, Owed
 from zstor_local.model.ids import ObjectName, ShareId, Version
@@ -371,7 +372,7 @@ def check_version(current: Envelope | None, wanted: Version | None) -> None:
 def _check_expected(coded: Coded, options: WriteOptions) -> None:
     if options.expected_size is not None and coded.size != options.expected_size:
         raise Incomplete(
-            f"{coded.size} bytes arrived, {options.expected_size} were announced; the old value stays",
+            f"{counted(coded.size, 'byte')} arrived, {options.expected_size:,} were announced; the old value stays",
             hint="send it again",
             size=coded.size,
         )

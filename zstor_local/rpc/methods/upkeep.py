@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
+from zstor_local.counted import counted
 from zstor_local.errors import Busy, ShuttingDown
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
@@ -130,7 +131,7 @@ def register(registry: Registry, store: Store) -> None:
             if status.state != "running":
                 break
             found = status.found
-            call.progress(status.percent, 100, f"{found.objects:,} objects, {found.bad_shares:,} bad shares")
+            call.progress(status.percent, 100, f"{counted(found.objects, 'object')}, {counted(found.bad_shares, 'bad share')}")
             await news.wait()
         return scrub_view(store.scrub.status())
 

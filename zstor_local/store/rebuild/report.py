@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from zstor_local.counted import counted
+
 _SHOWN: Final = 5  # keys in a line
 
 
@@ -31,13 +33,14 @@ class Report:
             found.append(f"not seen: shard {', '.join(self.unseen)}; what only they know is missing, deletes among it")
         if self.damaged:
             why = "; the master key was rotated, the newer one opens more" if self.rotated else ""
-            found.append(f"{self.damaged} log entries hold a record that does not open{why}")
+            found.append(f"{counted(self.damaged, 'log entry holds', 'log entries hold')} a record that does not open{why}")
         if self.unreadable:
-            found.append(f"{len(self.unreadable)} objects have too few shares: {_some(self.unreadable)}")
+            found.append(f"{counted(len(self.unreadable), 'object has', 'objects have')} too few shares: {_some(self.unreadable)}")
         if self.older:
-            found.append(f"{len(self.older)} objects came back in an older version: {_some(self.older)}")
+            found.append(f"{counted(len(self.older), 'object')} came back in an older version: {_some(self.older)}")
         if self.ambiguous:
-            found.append(f"{len(self.ambiguous)} keys were written twice under one sequence number: {_some(self.ambiguous)}")
+            keys = counted(len(self.ambiguous), "key was", "keys were")
+            found.append(f"{keys} written twice under one sequence number: {_some(self.ambiguous)}")
         return found
 
 
