@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -16,15 +17,15 @@ import trio
 import trio.testing
 
 from tests.shards.conformance import ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, entry, version
+from tests.shards.ground import NAMESPACE, POLICY, STORE, entry, version
 from tests.shards.http_ground import HttpGround
 from tests.shardserver.server import LIMIT
-from zstor_local.model.ids import ShareId
+from zstor_local.model.ids import ShardUid, ShareId
 from zstor_local.network import open_network
 from zstor_local.runtime import Network
 from zstor_local.shards.base import Notices, ScannedEntry, ShardError, ShareMissing
 from zstor_local.shards.http.ask import Ask, Deadlines, Reply
-from zstor_local.shards.http.connections import Connections
+from zstor_local.shards.http.connections import CONNECTIONS, Connections
 from zstor_local.shards.http.peer import Peer
 from zstor_local.shards.http.server import Server
 from zstor_local.shards.http.shard import HttpShard
@@ -71,6 +72,35 @@ def test_what_was_not_sent_is_not_called_flushed(ground: HttpGround, monkeypatch
     monkeypatch.setattr(shard, "_must_be_there", lost_after_the_look)
     shard.flush()
     assert [scanned.entry.envelope.sequence for scanned in shard.scan()] == [1]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_share_is_not_said_to_lack_where_the_whole_shard_does(ground: HttpGround, *, small: bool) -> None:
+    """As where the disk of a server that was started again is not mounted: its daemon has not noticed."""
+    shard = ground.new()
+    assert not shard.has(ShareId(version(1), 2), small=small)
+
+    def lose() -> None:
+        ground.server.volume.spaces.pop(ShardUid(bytes(STORE))).close()
+        shutil.move(ground.root(), f"{ground.root()}.away")
+
+    ground.server.do(lose)
+    with pytest.raises(ShardError, match="not on this server"):
+        shard.has(ShareId(version(1), 2), small=small)
+    assert shard.check() == "missing"
+
+
+def test_a_record_that_was_owed_tells_nothing_that_a_server_has_to_remember(ground: HttpGround) -> None:
+    """It is older than what is committed by now: a server that was killed is not taken for one that lost something."""
+    shard = ground.new()
+    shard.append([entry(5, b"share", index=2)], 4)
+    shard.flush()
+    shard.append([entry(3)], 9)
+    shard.flush()
+    killed = ground.server.do(lambda: ground.server.volume.spaces.pop(ShardUid(bytes(STORE))))
+    assert shard.capacity().total > 0
+    assert shard.check() == "ok"
+    killed.close()
 
 
 def test_a_batch_is_packed_and_hashed_outside_the_event_loop(ground: HttpGround, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +312,31 @@ async def test_only_safe_requests_are_sent_twice() -> None:
         script = Script(httpx.ReadError("broke"), answer(204))
         await asked(script, Ask("POST", "/v1/x", safe=safe))
         assert len(script.asked) == times
+
+
+async def test_who_waits_for_a_connection_does_not_wait_for_a_server_that_does_not_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Reads may have taken all of them: a commit that waits behind these is not to wait for its own deadline too."""
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        return await trio.sleep_forever()
+
+    untouched: list[bool] = []
+    async with open_network() as network:
+        peer = talking_to(server, network)
+
+        async def asks() -> None:
+            with pytest.raises(ShardError) as caught:
+                await peer.ask(Ask("GET", "/v1/x"))
+            untouched.append(caught.value.untouched)
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3 * CONNECTIONS):
+                nursery.start_soon(asks)
+        assert trio.current_time() - began < 15
+    assert sorted(untouched) == [False] * CONNECTIONS + [True] * 2 * CONNECTIONS
 
 
 async def test_a_refused_token_is_renewed_once() -> None:

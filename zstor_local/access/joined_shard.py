@@ -18,7 +18,7 @@ from zstor_local.shards.http.ask import Ask, Deadlines
 from zstor_local.shards.http.engine import locate
 from zstor_local.shards.http.peer import Peer
 from zstor_local.shards.http.server import Server
-from zstor_local.shards.http.share import HttpShareReader
+from zstor_local.shards.http.share import HttpShareReader, has_share
 from zstor_local.shards.http.wire import BEGINNING, NEXT, PAGE_BYTES, cursor, share_name
 from zstor_local.store.store import Store
 
@@ -94,11 +94,11 @@ class JoinedShard:
 
     def has(self, share: ShareId, *, small: bool) -> bool:
         query = f"{'small=1&' if small else ''}namespace={self._joined.namespace.id.hex()}"
-        ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}?{query}", expect=(200, 404))
+        path = f"{self.space}/shares/{share_name(share)}?{query}"
         try:
-            return self.network.run(lambda: self.peer.ask(ask)).status == 200
-        except ShareMissing:
-            raise self.failed(ShardError("failed", f"{self.url} answers something else than was asked")) from None
+            return self.network.run(lambda: has_share(self.peer, path))
+        except ShardError as error:
+            raise self.failed(error) from None
 
     def peek(self, share: ShareId, offset: int, length: int) -> None:
         """A server is always waited for."""

@@ -7,7 +7,7 @@ encodings and other statuses than the one that a request expects are errors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
@@ -54,11 +54,13 @@ class Broke(Exception):
 class Connections:
     """Those to the server at `url`: http://HOST:PORT, https://HOST:PORT or http+unix:///PATH. Used in the event loop."""
 
-    def __init__(self, url: str, network: Network, deadlines: Deadlines) -> None:
+    def __init__(self, url: str, network: Network, deadlines: Deadlines, broken: Callable[[], str | None]) -> None:
+        """`broken` says why nothing is to be asked now."""
         self.url = url
         self.deadlines = deadlines
         self.usual = 0.0  # seconds that an answer took of late
         self._network = network
+        self._broken = broken
         self._transport: httpx.AsyncHTTPTransport | None = None
         self._limiter = trio.CapacityLimiter(CONNECTIONS)
 
@@ -71,6 +73,8 @@ class Connections:
         try:
             # Nothing waits in the pool itself: a request that is cancelled there would take its place along for ever.
             async with self._limiter:
+                if (why := self._broken()) is not None:  # since it waited here: each would wait for its own deadline now
+                    raise Broke(why, unsent=True)
                 began = trio.current_time()
                 with trio.fail_after(seconds):
                     async with aclosing(await self._answer(ask.method, ask.path, ask.body or None, headers)) as response:

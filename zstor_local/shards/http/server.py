@@ -38,7 +38,7 @@ class Server:
         self._network = network
         self._randomness = randomness
         self._deadlines = deadlines
-        self._connections = Connections(url, network, deadlines)
+        self._connections = Connections(url, network, deadlines, lambda: self._broken)
         self._broken: str | None = None
         self._wanted = True
         self._well_since = -math.inf

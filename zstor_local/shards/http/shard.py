@@ -31,7 +31,7 @@ from zstor_local.shards.http.ask import Ask
 from zstor_local.shards.http.outgoing import FreshShare, Outgoing
 from zstor_local.shards.http.pages import read_batch, read_log, read_names
 from zstor_local.shards.http.peer import Peer
-from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter
+from zstor_local.shards.http.share import HttpShareReader, HttpShareWriter, has_share
 from zstor_local.shards.http.wire import (
     API,
     DIGEST,
@@ -234,8 +234,8 @@ class HttpShard:
             self._run(partial(self.peer.ask, Ask("POST", path, body, {**self.writing(), DIGEST: digest(body)})))
 
     def has(self, share: ShareId, *, small: bool) -> bool:
-        ask = Ask("HEAD", f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}", expect=(200, 404))
-        return self._run(lambda: self.peer.ask(ask)).status == 200
+        path = f"{self.space}/shares/{share_name(share)}{'?small=1' if small else ''}"
+        return self._run(lambda: has_share(self.peer, path))
 
     def held(self, *, small: bool) -> Iterator[ShareId]:
         try:

@@ -55,6 +55,19 @@ async def read_range(peer: Peer, path: str, offset: int, length: int) -> bytes:
     return _checked(peer, reply, offset, length)
 
 
+async def has_share(peer: Peer, path: str) -> bool:
+    """Whether a share lies there, whatever its bytes are. To HEAD a shard that is not there at all is no other answer than a share that
+    is not: a read tells them apart, by a ShardError.
+    """
+    if (await peer.ask(Ask("HEAD", path, expect=(200, 404)))).status == 200:
+        return True
+    try:
+        await read_range(peer, path, 0, 1)
+    except ShareMissing:
+        return False
+    return True
+
+
 def _checked(peer: Peer, reply: Reply, offset: int, length: int) -> bytes:
     """The body, if it is the range that was asked for."""
     span, _, size = reply.headers.get("content-range", "").removeprefix("bytes ").partition("/")
