@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.remote.house import CHUNK, housing
 from zstor_local.access.authority import Authority
-from zstor_local.access.telling import Telling
+from zstor_local.access.telling import LOOK_SECONDS, Telling
 from zstor_local.access.trust import TrustDocument
-from zstor_local.errors import NotSupported
+from zstor_local.errors import NotSupported, Unavailable
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Notices
 from zstor_local.shards.http.shard import HttpShard
@@ -43,3 +45,28 @@ async def test_a_store_that_only_reads_tells_nobody(tmp_path: Path, monkeypatch:
         house.store.read_only = None
         await telling.tell()
         assert len(told) == 1
+
+
+async def test_what_cannot_be_told_is_not_tried_on_and_on(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first signing key cannot be committed, since the servers are away: what fails wakes those who wait for news, too."""
+    times = 0
+
+    async def tell(telling: Telling) -> None:
+        nonlocal times
+        times += 1
+        if times > 2:
+            nursery.cancel_scope.cancel()
+        telling._store.committer.tell()
+        raise Unavailable("too few shards")
+
+    monkeypatch.setattr(Telling, "tell", tell)
+    async with housing(tmp_path, near=2, servers=0, policy=Policy(1, 2, chunk_size=CHUNK)) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(Telling(house.store, cast("Authority", NoDocument())).run)
+        await wait_all_tasks_blocked()
+        assert times == 1
+        mock_clock.jump(LOOK_SECONDS)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert times == 2

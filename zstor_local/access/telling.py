@@ -45,6 +45,7 @@ class Telling:
                 await self.tell()
             except ZstorError as error:
                 log.warning("shard servers were not told of namespaces and keys: %s", error.message)
+                await trio.sleep(LOOK_SECONDS)  # a commit that failed is news too: it would be tried again at once, without end
             with trio.move_on_after(LOOK_SECONDS):
                 await news.wait()
             await trio.sleep(0)
