@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from zstor_local.access.ownership import OwnerKeys
 from zstor_local.access.signing import SEED_BYTES, Claims, SigningKey, sign_token, sign_trust
 from zstor_local.access.trust import TRUST_TYPE, Revocation, parse_trust
+from zstor_local.coding.keys import KeyRing
 from zstor_local.errors import InvalidParams
+from zstor_local.model.ids import StoreId
 
 KEY = SigningKey.from_seed(bytes(range(SEED_BYTES)))
 CLAIMS = Claims(
@@ -28,6 +31,12 @@ CLAIMS = Claims(
 
 def document(**changes: object) -> dict[str, object]:
     return {"issuer": "zstor:ab", "organization": "local", "keys": [KEY.jwk()], "revoked": [], "updated": 7, **changes}
+
+
+def test_an_owners_keys_are_made_once() -> None:
+    """They are asked for with each token, and to make one takes longer than to sign."""
+    keys = OwnerKeys(KeyRing(bytes(32), StoreId(bytes(16))).store_wide())
+    assert keys.now()[0] is keys.now()[0]
 
 
 def test_a_token_is_checked_by_the_public_key_of_the_trust_document() -> None:

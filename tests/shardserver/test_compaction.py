@@ -360,6 +360,29 @@ def test_a_log_that_a_failed_sync_has_closed_keeps_no_other_one_waiting(house: H
     assert house.compact() > 2  # those of the other one
 
 
+def test_a_log_that_was_not_compacted_is_looked_at_again(house: House) -> None:
+    fill(house)
+    house.files.fail("allocate", lambda path: "/rooms/" in path, errno.ENOSPC, times=None)
+    assert house.compact() == 0
+    house.files.heal()
+    assert house.compact() > 2
+    holds_what_it_should(house)
+
+
+def test_that_a_share_was_freed_stays_said_where_it_may_lie_in_what_cannot_be_read(house: House) -> None:
+    for number in EVERY:
+        house.append(number)
+    house.free(*EVERY[:36])
+    house.append(*range(100, 110))  # behind the segment that says so
+    house.files.ruin(log_of(house).path(1), 0)
+    house.compact()
+    house.open()
+    house.compact()  # what says so of shares that lie nowhere any more is most of its segment
+    house.files.heal()
+    house.open(forget=True)
+    assert set(house.content()) == {*EVERY[36:]}
+
+
 def test_a_damaged_index_ends_nothing_and_is_made_anew(house: House) -> None:
     fill(house)
     house.space.list_small("", 1)

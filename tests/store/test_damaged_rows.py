@@ -14,6 +14,7 @@ from tests.store.test_rotation import check, fill, newest_entries, rotate
 from tests.store.test_scrub import scrubbed
 from zstor_local.errors import Busy, CorruptRecord
 from zstor_local.metastore.base import Row
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, ScannedEntry
@@ -23,6 +24,7 @@ from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
 from zstor_local.store.references import References
 from zstor_local.store.store import Store
+from zstor_local.store.stored import open_object
 from zstor_local.store.walk import Route, Walk
 
 NEEDED = ("store", "shards", "keys")  # rows without which no store opens
@@ -131,6 +133,41 @@ async def test_a_copy_that_does_not_open_is_passed_over(home: Home) -> None:
         envelope = replace(bad.envelope, sealed=bytes(200))
         last.scan = lambda: iter([ScannedEntry(Entry(envelope), 0)])  # type: ignore[method-assign]
         await store.damaged_rows.mend_object(name("a"))
+        assert does_not_open(store, [bad]) == []
+
+
+async def test_a_copy_that_wraps_no_data_key_keeps_no_other_row_from_being_brought_back(home: Home) -> None:
+    """Sealed by somebody who may write records and has no keys to data."""
+    async with home.open() as store:
+        for key in "ab":
+            await put(store, key, content(1, 100))
+        bad, good = row(store, "a"), row(store, "b")
+        plain = replace(open_object(store.sealer, bad.envelope), wrapped_key=bytes(40)).encode()
+        for each in (bad, good):
+            spoil(store, each)
+        damaged = [row(store, key) for key in "ab"]
+        copies = await store.damaged_rows._hear(damaged, unpaced)
+        about = bad.envelope
+        copies.take(damaged[0], store.sealer.seal(about.kind, about.namespace, about.key_hash, about.version, about.sequence, plain))
+        await store.damaged_rows._bring_back(damaged, copies)
+        assert does_not_open(store, [bad, good]) == ["a"]
+
+
+async def test_a_row_that_cannot_be_read_keeps_no_other_from_being_brought_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that part of the metastore's file is damaged."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        bad = row(store, "a")
+        spoil(store, bad)
+        scan = store.metastore.scan
+
+        def damaged(space: NamespaceId, name: str, *rest: Any) -> Sequence[Row]:
+            if name == "0":
+                raise CorruptRecord("a page of it cannot be read", key=name)
+            return scan(space, name, *rest)
+
+        monkeypatch.setattr(store.metastore, "scan", damaged)
+        await store.damaged_rows.mend_rows([(bad.space, "0"), (bad.space, "a")])
         assert does_not_open(store, [bad]) == []
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, name, put, small_shares
-from zstor_local.errors import Incomplete
+from zstor_local.errors import Incomplete, Unavailable
 from zstor_local.metastore.base import Garbage
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
@@ -186,6 +187,94 @@ async def test_what_has_to_stay_keeps_nothing_behind_it_waiting(home: Home, monk
                 await store.committer.news().wait()
         assert store.metastore.garbage(0) == staying
         assert max(looks) <= 3
+
+
+async def test_what_has_to_stay_is_not_freed_with_what_lies_before_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stay(row: Garbage) -> bool:
+        return False
+
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        monkeypatch.setattr(store.shares_health, "is_needless", stay)
+        gone, kept = sorted([await put(store, key, content(1, 1_000)) for key in "ab"], key=lambda each: each.version)
+        needed = Garbage(0, ShareId(kept.version, kept.record.placement.index(0)), small=True)
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=[needed]))
+        await delete(store, gone.record.key)
+        await freed(store)
+        assert store.metastore.garbage(0) == [needed]
+        assert small_shares(store) == 3
+
+
+async def test_who_begins_to_read_what_is_about_to_be_freed_keeps_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_batch, locked = Freeing._free_batch, list[bool]()
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        stored = await put(store, "a", content(1, 700_000))
+        await delete(store, "a")
+
+        async def read_first(self: Freeing, needless: Set[Garbage]) -> int:
+            locked.append(self.lock.locked())  # so a repair's lease holds for what is being freed, or comes after it
+            with self.lease(stored.version):
+                assert {row.share.version for row in needless} == {stored.version}
+                return await free_batch(self, needless)
+
+        monkeypatch.setattr(Freeing, "_free_batch", read_first)
+        assert await store.freeing.free_some() == 0
+        assert await store.objects.read(stored) == content(1, 700_000)
+        assert locked == [True]
+
+
+async def test_what_one_looks_at_nobody_else_frees_meanwhile(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, go_on = list[Garbage](), trio.Event()
+
+    async def needless(row: Garbage) -> bool:
+        looked_at.append(row)
+        await go_on.wait()
+        return False
+
+    async def named(rows: Sequence[Garbage]) -> set[Garbage]:
+        return {*rows}
+
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        monkeypatch.setattr(store.shares_health, "is_needless", needless)
+        monkeypatch.setattr(store.freeing, "_named", named)
+        stored = await put(store, "a", content(1, 1_000))
+        row = Garbage(0, ShareId(stored.version, stored.record.placement.index(0)), small=True)
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(garbage=[row]))
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(store.freeing.free_some)
+            await trio.testing.wait_all_tasks_blocked()
+            assert looked_at == [row]
+            go_on.set()
+
+
+async def test_a_shard_that_refused_is_asked_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.store.freeing.AGAIN_SECONDS", 0.0)
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        home.files.fail("unlink", lambda path: True, errno.EIO)
+        await delete(store, "a")
+        await freed_by_itself(store)
+        assert home.share_files() == []
+
+
+async def test_rows_that_could_not_be_struck_out_are_freed_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)  # the test frees
+        await put(store, "a", content(1, 700_000))
+        await delete(store, "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(store.committer, "commit", _refused)
+            assert await store.freeing.free_some() == 0
+        assert store.metastore.garbage_count() == 3
+        await freed(store)
+        assert store.metastore.garbage_count() == 0
+
+
+async def _refused(*_: object) -> None:
+    raise Unavailable("not now")
 
 
 async def test_damaged_bookkeeping_stops_the_freeing_and_nothing_else(home: Home) -> None:

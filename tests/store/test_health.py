@@ -564,6 +564,8 @@ async def test_a_repair_that_was_in_vain_is_tried_again_when_a_shard_is_back(hom
         home.take_away(stored.record.placement[2])
         await mended(store)
         assert store.mending.waiting == 0
+        store.mending.suspect(stored, {0: "corrupt"})
+        assert store.mending.waiting == 0  # until something else is so
         await home.return_to(store, stored.record.placement[2])
         assert await get(store, "a") == content(1, 700_000)
         assert store.mending.waiting == 1
