@@ -14,7 +14,7 @@ from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.joined import TABLE as JOINED_TABLE
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Row
 from zstor_local.model.fields import encode
 from zstor_local.model.ids import NamespaceId
@@ -81,6 +81,25 @@ async def test_joined_namespaces_are_followed(home: Home) -> None:
     async with home.open() as store, trio.open_nursery() as nursery:
         await put_one_bad(store, JOINED_TABLE, "b", "a")
         await nursery.start(Joining(store, builtin_authority(store), None).run)  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_joined_namespace_that_is_not_followed_can_be_left(home: Home) -> None:
+    """Of one the row does not open, what the other has is no pass."""
+    async with home.open() as store, trio.open_nursery() as nursery:
+        await put_one_bad(store, JOINED_TABLE, "photos", "mail")
+        joining = Joining(store, builtin_authority(store), None)  # type: ignore[arg-type]
+        await nursery.start(joining.run)
+        await store.namespaces.create("photos")
+        assert [joining.joined(name) for name in ("mail", "photos", "phot")] == [True, False, False]
+        await store.namespaces.remove(store.namespaces.get("photos"))
+        for name in ("mail", "photos"):
+            assert joining.joined(name)
+            await joining.leave(name)
+            assert not joining.joined(name)
+            with pytest.raises(NotFound):
+                await joining.leave(name)
+        assert store.rows.names(JOINED_TABLE) == []
         nursery.cancel_scope.cancel()
 
 

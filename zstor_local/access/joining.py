@@ -121,10 +121,12 @@ class Joining:
             await self._leave(name)
 
     async def _leave(self, name: str) -> None:
-        joined = self._joined.pop(name, None)
-        if joined is None:
+        if not self.joined(name):
             raise NotFound(f"no namespace {name} was joined", hint="`zstor namespace ls` lists them")
         await self._store.rows.remove(TABLE, name)
+        joined = self._joined.pop(name, None)
+        if joined is None:
+            return  # it was left out at the start
         self._store.namespaces.joined.pop(name, None)
         for number in joined.shards:
             self._store.pool.joined.pop(number, None)
@@ -147,7 +149,10 @@ class Joining:
         ]
 
     def joined(self, name: str) -> bool:
-        return name in self._joined
+        """Whether it is one to leave: also one that was left out at the start, unless the store has its own of that name by now."""
+        if name in self._joined:
+            return True
+        return name in self._store.rows.names(TABLE, name, limit=1) and self._store.namespaces.record(name) is None
 
     async def _open(self, name: str, given: Pass) -> Joined:
         if self._nursery is None:
