@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
+from outcome import Outcome
+
 from zstor_local.value import value
 
 T = TypeVar("T")
@@ -179,12 +181,16 @@ class Threads(Protocol):
         """Coding, sealing and file work for one call, at most `workers` at once. It ends before a cancel acts."""
         ...
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
-        """The committer's work, and that of others on the logs' ends: apart from all other threads, so that large writes never delay a
-        commit, and one at a time.
+    def start_commit(self, work: Callable[[], T], done: Callable[[Outcome[T]], object]) -> None:
+        """Have the committer's work done, or that of others on the logs' ends: apart from all other threads, so that large writes never
+        delay a commit, and one at a time, in order.
 
-        `then` is called with the result in the event loop, before this task has its turn.
+        `done` is called with what came of it in the event loop, and must not raise.
         """
+        ...
+
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """The same, waiting for it, which nothing cancels."""
         ...
 
     @property

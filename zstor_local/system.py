@@ -13,6 +13,7 @@ import resource
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
-from outcome import Outcome, capture
+from outcome import Outcome
 
 from zstor_local.runtime import Buffer, FileStatus, FileSystem, Runtime
 
@@ -281,7 +282,7 @@ class RealThreads:
         self._workers = workers or max(2, len(os.sched_getaffinity(0)))
         self._places = trio.CapacityLimiter(self._workers)
         self._limiter = trio.CapacityLimiter(_THREADS)
-        self._commits = trio.Lock()
+        self._commits: deque[Callable[[], object]] = deque()  # the first is under way
 
     @property
     def workers(self) -> int:
@@ -300,36 +301,28 @@ class RealThreads:
             _PLACES.reset(before)
             self._places.release()
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
-        # Half the price of trio.to_thread: what is begun is not cancelled and does not call back. The committer is not alone here:
-        # freeing, compaction and shards that come back append to logs too, and only one at a time may.
-        try:
-            self._commits.acquire_nowait()  # without a turn of the event loop, which a small write would have to wait for
-        except trio.WouldBlock:
-            await self._commits.acquire()
-        try:
-            return await self._run_commit(partial(work, *args), then)
-        finally:
-            self._commits.release()
-
-    async def _run_commit(self, work: Callable[[], T], then: Callable[[T], object] | None) -> T:
-        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+    def start_commit(self, work: Callable[[], T], done: Callable[[Outcome[T]], object]) -> None:
+        # A fraction of the price of trio.to_thread: what is begun is not cancelled, does not call back and has no task of its own. The
+        # committer is not alone here: freeing, compaction and shards that come back append to logs too, and only one at a time may.
+        token = trio.lowlevel.current_trio_token()
 
         def deliver(outcome: Outcome[T]) -> None:
             token.run_sync_soon(arrive, outcome)
 
         def arrive(outcome: Outcome[T]) -> None:
-            trio.lowlevel.reschedule(task, outcome if then is None else capture(_told, outcome, then))
+            self._commits.popleft()
+            if self._commits:
+                self._commits[0]()
+            done(outcome)
 
-        trio.lowlevel.start_thread_soon(work, deliver)
+        self._commits.append(partial(trio.lowlevel.start_thread_soon, work, deliver))
+        if len(self._commits) == 1:
+            self._commits[0]()
+
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        self.start_commit(partial(work, *args), partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
         result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         return result
-
-
-def _told(outcome: Outcome[T], then: Callable[[T], object]) -> T:
-    result = outcome.unwrap()
-    then(result)
-    return result
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -247,11 +248,11 @@ class InPlace:
         await trio.lowlevel.checkpoint()
         return work(*args)
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
-        result = await self.run(work, *args)
-        if then is not None:
-            then(result)
-        return result
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        return await self.run(work, *args)
+
+    def start_commit(self, work: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> None:
+        done(outcome.capture(work))
 
 
 async def test_no_life_is_told_while_calls_are_not_answered(

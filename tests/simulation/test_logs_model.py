@@ -152,4 +152,4 @@ async def agree(ground: Ground, model: Model) -> None:
 def test_the_model_notices_a_lost_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zstor_local.content.logs.appending.grow", lambda head, new, policy: grow(head, new[:1], policy))
     with pytest.raises((AssertionError, ExceptionGroup)):
-        test_any_history_of_a_log_is_what_a_list_says.hypothesis.inner_test([Append(((1, 1), (2, 2)))], 3, 0, "protobuf")  # type: ignore[attr-defined]
+        test_any_history_of_a_log_is_what_a_list_says.hypothesis.inner_test([Append(((1, 1), (2, 2), (3, 3)))], 3, 0, "protobuf")  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import blake3
+import outcome
 import trio
 import trio.testing
 
@@ -89,12 +90,16 @@ class SimulatedThreads:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return work(*args)
 
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args, then: Callable[[T], object] | None = None) -> T:
-        result = await self.run(work, *args)
-        if then is not None:
-            then(result)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        return result
+    def start_commit(self, work: Callable[[], T], done: Callable[[outcome.Outcome[T]], object]) -> None:
+        async def go() -> None:
+            for _ in range(self._draw.randrange(1, 4)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            done(outcome.capture(work))
+
+        trio.lowlevel.spawn_system_task(go)
+
+    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        return await self.run(work, *args)
 
 
 class SimulatedReadiness:

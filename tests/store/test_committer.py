@@ -61,6 +61,10 @@ class Gate:
         """A commit has come to the gate."""
         await trio.to_thread.run_sync(self._reached.wait)
 
+    def is_reached(self) -> bool:
+        """The same, for the event loop itself."""
+        return self._reached.wait(20)
+
     def open(self) -> None:
         self._open.set()
 
@@ -138,6 +142,19 @@ async def test_what_waits_together_shares_one_flush_and_one_transaction(home: Ho
         assert syncs == 2  # the one that kept it busy, and the group
         for number in range(50):
             assert await get(store, str(number)) == content(number, 500)
+
+
+async def test_a_lone_change_is_not_kept_for_others(home: Home) -> None:
+    """The event loop has no turn before its commit begins: here it has none at all until then."""
+    async with opened(home) as store:
+        await put(store, "alone", b"")
+        gate = Gate(home)
+        gate.hold()
+        later = store.committer.commit(STORE_WIDE, "", lambda current: Decision())
+        begun = gate.is_reached()
+        gate.open()
+        await later
+        assert begun
 
 
 async def test_a_group_is_one_transaction_in_the_metastore(home: Home) -> None:
@@ -330,7 +347,7 @@ async def test_more_sequences_are_reserved_before_they_run_out(home: Home, monke
 # --- A metastore that fails ---
 
 
-def fail_with(home: Home, error: Exception) -> None:
+def fail_with(home: Home, error: BaseException) -> None:
     def fail(transaction: Transaction) -> None:
         raise error
 
@@ -444,6 +461,25 @@ async def test_a_fault_of_ours_in_a_commit_stops_writes_and_not_reads(home: Home
             await put(store, "b", b"new")
         assert await get(store, "a") == b"old"
         assert store.health == "failed"
+
+
+class BrokenOff(BaseException):
+    """Not an error that anybody handles, as one of the interpreter's own."""
+
+
+async def test_a_commit_that_breaks_off_without_an_error_ends_the_store_and_leaves_nobody_waiting(home: Home) -> None:
+    async def write() -> None:
+        async with opened(home) as store:
+            fail_with(home, BrokenOff())
+            with pytest.raises(OutcomeUnknown):
+                await put(store, "a", b"new")
+            with pytest.raises(ShuttingDown):
+                store.committer.commit(STORE_WIDE, "", lambda current: Decision())
+            await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await write()
+    assert raised.value.subgroup(BrokenOff) is not None
 
 
 async def test_damage_in_one_keys_row_does_not_harm_the_group(home: Home) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import trio
+from outcome import Outcome
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
@@ -74,7 +75,10 @@ class Committer:
         self._waiting: list[_Change] = []
         self._wake = trio.Event()
         self._stopping = False
-        self._alone = False  # the last group began with one change
+        self._resting = False  # the task waits to be woken
+        self._committing = False  # a group is under way
+        self._lone = False  # the last group held one change
+        self._crash: BaseException | None = None  # that the task is to end with
         self._checkpointed = 0  # commits before the last checkpoint
         self._news = trio.Event()
         self.ended = trio.Event()
@@ -112,19 +116,26 @@ class Committer:
         self.ended = trio.Event()
         try:
             with trio.CancelScope(shield=True):
-                while await self._wait_for_work():
+                while await self._has_work():
+                    await self._keep_house()
                     await self._let_others_join()
-                    await self._commit_group(self._next_group())
+                    if self._waiting:
+                        self._begin_group()
         finally:
             self._stopping = True
             _give_up(self._waiting)
             self.ended.set()
 
-    async def _wait_for_work(self) -> bool:
-        while not self._waiting and not self._stopping:
+    async def _has_work(self) -> bool:
+        """Wait until no group is under way and there is something to do; False at the end."""
+        while self._committing or not (self._waiting or self._stopping or self._house_is_due):
             self._wake = trio.Event()
+            self._resting = True
             await self._wake.wait()
-        return bool(self._waiting)
+            self._resting = False
+        if self._crash is not None:
+            raise self._crash
+        return bool(self._waiting) or not self._stopping
 
     async def _let_others_join(self) -> None:
         """Let requests that lie in the sockets already come into this group: a flush costs as much for one change as for sixteen.
@@ -132,14 +143,18 @@ class Committer:
         It ends after QUIET_TURNS turns of the event loop that brought nothing new. A lone writer, whose last group held one change
         too, does not wait for others.
         """
-        alone, self._alone = self._alone, len(self._waiting) == 1
-        if alone and self._alone:
+        if self._lone and len(self._waiting) == 1:
             return
         quiet, known = 0, 0
         while quiet < QUIET_TURNS and len(self._waiting) < limits.GROUP_CHANGES:
             quiet = quiet + 1 if len(self._waiting) == known else 0
             known = len(self._waiting)
             await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _begin_group(self) -> None:
+        group = self._next_group()
+        self._committing, self._lone = True, len(group) == 1
+        self._runtime.threads.start_commit(functools.partial(self._commit, group), functools.partial(self._group_ended, group))
 
     def _next_group(self) -> list[_Change]:
         """The changes that have waited longest; one that others have to be decided after is alone."""
@@ -149,19 +164,25 @@ class Committer:
         self._waiting = self._waiting[len(group) :]
         return group
 
-    async def _commit_group(self, group: list[_Change]) -> None:
+    def _group_ended(self, group: list[_Change], outcome: Outcome[list[Committed | ZstorError]]) -> None:
+        self._committing = False
         try:
-            await self._runtime.threads.run_commit(self._commit, group, then=functools.partial(self._settle, group))
+            self._tell_group(group, outcome)
+        except BaseException as error:
+            _give_up(group)
+            self._crash, self._stopping = error, True
+        if self._waiting or self._stopping or self._house_is_due or self._crash is not None:
+            self._wake.set()
+
+    def _tell_group(self, group: list[_Change], outcome: Outcome[list[Committed | ZstorError]]) -> None:
+        try:
+            self._settle(group, outcome.unwrap())
         except Exception as error:
             # A fault of ours, in the middle of a group: nobody knows how far it came, so nothing more is committed in this life.
             log.exception("a group commit failed")
             self.failure = f"a commit broke off ({type(error).__name__}); see the log"
             rest = [change for change in group if not change.later.settled]
             self._settle(rest, [unknown(None) for _ in rest])
-        except BaseException:
-            _give_up(group)
-            raise
-        await self._keep_house()
 
     def _settle(self, group: list[_Change], outcomes: Sequence[Committed | ZstorError]) -> None:
         self._waiting[:0] = group[len(outcomes) :]  # that were too many: the next group begins with them
@@ -185,7 +206,10 @@ class Committer:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
         change = _Change(space, name, decide, then)
         self._waiting.append(change)
-        self._wake.set()
+        if self._resting and self._lone and not self._committing:
+            self._begin_group()  # without a turn of the event loop, which a small write would have to wait for
+        elif not self._committing:
+            self._wake.set()
         return change.later
 
     def must_take_changes(self) -> None:
@@ -272,6 +296,10 @@ class Committer:
             hint="see that the disk of the store is well and can be written to, then restart the daemon; reads go on",
             retryable=False,
         )
+
+    @property
+    def _house_is_due(self) -> bool:
+        return self._publisher.commits - self._checkpointed >= CHECKPOINT_EVERY or self._index.is_due
 
     async def _keep_house(self) -> None:
         """Now and then: the metastore's checkpoint, the index of the logs."""
