@@ -11,12 +11,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.remote.house import CHUNK, housing
 from zstor_local.access.authority import Authority
-from zstor_local.access.telling import LOOK_SECONDS, Telling
+from zstor_local.access.telling import LOOK_SECONDS, PAUSE_SECONDS, Telling
 from zstor_local.access.trust import TrustDocument
 from zstor_local.errors import NotSupported, Unavailable
+from zstor_local.model.ids import ObjectName
 from zstor_local.model.policy import Policy
 from zstor_local.shards.base import Notices
 from zstor_local.shards.http.shard import HttpShard
+from zstor_local.store.caller import Nobody
+from zstor_local.store.sources import BytesSource
+from zstor_local.store.writes import WriteOptions
 
 
 class NoDocument:
@@ -66,7 +70,28 @@ async def test_what_cannot_be_told_is_not_tried_on_and_on(
         nursery.start_soon(Telling(house.store, cast("Authority", NoDocument())).run)
         await wait_all_tasks_blocked()
         assert times == 1
-        mock_clock.jump(LOOK_SECONDS)
-        await wait_all_tasks_blocked()
+        for seconds in (LOOK_SECONDS, PAUSE_SECONDS):
+            mock_clock.jump(seconds)
+            await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert times == 2
+
+
+async def test_many_commits_cost_one_look(tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they changed is told together: a look takes as long as a part of a small write."""
+    looks: list[float] = []
+
+    async def look(telling: Telling) -> None:
+        looks.append(trio.current_time())
+
+    monkeypatch.setattr(Telling, "tell", look)
+    async with housing(tmp_path, near=2, servers=0, policy=Policy(1, 2, chunk_size=CHUNK)) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(Telling(house.store, cast("Authority", NoDocument())).run)
+        for number in range(5):
+            await house.store.writer.write(ObjectName("default", f"{number}"), BytesSource(b"bytes"), WriteOptions(), Nobody())
+            await wait_all_tasks_blocked()
+        assert len(looks) == 1
+        mock_clock.jump(PAUSE_SECONDS)
+        await wait_all_tasks_blocked()
+        assert len(looks) == 2
+        nursery.cancel_scope.cancel()

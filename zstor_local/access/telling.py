@@ -21,6 +21,7 @@ from zstor_local.store.store import Store
 
 SOON_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 5.0  # between two looks whether a server came back
+PAUSE_SECONDS: Final = 0.1  # between a commit and a look at what it changed: not one for each of many commits
 
 log = logging.getLogger("zstor.access")
 
@@ -48,7 +49,7 @@ class Telling:
                 await trio.sleep(LOOK_SECONDS)  # a commit that failed is news too: it would be tried again at once, without end
             with trio.move_on_after(LOOK_SECONDS):
                 await news.wait()
-            await trio.sleep(0)
+            await trio.sleep(PAUSE_SECONDS)
 
     async def soon(self) -> None:
         """Tell them now, but do not wait long for those that are slow: they are told all the same."""
