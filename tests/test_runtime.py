@@ -238,3 +238,17 @@ async def test_work_on_the_logs_ends_is_done_one_at_a_time() -> None:
         assert done == []
         release.set()
     assert done == ["first", *["another"] * 3]
+
+
+async def test_a_commit_that_gets_no_thread_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = RealThreads()
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.lowlevel, "start_thread_soon", no_thread)
+        with pytest.raises(RuntimeError, match="thread"):
+            await threads.run_commit(lambda: None)
+    with trio.fail_after(60):
+        assert await threads.run_commit(lambda: "done") == "done"

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
-from outcome import Outcome
+from outcome import Error, Outcome
 
 from zstor_local.runtime import Buffer, FileStatus, FileSystem, Runtime
 
@@ -315,7 +315,13 @@ class RealThreads:
                 self._commits[0]()
             done(outcome)
 
-        self._commits.append(partial(trio.lowlevel.start_thread_soon, work, deliver))
+        def begin() -> None:
+            try:
+                trio.lowlevel.start_thread_soon(work, deliver)
+            except RuntimeError as error:  # the system lets us have no more threads
+                deliver(Error(error))
+
+        self._commits.append(begin)
         if len(self._commits) == 1:
             self._commits[0]()
 

@@ -206,10 +206,11 @@ class Committer:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
         change = _Change(space, name, decide, then)
         self._waiting.append(change)
-        if self._resting and self._lone and not self._committing:
-            self._begin_group()  # without a turn of the event loop, which a small write would have to wait for
-        elif not self._committing:
-            self._wake.set()
+        if not self._committing:
+            if self._resting and self._lone and not self._house_is_due:
+                self._begin_group()  # without a turn of the event loop, which a small write would have to wait for
+            else:
+                self._wake.set()
         return change.later
 
     def must_take_changes(self) -> None:
