@@ -10,9 +10,10 @@ import pytest
 import trio
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares, strays
+from tests.store.test_damaged_rows import row, spoil
 from zstor_local.errors import NotFound
 from zstor_local.metastore.base import CommitRefused, Intent, Transaction
-from zstor_local.model.ids import Version
+from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import NamespaceRecord
@@ -24,6 +25,7 @@ from zstor_local.store.pace import unpaced
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.strays import Stray
 
 
 async def collect(store: Store, *, dry_run: bool = False, accept_loss: bool = False) -> Collected:
@@ -253,3 +255,14 @@ async def test_a_share_on_the_wrong_shard_is_left_behind_when_its_record_names_a
         assert (await collect(store)).freed == 1
         assert not wrong.exists()
         assert own.exists()
+
+
+async def test_what_a_record_names_by_then_is_not_freed(home: Home) -> None:
+    """Nor what a row that does not open may name."""
+    async with home.open() as store:
+        good, bad = [await put(store, key, content(1, 700_000)) for key in "ab"]
+        spoil(store, row(store, "b"))
+        await put(store, "c", b"")  # as the next change sees it
+        there, elsewhere = (Stray(number, ShareId(good.version, 0), small=False) for number in good.record.placement[:2])
+        unknown = Stray(bad.record.placement[1], ShareId(bad.version, 0), small=False)
+        assert [row.shard for row in store.collect._still_stray([there, elsewhere, unknown])] == [elsewhere.shard]
