@@ -137,6 +137,22 @@ def test_a_cursor_behind_what_an_older_copy_lacks_is_gone(disk: Disk) -> None:
     assert sequences(space, Cursor())[0] == [1, 3, 4]
 
 
+def test_a_cursor_behind_the_end_that_a_segment_has_in_an_older_copy_is_gone(disk: Disk) -> None:
+    """It was copied while it was written."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(1)]))
+    shutil.copytree(disk.root, f"{disk.root}.copy")
+    space.append(FENCE, 2, Batch([scanned(2)]))
+    _, lost = sequences(space, Cursor())
+    disk.opened.pop().close()
+    shutil.rmtree(disk.root)
+    shutil.move(f"{disk.root}.copy", disk.root)
+    space = disk.open(fence=replace(FENCE, opening=2))
+    space.append(space.fence, 1, Batch([scanned(3)]))
+    assert refused(lambda: sequences(space, lost)) == "gone"
+    assert sequences(space, Cursor())[0] == [1, 3]
+
+
 def test_a_cursor_in_a_log_that_went_is_gone(disk: Disk) -> None:
     """With its room, or all that was in it."""
     space = disk.open()

@@ -244,11 +244,11 @@ class Log:
             yield scanned, position
 
     def has_had(self, position: Position) -> bool:
-        """Whether that was a place in this log, as far as its segment tells: it is there, or compaction took it. Where an older copy
-        was put back what is written next may lie in a segment of the same number.
-        """
-        header = self._segments.header(position.segment)
-        return position.segment < max(self.segments(), default=0) if header is None else header.id == position.segment_id
+        """Whether that was a place in this log: its segment reaches so far, or compaction took it. Where an older copy was put back it
+        is shorter, or another one of its number."""
+        if (header := self._segments.header(position.segment)) is None or header.id != position.segment_id:
+            return header is None and position.segment < max(self.segments(), default=0)
+        return position.offset <= self._files.path_status(self.path(position.segment)).size
 
     # --- Compaction (shards/compacting.py) ---
 
