@@ -1,4 +1,4 @@
-"""A shard server that was put back to an older copy: who follows its log goes on with what is written there then."""
+"""Shard servers that were away, or put back to an older copy: who follows their logs goes on with what is written there then."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def test_what_is_written_behind_an_older_copy_is_followed(world: World) -> None:
     for number in range(6):
         wait_for(world.bob, f"new{number}")
         assert world.bob.read(f"new{number}", namespace="photos") == b"new"
+
+
+def test_that_nobody_tells_of_news_is_said_until_somebody_does(world: World) -> None:
+    for server in world.servers:
+        server.kill()
+    while not unheard(world):
+        pass
+    for number in range(3):
+        world.serve_again(number)
+    world.alice.write("heard", b"of", namespace="photos")
+    wait_for(world.bob, "heard")
+    while unheard(world):
+        pass
+
+
+def unheard(world: World) -> list[str]:
+    return [each for each in world.bob.result("daemon.status")["warnings"] if "joined namespace photos" in each]

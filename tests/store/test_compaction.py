@@ -183,6 +183,26 @@ async def test_while_a_shard_is_owed_something_tombstones_stay_and_bury(home: Ho
     assert (report.objects, report.deleted) == (1, 30)
 
 
+async def test_while_a_shard_is_owed_a_deletion_it_buries_the_versions_before_the_one_that_was_deleted(tmp_path: Path) -> None:
+    """Of the one that was deleted nothing is left to be freed: it never lay on that shard."""
+    home = Home(tmp_path, Policy(1, 2, chunk_size=256 * limits.KIB), shards=3)
+    async with home.open() as store:
+        for key in range(30):
+            await put(store, f"{key}", content(key, 4_000))
+    home.take_away(2)
+    async with home.open() as store:
+        for key in range(30):
+            await put(store, f"{key}", content(key + 1, 4_000))
+            await delete(store, f"{key}")
+        await freed(store)
+    for _ in range(2):
+        async with home.open() as store:
+            await compact(store, 0.001)
+    home.bring_back(2)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    assert report.objects == 0
+
+
 async def test_a_log_that_never_heard_of_a_newer_record_gets_it_in_place_of_the_old(home: Home) -> None:
     """A shard that an object left two versions ago holds the last record that it was told."""
     home.shards = 6
