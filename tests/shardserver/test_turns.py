@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.shardserver.inside import Inside
-from tests.shardserver.server import LIMIT, NAMESPACE, SPACE, STORE, Issuer, append, make_space, scanned, version
+from tests.shardserver.server import LIMIT, NAMESPACE, SESSION, SPACE, STORE, Issuer, append, make_space, scanned, send, version
 from zstor_local.model.ids import ShardUid, ShareId
-from zstor_local.shards.http.wire import parse_batch, share_name
+from zstor_local.shards.http import wire
+from zstor_local.shards.http.wire import Fence, pack_sequences, parse_batch, share_name
 from zstor_local.shards.log import Log
 from zstor_local.shardserver.rooms import Room, Rooms
 from zstor_local.system import real_runtime
@@ -74,3 +75,21 @@ def test_a_space_is_removed_when_nobody_reads_it(inside: tuple[Inside, httpx.Cli
     assert (gone.status_code, gone.json()["type"]) == (404, "no_space_here")
     make_space(owner)  # the same again
     assert owner.get(SMALL).json()["type"] == "not_found"
+
+
+def test_an_older_daemon_names_nothing_once_a_later_one_has_taken_over(
+    inside: tuple[Inside, httpx.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request was let in before."""
+    server, owner = inside
+    space = server.volume.spaces[ShardUid(bytes(STORE))]
+    parse = wire.parse_sequences
+
+    def slowly(data: bytes) -> Sequence[int]:
+        space.raise_fence(Fence(2, 1, SESSION))
+        return parse(data)
+
+    monkeypatch.setattr(wire, "parse_sequences", slowly)
+    answer = send(owner, "POST", f"/v1/{SPACE}/superseded?namespace={NAMESPACE.hex()}", pack_sequences([1]))
+    assert (answer.status_code, answer.json()["type"]) == (409, "fenced")
+    assert [room.superseded for room in space.rooms] == [frozenset()]

@@ -74,6 +74,24 @@ def test_a_space_is_not_said_to_be_gone_before_that_lasts(tmp_path: Path, operat
         assert operation == "fsync" or files.calls["fsync"] > before
 
 
+def test_nobody_makes_so_many_spaces_that_others_have_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a quota, descriptors and memory of its own; those that are not open count too."""
+    monkeypatch.setattr("zstor_local.shardserver.volume.SPACES_MAX", 2)
+    first, second, third = (ShardUid(bytes([number]) * 16) for number in (1, 2, 3))
+    runtime = troubled_runtime(TroubledFiles())
+    with closing(Volume(runtime, str(tmp_path))) as volume:
+        volume.create(first, "issuer", MARKER)
+    with closing(Volume(runtime, str(tmp_path))) as volume:
+        volume.create(second, "issuer", MARKER)
+        with pytest.raises(Refusal) as refused:
+            volume.create(third, "issuer", MARKER)
+        assert refused.value.type == "full"
+        volume.create(first, "issuer", MARKER)  # again
+        volume.remove(second)
+        volume.create(third, "issuer", MARKER)
+        volume.create(second, "another", MARKER)
+
+
 def test_a_space_is_removed_where_an_earlier_one_still_lies_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

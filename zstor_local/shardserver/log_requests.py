@@ -88,9 +88,11 @@ class LogRequests:
     async def supersede(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space, namespace = await self._spaces.find(uid), request.must_namespace()
         guest.check_owner(space)
-        space.check_fence(request.fence())
+        fence = request.fence()
+        space.check_fence(fence)
         sequences = wire.parse_sequences(await request.body(8 * wire.SUPERSEDED_MAX, self._memory, guest.bearer))
         async with self._spaces.lock(uid):
+            space.check_fence(fence)  # a later life may have taken it over while these came
             await self._spaces.use(space, space.supersede, namespace, sequences)
         return Answer(status=204)
 

@@ -368,6 +368,14 @@ class Space:
             closing.callback(self.large.close)
 
 
+def owner_of(runtime: Runtime, root: str) -> str | None:
+    """The issuer of the owner's tokens, of a space that need not be open; None where that cannot be read."""
+    try:
+        return str(json.loads(read_file(runtime, f"{root}/{ABOUT}"))["issuer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _memory_of(scanned: ScannedEntry) -> int:
     """Bytes that an entry takes, its own and those of the objects that it is made of."""
     return entry_size(scanned.entry) + wire.ENTRY_MEMORY

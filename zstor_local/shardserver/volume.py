@@ -18,12 +18,13 @@ from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Capacity
 from zstor_local.shardserver.disk import Directories, answering
 from zstor_local.shardserver.refusal import Refusal, of_system
-from zstor_local.shardserver.space import Space
+from zstor_local.shardserver.space import Space, owner_of
 
 LOCK: Final = "lock"
 SPACES: Final = "spaces"
 TRUST: Final = "trust"
 RESERVE: Final = "reserve"
+SPACES_MAX: Final = 64  # of one store: it needs one, and one more for each name behind the server's URL
 RESERVE_BYTES: Final = 8 * limits.MIB  # a log segment for each of several namespaces
 _OWN: Final = frozenset({LOCK, SPACES, TRUST, RESERVE})
 
@@ -97,7 +98,9 @@ class Volume:
         return space
 
     def create(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:
-        """A new space. The same one again is fine; Refusal `exists` for another one of that name. Under its lock."""
+        """A new space. The same one again is fine; Refusal `exists` for another one of that name, `full` where its issuer has so many
+        that it would take what belongs to others. Under its lock.
+        """
         try:
             space = self.find(uid)
         except Refusal as refusal:
@@ -109,6 +112,10 @@ class Volume:
         return space
 
     def _make(self, uid: ShardUid, issuer: str, marker: bytes) -> Space:
+        with answering():
+            names = [name for name in self.runtime.files.list(f"{self.root}/{SPACES}") if "." not in name]
+        if sum(owner_of(self.runtime, f"{self.root}/{SPACES}/{name}") == issuer for name in names) >= SPACES_MAX:
+            raise Refusal("full", f"this server keeps {SPACES_MAX} shards of one store and no more")
         self._unsettled.add(uid)
         try:
             Space.create(self.runtime, self.path(uid), issuer, marker, self._directories)
