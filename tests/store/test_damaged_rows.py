@@ -371,6 +371,18 @@ async def test_what_meets_a_damaged_row_has_it_brought_back(home: Home, reading:
         await check(store)
 
 
+async def test_a_scrub_goes_past_a_row_that_no_log_knows(home: Home) -> None:
+    """Nothing tells then which shards ought to."""
+    async with home.open() as store:
+        for key in "ab":
+            await put(store, key, content(1, 100))
+        bad = row(store, "a")
+        spoil(store, bad)
+        forget_copies(store, bad)
+        found = await scrubbed(store)
+        assert (found.records_damaged, found.lacking_records) == (1, 0)
+
+
 async def test_what_stays_damaged_is_looked_for_again_when_a_shard_is_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not each time that it is read: all logs are read for it."""
     home.brings_back = True
