@@ -40,7 +40,7 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Committed, Decision
-from zstor_local.store.health import Turns
+from zstor_local.store.health import Health
 from zstor_local.store.later import Later
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
@@ -49,6 +49,7 @@ from zstor_local.store.remaking import Remaking
 from zstor_local.store.several import SEVERAL
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.turns import Turns
 
 KIB = 1024
 
@@ -700,3 +701,48 @@ async def test_repairs_of_many_small_objects_share_commits(home: Home, monkeypat
         assert len(commits) <= len(many) - (SEVERAL - 2)  # what comes while the first is under way is one
         for stored in many:
             assert (await check(store, stored))[0] == "optimal"
+
+
+async def test_small_shares_that_wait_for_their_commit_are_bounded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many shares each object has: all that is repaired at once is made anew in one thread call."""
+    give, waiting, most = Health._give, 0, 0
+
+    async def watched(self: Health, *args: Any) -> None:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await give(self, *args)
+        waiting -= 1
+
+    monkeypatch.setattr(Health, "_give", watched)
+    monkeypatch.setattr("zstor_local.store.health.MADE_BYTES", 2_000)
+    async with home.open() as store:
+        many = [await put(store, f"key{number}", content(number, 1_500)) for number in range(9)]
+        for stored in many:
+            lose(store, stored, 1)
+        assert (await store.repair_all.run(Nobody())).repaired == len(many)
+        assert 1 <= most <= 2_000 // many[0].record.share_bytes
+
+
+@pytest.mark.parametrize("work", ["repair_all", "replace"])
+async def test_many_small_objects_share_thread_calls(home: Home, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    """A call costs more than looking at one of them."""
+    monkeypatch.setattr("zstor_local.store.batches.BATCH_US", 10**12)  # however slow the machine is
+    calls = 0
+    async with home.open() as store:
+        many = [await put(store, f"key{number}", content(number, 1_000)) for number in range(2 * SEVERAL)]
+        run = store.runtime.threads.run
+
+        async def counted(work: Callable[..., Any], *args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return await run(work, *args)
+
+        monkeypatch.setattr(store.runtime.threads, "run", counted)
+        if work == "repair_all":
+            for stored in many:
+                lose(store, stored, 1)
+            assert (await store.repair_all.run(Nobody())).repaired == len(many)
+        else:
+            assert (await store.membership.replace("1", f"{home.path}/new", Nobody())).moved == len(many)
+        assert calls < len(many)  # there were two for each, and three

@@ -150,9 +150,9 @@ class ShardPool:
         nobodys = (number for number in count() if not self.knows(number))
         return (*ordered, *islice(nobodys, m - len(ordered)))
 
-    def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], allowed: Collection[int]) -> list[int]:
-        """Usable ones of the allowed shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""
-        free = [number for number in self.usable() if number in allowed and number not in placement and number not in self._draining]
+    def spares(self, version: Version, placement: Sequence[int], leaving: Sequence[int], usable: Collection[int]) -> list[int]:
+        """Those of the usable shards that hold no share of a version, the best place first. Those of `leaving` will not stay."""
+        free = [number for number in sorted(usable) if number not in placement and number not in self._draining]
         staying = [shard.group for number in placement if number not in leaving and (shard := self.get(number)) is not None]
         return list(spread(version, self._candidates(free), len(free), staying)) if free else []
 

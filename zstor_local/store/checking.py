@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from zstor_local.model.ids import ShareId
@@ -11,6 +12,7 @@ from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.pool import ShardPool
+from zstor_local.store.batches import Batches
 from zstor_local.store.caller import Caller
 from zstor_local.store.shares import ShareBad, ShareState, VersionShares
 
@@ -30,16 +32,17 @@ class Checked:
 class Checker:
     """Looks at shares, in worker threads; changes nothing."""
 
-    def __init__(self, runtime: Runtime, pool: ShardPool) -> None:
+    def __init__(self, runtime: Runtime, pool: ShardPool, batches: Batches) -> None:
         self._runtime = runtime
         self._pool = pool
+        self._batches = batches
 
     async def check(self, record: ObjectRecord, shares: VersionShares, caller: Caller, *, fast: bool = False) -> Checked:
         """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
         states: list[ShareState] = []
-        if record.small and self._is_near(record):
-            states = await self._runtime.threads.run(self._small_states, record, shares, fast)
-        else:
+        if record.small and self._batches.is_near(record.placement):
+            states = await self._batches.run(record.placement, partial(self._small_states, record, shares, fast))
+        else:  # other machines are asked one after the other, and a cancel acts between them
             for index in range(record.policy.m):
                 states.append(await self.share_state(record, shares, index, fast=fast))
                 caller.progress(index + 1, record.policy.m)
@@ -47,15 +50,10 @@ class Checker:
         status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
         return Checked(status, states)
 
-    def _is_near(self, record: ObjectRecord) -> bool:
-        """Whether no other machine is asked: its answers would be waited for one after the other, and no cancel would act meanwhile."""
-        near = {shard.number for shard in self._pool.opened() if shard.on_disk is not None}
-        return all(number in near or self._pool.readable(number) is None for number in record.placement)
-
     async def share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool = False) -> ShareState:
         """Look at one of them."""
         if record.small:
-            return await self._runtime.threads.run(self._small_state, record, shares, index, fast)
+            return await self._batches.run([record.placement[index]], partial(self._small_state, record, shares, index, fast))
         try:
             await self._runtime.threads.run(self._look, record, shares, index)
             if not fast:
@@ -71,7 +69,7 @@ class Checker:
 
     def _small_state(self, record: ObjectRecord, shares: VersionShares, index: int, fast: bool) -> ShareState:
         try:
-            self._look(record, shares, index)
+            self._look(record, shares, index, whole=fast)  # else the last byte is read with its block
             if not fast:
                 self._open_blocks(shares, index, range(len(shares.table())))
         except ShareBad as bad:
@@ -81,8 +79,8 @@ class Checker:
     def _fault(self, shares: VersionShares, index: int, bad: ShareBad) -> ShareState:
         return "stale" if bad.state == "corrupt" and self._is_stale(shares, index) else bad.state
 
-    def _look(self, record: ObjectRecord, shares: VersionShares, index: int) -> None:
-        """The share is there, on a shard that is there, and reaches to its last byte."""
+    def _look(self, record: ObjectRecord, shares: VersionShares, index: int, *, whole: bool = True) -> None:
+        """The share is there, on a shard that is there, and if that is asked reaches to its last byte."""
         shard = self._pool.readable(record.placement[index])
         if shard is None:
             raise shares.away(index)
@@ -93,7 +91,7 @@ class Checker:
             if not record.share_bytes:
                 if not shard.has(ShareId(shares.version, index), small=record.small):
                     raise ShareBad("missing")
-            elif not len(reader.read(record.share_bytes - 1, 1)):
+            elif whole and not len(reader.read(record.share_bytes - 1, 1)):
                 raise ShareBad("corrupt")
         except ShareMissing:
             raise ShareBad("missing") from None

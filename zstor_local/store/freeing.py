@@ -23,6 +23,7 @@ from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
+from zstor_local.store.several import for_each
 
 BATCH: Final = 500  # rows freed between two commits
 AGAIN_SECONDS: Final = 60.0  # after a shard that is there refused, as its disk may have room again; and before the rest is looked at
@@ -96,7 +97,8 @@ class Freeing:
             except ZstorError as error:
                 log.error("nothing can be freed on shard %s: %s", shard.id, error)
                 return []
-            needless = [row for row in rows if not self._is_read(row) and (row not in named or await self._is_needless(row))]
+            needless = [row for row in rows if row not in named and not self._is_read(row)]
+            needless += await self._made_elsewhere([row for row in rows if row in named])
             at_end = shard.number not in self._first
             if needless or (at_end and whole):
                 return needless
@@ -108,6 +110,20 @@ class Freeing:
         if not rows:
             return set()
         return await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version)})
+
+    async def _made_elsewhere(self, rows: Sequence[Garbage]) -> Sequence[Garbage]:
+        """Of rows whose versions are named those whose shares nobody needs."""
+        needless: list[Garbage] = []
+
+        async def look(row: Garbage) -> None:
+            if not self._is_read(row) and await self._is_needless(row):
+                needless.append(row)
+
+        await for_each([row for row in rows if row.small], look)
+        for row in rows:
+            if not row.small:  # of these each look keeps a worker thread for long
+                await look(row)
+        return needless
 
     def _next(self, number: int) -> Sequence[Garbage]:
         """The next rows of a shard."""

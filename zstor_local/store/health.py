@@ -9,21 +9,23 @@ crash leaves nothing behind.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
+from collections.abc import Mapping, Sequence, Set
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
-import trio
-
+from zstor_local import limits
 from zstor_local.errors import Conflict, NotEnoughShards, Unavailable, Unreadable, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Owed
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.shards.base import Entry
+from zstor_local.store.batches import Batches
 from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.checking import Checked, Checker
+from zstor_local.store.commit_room import CommitRoom
 from zstor_local.store.core import Core
 from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.freeing import Freeing
@@ -32,6 +34,9 @@ from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.shares import VersionShares
 from zstor_local.store.stored import Stored, open_object, with_debts
+from zstor_local.store.turns import Turns
+
+MADE_BYTES: Final = 32 * limits.MIB  # of small shares that wait for their commit; more than those of one object are
 
 log = logging.getLogger("zstor.store")
 
@@ -43,35 +48,6 @@ class Repaired:
     stored: Stored
     made: int
     lacking: int
-
-
-class Turns:
-    """Repairs of one version go one at a time, as two would write the same files. So do those of all large objects: each keeps a worker
-    thread and its buffers for long.
-    """
-
-    def __init__(self) -> None:
-        self._large = trio.Lock()
-        self._of: dict[Version, trio.Lock] = {}
-        self._users: Counter[Version] = Counter()
-
-    @asynccontextmanager
-    async def of(self, version: Version, *, small: bool) -> AsyncIterator[None]:
-        """This version's turn."""
-        self._users[version] += 1
-        try:
-            async with self._of.setdefault(version, trio.Lock()), nullcontext() if small else self._large:
-                yield
-        finally:
-            self._users[version] -= 1
-            if not self._users[version]:
-                del self._users[version], self._of[version]
-
-    async def wait(self) -> None:
-        """Until the repairs that have begun by now have ended."""
-        for version in list(self._of):
-            async with self.of(version, small=True):
-                pass
 
 
 class Health:
@@ -86,7 +62,9 @@ class Health:
         self._namespaces = namespaces
         self._freeing = freeing
         self._free_space = free_space
-        self._checker = Checker(core.runtime, core.pool)
+        self._batches = Batches(core.runtime, core.pool)
+        self._checker = Checker(core.runtime, core.pool, self._batches)
+        self._room = CommitRoom(MADE_BYTES)
         self.turns = Turns()
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
@@ -113,8 +91,10 @@ class Health:
         async with self.turns.of(stored.version, small=stored.record.small), AsyncExitStack() as leases:
             async with self._freeing.lock:  # what is being freed now is freed before the lease counts
                 leases.enter_context(self._freeing.lease(stored.version))
-            stored = self._newest(stored)  # under the lease: what was freed of a version that is gone is not made again
-            lost = is_lost(stored, self._namespace(stored), self._metastore.get, self._metastore)
+            namespace = self._namespace(stored)
+            current = self._metastore.get(namespace.id, stored.record.key)
+            stored = self._as_it_is(stored, current)  # under the lease: what was freed of a version that is gone is not made again
+            lost = is_lost(stored, namespace, lambda *_: current, self._metastore)
             shares = leases.enter_context(closing(self._shares(stored)))
             before = await self._checker.check(stored.record, shares, caller)
             if len(_sources(before)) < stored.record.policy.k:
@@ -125,8 +105,10 @@ class Health:
             if lost:
                 made = await self._mend_lost(stored, shares, before, targets)
             elif targets or self._metastore.debts_of(stored.version):
-                stored, made = await self._mend(stored, shares, before, owed, targets)
-        self._freeing.wake()
+                async with self._room.taken(stored.record.share_bytes * len(targets) if stored.record.small else 0):
+                    stored, made = await self._mend(stored, shares, before, owed, targets)
+        if targets:
+            self._freeing.wake()  # also of what is good where it was made before
         if leaving is not None and leaving in stored.record.placement:
             raise self._nowhere(stored.record, leaving)
         bad = {index for index, state in enumerate(before.states) if state != "ok"} | owed
@@ -165,8 +147,11 @@ class Health:
 
     def _newest(self, stored: Stored) -> Stored:
         """The version as the metastore has it now: another repair may have moved its shares."""
-        current = self._metastore.get(self._namespace(stored).id, stored.record.key)
-        if current is None or current.version != stored.version:
+        return self._as_it_is(stored, self._metastore.get(self._namespace(stored).id, stored.record.key))
+
+    def _as_it_is(self, stored: Stored, current: Envelope | None) -> Stored:
+        """The same, given what its key has now."""
+        if current is None or current.version != stored.version or current == stored.envelope:
             return stored
         return replace(stored, record=open_object(self._sealer, current), envelope=current)
 
@@ -189,15 +174,19 @@ class Health:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none. A full shard
         gets none that it has not had.
         """
-        placement, full = stored.record.placement, self._free_space.full_shards()
-        usable = [number for number in self._pool.usable() if number != leaving]
+        placement = stored.record.placement
         wanted = [index for index, state in enumerate(checked.states) if state != "ok" or index in owed or placement[index] == leaving]
+        if not wanted:
+            return {}
+        full = self._free_space.full_shards()
+        # Those that hold shares were looked at just now; as of a write, whoever appends to another one looks at it then.
+        usable = [number for number, state in self._pool.recent_states().items() if state == "ok" and number != leaving]
         # A shard that is away may come back, these do not.
         wanted.sort(key=lambda index: placement[index] != leaving and placement[index] not in self._pool.draining)
         refused = {index for index in owed if placement[index] in full}
         homeless = [placement[index] for index in wanted if placement[index] not in usable or index in refused]
-        allowed = {*self._namespaces.shards_of(self._namespace(stored).placement)} - full if homeless else ()
-        spare = self._pool.spares(stored.version, placement, homeless, allowed) if homeless else []
+        allowed = {*self._namespaces.shards_of(self._namespace(stored).placement)} - full if homeless else set[int]()
+        spare = self._pool.spares(stored.version, placement, homeless, allowed.intersection(usable)) if homeless else []
         targets: dict[int, int] = {}
         for index in wanted:
             own = placement[index]
@@ -228,7 +217,7 @@ class Health:
         remaking = Remaking(record, shares, _sources(checked))
         made: Mapping[int, bytes] = {}
         if record.small:
-            made = await self._runtime.threads.run(remaking.small, targets)
+            made = await self._batches.run(record.placement, partial(remaking.small, targets))
         else:
             targets = await self._runtime.threads.run(remaking.files, self._pool, space, targets)
         if targets and not moved:
@@ -278,7 +267,7 @@ class Health:
         remaking = Remaking(record, shares, _sources(checked))
         if not record.small:
             return {*await self._runtime.threads.run(remaking.files, self._pool, namespace.id, own)}
-        made = await self._runtime.threads.run(remaking.small, own)
+        made = await self._batches.run(record.placement, partial(remaking.small, own))
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
         def decide(_: Envelope | None) -> Decision:
@@ -309,7 +298,7 @@ class Health:
             nonlocal published
             if current is None or current.version != stored.version:
                 raise _left_behind(current)
-            published = replace(open_object(self._sealer, current), placement=placement)
+            published = replace(self._as_it_is(stored, current).record, placement=placement)
             debts = self._metastore.debts_of(stored.version)
             copies = {*placement, *record.placement}
             named = self._committer.view.named(namespace.id, stored.version)

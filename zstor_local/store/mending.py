@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import trio
@@ -123,12 +124,19 @@ class Mending:
         owed = self._metastore.debts(number)
         await self.tell(number, [debt for debt in owed if debt.kind is Owed.RECORD])
         in_vain = 0
+        large = trio.Lock()  # each reads all other shares: none begins before the one before it is known to be in vain
+
+        def takes_more() -> bool:
+            return in_vain < MANY_IN_VAIN and number not in self._free_space.full_shards()
 
         async def fill(debt: Debt) -> None:
             nonlocal in_vain
-            if in_vain < MANY_IN_VAIN and number not in self._free_space.full_shards():
-                filled = await self._fill(debt)
-                in_vain = 0 if filled else in_vain + 1
+            stored = await self._owed(debt) if takes_more() else None
+            if stored is None:
+                return
+            async with nullcontext() if stored.record.small else large:
+                if takes_more():
+                    in_vain = 0 if await self._fill(stored, debt) else in_vain + 1
 
         await for_each([debt for debt in owed if debt.kind is Owed.SHARE], fill)
 
@@ -144,15 +152,22 @@ class Mending:
 
         await self._committer.commit(STORE_WIDE, "", decide)
 
-    async def _fill(self, debt: Debt) -> bool:
-        """Make the share that a shard is owed; nobody is owed one of a version that is gone. False if the shard does not take it."""
+    async def _owed(self, debt: Debt) -> Stored | None:
+        """The version whose share a shard is owed; nobody is owed one of a version that is gone."""
         namespace = self._namespaces.by_id(debt.space)
         rows = [row for row in self._metastore.named(debt.version) if row.space == debt.space]
         if namespace is None or not rows:
             await self._committer.commit(debt.space, "", self._paid_if_gone(debt))
-            return True
+            return None
         try:
-            stored = self._objects.find(ObjectName(namespace.name, rows[0].name))
+            return self._objects.find(ObjectName(namespace.name, rows[0].name))
+        except ZstorError as error:
+            log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+            return None
+
+    async def _fill(self, stored: Stored, debt: Debt) -> bool:
+        """Make the share that a shard is owed. False if the shard does not take it."""
+        try:
             await self._health.repair(stored, Nobody())
         except ZstorError as error:
             log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
