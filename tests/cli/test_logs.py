@@ -36,6 +36,7 @@ def test_a_log_is_made_appended_to_read_and_listed(daemon: PrivateDaemon) -> Non
     assert verified == b"log diary is whole: 3 entries in 2 pages, 0 of them scrubbed\n"
     scrubbed = done(zstor(daemon, "log", "scrub", "--log", "diary", "1", "2")).decode()
     assert scrubbed.startswith("scrubbed 2 entries, 2 contents gone\nwhat remains: ")
+    assert b"log 'diary' has no entry 4\n" in zstor(daemon, "log", "scrub", "--log", "diary", "4").stderr
     assert done(zstor(daemon, "log", "read", "--log", "diary")).decode().split() == ["1", "(scrubbed)", "2", "(scrubbed)", "3", "three"]
 
 

@@ -84,7 +84,8 @@ def _repair_all(options: Options) -> int:
     if options.json:
         click.echo(json.dumps(found))
     else:
-        lacking = f", {counted(found['lacking'], 'lacks', 'lack')} a share that no shard can take" if found["lacking"] else ""
+        still = counted(found["lacking"], "still lacks", "still lack")
+        lacking = f", {still} a share that no shard can take" if found["lacking"] else ""
         owed = f", {counted(found['owed'], 'thing')} owed to shards that are away" if found["owed"] else ""
         click.echo(f"{counted(found['objects'], 'object')}: {found['repaired']:,} repaired, {found['failed']:,} not{lacking}{owed}")
         for each in found["found"]:

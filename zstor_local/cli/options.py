@@ -89,6 +89,8 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: str | bool | None) -> None:
+    if value == "":  # a variable that was not set: the default was not meant
+        raise click.UsageError(f"{param.opts[-1]} has an empty name behind it")
     if value and param.name:
         setattr(ctx.find_root().ensure_object(Options), param.name, value)
 
@@ -108,14 +110,23 @@ def completed(what: Completed) -> Completer:
     return complete
 
 
-class _Output(click.Path):
+class _File(click.Path):
+    """The name of a file; an empty one is a variable that was not set, and the present directory was not meant."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not os.fspath(value):
+            raise click.UsageError("an empty name is no file or directory")
+        return str(super().convert(value, param, ctx))
+
+
+class _Output(_File):
     """A file to write, or standard output, which is no file to replace under any of its names."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return "-" if value in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else str(super().convert(value, param, ctx))
+        return "-" if value in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else super().convert(value, param, ctx)
 
 
-FILE: Final = click.Path(readable=False, allow_dash=True)  # the shells complete it; whether it can be opened is said where it is
+FILE: Final = _File(readable=False, allow_dash=True)  # the shells complete it; whether it can be opened is said where it is
 OUTPUT: Final = _Output(readable=False, allow_dash=True)
 
 

@@ -129,6 +129,4 @@ def _tell(options: Options, removed: Removed, what: str, where: str) -> None:
 
 
 def _url(place: str) -> str:
-    if not place:  # a variable that was not set: the present directory was not meant
-        raise click.UsageError("an empty name is no place for a shard")
     return place if "://" in place else os.path.abspath(place)

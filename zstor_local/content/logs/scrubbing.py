@@ -55,7 +55,8 @@ class Scrubbing:
         async with log.lock:
             await log.load()
             if not 1 <= first <= last <= log.head.last:
-                raise NotFound(f"log {name!r} has no entries {first} to {last}", hint=f"it has 1 to {log.head.last}")
+                what = f"entry {first}" if first == last else f"entries {first} to {last}"
+                raise NotFound(f"log {name!r} has no {what}", hint=f"it has 1 to {log.head.last}")
             below = log.closed_pages(first)  # once: another log may meet a failure of the index, which knows nothing then
             contents = await _contents(log, below, first, last)
             if not contents:
