@@ -27,6 +27,7 @@ from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.connection import ClientConnection
 from zstor_local.rpc.methods import objects as object_methods
+from zstor_local.rpc.methods import references, renaming
 from zstor_local.rpc.methods import streams as stream_methods
 from zstor_local.rpc.methods import walk as walk_methods
 from zstor_local.rpc.server import Server
@@ -727,19 +728,60 @@ async def test_a_walks_values_are_read_when_they_can_be_sent(scene: Scene, peer:
     assert read == 8
 
 
-async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: Peer) -> None:
+@pytest.mark.parametrize("method", ["object.stat", "object.read"])
+async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: Peer, method: str) -> None:
     """And not before: what waits for room would be in memory."""
     await put(scene.store, "a", b"", WriteOptions(references=[f"{number:0250}" for number in range(1_000)]))
     budget = scene.server.dispatcher.replies
     held, left = Room(budget, budget.left), budget.left
     held.hold(left)
-    asked = await peer.send("object.stat", key="a")
+    asked = await peer.send(method, key="a")
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert budget.left == 0
     await peer.result("rpc.ping")
     await put(scene.store, "a", b"", WriteOptions(references=["meanwhile"]))
     held.give(left)
     assert (await peer.reply(asked))["result"]["metadata"]["references"] == ["meanwhile"]
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+
+
+MANY = [f"{number:0250}" for number in range(1_000)]
+CHANGES: list[tuple[str, Object]] = [
+    ("object.write", {"key": "a", "value": "", "references": MANY}),
+    ("object.write", {"key": "a", "value": "", "keep_references": True}),
+    ("object.rename", {"key": "a", "new_key": "b"}),
+    ("object.copy", {"key": "a", "new_key": "b"}),
+    ("reference.append", {"key": "a", "references": ["one more"]}),
+    ("reference.remove", {"key": "a", "references": MANY[:1]}),
+]
+
+
+def rows(store: Store) -> list[tuple[str, int]]:
+    """The keys of "a" and "b" with the numbers of their newest changes."""
+    found = store.metastore.scan(store.namespaces.get("default").id, "", None, None)
+    return [(row.name, row.envelope.sequence) for row in found if row.name != "another"]
+
+
+@pytest.mark.parametrize(("method", "params"), CHANGES)
+async def test_a_change_that_tells_much_is_made_when_there_is_room_to_tell_it(
+    scene: Scene, peer: Peer, method: str, params: Object
+) -> None:
+    """What has changed already has to be kept until it is told, and clients that take nothing would fill the memory with it."""
+    await put(scene.store, "a", b"", WriteOptions(references=MANY))
+    renaming.register(scene.world.registry, scene.store)
+    references.register(scene.world.registry, scene.store)
+    budget = scene.server.dispatcher.replies
+    held, left = Room(budget, budget.left), budget.left
+    held.hold(left)
+    before = rows(scene.store)
+    asked = await peer.send(method, **params)
+    await peer.result("rpc.ping")
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    await put(scene.store, "another", b"")  # it is committed behind whatever has come to the committer
+    assert rows(scene.store) == before
+    held.give(left)
+    assert "result" in await peer.reply(asked)
+    assert rows(scene.store) != before
     assert budget.left == limits.REPLY_BUDGET_BYTES
 
 

@@ -28,7 +28,7 @@ from zstor_local.rpc.methods.attributes import checked_references, checked_user
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
-from zstor_local.rpc.methods.pages import reply_bytes
+from zstor_local.rpc.methods.pages import much_changed, much_known, room_for
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry, Soon
 from zstor_local.rpc.schema import Length, Pattern, Range
@@ -168,6 +168,15 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         if fd is not None:
             return store_stream(call, fd, name, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
+        much = options.references or options.keep_references
+        room = much_changed(store, name, options.references, kept=options.keep_references) if much else 0
+
+        async def store_in_turn() -> Written:
+            await room_for(call, room)
+            return await store_it(Producer(call), name, BytesSource(data), options)
+
+        if not call.take_reply_room(room):
+            return store_in_turn()
         later = writer.write_value(name, data, options, call)
         return store_it(Producer(call), name, BytesSource(data), options) if later is None else later.map(written)
 
@@ -242,19 +251,21 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 return {"value_b64": Base64(data), "references": references, "metadata": about}
             return {"value": text_of(data), "references": references, "metadata": about}
 
-        async def read_in_turn(part: Part, *, room: bool) -> Value:
+        def wanted_room() -> int:
+            stored, part = find()
+            return part.length + much_known(stored)
+
+        async def read_in_turn(*, room: bool) -> Value:
             while not room:
-                room = await call.reply_room(part.length)
-                if not room:
-                    _, part = find()
+                room = await call.reply_room(wanted_room())  # who waits holds nothing
             stored, part = find()  # here, where its bytes are read next: so they cannot be freed in between
             with names.still_there(stored, by_metadata=metadata is not None):
                 return value(stored, await objects.read(stored, part))
 
         stored, part = find()
-        room = call.take_reply_room(part.length)
+        room = call.take_reply_room(part.length + much_known(stored))
         data = objects.read_value(stored, part) if room and metadata is None else None
-        return read_in_turn(part, room=room) if data is None else value(stored, data)
+        return read_in_turn(room=room) if data is None else value(stored, data)
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
@@ -339,11 +350,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     ) -> Written | Soon[Written]:
         """Tell what is known of an object, without reading it."""
         stored = names.find(key, namespace, metadata)
-        room = min(reply_bytes(stored), limits.LIST_BYTES)  # ten thousand references may be in it
+        room = much_known(stored)  # ten thousand references may be in it
 
         async def stat_in_turn() -> Written:
-            while not await call.reply_room(room):
-                pass
+            await room_for(call, room)
             return written(names.find(key, namespace, metadata))
 
         return written(stored) if call.take_reply_room(room) else stat_in_turn()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from typing import Final, TypeVar
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, InvalidParams
+from zstor_local.model.ids import ObjectName
 from zstor_local.rpc.call import Call
+from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
 T = TypeVar("T")
+_LITTLE_BYTES: Final = limits.SMALL_REPLY_BYTES // 8  # of a record: what it tells is a small reply
 _METADATA_MEMBERS_BYTES: Final = 1_500  # what metadata takes in a reply beside references, user and shards
 
 
@@ -29,10 +32,34 @@ def reply_bytes(stored: Stored) -> int:
     )
 
 
+def much_known(stored: Stored) -> int:
+    """About what is known of an object takes in a reply, no more than a page; 0 for nearly all objects, of which that is little."""
+    return _of_record(len(stored.envelope.sealed))
+
+
+def much_changed(store: Store, name: ObjectName, given: Sequence[str] = (), *, kept: bool) -> int:
+    """The same of what a change leaves: the texts that are given, and if they are kept those that the object has."""
+    size = sum(map(len, given))
+    if kept and (namespace := store.namespaces.find(name.namespace)) is not None:
+        with suppress(CorruptRecord):  # the change itself says so
+            envelope = store.reading.get(namespace.id, name.key)
+            size += 0 if envelope is None else len(envelope.sealed)
+    return _of_record(size)
+
+
+def _of_record(size: int) -> int:
+    return min(8 * size, limits.LIST_BYTES) if size > _LITTLE_BYTES else 0  # each character may be escaped in six, beside the seal
+
+
+async def room_for(call: Call, size: int) -> None:
+    """Wait until a reply of this size has room. Ask before what it tells is made, and before the change that it tells of."""
+    while not await call.reply_room(size):
+        pass
+
+
 async def room_for_page(call: Call) -> None:
     """Wait until the largest page has room beside the replies that this client has yet to take. Ask before the page is made."""
-    while not await call.reply_room(limits.LIST_BYTES):
-        pass
+    await room_for(call, limits.LIST_BYTES)
 
 
 async def page_of(call: Call, found: AsyncGenerator[T, None], limit: int, size: Callable[[T], int]) -> tuple[list[T], bool]:
