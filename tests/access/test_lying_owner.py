@@ -175,9 +175,10 @@ async def test_nobody_puts_a_namespace_in_the_place_of_ours(home: Home, shown: l
         await store.rows.put(TABLE, "photos", given.encode())  # as an earlier version took it
         await put(store, "another", b"key")
     async with home.open() as store, reading(store) as bob:
-        assert not bob.joining.joined("photos")
+        assert "photos" not in store.namespaces.joined
         await store.namespaces.create("new", policy=None, quota=None)
         await put(store, "key", b"ours still")
+        await bob.joining.leave("photos")
     async with home.open() as store:
         assert await get(store, "key") == b"ours still"
         assert store.namespaces.get("new")

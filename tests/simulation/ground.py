@@ -80,8 +80,12 @@ class Ground:
         self.world.files.exchange(disk, place)
         other = {disk: place, place: disk}
         self.rotten, self.weak = other.get(self.rotten or "", self.rotten), other.get(self.weak, self.weak)
-        self.copy, self.copied_log = {}, {}
+        self.forget_copies()
         self.history.note(f"moved: {disk} to {place}")
+
+    def forget_copies(self) -> None:
+        """None is put back: its shard lies elsewhere, or the metastore was made anew, without what no log had any more."""
+        self.copy, self.copied_log = {}, {}
 
     def copy_shard(self) -> None:
         """A copy of the shard on the rotten disk is made while the daemon writes: of its log, and some time later of its shares."""

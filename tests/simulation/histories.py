@@ -280,6 +280,7 @@ class _Simulation:
                 self.history.counts[f"power cut in: {what}"] += 1
                 self._crash(None if self.draw.random() < KILLED else Subset(self.draw.randrange(1 << 30)))
         report = self._rebuilt(what, accept_loss)
+        self.ground.forget_copies()
         self.history.note(f"rebuilt {report.objects} objects")
         return report
 

@@ -111,7 +111,7 @@ async def test_a_namespace_that_names_a_removed_shard_is_used_and_changed_as_far
         for name_ in ("photos", "notes"):
             await store.namespaces.change(name_, lambda record: replace(record, quota=20_000))
         await store.removal.remove("photos", Nobody())
-        with pytest.raises(InvalidParams, match="2 shards for them"):
+        with pytest.raises(InvalidParams, match="2 shards are there for them"):
             await store.namespaces.change("notes", lambda record: replace(record, placement=("disk1", "disk4")))
         await store.namespaces.change("notes", lambda record: replace(record, placement=("disk0", "disk1", "disk4")))
         await put(store, "a", content(2, 10_000), namespace="notes")
