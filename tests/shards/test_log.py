@@ -179,7 +179,7 @@ def test_a_damaged_header_hides_its_segment_and_no_other(real: Ground, short_seg
     shard = real.new()
     fill(shard, 1, 30)
     third = {number for number in range(1, 31) if (place := shard.log._index.find(0, share(number))) and place.segment == 3}
-    real.overwrite(real.segment(3), 20, b"?")
+    real.overwrite(real.segment(3), 0, b"?")  # of the magic: any other byte may be one already
     shard = real.reopen()
     assert set(readable(shard, 1, 30)) == set(range(1, 31)) - third
     assert third
