@@ -131,7 +131,7 @@ class Health:
                 if now is not None and now.record.placement == stored.record.placement and self._pool.entry(row.shard) is not None:
                     await self._commit(now, {index: row.shard}, {}, [row], {index} if elsewhere else set())
         except ZstorError as error:
-            log.warning("a share of version %s is not freed yet: %s", row.share.version.hex()[:8], error)
+            log.warning("a share of version %s is not freed yet: %s", row.share.version.hex(), error)
         return False
 
     def _naming(self, version: Version) -> Stored | None:

@@ -82,7 +82,7 @@ class Mending:
         if not worth or stored.version in self._suspects or self._just_tried(stored.version) or len(self._suspects) >= REMEMBERED:
             return
         bad = ", ".join(f"{index} is {state}" for index, state in sorted(states.items()))
-        log.warning("version %s has bad shares: %s", stored.version.hex()[:8], bad)
+        log.warning("version %s has bad shares: %s", stored.version.hex(), bad)
         self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
         self._woken.set()
 
@@ -162,7 +162,7 @@ class Mending:
         try:
             return self._objects.find(ObjectName(namespace.name, rows[0].name))
         except ZstorError as error:
-            log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+            log.warning("version %s still lacks a share: %s", debt.version.hex(), error)
             return None
 
     async def _fill(self, stored: Stored, debt: Debt) -> bool:
@@ -170,7 +170,7 @@ class Mending:
         try:
             await self._health.repair(stored, Nobody())
         except ZstorError as error:
-            log.warning("version %s still lacks a share: %s", debt.version.hex()[:8], error)
+            log.warning("version %s still lacks a share: %s", debt.version.hex(), error)
             return True
         return debt not in self._metastore.debts_of(debt.version)
 
@@ -187,7 +187,7 @@ class Mending:
         except NotFound:
             pass
         except ZstorError as error:
-            log.warning("version %s was not repaired: %s", version.hex()[:8], error)
+            log.warning("version %s was not repaired: %s", version.hex(), error)
             self._note_in_vain(version)
         self._suspects.pop(version, None)
         self._room.set()
