@@ -147,19 +147,21 @@ async def test_while_disks_are_slow_there_are_as_many_batches_as_workers(batches
     assert threads.calls - calls == 2
 
 
+async def ask(batches: Batches, done: list[str], name: str, scope: trio.CancelScope | None = None) -> None:
+    """Have a name noted; a scope is one that the test cancels."""
+    with scope or trio.CancelScope():
+        await batches.run([0], lambda: done.append(name))
+
+
 async def test_who_is_cancelled_keeps_nobody_waiting(batches: Batches, threads: Threads) -> None:
     done: list[str] = []
     scopes = {name: trio.CancelScope() for name in ("first", "waiting", "other", "last")}
 
-    async def ask(name: str) -> None:
-        with scopes[name]:
-            await batches.run([0], lambda: done.append(name))
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, "first")
+        nursery.start_soon(ask, batches, done, "first", scopes["first"])
         await trio.testing.wait_all_tasks_blocked()
         for name in ("waiting", "other", "last"):
-            nursery.start_soon(ask, name)
+            nursery.start_soon(ask, batches, done, name, scopes[name])
             await trio.testing.wait_all_tasks_blocked()
         scopes["waiting"].cancel()  # its work has not begun, and never does
         await trio.testing.wait_all_tasks_blocked()
@@ -175,23 +177,16 @@ async def test_whose_turn_it_is_to_run_a_batch_may_be_cancelled(batches: Batches
     done: list[str] = []
     scope = trio.CancelScope()
 
-    async def ask(name: str) -> None:
-        await batches.run([0], lambda: done.append(name))
-
-    async def cancelled() -> None:
-        with scope:
-            await batches.run([0], lambda: done.append("cancelled"))
-
     async def first() -> None:
-        await ask("first")
+        await ask(batches, done, "first")
         scope.cancel()  # it is told that its turn has come, and is yet to run
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(first)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(cancelled)
+        nursery.start_soon(ask, batches, done, "cancelled", scope)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(ask, "last")
+        nursery.start_soon(ask, batches, done, "last")
         await trio.testing.wait_all_tasks_blocked()
         threads.go_on.set()
     assert done == ["first", "last"]
@@ -202,18 +197,14 @@ async def test_a_batch_that_has_begun_is_waited_for_by_all_whose_work_is_in_it(b
     ended = trio.Event()
     scope = trio.CancelScope()
 
-    async def ask(name: str) -> None:
-        await batches.run([0], lambda: done.append(name))
-
     async def cancelled() -> None:
-        with scope:
-            await batches.run([0], lambda: done.append("cancelled"))
+        await ask(batches, done, "cancelled", scope)
         ended.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, "first")
+        nursery.start_soon(ask, batches, done, "first")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(ask, "other")
+        nursery.start_soon(ask, batches, done, "other")
         nursery.start_soon(cancelled)
         await trio.testing.wait_all_tasks_blocked()
         threads.go_on.set()
