@@ -24,6 +24,7 @@ from zstor_local.errors import CorruptRecord, Incomplete, InvalidParams, NotFoun
 from zstor_local.formats import car, unixfs
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.unixfs import LEAF_BYTES
+from zstor_local.metastore.base import Reference, Transaction
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.runtime import Buffer
@@ -293,6 +294,15 @@ async def test_pages_of_a_list_follow_each_other(home: ContentHome) -> None:
             while page := [str(each.id) async for each in cas.contents.list(owner, found[-1] if found else None, 3)]:
                 found += page
             assert found == made
+
+
+async def test_a_damaged_row_of_an_owner_hides_nothing_else_that_it_pins(home: ContentHome) -> None:
+    async with home.cas() as (store, cas):
+        pinned = await upload(cas, b"hers")
+        namespace = store.namespaces.get(NAMESPACE)
+        damaged = Reference(namespace.id, namespace.reference_hash(ALICE.name), "a" + str(pinned)[1:])
+        store.metastore.commit(Transaction(store.committer.state, references=[damaged]))
+        assert await listed(cas, ALICE.name) == {pinned}
 
 
 async def test_a_pin_of_what_is_not_there_is_refused(home: ContentHome) -> None:

@@ -7,8 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
 
-import trio
-
 from zstor_local.content import pins
 from zstor_local.content.pins import Pin
 from zstor_local.errors import CorruptRecord, InvalidParams, NotFound
@@ -18,7 +16,7 @@ from zstor_local.formats.unixfs import LEAF_BYTES, PROFILE
 from zstor_local.model.ids import ObjectName
 from zstor_local.store.edits import Edits
 from zstor_local.store.namespaces import Namespace
-from zstor_local.store.pace import RECORDS_A_TURN
+from zstor_local.store.references import referring
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -84,21 +82,16 @@ class Contents:
 
     async def list(self, owner: str | None, after: str | None, limit: int) -> AsyncGenerator[Content, None]:
         """Contents behind the id `after`, of one owner or of all, by the text of their ids."""
-        if owner is None:
-            async with aclosing(self.store.objects.list(NAMESPACE, "", after, limit)) as found:
-                async for stored in found:
-                    yield Content(_cid_of(stored), stored)
-            return
         namespace = self.known_namespace()
         if namespace is None:
             return
-        keys = self.store.metastore.referring(namespace.id, namespace.reference_hash(owner), after, limit)
-        for position, key in enumerate(keys):
-            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
-                await trio.lowlevel.checkpoint()
-            content = self.look(cids.parse(key))
-            if content is not None and owner in content.stored.record.references:
-                yield content
+        if owner is None:
+            stored_ones = self.store.objects.list(NAMESPACE, "", after, limit)
+        else:
+            stored_ones = referring(self.store.core, namespace, owner, after, limit)
+        async with aclosing(stored_ones) as found:
+            async for stored in found:
+                yield Content(_cid_of(stored), stored)
 
 
 def content_id(text: str) -> Cid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import trio
@@ -15,9 +16,9 @@ from zstor_local.store.caller import Caller
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits
-from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.pace import RECORDS_A_TURN
-from zstor_local.store.stored import no_key, stored_at
+from zstor_local.store.stored import Stored, no_key, stored_at
 from zstor_local.store.writes import check_version
 
 
@@ -27,7 +28,6 @@ class References:
     def __init__(self, core: Core, namespaces: Namespaces) -> None:
         self._core = core
         self._runtime = core.runtime
-        self._metastore = core.reading
         self._committer = core.committer
         self._namespaces = namespaces
 
@@ -72,12 +72,25 @@ class References:
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
             return
-        for position, key in enumerate(self._metastore.referring(namespace.id, namespace.reference_hash(reference), after, limit)):
+        async with aclosing(referring(self._core, namespace, reference, after, limit)) as found:
+            async for stored in found:
+                yield stored.record.key
+
+
+async def referring(core: Core, namespace: Namespace, reference: str, after: str | None, limit: int) -> AsyncGenerator[Stored, None]:
+    """Objects behind the key `after` that have the reference, in the order of their keys' bytes, at most `limit`."""
+    found = 0
+    while keys := core.reading.referring(namespace.id, namespace.reference_hash(reference), after, limit):
+        for position, key in enumerate(keys):
             if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
                 await trio.lowlevel.checkpoint()
-            stored = stored_at(self._core, namespace, key)
-            if stored is not None and reference in stored.record.references:
-                yield key
+            stored = stored_at(core, namespace, key)
+            if stored is not None and reference in stored.record.references:  # else it was changed meanwhile, or the row is damaged
+                yield stored
+                found += 1
+                if found == limit:
+                    return
+        after = keys[-1]
 
 
 def check_count(references: tuple[str, ...]) -> tuple[str, ...]:
