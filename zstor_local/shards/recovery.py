@@ -29,7 +29,6 @@ def flush_the_end(files: Files, segments: SegmentDirectory, known: Progress) -> 
         except OSError as error:
             if error.errno != errno.EROFS:  # there nothing can be flushed any more, and nothing is told: it is only read
                 raise
-        header = segments.header(number)
         if header is not None and any(True for _ in segments.entries(number, header)):
             return  # before it was written to, those before it were flushed
 
