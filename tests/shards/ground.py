@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.simulation.files import SimulatedFiles
+from tests.simulation.outcomes import Outcome
 from tests.troubled_files import TroubledFiles
 from zstor_local.coding.keys import KeyRing, NamespaceKeys
 from zstor_local.model.ids import KeyHash, NamespaceId, ShardUid, ShareId, StoreId, Version
@@ -125,6 +126,13 @@ class Ground:
             yield fd
         finally:
             self.runtime.files.close(fd)
+
+
+def crashed(ground: Ground, outcome: Outcome) -> Ground:
+    """The same after a power loss."""
+    assert isinstance(ground.faults, SimulatedFiles)
+    files = ground.faults.crash(outcome, lambda: 0)
+    return Ground(replace(ground.runtime, files=files), ground.parent, files)
 
 
 def write_share(shard: Shard, share: ShareId, blocks: Sequence[bytes], *, table: bytes = b"") -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.shards.conformance import SHARE, ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, entry, keys, read_share, uid, version, write_share
+from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, crashed, entry, keys, read_share, uid, version, write_share
 from tests.simulation.files import SimulatedFiles
-from tests.simulation.outcomes import outcomes
+from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.world import Mount, World
 from zstor_local.coding.block import ChunkShape
 from zstor_local.coding.share import pack_share_end
@@ -325,11 +325,50 @@ def test_a_directory_of_shares_that_somebody_removed_is_made_anew(real: Ground) 
 
 
 def test_files_of_others_among_the_shares_are_passed_over(real: Ground) -> None:
+    """Copies of shares too: what has not a share's own name and place is read as none, and freed as none."""
     shard = real.new()
     write_share(shard, SHARE, [b"first"])
-    for stray in (".DS_Store", f"{version(1).hex()[:2]}/.DS_Store"):
-        Path(f"{real.root()}/shares/{stray}").write_bytes(b"x")
+    part, name = version(1).hex()[:2], version(1).hex()
+    Path(f"{real.root()}/shares/ff").mkdir()
+    for other in (
+        ".DS_Store",
+        f"{part}/.DS_Store",
+        f"ff/{name}.2",
+        f"{part}/{name}.02",
+        f"{part}/{name.upper()}0.2",
+        f"{part}/{part}.2",
+    ):
+        Path(f"{real.root()}/shares/{other}").write_bytes(b"x")
     assert list(shard.held(small=False)) == [SHARE]
+
+
+@pytest.mark.parametrize("part", ["", "/00"])
+def test_once_a_directory_of_shares_was_synced_in_vain_it_takes_nothing_more_in_this_process(simulated: Ground, part: str) -> None:
+    """A second sync would say that all is well, and a power loss would take the share that was answered for."""
+    shard = simulated.new()
+    simulated.faults.fail("fsync_directory", lambda path: path == f"{simulated.root()}/shares{part}", errno.EIO)
+    with pytest.raises(ShardError):
+        write_share(shard, SHARE, [b"large"])
+    assert shard.check() == "failed"
+    with pytest.raises(ShardError):
+        write_share(shard, SHARE, [b"large"])
+
+
+@pytest.mark.parametrize("part", ["", "/00"])
+def test_a_directory_of_shares_that_was_not_synced_for_want_of_descriptors_is_synced_by_the_next(simulated: Ground, part: str) -> None:
+    shard = simulated.new()
+    simulated.faults.fail("open", lambda path: path == f"{simulated.root()}/shares{part}", errno.EMFILE)
+    with pytest.raises(ShardError):
+        write_share(shard, SHARE, [b"large"])
+    write_share(shard, SHARE, [b"large"])
+    after = crashed(simulated, NOTHING)
+    assert read_share(after.open(writer=2), SHARE, small=False, length=5) == b"large"
+    after.close()
+
+
+def test_a_new_shard_has_nothing_to_warn_of(real: Ground, caplog: pytest.LogCaptureFixture) -> None:
+    real.new()
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("length", [0, 10, 39])

@@ -6,15 +6,13 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.descriptors import open_descriptors
-from tests.shards.ground import Ground, entry, read_share, version
-from tests.simulation.files import SimulatedFiles
-from tests.simulation.outcomes import NOTHING, Outcome, outcomes
+from tests.shards.ground import Ground, crashed, entry, read_share, version
+from tests.simulation.outcomes import NOTHING, outcomes
 from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import Kind
@@ -50,13 +48,6 @@ def readable(shard: DirectoryShard, first: int, last: int) -> list[int]:
     return found
 
 
-def crashed(ground: Ground, outcome: Outcome) -> Ground:
-    """The same after a power loss."""
-    assert isinstance(ground.faults, SimulatedFiles)
-    files = ground.faults.crash(outcome, lambda: 0)
-    return Ground(replace(ground.runtime, files=files), ground.parent, files)
-
-
 def test_a_full_segment_is_followed_by_another(real: Ground, short_segments: int) -> None:
     shard = real.new()
     fill(shard, 1, 50)
@@ -84,12 +75,14 @@ def test_before_a_segment_is_written_to_those_before_it_are_flushed(simulated: G
     assert after.content(last) != simulated.content(last)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["the index knows what was flushed", "there is no index"])
 @pytest.mark.parametrize("failing", ["the last segment", "a full segment"])
 @pytest.mark.parametrize("number", range(5))
 def test_what_a_failed_flush_left_is_seen_as_far_as_it_is_durable(
-    simulated: Ground, short_segments: int, failing: str, number: int
+    simulated: Ground, short_segments: int, failing: str, number: int, *, known: bool
 ) -> None:
-    shard = simulated.new()
+    index = LogIndex(":memory:") if known else None
+    shard = simulated.new(index=index)
     fill(shard, 1, 2)
     *_, last = shard.log.segments()
     entries = [entry(each, content(each)) for each in range(3, 10 + number)]
@@ -102,12 +95,19 @@ def test_what_a_failed_flush_left_is_seen_as_far_as_it_is_durable(
         simulated.faults.fail("fdatasync", lambda path: True, errno.EIO)
         with pytest.raises(ShardError):
             shard.flush()
-    seen = [found.entry.envelope.sequence for found in simulated.reopen().scan()]
+    seen = [found.entry.envelope.sequence for found in simulated.reopen(index=index).scan()]
     assert seen[:2] == [1, 2]
     for outcome in outcomes(simulated.faults.unpinned()):  # type: ignore[union-attr]
         after = crashed(simulated, outcome)
         assert [found.entry.envelope.sequence for found in after.open().scan()] == seen
         after.close()
+
+
+def test_a_log_whose_end_the_disk_does_not_make_durable_tells_nothing(simulated: Ground) -> None:
+    fill(simulated.new(), 1, 2)
+    simulated.faults.fail("fsync", lambda path: path == simulated.segment(1), errno.EIO)
+    with pytest.raises(ShardError, match="EIO"):
+        simulated.reopen()
 
 
 def test_no_segment_is_longer_than_it_may_be(real: Ground, short_segments: int) -> None:

@@ -629,9 +629,11 @@ def test_a_damaged_index_is_a_failed_shard_for_that_share_and_no_crash(filled: G
 
 def test_a_log_of_another_time_makes_it_start_over(filled: Ground, path: str) -> None:
     with opened(path) as index:
-        progress = index.progress(0)
-        index.record(0, [], Progress(progress.segment, b"not that segment", progress.offset))
+        progress, lacking = index.progress(0), share(1_000)
+        index.record(0, [(lacking, extent(1))], Progress(progress.segment, b"not that segment", progress.offset))
     with opened(path) as index:
-        check_everything(filled.open(index=index, writer=None))
+        shard = filled.open(index=index, writer=None)
+        check_everything(shard)
+        assert not shard.has(lacking, small=True)
         assert index.progress(0).segment_id == progress.segment_id
         filled.close()
