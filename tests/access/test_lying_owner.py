@@ -164,6 +164,29 @@ async def test_a_letter_like_that_does_not_end_the_daemon(home: Home, monkeypatc
         assert bob.joining.joined("photos")
 
 
+async def test_a_letter_that_our_store_cannot_keep_counts_and_does_not_end_the_daemon(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters: list[bytes] = []
+
+    async def answer(self: Connections, ask: Ask, token: str) -> Reply:
+        if letters and "/letters/" in ask.path:
+            return Reply(200, {}, letters[0])
+        raise ShardError("missing", "nobody answers")
+
+    monkeypatch.setattr(Connections, "exchange", answer)
+    monkeypatch.setattr(Joined, "follow", _no_follow)
+    async with home.open() as store, reading(store) as bob:
+        with suppress(ZstorError):
+            await bob.join(GOOD)
+        for number in (0, 1):
+            home.take_away(number)
+        await store.presence.look()
+        letters.append(seal_letter(replace(GOOD, made=2, token="newer"), bytes(32)))
+        assert await bob.joined().token() == "newer"
+        assert Pass.decode(store.rows.get(TABLE, "photos").value).made == 1  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("which", ["the store's own records", "a namespace of ours"])
 async def test_nobody_puts_a_namespace_in_the_place_of_ours(home: Home, shown: list[str], which: str) -> None:
     async with home.open() as store, reading(store) as bob:
