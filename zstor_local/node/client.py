@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, cast
 
@@ -110,7 +110,7 @@ class Node:
             try:
                 await running.done.wait()
             except trio.Cancelled:
-                with trio.CancelScope(shield=True), trio.move_on_after(1):
+                with trio.CancelScope(shield=True), trio.move_on_after(1), suppress(Disconnected):
                     await self._send({"jsonrpc": "2.0", "method": "$/cancelRequest", "params": {"id": number}})
                 raise
         finally:
@@ -122,14 +122,19 @@ class Node:
         return cast("dict[str, Any]", running.reply["result"])
 
     async def _send(self, message: Mapping[str, object]) -> None:
-        if self._broken:
-            raise Disconnected("the daemon has closed the connection")
+        """A cancel while the line goes out ends the connection: what came next would be taken for the rest of it."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        try:
-            async with self._sending:
+        async with self._sending:
+            if self._broken:
+                raise Disconnected("the connection to the daemon has ended")
+            try:
                 await self._stream.send_all(line)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise Disconnected("the daemon has closed the connection") from None
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise Disconnected("the daemon has closed the connection") from None
+            except trio.Cancelled:
+                self._broken = True
+                self._stream.socket.close()
+                raise
 
     async def receive(self) -> None:
         """Hand replies to their calls, until the connection ends. `connected` runs it."""
