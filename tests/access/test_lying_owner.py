@@ -182,7 +182,7 @@ async def test_a_letter_that_our_store_cannot_keep_counts_and_does_not_end_the_d
         for number in (0, 1):
             home.take_away(number)
         await store.presence.look()
-        letters.append(seal_letter(replace(GOOD, made=2, token="newer"), bytes(32)))
+        letters.append(seal_letter(replace(GOOD, made=2, token="newer"), bytes(32)))  # noqa: S106
         assert await bob.joined().token() == "newer"
         assert Pass.decode(store.rows.get(TABLE, "photos").value).made == 1  # type: ignore[union-attr]
 

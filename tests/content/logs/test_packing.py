@@ -13,9 +13,10 @@ import pytest
 from tests.content.logs.ground import Ground, opened, text, texts
 from tests.store.home import Home
 from zstor_local.content.logs.exporting import Exported, Exporting
+from zstor_local.content.logs.held import Held
 from zstor_local.content.logs.importing import Imported, Importing
 from zstor_local.content.logs.policy import LogPolicy
-from zstor_local.errors import Conflict, Incomplete, IoError
+from zstor_local.errors import Conflict, Incomplete, IoError, Unreadable
 from zstor_local.formats import car
 from zstor_local.formats.cid import Cid, parse, raw
 from zstor_local.formats.directory import Tree, directory, parse_directory
@@ -198,6 +199,26 @@ async def test_an_import_that_was_broken_off_goes_on_where_it_was(
         imported = await load(ground, data, tmp_path / "a.car")
         assert (imported.state, imported.stored) == ("created", 13 - 6)  # ten contents and three closed pages
         await ground.whole()
+
+
+async def test_pages_that_cannot_be_read_right_after_an_import_are_known_all_the_same_later(
+    home: Home, other: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(home) as ground:
+        await history(ground)
+        data, _ = await export(ground)
+    async with opened(other) as ground:
+        with monkeypatch.context() as patch:
+            patch.setattr(Held, "get", _unreadable)
+            with pytest.raises(Unreadable):
+                await load(ground, data, tmp_path / "a.car")
+        again = await ground.append(text(1))
+        assert (again.seq, again.new) == (1, False)
+        assert len(await ground.entries()) == 10
+
+
+async def _unreadable(self: Held, cid: Cid) -> bytes:
+    raise Unreadable("two shards are away")
 
 
 async def test_the_blocks_may_come_in_any_order_and_often(home: Home, other: Home, tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ class OpenLog:
     async def adopt(self, head: Page) -> None:
         """Set a head whose pages below are stored and pinned already, and read what they are."""
         await self._set_head(head)
-        await self._complete_index(head.tail)
+        self._loaded_in = None  # whoever looks meanwhile waits until they are known
+        await self.load()
 
     async def _set_head(self, page: Page) -> None:
         value = page.encode(self.record.policy.encoding)
