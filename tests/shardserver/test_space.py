@@ -747,6 +747,19 @@ def test_a_start_opens_no_share(disk: Disk) -> None:
     assert counted(disk.open()) == [(len(FILE), 1)]
 
 
+def test_a_space_that_cannot_be_opened_keeps_nothing_open(disk: Disk) -> None:
+    """Its owner's daemon asks for it again every few seconds."""
+    space = disk.open()
+    finished(space)
+    space.append(FENCE, 1, Batch([scanned(2, b"in a log")]))
+    disk.opened.pop().close()
+    Path(disk.root, "large.sqlite").unlink()
+    before = open_descriptors()
+    disk.files.fail("open", lambda path: path.endswith(share_name(SHARE)), errno.EIO, times=None)
+    assert refused(disk.only_read) == "failed"
+    assert open_descriptors() == before
+
+
 def test_a_start_counts_what_lies_there_whatever_is_remembered_of_it(disk: Disk) -> None:
     finished(disk.open())
     place = Path(disk.root, "shares", share_name(SHARE)[:2])

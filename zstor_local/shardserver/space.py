@@ -91,15 +91,14 @@ class Space:
         self.freed = True  # small shares or records, since its logs were looked at for what compaction would bring
         self._done: tuple[Fence | None, int] = None, 0  # the last batch that was taken, so that asking again does nothing twice
         self._directories = Directories(self._files)
-        try:
-            with answering():
-                for name in self._files.list(f"{root}/{TEMPORARY}"):
-                    self._files.unlink(f"{root}/{TEMPORARY}/{name}")
-                self.rooms = Rooms(runtime, root, store_id, self._index, quota_bytes, self._directories)
-                self.large = LargeShares(runtime, root, self.rooms, self.check_fence, self._directories)
-        except BaseException:
-            self._index.close()
-            raise
+        with answering(), ExitStack() as opened:
+            opened.callback(self._index.close)
+            for name in self._files.list(f"{root}/{TEMPORARY}"):
+                self._files.unlink(f"{root}/{TEMPORARY}/{name}")
+            self.rooms = Rooms(runtime, root, store_id, self._index, quota_bytes, self._directories)
+            opened.callback(self.rooms.close)
+            self.large = LargeShares(runtime, root, self.rooms, self.check_fence, self._directories)
+            opened.pop_all()
 
     @classmethod
     def create(cls, runtime: Runtime, root: str, issuer: str, data: bytes, directories: Directories) -> None:
