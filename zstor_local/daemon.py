@@ -200,7 +200,13 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
             announce = functools.partial(_announce, config, say)
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
                 parts = Parts(store, authority, network, pages)
-                server = Server(methods(parts), runtime.randomness, jobs=store.jobs, mounts_of=parts.paths.client_files.mount_namespace)
+                server = Server(
+                    methods(parts),
+                    runtime.randomness,
+                    jobs=store.jobs,
+                    mounts_of=parts.paths.client_files.mount_namespace,
+                    make_way=store.streams.make_way,
+                )
                 heeding = _Heeding(parts, server, reread, notifier, say)
                 at_once = nursery.cancel_scope.cancel
 

@@ -133,6 +133,7 @@ class World:
         self.jobs: Jobs | None = None
         self.uid: int | None = None
         self.mounts_of: Callable[[int], str | None] = lambda _: None
+        self.make_way: Callable[[], object] = lambda: None
         self.ended = trio.Event()
         self.own_uid = os.geteuid()
         rpc.register(self.registry, version="1.2.3")
@@ -142,7 +143,9 @@ class World:
         listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         await listener.bind(self.path)
         listener.listen(256)
-        server = Server(self.registry, CountingRandomness(), jobs=self.jobs, uid=self.uid, mounts_of=self.mounts_of)
+        server = Server(
+            self.registry, CountingRandomness(), jobs=self.jobs, uid=self.uid, mounts_of=self.mounts_of, make_way=self.make_way
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(self._serve, server, trio.SocketListener(listener))
             yield server

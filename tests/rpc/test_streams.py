@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.rpc.conftest import Client, CountingRandomness, World, error_type, request
+from tests.rpc.conftest import Client, CountingRandomness, World, crowd, error_type, request
 from tests.rpc.test_registry import resolve
 from tests.store.home import CHUNK, Home, content, freed, get, keys, opened_blocks, put
 from tests.store.test_links import put_list
@@ -26,6 +28,7 @@ from zstor_local.errors import NoSpace
 from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.connection import ClientConnection
+from zstor_local.rpc.methods import health as health_methods
 from zstor_local.rpc.methods import objects as object_methods
 from zstor_local.rpc.methods import references, renaming
 from zstor_local.rpc.methods import streams as stream_methods
@@ -162,6 +165,7 @@ async def scene(world: World, tmp_path: Path) -> AsyncIterator[Scene]:
         paths = Paths(home.files, RealClientFiles(), store.runtime.randomness, Protected([], []), [])
         object_methods.register(world.registry, store, paths)
         stream_methods.register(world.registry)
+        world.make_way = store.streams.make_way
         async with world.serving() as server:
             yield Scene(world, home, store, server)
 
@@ -728,14 +732,35 @@ async def test_a_walks_values_are_read_when_they_can_be_sent(scene: Scene, peer:
     assert read == 8
 
 
-@pytest.mark.parametrize("method", ["object.stat", "object.read"])
-async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: Peer, method: str) -> None:
-    """And not before: what waits for room would be in memory."""
-    await put(scene.store, "a", b"", WriteOptions(references=[f"{number:0250}" for number in range(1_000)]))
+MANY = [f"{number:0250}" for number in range(1_000)]
+
+
+@asynccontextmanager
+async def no_room(scene: Scene) -> AsyncIterator[None]:
+    """Others hold all the room for replies; at the end of the block they give it back."""
     budget = scene.server.dispatcher.replies
     held, left = Room(budget, budget.left), budget.left
     held.hold(left)
-    asked = await peer.send(method, key="a")
+    yield
+    held.give(left)
+
+
+@pytest.mark.parametrize("method", ["object.stat", "object.read", "object.read_file", "object.read_stream", "object.repair"])
+async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: Peer, tmp_path: Path, method: str) -> None:
+    """And not before: what waits for room would be in memory."""
+    health_methods.register(scene.world.registry, scene.store)
+    await put(scene.store, "a", b"", WriteOptions(references=MANY))
+    budget = scene.server.dispatcher.replies
+    held, left = Room(budget, budget.left), budget.left
+    held.hold(left)
+    if method == "object.read_stream":
+        reading, writing = os.pipe()
+        line = request(method, {"key": "a", "fd": 0}, id=(asked := -1)).encode() + b"\n"
+        await peer.client.send_with(line, [writing])
+        os.close(reading)
+        os.close(writing)
+    else:
+        asked = await peer.send(method, key="a", **({"path": str(tmp_path / "file")} if method == "object.read_file" else {}))
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert budget.left == 0
     await peer.result("rpc.ping")
@@ -745,10 +770,103 @@ async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: 
     assert budget.left == limits.REPLY_BUDGET_BYTES
 
 
-MANY = [f"{number:0250}" for number in range(1_000)]
+async def test_an_object_is_looked_at_when_what_is_known_of_it_has_room(scene: Scene, peer: Peer) -> None:
+    health_methods.register(scene.world.registry, scene.store)
+    await put(scene.store, "a", b"", WriteOptions(references=MANY))
+    async with no_room(scene):
+        asked = await peer.send("object.check", key="a")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await peer.result("rpc.ping")
+        assert peer.told == []
+    assert (await peer.reply(asked))["result"]["status"] == "optimal"
+
+
+async def test_a_stream_begins_when_there_is_room_for_its_end(scene: Scene, peer: Peer) -> None:
+    await put(scene.store, "a", bytes(10), WriteOptions(references=MANY))
+    async with no_room(scene):
+        asked = await peer.send("object.read_stream", key="a")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await peer.result("rpc.ping")
+        assert peer.told == []
+    data, end = await peer.read((await peer.reply(asked))["result"]["stream"])
+    assert (data, end["result"]["references"]) == (bytes(10), MANY)
+    assert scene.server.dispatcher.replies.left == limits.REPLY_BUDGET_BYTES
+
+
+async def test_what_the_end_of_a_stream_told_is_not_remembered(scene: Scene, peer: Peer) -> None:
+    """As long as a client leaves a piece unacknowledged the stream is."""
+    await put(scene.store, "a", bytes(10), WriteOptions(references=MANY))
+    stream = await peer.open_read("a")
+    assert (await peer.notification(stream))["method"] == "stream.data"
+    end = await peer.notification(stream)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    known = {id(MANY), id(end["params"]["result"]["references"]), id(end["params"]["result"]["metadata"]["references"])}
+    assert [each for each in gc.get_objects() if isinstance(each, list) and each == MANY and id(each) not in known] == []
+    await peer.result("stream.ack", stream=stream, seq=0)
+
+
+@pytest.mark.parametrize("params", [{"references": MANY}, {"keep_references": True}])
+async def test_a_write_in_pieces_has_room_for_its_reply_from_the_beginning(scene: Scene, peer: Peer, params: Object) -> None:
+    await put(scene.store, "a", b"", WriteOptions(references=MANY))
+    budget = scene.server.dispatcher.replies
+    async with no_room(scene):
+        asked = await peer.send("object.write_stream", key="a", **params)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await peer.result("rpc.ping")
+        assert peer.told == []
+    stream = (await peer.reply(asked))["result"]["stream"]
+    await peer.write(stream, b"value")
+    assert budget.left < limits.REPLY_BUDGET_BYTES
+    assert (await peer.result("stream.close", stream=stream))["metadata"]["references"] == MANY
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+    aborted = await peer.open_write("a", **params)
+    await peer.result("stream.abort", stream=aborted)
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+
+
+@pytest.mark.parametrize("references", [MANY, []])
+async def test_who_stalls_with_room_that_others_want_is_ended(
+    scene: Scene, peer: Peer, mock_clock: trio.testing.MockClock, references: list[str]
+) -> None:
+    await put(scene.store, "a", bytes(2 * CHUNK), WriteOptions(references=references))
+    reading, writing = os.pipe()
+    await peer.client.send_with(request("object.read_stream", {"key": "a", "fd": 0}, id=-1).encode() + b"\n", [writing])
+    os.close(writing)
+    async with crowd(scene.server.dispatcher.replies, mock_clock):
+        await peer.result("rpc.ping")
+        ended = [error_type(told) for told in peer.told]
+    assert ended == (["busy"] if references else [])
+    os.close(reading)
+
+
+async def test_what_a_walk_tells_is_found_when_it_can_be_sent(scene: Scene, peer: Peer) -> None:
+    walk_methods.register(scene.world.registry, scene.store)
+    await put_list(scene.store, *"abcdefgh")
+    budget = scene.server.dispatcher.replies
+    async with no_room(scene):
+        stream = (await peer.result("object.walk", start_key="a", stream=True))["stream"]
+        for seq in range(2):
+            await peer.notification(stream)
+            await peer.result("stream.ack", stream=stream, seq=seq)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for key in "gh":  # beyond the window
+            await put(scene.store, key, b"", WriteOptions(references=MANY))
+        for seq in range(2, 6):
+            await peer.notification(stream)
+            await peer.result("stream.ack", stream=stream, seq=seq)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await put(scene.store, "g", b"", WriteOptions(references=["meanwhile"]))
+    found = [(await peer.notification(stream))["params"]["item"]["references"] for _ in range(2)]
+    assert found == [["meanwhile"], MANY]
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+
+
 CHANGES: list[tuple[str, Object]] = [
     ("object.write", {"key": "a", "value": "", "references": MANY}),
     ("object.write", {"key": "a", "value": "", "keep_references": True}),
+    ("object.write_file", {"key": "a", "path": __file__, "references": MANY}),
+    ("object.write_file", {"key": "a", "path": __file__, "keep_references": True}),
     ("object.rename", {"key": "a", "new_key": "b"}),
     ("object.copy", {"key": "a", "new_key": "b"}),
     ("reference.append", {"key": "a", "references": ["one more"]}),

@@ -10,6 +10,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy
 from zstor_local.model.policy import Policy
 from zstor_local.store import stream_budget
+from zstor_local.store.caller import Nobody
 from zstor_local.store.stream_budget import STREAM_BUFFERS, StreamBudget
 
 POLICY = Policy(2, 3)
@@ -75,6 +76,27 @@ async def test_who_waits_for_our_own_work_keeps_its_place(budget: StreamBudget, 
             pass
         assert streams.ended == []
         nursery.cancel_scope.cancel()
+
+
+async def test_who_stalls_and_holds_what_others_want_makes_way(budget: StreamBudget, mock_clock: trio.testing.MockClock) -> None:
+    class Holder(Nobody):
+        has_reply_room = True
+
+    with budget.take(POLICY) as turn, turn.waiting():
+        mock_clock.jump(1_000)
+        budget.make_way()
+        await trio.lowlevel.checkpoint()  # it would be cancelled here
+    ended = False
+    try:
+        with budget.take(POLICY, Holder()) as turn, turn.waiting():
+            budget.make_way()
+            await trio.lowlevel.checkpoint()
+            mock_clock.jump(1_000)
+            budget.make_way()
+            await trio.sleep(1)
+    except Busy:
+        ended = True
+    assert ended
 
 
 async def test_nobody_is_ended_where_that_would_not_be_enough(budget: StreamBudget, mock_clock: trio.testing.MockClock) -> None:

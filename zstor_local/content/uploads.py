@@ -168,6 +168,10 @@ class _SecondHalf:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    @property
+    def has_reply_room(self) -> bool:
+        return self._caller.has_reply_room
+
     def progress(self, done: int, total: int | None) -> None:
         self._caller.progress(done if total is None else (total + done) // 2, total)
 

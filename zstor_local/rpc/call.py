@@ -176,7 +176,7 @@ class Call:
 
     @property
     def has_reply_room(self) -> bool:
-        """Some of it was taken for this call."""
+        """Some of it was taken for this call: it may be kept, and others may wait for it."""
         return self._reply_bytes > 0
 
     def take_reply_room(self, size: int) -> bool:
@@ -196,6 +196,11 @@ class Call:
         """Of the room that was taken so much is not needed after all."""
         self._reply_bytes -= size
         self.connection.reply_room.give(size)
+
+    def hand_over_room(self, to: Call) -> None:
+        """Another call of the connection's tells what the room was taken for."""
+        to._reply_bytes += self._reply_bytes
+        self._reply_bytes = 0
 
     async def reply_room(self, size: int) -> bool:
         """The same; but False comes after waiting until some were taken: look again, and ask again."""

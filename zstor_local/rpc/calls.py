@@ -299,6 +299,7 @@ class Calls:
         try:
             await work.conclude(await self._dispatcher.run(work.call))
         finally:
+            work.call.replied()
             self._begun.discard(work)
             if not self._begun:
                 self._on_idle()

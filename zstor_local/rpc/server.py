@@ -40,9 +40,13 @@ class Server:
         jobs: Jobs | None = None,
         uid: int | None = None,
         mounts_of: Callable[[int], str | None] = lambda _: None,
+        make_way: Callable[[], object] = lambda: None,
     ) -> None:
-        """`mounts_of` tells the mount namespace of a process, as runtime.ClientFiles does."""
+        """`mounts_of` tells the mount namespace of a process, as runtime.ClientFiles does. `make_way` is called when others have waited
+        long for room for their replies: what holds some and waits for a client has to end.
+        """
         self._mounts_of = mounts_of
+        self._make_way = make_way
         self.dispatcher: Final = Dispatcher(registry, randomness, jobs)
         self._uid = os.geteuid() if uid is None else uid
         self._cork = Cork()
@@ -83,6 +87,8 @@ class Server:
         while True:
             await trio.sleep(limits.CROWDED_SECONDS)
             inputs, replies = self.dispatcher.inputs.crowded, self.dispatcher.replies.crowded
+            if replies:
+                self._make_way()
             for connection in [*self._connections]:
                 connection.look_at_pace(inputs_crowded=inputs, replies_crowded=replies)
 

@@ -71,6 +71,7 @@ class Incoming:
         self.id: Final = identity
         self.call: Final = Call(opener.method, opener.connection, NO_DESCRIPTORS, opener.answered)
         self.call.bound = partial(self._run, store)
+        opener.hand_over_room(self.call)
         self._own = opener.connection.state(OwnStreams)
         self._source = ChannelSource()
         self._next = 0
@@ -129,6 +130,10 @@ class Incoming:
 
     # --- For the write ---
 
+    @property
+    def has_reply_room(self) -> bool:
+        return self.call.has_reply_room
+
     def progress(self, done: int, total: int | None) -> None:
         """Each answer to a piece tells the client how far it is."""
 
@@ -164,6 +169,8 @@ class Incoming:
 
     async def conclude(self, outcome: object) -> None:
         self._outcome = outcome
+        if self._closer is not None:
+            self.call.hand_over_room(self._closer)
         self._end()
         self._own.end(self, remember=isinstance(outcome, ZstorError))
 
@@ -193,6 +200,7 @@ class Outgoing:
     def __init__(self, identity: str, opener: Call) -> None:
         self.id: Final = identity
         self.call: Final = Call(opener.method, opener.connection, NO_DESCRIPTORS, opener.answered)
+        opener.hand_over_room(self.call)
         self._own = opener.connection.state(OwnStreams)
         self._sent = 0
         self._acknowledged = 0
@@ -255,7 +263,7 @@ class Outgoing:
         self._moved.set()
 
     async def conclude(self, outcome: object) -> None:
-        self._outcome = outcome
+        self._outcome = outcome if isinstance(outcome, ZstorError) else None  # a result is told here, and remembered no longer
         await self.call.answered.wait()
         how = {"error": error_object(outcome)} if isinstance(outcome, ZstorError) else {"result": outcome}
         await self.call.connection.notify("stream.end", {"stream": self.id, **how})

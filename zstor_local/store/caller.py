@@ -8,6 +8,11 @@ from typing import Protocol
 class Caller(Protocol):
     """One call. The wire's calls are such; tests and jobs use `Nobody`."""
 
+    @property
+    def has_reply_room(self) -> bool:
+        """Room is kept meanwhile for what it will be told, and others may wait for that."""
+        ...
+
     def progress(self, done: int, total: int | None) -> None:
         """Plain bytes done so far; `total` None if nobody knows."""
         ...
@@ -19,6 +24,10 @@ class Caller(Protocol):
 
 class Nobody:
     """A caller that wants nothing and never goes away."""
+
+    @property
+    def has_reply_room(self) -> bool:
+        return False
 
     def progress(self, done: int, total: int | None) -> None:
         pass

@@ -53,6 +53,11 @@ class Job:
             self.message = message
         self._tell()
 
+    @property
+    def has_reply_room(self) -> bool:
+        """What a job that no call began has to tell is little."""
+        return False
+
     def begin_commit(self) -> None:
         """One commit of the work's begins: a cancel that comes meanwhile waits for its end."""
         if trio.current_effective_deadline() == -float("inf"):

@@ -107,7 +107,7 @@ class Objects:
 
     async def read_to_stream(self, stored: Stored, sink: OrderedSink, part: Range, caller: Caller) -> None:
         """The bytes in order to a pipe or socket."""
-        with self._streams.take(stored.record.policy) as turn, self._reader(stored) as reader:
+        with self._streams.take(stored.record.policy, caller) as turn, self._reader(stored) as reader:
             await alone(reader.to_stream(WatchedSink(sink, turn), part, lambda done: caller.progress(done, part.length)))
 
     async def list(self, namespace_name: str, prefix: str, after: str | None, limit: int) -> AsyncGenerator[Stored, None]:

@@ -96,10 +96,10 @@ class Store:
         self.compaction = Compaction(core, self.freeing)
         self.shares_health = Health(core, self.namespaces, self.freeing, self.free_space)
         placing = Placing(self.pool, self.namespaces, self.free_space, config.write_quorum)
-        scratches, streams = ScratchPool(), StreamBudget()
-        self.writer = ObjectWriter(core, self.namespaces, self.freeing, scratches, streams, placing)
+        scratches, self.streams = ScratchPool(), StreamBudget()
+        self.writer = ObjectWriter(core, self.namespaces, self.freeing, scratches, self.streams, placing)
         self.objects = Objects(
-            core, self.namespaces, self.freeing, scratches, streams, lambda stored, states: self.on_bad_shares(stored, states)
+            core, self.namespaces, self.freeing, scratches, self.streams, lambda stored, states: self.on_bad_shares(stored, states)
         )
         self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
         self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects, self.damaged_rows)

@@ -17,11 +17,14 @@ from zstor_local import limits
 from zstor_local.errors import Busy
 from zstor_local.model.policy import Policy
 from zstor_local.runtime import Buffer
+from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.sinks import OrderedSink
 
 STREAM_BUFFERS: Final = 3  # chunks of a stream in memory: one filling, two in the workers
 STREAM_BUDGET_BYTES: Final = 64 * limits.MIB  # that all streams together may hold
 BEGINNING_BYTES: Final = 512 * limits.KIB  # of a stream of which nobody knows yet whether it is small
+
+NOBODY: Final = Nobody()
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +34,7 @@ class Turn:
     _budget: StreamBudget
     _policy: Policy
     _kept_bytes: int
+    caller: Caller
     size: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     since: float | None = None  # when it began to wait for its other end to take or give a chunk
@@ -75,12 +79,12 @@ class StreamBudget:
         self._turns: dict[Turn, None] = {}
 
     @contextmanager
-    def take(self, policy: Policy, *, beginning: bool = False, kept_bytes: int = 0) -> Iterator[Turn]:
+    def take(self, policy: Policy, caller: Caller = NOBODY, *, beginning: bool = False, kept_bytes: int = 0) -> Iterator[Turn]:
         """A place for one stream while the block runs, or Busy: at once, or when it lost it to others.
 
         At its `beginning` it takes little, and has to `grow`. `kept_bytes`: what else is in memory for it.
         """
-        turn = Turn(self, policy, kept_bytes)
+        turn = Turn(self, policy, kept_bytes, caller)
         turn.grow(beginning=beginning)
         try:
             with turn.scope:
@@ -108,8 +112,17 @@ class StreamBudget:
         for other in stalled:
             if missing > 0:
                 missing -= other.size
-                other.lost = True
-                other.scope.cancel()
-                del self._turns[other]
+                self._end(other)
         turn.size = size
         self._turns[turn] = None
+
+    def make_way(self) -> None:
+        """Others wait for room for their replies: end the streams that stall and whose callers hold some."""
+        for turn in [*self._turns]:
+            if turn.stalls and turn.caller.has_reply_room:
+                self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        turn.lost = True
+        turn.scope.cancel()
+        del self._turns[turn]

@@ -59,9 +59,9 @@ class Position:
 
     @classmethod
     def at(cls, stored: Stored, route: Route) -> Position | None:
-        """None at the end of the list."""
+        """None at the end of the list, or of the range."""
         ahead = route.ahead(stored.record)
-        return None if ahead is None else cls(stored.record.key, stored.record.created, ahead)
+        return None if ahead is None or route.ends(stored.record.created) else cls(stored.record.key, stored.record.created, ahead)
 
 
 class Walk:
@@ -89,7 +89,7 @@ class Walk:
             looked += 1
             if looked % RECORDS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
-            here = None if route.ends(found.record.created) else Position.at(found, route)
+            here = Position.at(found, route)
             found = None if here is None else self._step(namespace, route, here)
 
     def _step(self, namespace: Namespace, route: Route, position: Position) -> Stored | None:

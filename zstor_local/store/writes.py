@@ -151,7 +151,7 @@ class ObjectWriter:
                 namespace, publish, watch, lambda write: write.code_file(source, lambda done: caller.progress(done, source.size))
             )
         value = source.data if isinstance(source, BytesSource) else None
-        with self._streams.take(namespace.policy, beginning=value is None, kept_bytes=kept_bytes) as turn:
+        with self._streams.take(namespace.policy, caller, beginning=value is None, kept_bytes=kept_bytes) as turn:
             rest = _Ended() if isinstance(source, BytesSource) else source
             beginning, ended = await self._beginning(namespace, rest, turn) if value is None else (value, False)
             if ended:

@@ -24,6 +24,10 @@ class Producer:
     def __init__(self, call: Call) -> None:
         self._call = call
 
+    @property
+    def has_reply_room(self) -> bool:
+        return self._call.has_reply_room
+
     def progress(self, done: int, total: int | None) -> None:
         self._call.progress(done, total)
 

@@ -8,6 +8,7 @@ from zstor_local.errors import Conflict, CorruptRecord, NotFound, PermissionDeni
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.pages import much_known, room_for
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
 from zstor_local.store.metadata import Metadata, describe
@@ -49,6 +50,7 @@ def register(registry: Registry, store: Store) -> None:
         metadata: MetadataIn | None = None,
     ) -> CheckView:
         """Look at every share of an object: open each of its blocks."""
+        await room_for(call, much_known(names.find(key, namespace, metadata)))  # what is looked at is in memory meanwhile
         stored = names.find(key, namespace, metadata)
         checked = await store.shares_health.check(stored, call, fast=fast)
         return {
@@ -72,11 +74,12 @@ def register(registry: Registry, store: Store) -> None:
         What is good is not touched; nothing to do is fine. A record that does not open is made anew from a good copy in a shard's log.
         """
         try:
-            stored = names.find(key, namespace, metadata)
+            room = much_known(names.find(key, namespace, metadata))
         except CorruptRecord:
             if key is None:
                 raise
             await store.damaged_rows.mend_object(names.name(key, namespace))
-            stored = names.find(key, namespace, metadata)
-        repaired = await store.shares_health.repair(stored, call)
+            room = much_known(names.find(key, namespace, metadata))
+        await room_for(call, room)
+        repaired = await store.shares_health.repair(names.find(key, namespace, metadata), call)
         return {"metadata": describe(repaired.stored, store.pool)}

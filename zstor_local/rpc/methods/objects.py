@@ -144,7 +144,11 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
     def written(stored: Stored) -> Written:
         return {"metadata": describe(stored, store.pool)}
 
+    def room_to_tell(name: ObjectName, options: WriteOptions) -> int:
+        return much_changed(store, name, options.references, kept=options.keep_references)
+
     async def store_stream(call: Call, fd: int, name: ObjectName, options: WriteOptions) -> Written:
+        await room_for(call, room_to_tell(name, options))
         with handover.source(call, fd, stream=True) as source:
             return await store_it(Producer(call), name, source, options)
 
@@ -168,8 +172,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         if fd is not None:
             return store_stream(call, fd, name, options)
         data = inline(value, value_b64, hint="use object.write_file with a path, or object.write_stream with a pipe's descriptor")
-        much = options.references or options.keep_references
-        room = much_changed(store, name, options.references, kept=options.keep_references) if much else 0
+        room = room_to_tell(name, options)
 
         async def store_in_turn() -> Written:
             await room_for(call, room)
@@ -195,6 +198,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """
         name, options = wanted(key, more)
         exactly_one(path=path, fd=fd)
+        await room_for(call, room_to_tell(name, options))
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         with opened as source:
             return await store_it(Producer(call), name, source, options)
@@ -218,6 +222,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
             async def store_pieces(source: StreamSource, caller: Caller) -> Written:
                 return await store_it(caller, name, source, options)
 
+            await room_for(call, room_to_tell(name, options))
             return await streams.write(call, store_pieces)
         return await store_stream(call, fd, name, options)
 
@@ -286,6 +291,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         A file named by its path is replaced by a whole new one, or not touched at all.
         """
         exactly_one(path=path, fd=fd)
+        await room_for(call, much_known(names.find(key, namespace, metadata)))  # who waits holds nothing
         stored = names.find(key, namespace, metadata)
         part = stretch(stored.record, offset, length)
         with names.still_there(stored, by_metadata=metadata is not None):
@@ -320,10 +326,10 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 await objects.read_to_stream(stored, sink, part, caller)
             return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
 
+        await room_for(call, much_known(names.find(key, namespace, metadata)))  # and what is wrong with it is told at once
         if fd is not None:
             with handover.sink(call, fd) as sink:
                 return await send(sink, call)
-        names.find(key, namespace, metadata)  # what is wrong with it is told at once
         return streams.read(call, send)
 
     @registry.method("object.delete", errors=DELETE_ERRORS)

@@ -15,7 +15,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
 from zstor_local.rpc.methods.failures import Failures
 from zstor_local.rpc.methods.names import Names, Namespace
-from zstor_local.rpc.methods.pages import reply_bytes, room_for_page
+from zstor_local.rpc.methods.pages import reply_bytes, room_for, room_for_page
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.rpc.streams import Opened, Outgoing, Streams
@@ -82,18 +82,26 @@ def register(registry: Registry, store: Store) -> None:
                 store.objects.find(name)  # what is wrong with it is told at once
 
             async def send(sink: Outgoing, caller: Caller) -> dict[str, int]:
-                count = 0
-                async with aclosing(use.along(name, route, position)) as found:
-                    async for stored in found:
-                        await sink.ready()
-                        while not await sink.call.reply_room(_encoded_bytes(stored) if values else 0):
-                            pass
-                        try:
-                            await sink.send({"item": await _item(stored, values=values)})
-                        finally:
-                            sink.call.replied()
-                        count += 1
-                return {"items": count}
+                count, here = 0, position
+                while True:
+                    await sink.ready()  # who waits holds nothing: each item is found anew, behind the place of the last one
+                    stored = await _next(name, route, here)
+                    if stored is not None and not sink.call.take_reply_room(room := _message_bytes(stored, values=values)):
+                        del stored
+                        await room_for(sink.call, room)
+                        stored = await _next(name, route, here)
+                    if stored is None:
+                        return {"items": count}
+                    here = Position.at(stored, route)
+                    item = await _item(stored, values=values)
+                    del stored
+                    try:
+                        await sink.send({"item": item})
+                    finally:
+                        sink.call.replied()
+                    count += 1
+                    if here is None:
+                        return {"items": count}
 
             return streams.read(call, send)
         await room_for_page(call)
@@ -119,12 +127,20 @@ def register(registry: Registry, store: Store) -> None:
             return {"items": items, "cursor": _cursor(last, direction)}  # the next page begins with the error
         return {"items": items, "cursor": None}
 
+    async def _next(name: ObjectName, route: Route, position: Position | None) -> Stored | None:
+        async with aclosing(use.along(name, route, position)) as found:
+            return await anext(found, None)
+
     async def _item(stored: Stored, *, values: bool) -> WalkItem:
         record = stored.record
         item: WalkItem = {"key": record.key, "metadata": describe(stored, store.pool), "references": list(record.references)}
         if values and record.size <= limits.INLINE_VALUE_BYTES:
             item["value_b64"] = Base64(await store.objects.read(stored))
         return item
+
+
+def _message_bytes(stored: Stored, *, values: bool) -> int:
+    return min(reply_bytes(stored) + (_encoded_bytes(stored) if values else 0), limits.MESSAGE_BYTES)
 
 
 def _encoded_bytes(stored: Stored) -> int:
