@@ -100,6 +100,10 @@ class TroubledFiles(RealFiles):
         self._meet("allocate", self._paths.get(fd, ""))
         super().allocate(fd, offset, length)
 
+    def list(self, path: str) -> list[str]:
+        self._meet("list", path, changes=False)
+        return super().list(path)
+
     def path_status(self, path: str, *, follow: bool = True) -> FileStatus:
         self._meet("path_status", path, changes=False)
         return super().path_status(path, follow=follow)

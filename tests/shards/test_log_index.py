@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -170,6 +170,38 @@ def test_a_flush_that_failed_leaves_everything_to_be_found_and_is_tried_again(pa
     with opened(path) as index:
         assert index.find(0, share(1)) == extent(1)
         assert index.progress(0) == PROGRESS
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_during_a_flush_every_share_is_found_and_where_it_lies_by_then(
+    path: str, monkeypatch: pytest.MonkeyPatch, *, full: bool
+) -> None:
+    now = {1: extent(4), 2: None, 3: extent(3)}
+
+    def check(index: LogIndex) -> None:
+        assert {number: index.find(0, share(number)) for number in now} == now
+        assert {found for found, holders in index.held([version(number) for number in now]).items() if holders} == {
+            version(1),
+            version(3),
+        }
+
+    store = LogIndex._store
+
+    def moving(index: LogIndex, progress: Mapping[int, Progress]) -> None:
+        index.record(0, [(share(1), now[1]), (share(2), None)], PROGRESS)
+        check(index)
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        store(index, progress)
+
+    with opened(path) as index:
+        index.record(0, [(share(number), extent(number)) for number in now], PROGRESS)
+        with monkeypatch.context() as patch:
+            patch.setattr(LogIndex, "_store", moving)
+            index.flush()
+        check(index)
+    with opened(path) as index:
+        check(index)
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"garbage" * 2_000, bytes(9_000)])

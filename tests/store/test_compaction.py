@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,6 +30,7 @@ from zstor_local.shards.log import Log
 from zstor_local.store import compaction
 from zstor_local.store.caller import Nobody
 from zstor_local.store.compaction import Compaction
+from zstor_local.store.engines import INDEX
 from zstor_local.store.pace import Spend, unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.reading import stretch
@@ -264,6 +266,78 @@ async def test_a_bad_sector_keeps_its_segment_and_what_may_bury_something_there(
             await compact(store, 0.01)
     async with home.open() as store:
         assert [entries(store, 0, kind) for kind in (Kind.TOMBSTONE, Kind.OBJECT)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("operation", "code"),
+    [("list", errno.ENODEV), ("pread", errno.ENODEV), ("pwritev", errno.EIO), ("fdatasync", errno.EIO), ("unlink", errno.EACCES)],
+)
+async def test_a_disk_that_fails_in_it_keeps_its_log_and_no_other(home: Home, operation: str, code: int) -> None:
+    async with home.open() as store:
+        for turn in range(20):
+            for key in range(5):
+                await put(store, f"{key}", content(turn * 5 + key, 4_000))
+        await freed(store)
+        before = log_bytes(home)
+        home.files.fail(operation, lambda path: path.startswith(str(home.root(0) / "log")), code, times=None)
+        assert await store.compaction.compact(unpaced, least=0.3) > 0
+        assert log_bytes(home) > before / 2 > log_bytes(home, 1)
+        home.files.heal()
+    async with home.open() as store:
+        for key in range(5):
+            checked = await store.shares_health.check(store.objects.find(name(f"{key}")), Nobody())
+            assert checked.status == "optimal"
+
+
+async def test_where_the_index_does_not_tell_what_lies_there_everything_stays(home: Home) -> None:
+    async with home.open() as store:
+        kept = await put(store, "kept", content(0, 4_000))
+        for turn in range(30):
+            await put(store, "a", content(turn, 4_000))
+        await freed(store)
+        store.index.flush()
+        with closing(sqlite3.connect(f"{home.store}/{INDEX}", isolation_level=None)) as index:
+            index.execute("update entry set places=x'00' where version=?", (kept.version,))
+        await compact(store)
+    async with home.open() as store:
+        assert (await store.shares_health.check(kept, Nobody())).status == "optimal"
+
+
+async def test_what_says_of_a_share_that_it_was_freed_stays_as_long_as_its_entry(home: Home) -> None:
+    """Else it would be there again once the index is made anew."""
+    async with home.open() as store:
+        for key in ("gone", "1", "2", "3", "4", "5"):
+            await put(store, key, content(1, 4_000))
+    async with home.open() as store:
+        await delete(store, "gone")
+        for turn in range(10):
+            await put(store, "often", content(turn, 4_000))
+        await freed(store)
+    async with home.open() as store:
+        assert await compact(store) == 3
+        assert small_shares(store) == 3 * 6
+    (Path(home.store) / INDEX).unlink()
+    async with home.open() as store:
+        assert small_shares(store) == 3 * 6
+
+
+async def test_a_share_that_is_here_again_is_not_said_to_be_freed(tmp_path: Path) -> None:
+    home = Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=4)
+    async with home.open() as store:
+        first = (await put(store, "a", content(1, 4_000))).record.placement[0]
+    for _ in ("moves away", "comes back"):
+        async with home.open() as store:
+            before = store.objects.find(name("a"))
+            home.take_away(before.record.placement[0])
+            await store.shares_health.repair(before, Nobody())
+            await home.return_to(store, before.record.placement[0])
+            await store.mending.mend()
+            await freed(store)
+    async with home.open() as store:
+        stored = store.objects.find(name("a"))
+        assert stored.record.placement[0] == first
+        assert await compact(store) > 0
+        assert (await store.shares_health.check(stored, Nobody())).status == "optimal"
 
 
 async def test_readers_and_writers_do_not_notice(home: Home) -> None:
