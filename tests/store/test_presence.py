@@ -15,7 +15,7 @@ from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, free
 from tests.store.test_references import use
 from zstor_local import limits
 from zstor_local.errors import IoError, NotFound, OutcomeUnknown, ZstorError
-from zstor_local.metastore.base import CommitRefused, MetastoreDamaged, Transaction
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDamaged, Transaction
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
@@ -114,6 +114,85 @@ async def test_a_shard_that_another_daemon_wrote_to_meanwhile_is_refused(home: H
         home.root(1).rename(home.path / "theirs")
         (home.path / "ours").rename(home.root(1))
         await home.return_to(store, 0)
+        assert store.health == "ok"
+
+
+async def test_a_shard_that_was_away_when_an_older_copy_of_the_store_was_put_back_is_refused(home: Home) -> None:
+    """With the metastore two shards were put back, which know of nothing later. What the others have is for a rebuild."""
+    async with home.open() as store:
+        await put(store, "a", b"1")
+    home.copy_metastore(home.path / "copy")
+    for number in (0, 1):
+        shutil.copytree(home.root(number), home.path / f"copy{number}")
+    async with home.open() as store:
+        for key in ("b", "c", "d"):
+            await put(store, key, b"later")
+    home.restore_metastore(home.path / "copy")
+    for number in (0, 1):
+        shutil.rmtree(home.root(number))
+        (home.path / f"copy{number}").rename(home.root(number))
+    for number in (2, 3):
+        home.take_away(number)
+    async with home.open() as store:
+        assert store.read_only is None
+        for number in (2, 3):
+            await home.return_to(store, number)
+            assert store.pool.state(number) == "failed"
+            assert "the metastore is an older copy" in store.pool.reason(number)
+    home.metastore.unlink()
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert [await get(store, key) for key in "abcd"] == [b"1", b"later", b"later", b"later"]
+
+
+def log_files(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.glob("log/*")}
+
+
+async def test_a_shard_that_comes_back_when_nothing_is_committed_any_more_is_read_and_not_written(home: Home) -> None:
+    def broken(transaction: Transaction) -> None:
+        raise CommitUnknown("the disk of the metastore does not answer")
+
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.engines.before_commit = broken
+        with pytest.raises(OutcomeUnknown):
+            await put(store, "a", content(2, 10_000))
+        for number in (0, 1, 2):
+            home.take_away(number)
+        await store.presence.look()
+        before = [log_files(home.away(number)) for number in (0, 1, 2)]
+        for number in (0, 1, 2):
+            await home.return_to(store, number)
+        assert await get(store, "a") == content(1, 10_000)
+        assert [log_files(home.root(number)) for number in (0, 1, 2)] == before
+
+
+async def test_a_shard_that_comes_back_to_a_store_that_is_only_read_is_read_on(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+    home.copy_metastore(home.path / "copy")
+    async with home.open() as store:
+        await put(store, "b", b"later")
+    home.restore_metastore(home.path / "copy")
+    async with home.open() as store:
+        assert store.health == "readonly"
+        for number in (0, 1, 2):
+            home.take_away(number)
+        await store.presence.look()
+        for number in (0, 1, 2):
+            await home.return_to(store, number)
+        assert await get(store, "a") == content(1, 10_000)
+
+
+async def test_a_shard_that_could_not_be_begun_is_opened_again_at_the_next_look(home: Home) -> None:
+    async with home.open() as store:
+        home.take_away(0)
+        await store.presence.look()
+        home.files.fail("allocate", lambda path: "/shards/0/log/" in path, errno.EIO)
+        await home.return_to(store, 0)
+        assert store.pool.state(0) == "failed"
+        await store.presence.look()
         assert store.health == "ok"
 
 

@@ -168,11 +168,11 @@ class Presence:
 
     def admit(self, shard: Shard) -> None:
         """Make an opened shard ready for this life of the store. ShardError if it may not be used."""
+        if self._committer.failure is not None:
+            return  # it serves reads, as one that was there at the start does
         state = self._committer.state
         if shard.newest_writer() > state.writer or shard.newest_committed() > state.sequence:
             raise ShardError("failed", f"{shard.url} was written by another daemon meanwhile, or the metastore is an older copy")
-        if self._committer.failure is not None:
-            return  # it serves reads
         shard.start(state.writer, self._runtime.randomness)
         if (now := shard.check()) != "ok":
             raise ShardError(now, shard.last_error() or now)
