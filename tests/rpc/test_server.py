@@ -76,6 +76,16 @@ async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.M
             assert await fourth.result("rpc.ping") == "pong"
 
 
+async def test_a_client_that_is_refused_and_gone_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECTIONS", 0)
+    async with world.serving():
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(world.path)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        async with world.client() as patient:
+            assert error_type(json.loads(await patient.rest())) == "busy"
+
+
 async def test_it_survives_running_out_of_descriptors(
     world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -117,7 +118,7 @@ class Server:
             refusal = Busy(f"{limits.CONNECTIONS} clients are connected", hint="try again when one is gone", limit=limits.CONNECTIONS)
         if refusal is not None:
             log.warning("refused %s: %s", peer, refusal.message)
-            with trio.move_on_after(_LAST_REPLIES_SECONDS):
+            with trio.move_on_after(_LAST_REPLIES_SECONDS), suppress(trio.BrokenResourceError):  # it may have gone already
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return
         if peer.pid > 0:  # 0: of another pid namespace
