@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
 
+from tests.cli.terminal import Terminal, environments_with
 from zstor_local.bench import command, files, floor_files, load, results
 from zstor_local.bench.place import Plan, digest, make_random, make_text, prepared
 from zstor_local.bench.results import Budget, Report, Row
@@ -67,6 +71,16 @@ def test_a_tiny_run_has_every_row_and_leaves_nothing(
     for work in WORK:
         assert f"| {work}" in table.read_text()
     assert list(disk.iterdir()) == []
+
+
+def test_a_run_that_is_ended_takes_its_store_and_its_processes_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zstor_local", "bench", "--quick", "--dir", str(tmp_path)]
+    with Terminal(command, home=tmp_path, environment=os.environ | {"TMPDIR": str(tmp_path)}) as terminal:
+        terminal.read_until("a file of ")
+        terminal.process.terminate()
+        assert terminal.end() == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []
+    assert not environments_with(tmp_path)
 
 
 def test_shards_that_were_away_are_there_again_before_others_go(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
-"""SIGTERM and SIGINT stop the daemon, gently and then at once; SIGHUP has it read its configuration again."""
+"""The signals that end a process: the daemon stops gently and then at once, a command cleans up first. On SIGHUP the daemon reads its
+configuration again."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-
-import trio
+from types import FrameType
 
 
 @contextmanager
 def heard() -> Iterator[AsyncIterator[int]]:
-    """The signals, heard from here on instead of ending the process."""
+    """SIGTERM, SIGINT and SIGHUP, heard from here on instead of ending the process."""
+    import trio  # here: commands that only want the other one start sooner without it
+
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         yield signals
 
@@ -31,3 +34,23 @@ async def heed(
         else:
             at_once()
             return
+
+
+@contextmanager
+def termination_raises() -> Iterator[None]:
+    """While it lasts, SIGTERM and SIGHUP leave by an exception, so that temporary files and processes go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deadly = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]  # not under nohup
+    for number in deadly:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -120,6 +121,15 @@ class Terminal:
             return False
         self._drawn += os.read(self._controller, 65_536)
         return True
+
+
+def environments_with(place: Path) -> list[str]:
+    """Those of all processes that name a place: who was started there and still runs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found.append((process / "environ").read_bytes().decode(errors="replace"))
+    return [each for each in found if str(place) in each]
 
 
 # The terminal becomes the controlling one of the new session, so that Ctrl-C reaches whoever runs there.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from tests.cli.terminal import Terminal
+import pytest
+
+from tests.cli.terminal import Terminal, environments_with
 
 DEMO = [sys.executable, "-m", "zstor_local", "demo"]
 
@@ -29,16 +31,17 @@ def test_interrupted_the_demo_leaves_no_store_and_no_daemon(tmp_path: Path) -> N
         terminal.interrupt()
         assert terminal.end() == 130
     assert os.listdir(tmp_path) == []
-    assert not [each for each in _environments() if str(tmp_path) in each]
+    assert not environments_with(tmp_path)
 
 
-def _environments() -> list[str]:
-    """Those of all processes: the demo's daemon has its home there."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found.append((process / "environ").read_bytes().decode(errors="replace"))
-    return found
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_takes_store_and_daemon_along(number: signal.Signals, tmp_path: Path) -> None:
+    with Terminal(DEMO, home=tmp_path, environment=os.environ | {"TMPDIR": str(tmp_path)}) as terminal:
+        terminal.read_until("A real file goes in")
+        terminal.process.send_signal(number)
+        assert terminal.end() == 128 + number
+    assert os.listdir(tmp_path) == []
+    assert not environments_with(tmp_path)
 
 
 def test_the_demo_tells_its_story_and_cleans_up(tmp_path: Path) -> None:

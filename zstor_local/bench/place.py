@@ -21,6 +21,7 @@ from zstor_local.bench import load
 from zstor_local.bench.servers import Daemon
 from zstor_local.config import load_config
 from zstor_local.limits import MIB
+from zstor_local.signals import termination_raises
 from zstor_local.system import RealFiles
 
 P = ParamSpec("P")
@@ -88,7 +89,7 @@ class Process:
 @contextmanager
 def prepared(plan: Plan, beside: Path, say: Say) -> Iterator[Place]:
     """A temporary directory in `beside` with a daemon that listens on a new store; all of it is gone afterwards."""
-    with ExitStack() as stack:
+    with termination_raises(), ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zstor-bench-", dir=beside)))
         run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zstor-")))
         daemon = stack.enter_context(Daemon(home, run))

@@ -23,6 +23,7 @@ from zstor_local.cli.client import Client
 from zstor_local.cli.options import Options, as_json, pass_options
 from zstor_local.cli.private_daemon import DaemonEnded, PrivateDaemon
 from zstor_local.limits import KIB, MIB
+from zstor_local.signals import termination_raises
 
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.health import CheckView as Check
@@ -47,6 +48,11 @@ class _DemoFailed(Exception):
 @pass_options
 def demo(options: Options) -> int:
     """Show in a minute what this is; nothing of it stays."""
+    with termination_raises():
+        return _shown(options)
+
+
+def _shown(options: Options) -> int:
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="zstor-demo-"))
     teller = _Teller(json=options.json)

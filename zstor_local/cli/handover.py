@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import stat
 import sys
 import threading
@@ -17,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError, errno_name, errno_text
+from zstor_local.signals import termination_raises
 
 if TYPE_CHECKING:
     from zstor_local.store.protected import Protected
@@ -278,23 +277,3 @@ def naming_errors(name: str, *, missing: str | None = None) -> Iterator[None]:
 
 def as_io_error(error: OSError, name: str) -> ZstorError:
     return IoError(f"{name}: {errno_text(error)}", errno=errno_name(error))
-
-
-@contextmanager
-def termination_raises() -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGHUP leave by an exception, so that the temporary file goes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    deadly = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]  # not under nohup
-    for number in deadly:
-        signal.signal(number, _leave)
-    try:
-        yield
-    finally:
-        for number in deadly:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

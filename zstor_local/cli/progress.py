@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from zstor_local.cli import stdio
 from zstor_local.cli.client import Progress
-from zstor_local.cli.handover import termination_raises
 from zstor_local.cli.text import safe
+from zstor_local.signals import termination_raises
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -11,10 +11,10 @@ import click
 
 from zstor_local.cli import report, stdio, text
 from zstor_local.cli.client import Client
-from zstor_local.cli.handover import termination_raises
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, connection, pass_options
 from zstor_local.counted import counted
+from zstor_local.signals import termination_raises
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Final, Generic, TypeVar
 
 from zstor_local.cli.client import Client, NoDaemon
-from zstor_local.cli.handover import termination_raises
 from zstor_local.errors import ZstorError
+from zstor_local.signals import termination_raises
 
 AT_ONCE: Final = 16  # small things are made durable together, so more of them go faster; the daemon bounds what large ones take
 _LISTEN_SECONDS: Final = 0.2
