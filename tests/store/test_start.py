@@ -143,6 +143,16 @@ async def test_an_init_that_found_a_full_disk_is_taken_up_again(home: Home, oper
     await check(home)
 
 
+async def test_an_init_that_misses_a_disk_says_so_and_is_taken_up_when_it_is_mounted(home: Home) -> None:
+    home.files.fail("mkdir", lambda path: path.endswith("/shards/2"), errno.ENOENT)
+    with pytest.raises(StoreFault, match=f"/shards/2: there is no {home.store}/shards; its disk may not be mounted"):
+        async with home.open():
+            pass
+    home.files.heal()
+    await made(home)
+    await check(home)
+
+
 # --- Parts without the others ---
 
 

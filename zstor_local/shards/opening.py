@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -161,6 +162,8 @@ class DirectoryEngine:
             create_directory_shard(self._runtime, root, identity, self._keys)
         except BadMarker:
             raise
+        except FileNotFoundError as error:
+            raise ShardError("failed", f"{root}: there is no {os.path.dirname(root)}; its disk may not be mounted") from error
         except OSError as error:
             raise ShardError("failed", f"{root}: {errno_text(error)}") from error
 

@@ -43,6 +43,7 @@ from zstor_local.store.sealing import RecordSealer
 
 STORE_ROW: Final = "store"
 SHARDS_ROW: Final = "shards"
+_HINT: Final = "mend that, then start again: it goes on from there"
 FIRST_SEQUENCES: Final = 2  # of the first records: an init that is taken up again gives them anew, and they say the same
 
 Found = Literal["nothing", "unfinished", "store"]
@@ -124,7 +125,7 @@ def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
         return _create(runtime, engines, config)
     except (OSError, ShardError, CommitRefused, CommitUnknown) as error:
         reason = errno_text(error) if isinstance(error, OSError) else error
-        raise StoreFault(f"the store at {config.store} cannot be made: {reason}", "make room for it, then start again") from error
+        raise StoreFault(f"the store at {config.store} cannot be made: {reason}", _HINT) from error
 
 
 def _create(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
