@@ -239,6 +239,19 @@ async def test_pausing_holds_it_and_starting_goes_on(home: Home) -> None:
         assert (await scrubbed(store)).objects == 5
 
 
+async def test_who_starts_it_waits_for_no_rest_of_a_pass_that_is_spread_over_days(home: Home) -> None:
+    async with home.open() as store:
+        for number in range(3):
+            await put(store, f"k{number}", content(number, 700_000))
+        store.scrub._begin(by_hand=False)
+        store.scrub._saved = trio.current_time()  # no commit comes between an object and the rest behind it
+        store.scrub._asked.set()
+        while store.scrub.status().found.objects == 0:
+            await store.scrub.news().wait()
+        assert store.scrub.status().found.objects == 1
+        assert (await scrubbed(store)).objects == 3
+
+
 async def test_a_shard_that_is_away_is_no_damage(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))
@@ -309,6 +322,16 @@ async def test_the_pace_is_kept_and_a_pause_holds(autojump_clock: trio.testing.M
     assert waiting.cancelled_caught
     pace.resume()
     await pace.spend(1)
+
+
+async def test_another_rate_counts_for_what_was_read_before_too(autojump_clock: trio.testing.MockClock) -> None:
+    pace = Pace(1)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pace.spend, 1_000)
+        await trio.sleep(500)
+        pace.rate = 100
+    assert trio.current_time() - began == pytest.approx(505)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,25 @@ class Pace:
 
     def __init__(self, rate: float) -> None:
         """`rate` in bytes a second, more than 0."""
-        self.rate = rate
-        self._until = 0.0
+        self._rate = rate
+        self._until = 0.0  # when what was read is paid for
+        self._changed = trio.Event()
         self._going = trio.Event()
         self._going.set()
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        """It counts for what was read already too: a rest at a low rate may be one of days, and somebody wants to go on now."""
+        now = trio.current_time()
+        if self._until > now:
+            self._until = now + (self._until - now) * self._rate / rate
+        self._rate = rate
+        self._changed.set()
+        self._changed = trio.Event()
 
     @property
     def paused(self) -> bool:
@@ -42,8 +57,9 @@ class Pace:
     async def spend(self, size: int) -> None:
         await self._going.wait()
         now = trio.current_time()
-        self._until = max(self._until, now - BURST_SECONDS) + size / self.rate
-        if self._until > now:
-            await trio.sleep_until(self._until)
+        self._until = max(self._until, now - BURST_SECONDS) + size / self._rate
+        while self._until > trio.current_time():
+            with trio.move_on_at(self._until):
+                await self._changed.wait()
         await trio.lowlevel.checkpoint()
         await self._going.wait()
