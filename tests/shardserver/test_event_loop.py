@@ -116,6 +116,27 @@ def test_metrics_wait_for_a_disk_in_a_worker_thread_while_spaces_come(
     del server.volume.spaces[ShardUid(b"another id 16bts")]
 
 
+@pytest.mark.parametrize("query", ["", "?namespaces=0"])
+def test_a_space_of_many_namespaces_is_described_in_a_worker_thread(
+    owner: tuple[Inside, httpx.Client], monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    server, client = owner
+    append(client, 1, scanned(1), scanned(2, namespace=NamespaceId(b"another id 16bts")))
+    threads: list[threading.Thread] = []
+    rooms = Rooms.__iter__
+
+    def looked(self: Rooms) -> Iterator[Room]:
+        threads.append(threading.current_thread())
+        return rooms(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rooms, "__iter__", looked)
+        about = client.get(f"/v1/{SPACE}{query}").json()
+    assert [each["id"] for each in about["namespaces"]] == ([] if query else [NAMESPACE.hex(), b"another id 16bts".hex()])
+    assert threads
+    assert server._thread not in threads
+
+
 def test_who_waits_for_news_of_a_namespace_is_not_woken_for_others(
     owner: tuple[Inside, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

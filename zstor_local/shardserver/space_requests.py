@@ -10,12 +10,15 @@ from zstor_local.errors import InvalidParams
 from zstor_local.model.ids import ID_BYTES, NamespaceId, ShardUid, check_namespace
 from zstor_local.shards import marker
 from zstor_local.shards.http import wire
-from zstor_local.shardserver.answer import Answer, as_json
+from zstor_local.shardserver.answer import JSON, Answer, as_json
 from zstor_local.shardserver.guard import Guest
 from zstor_local.shardserver.memory import Memory
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.request import Request
+from zstor_local.shardserver.rooms import Room
+from zstor_local.shardserver.space import Space
 from zstor_local.shardserver.spaces import Spaces
+from zstor_local.shardserver.volume import Volume
 
 LETTER_BYTES: Final = 32 * limits.KIB
 
@@ -38,28 +41,8 @@ class SpaceRequests:
     async def describe(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._spaces.find(uid)
         guest.check_store(space)
-        capacity = space.rooms.capacity(await self._spaces.in_thread(self._spaces.volume.capacity))
-        return as_json(
-            {
-                "marker": space.marker.hex(),
-                "writer": space.fence.writer,
-                "committed": space.newest_committed,
-                "total_bytes": capacity.total,
-                "free_bytes": capacity.free,
-                "used_bytes": sum(each.used_bytes for each in space.rooms),
-                "namespaces": [
-                    {
-                        "id": each.id.hex(),
-                        "name": each.name,
-                        "quota_bytes": each.quota_bytes,
-                        "used_bytes": each.used_bytes,
-                        "large_shares": each.shares,
-                        "unreadable": space.rooms.unreadable.get(each.id),
-                    }
-                    for each in (() if request.query.get("namespaces") == "0" else space.rooms)
-                ],
-            }
-        )
+        namespaces = request.query.get("namespaces") != "0"
+        return await self._spaces.use(space, _description, space, self._spaces.volume, namespaces)
 
     async def remove(self, request: Request, guest: Guest, uid: ShardUid) -> Answer:
         space = await self._spaces.find(uid)
@@ -127,3 +110,31 @@ class SpaceRequests:
             space.check_fence(request.fence())
             await self._spaces.use(space, space.keep_letters, names)
         return Answer(status=204)
+
+
+def _description(space: Space, volume: Volume, namespaces: bool) -> Answer:
+    """What a space is and holds. In a worker thread: there may be tens of thousands of namespaces, each worded by itself, for a thread
+    lets nobody else go on while it words them all at once.
+    """
+    capacity = space.rooms.capacity(volume.capacity())
+    whole = {
+        "marker": space.marker.hex(),
+        "writer": space.fence.writer,
+        "committed": space.newest_committed,
+        "total_bytes": capacity.total,
+        "free_bytes": capacity.free,
+        "used_bytes": sum(each.used_bytes for each in space.rooms),
+    }
+    each = [json.dumps(_of_room(space, room)) for room in space.rooms] if namespaces else []
+    return Answer(f'{json.dumps(whole)[:-1]}, "namespaces": [{", ".join(each)}]}}'.encode(), kind=JSON)
+
+
+def _of_room(space: Space, room: Room) -> dict[str, object]:
+    return {
+        "id": room.id.hex(),
+        "name": room.name,
+        "quota_bytes": room.quota_bytes,
+        "used_bytes": room.used_bytes,
+        "large_shares": room.shares,
+        "unreadable": space.rooms.unreadable.get(room.id),
+    }
