@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Client, Json
-from zstor_local.cli.handover import Handover, destination, source, standard_output
+from zstor_local.cli.client import parameters
+from zstor_local.cli.handover import destination, source, standard_output
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -52,8 +51,7 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
     """
     if not pin and (owner or reason):
         raise click.UsageError("without a pin there is no owner and no reason")
-    wanted: dict[str, Json] = {"pin": None if pin else False, "owner": owner, "reason": reason, "expected_size": size}
-    params: dict[str, Json] = {"fd": 0, **{name: value for name, value in wanted.items() if value is not None}}
+    params = parameters(fd=0, pin=None if pin else False, owner=owner, reason=reason, expected_size=size)
     with options.connect() as client:
         for name in files:
             with source(name) as given:
@@ -88,12 +86,8 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
         path = path / id_
     if path is None and options.json:
         raise click.UsageError("--json needs a FILE: standard output has the bytes")
-    wanted: dict[str, Json] = {"offset": offset, "length": length, "verify": verify or None}
-    params: dict[str, Json] = {"id": id_, "fd": 0, "sync": False}
-    params.update((name, value) for name, value in wanted.items() if value is not None)
-    taker: AbstractContextManager[Handover] = standard_output()
-    if path is not None:
-        taker = destination(path, force=force, own=options.daemons_own())
+    params = parameters(id=id_, fd=0, sync=False, offset=offset, length=length, verify=verify or None)
+    taker = standard_output() if path is None else destination(path, force=force, own=options.daemons_own())
     with options.connect() as client, taker as taken, progress(id_[:12], wanted=not options.no_progress) as shown:
         sent = cast("Sent", client.call("cas.fetch", params, fds=[taken.fd], progress=shown))
     if path is None:
@@ -113,10 +107,8 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
 @pass_options
 def pin(options: Options, id_: str, owner: str | None, reason: str | None) -> None:
     """Keep a content until its owner unpins it."""
-    params: dict[str, Json] = {"id": id_}
-    params.update((name, value) for name, value in (("owner", owner), ("reason", reason)) if value is not None)
     with options.connect() as client:
-        content = cast("Content", client.call("cas.pin", params))
+        content = cast("Content", client.call("cas.pin", parameters(id=id_, owner=owner, reason=reason)))
     click.echo(json.dumps(content) if options.json else f"pinned {content['id']}: {_keepers(content)}")
 
 
@@ -132,9 +124,8 @@ def unpin(options: Options, id_: str, owner: str | None, forget: bool) -> None:
 
     What nobody pins is kept for 7 days and then deleted, once a day or by `zstor cas collect`.
     """
-    params: dict[str, Json] = {"id": id_, **({} if owner is None else {"owner": owner}), **({"forget": True} if forget else {})}
     with options.connect() as client:
-        answer = cast("Unpinned", client.call("cas.unpin", params))
+        answer = cast("Unpinned", client.call("cas.unpin", parameters(id=id_, owner=owner, forget=forget or None)))
     if options.json:
         click.echo(json.dumps(answer))
     elif answer["content"] is None:
@@ -151,7 +142,7 @@ def unpin(options: Options, id_: str, owner: str | None, forget: bool) -> None:
 def ls(options: Options, owner: str | None) -> None:
     """List contents: id, size and who keeps them."""
     with options.connect() as client:
-        for content in _items(client, owner):
+        for content in cast("Iterator[Content]", client.items("cas.list", parameters(owner=owner))):
             if options.json:
                 click.echo(json.dumps(content))
             else:
@@ -212,10 +203,6 @@ def collect(options: Options, dry_run: bool) -> None:
         return
     done = "would delete" if dry_run else "deleted"
     click.echo(f"{done} {found['contents']} of {counted(found['looked_at'], 'content')}: {text.size(found['bytes'])}")
-
-
-def _items(client: Client, owner: str | None) -> Iterator[Content]:
-    return cast("Iterator[Content]", client.items("cas.list", {} if owner is None else {"owner": owner}))
 
 
 def _keepers(content: Content) -> str:

@@ -229,6 +229,11 @@ class _Interrupts:
         return signal.SIGINT in os.read(self._reader, 64)
 
 
+def parameters(**given: Json) -> dict[str, Json]:
+    """The parameters of a call, less those that were left out (None)."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _check_text(value: Json) -> None:
     """Python takes bytes of the command line that are not UTF-8 for lone surrogates, which no JSON text can hold."""
     if isinstance(value, str):

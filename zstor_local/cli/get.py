@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Json
-from zstor_local.cli.handover import Handover, destination, standard_output
+from zstor_local.cli.client import parameters
+from zstor_local.cli.handover import destination, standard_output
 from zstor_local.cli.options import OUTPUT, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 
@@ -60,12 +59,8 @@ def get(
     path = _path(key, file)
     if path is None and options.json:
         raise click.UsageError("--json needs a FILE: standard output has the object's bytes")
-    wanted: dict[str, Json] = {"offset": offset, "length": length}
-    params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
-    params.update((name, value) for name, value in wanted.items() if value is not None)
-    taker: AbstractContextManager[Handover] = standard_output()
-    if path is not None:
-        taker = destination(path, force=force, own=options.daemons_own())
+    params = parameters(key=key, fd=0, offset=offset, length=length) | options.place()
+    taker = standard_output() if path is None else destination(path, force=force, own=options.daemons_own())
     with options.connect() as client, taker as taken, progress(key, wanted=not options.no_progress) as shown:
         sent = cast("Sent", client.call(f"object.read_{taken.kind}", params, fds=[taken.fd], progress=shown))
     if path is None:

@@ -13,7 +13,7 @@ import click
 
 from zstor_local import limits
 from zstor_local.cli import text
-from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Client, Json, parameters
 from zstor_local.cli.handover import bytes_of, destination, naming_errors, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
@@ -55,9 +55,8 @@ def log() -> None:
 @pass_options
 def create(options: Options, name: str, page_size: int, embed_last: int, encoding: str, mvds: bool) -> None:
     """Make a log; the default one is there already."""
-    params: dict[str, Json] = {"log": name, "page_size": page_size, "embed_last": embed_last, "encoding": encoding}
-    if mvds:
-        params["messages"] = "mvds"
+    messages = "mvds" if mvds else None
+    params = parameters(log=name, page_size=page_size, embed_last=embed_last, encoding=encoding, messages=messages)
     with options.connect() as client:
         made = cast("LogView", client.call("log.create", params))
     click.echo(json.dumps(made) if options.json else f"made the log {made['log']}, pages of {made['page_size']}")
@@ -65,21 +64,25 @@ def create(options: Options, name: str, page_size: int, embed_last: int, encodin
 
 @log.command()
 @click.argument("content", metavar="TEXT|-")
-@click.option("--hash", "local_hash", metavar="HEX", callback=lambda *given: _hex(given[2]), help="The hash that readers know it by.")
+@click.option(
+    "--hash",
+    "local_hash",
+    metavar="HEX",
+    callback=lambda *given: given[2] and _in_base64(given[2]),
+    help="The hash that readers know it by.",
+)
 @a_log
 @as_json
 @connection
 @pass_options
-def append(options: Options, content: str, local_hash: bytes | None, log: str) -> None:
+def append(options: Options, content: str, local_hash: str | None, log: str) -> None:
     """Add TEXT, or what standard input holds (-), to the end of a log.
 
     Done means durable. The same again is the same entry.
     """
-    params: dict[str, Json] = {"log": log, "value_b64": base64.b64encode(bytes_of(content, limits.INLINE_VALUE_BYTES)).decode()}
-    if local_hash is not None:
-        params["local_hash_b64"] = base64.b64encode(local_hash).decode()
+    value = base64.b64encode(bytes_of(content, limits.INLINE_VALUE_BYTES)).decode()
     with options.connect() as client:
-        made = cast("LogAppended", client.call("log.append", params))
+        made = cast("LogAppended", client.call("log.append", parameters(log=log, value_b64=value, local_hash_b64=local_hash)))
     click.echo(json.dumps(made) if options.json else f"entry {made['seq']}" + ("" if made["new"] else ", which was there already"))
 
 
@@ -146,10 +149,8 @@ def head(options: Options, log: str) -> None:
 @pass_options
 def page(options: Options, page_id: str | None, seq: int | None, log: str) -> None:
     """Show a page of a log: the newest, or one by its id or an entry."""
-    wanted: dict[str, Json] = {"log": log, "id": page_id, "seq": seq}
-    params = {name: value for name, value in wanted.items() if value is not None}
     with options.connect() as client:
-        answer = cast("LogPageView", client.call("log.page", params))
+        answer = cast("LogPageView", client.call("log.page", parameters(log=log, id=page_id, seq=seq)))
     if options.json:
         click.echo(json.dumps(answer))
     else:
@@ -170,11 +171,7 @@ def missing(options: Options, have: tuple[str, ...], since: int, log: str) -> No
     """
     with naming_errors("standard input"):
         hashes = sys.stdin.read().split() if have == ("-",) else have
-    params: dict[str, Json] = {
-        "log": log,
-        "have_b64": [base64.b64encode(_hex(each) or b"").decode() for each in hashes],
-        "since_seq": since,
-    }
+    params = parameters(log=log, have_b64=[_in_base64(each) for each in hashes], since_seq=since)
     with options.connect() as client:
         while True:
             answer = cast("dict[str, Json]", client.call("log.missing", params))
@@ -221,9 +218,7 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
 
     The number and the local hash stay, so that readers do not take it for lost.
     """
-    params: dict[str, Json] = {"log": log, "seq": seq}
-    if last_seq is not None:
-        params["last_seq"] = last_seq
+    params = parameters(log=log, seq=seq, last_seq=last_seq)
     undone = if_interrupted("the log is as it was, or scrubbed", hint=f"`zstor log scrub {seq}` again is safe, and finishes it")
     with undone, options.connect() as client, progress("scrubbing", wanted=not options.no_progress, counted=True) as shown:
         found = cast("dict[str, Json]", client.call("log.scrub", params, progress=shown))
@@ -274,9 +269,7 @@ def import_(options: Options, file: str, log: str | None) -> None:
 
     Every block is checked. A log that is there may only grow by it; an import that was broken off goes on where it was.
     """
-    params: dict[str, Json] = {"fd": 0}
-    if log is not None:
-        params["log"] = log
+    params = parameters(fd=0, log=log)
     kept = if_interrupted("the log is as it was; what was read of its content is kept for a while", hint="the same again goes on there")
     with (
         kept,
@@ -333,15 +326,9 @@ def _show_page(page: LogPageView) -> None:
 
 def _entries(client: Client, log: str, since: int | None, newest: int | None, *, wait: int) -> Iterator[LogEntry]:
     """Entries with their content: those that are there, or with `wait` for ever."""
-    params: dict[str, Json] = {"log": log, "values": True}
     if newest is not None and wait:  # what comes next: the number to begin at is asked for once
-        since = cast("LogHead", client.call("log.head", {"log": log}))["log"]["entries"]
-    elif newest is not None:
-        params["newest"] = newest
-    if since is not None:
-        params["since_seq"] = since
-    if wait:
-        params["wait_seconds"] = wait
+        since, newest = cast("LogHead", client.call("log.head", {"log": log}))["log"]["entries"], None
+    params = parameters(log=log, values=True, newest=newest, since_seq=since, wait_seconds=wait or None)
     while True:
         page = cast("LogEntries", client.call("log.read", params))
         yield from page["entries"]
@@ -351,10 +338,9 @@ def _entries(client: Client, log: str, since: int | None, newest: int | None, *,
         params["since_seq"] = page["next"]
 
 
-def _hex(given: str | None) -> bytes | None:
-    if given is None:
-        return None
+def _in_base64(given: str) -> str:
+    """The same bytes as hex digits say."""
     try:
-        return bytes.fromhex(given)
+        return base64.b64encode(bytes.fromhex(given)).decode()
     except ValueError:
         raise click.BadParameter(f"{given!r} is not hex digits") from None

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Final, cast
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Json
+from zstor_local.cli.client import Json, parameters
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
@@ -183,9 +183,7 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
             written = invitation.read().strip()
         if not written:
             raise click.UsageError(f"there is no invitation in {invitation.name}")
-        params: dict[str, Json] = {"invitation": written}
-        if name is not None:
-            params["namespace"] = name
+        params = parameters(invitation=written, namespace=name)
         on = if_interrupted("what is joined already stays so", hint="`zstor namespace ls` shows it, `zstor namespace rm` leaves it")
         with on, progress("join", wanted=not options.no_progress, counted=True) as shown:
             joined = cast("NamespaceJoined", client.call("namespace.join", params, progress=shown))
@@ -196,15 +194,7 @@ def join(options: Options, invitation: IO[str] | None, name: str | None) -> None
 
 
 def _params(name: str, placement: tuple[str, ...], quota: int | None, policy: dict[str, Json]) -> dict[str, Json]:
-    given = {member: value for member, value in policy.items() if value is not None}
-    params: dict[str, Json] = {"namespace": name}
-    if given:
-        params["policy"] = given
-    if placement:
-        params["placement"] = list(placement)
-    if quota is not None:
-        params["quota_bytes"] = quota
-    return params
+    return parameters(namespace=name, policy=parameters(**policy) or None, placement=list(placement) or None, quota_bytes=quota)
 
 
 def _shown(options: Options, method: str, params: dict[str, Json]) -> None:

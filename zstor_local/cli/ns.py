@@ -12,7 +12,7 @@ import click
 
 from zstor_local import limits
 from zstor_local.cli import text
-from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Client, parameters
 from zstor_local.cli.handover import bytes_of
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
@@ -41,11 +41,9 @@ def set_(options: Options, name: str, value: str, if_seq: int | None) -> None:
 
     Done means durable, and that everybody who watches the name is told.
     """
-    params: dict[str, Json] = {"name": name, "value_b64": base64.b64encode(bytes_of(value, limits.NAME_VALUE_BYTES)).decode()}
-    if if_seq is not None:
-        params["if_seq"] = if_seq
+    in_base64 = base64.b64encode(bytes_of(value, limits.NAME_VALUE_BYTES)).decode()
     with options.connect() as client:
-        answer = cast("NameFetched", client.call("ns.update", params))
+        answer = cast("NameFetched", client.call("ns.update", parameters(name=name, value_b64=in_base64, if_seq=if_seq)))
     click.echo(json.dumps(answer) if options.json else f"set {text.shown(name)}: change {answer['seq']}")
 
 
@@ -91,7 +89,7 @@ def ls(options: Options, prefix: str) -> None:
     Those that begin with log/ are the heads of logs.
     """
     with options.connect() as client:
-        for item in _items(client, prefix):
+        for item in cast("Iterator[NameListed]", client.items("ns.list", {"prefix": prefix})):
             if options.json:
                 click.echo(json.dumps(item))
             else:
@@ -110,9 +108,8 @@ def rm(options: Options, name: str, if_seq: int | None) -> None:
 
     Its number is not used again: should it come back, it goes on above.
     """
-    params: dict[str, Json] = {"name": name} | ({} if if_seq is None else {"if_seq": if_seq})
     with options.connect() as client:
-        answer = client.call("ns.delete", params)
+        answer = client.call("ns.delete", parameters(name=name, if_seq=if_seq))
     click.echo(json.dumps(answer) if options.json else f"deleted {text.shown(name)}")
 
 
@@ -123,10 +120,6 @@ def _changes(client: Client, name: str, after: int) -> Iterator[NameFetched]:
         if answer["seq"] > after:
             after = answer["seq"]
             yield answer
-
-
-def _items(client: Client, prefix: str) -> Iterator[NameListed]:
-    return cast("Iterator[NameListed]", client.items("ns.list", {"prefix": prefix}))
 
 
 def _show(options: Options, fetched: NameFetched, *, line: bool = False) -> None:

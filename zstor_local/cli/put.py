@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import Client, Json
+from zstor_local.cli.client import Client, Json, parameters
 from zstor_local.cli.handover import source
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -82,17 +82,18 @@ def put(
         if not name:
             raise click.UsageError(f"{file} has no name of its own: give a KEY")
         key = f"{key or ''}{name}"
-    wanted: dict[str, Json] = {
-        "if_version": if_version,
-        "exclusive": exclusive or None,
-        "user": user or None,
-        "references": list(reference) or None,
-        "previous_key": previous,
-        "expected_size": size,
-        "expected_digest": digest,
-    }
-    params: dict[str, Json] = {"key": key, "fd": 0, **options.place()}
-    params.update((name, value) for name, value in wanted.items() if value is not None)
+    params = parameters(
+        key=key,
+        fd=0,
+        if_version=if_version,
+        exclusive=exclusive or None,
+        user=user or None,
+        references=list(reference) or None,
+        previous_key=previous,
+        expected_size=size,
+        expected_digest=digest,
+    )
+    params |= options.place()
     with source(file) as given, options.connect() as client, _telling_of_a_new_namespace(options):
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
             answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import Json
+from zstor_local.cli.client import parameters
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def cp(options: Options, key: str, new_key: str, exclusive: bool) -> None:
 def _change(options: Options, method: str, key: str, new_key: str, *, exclusive: bool, done: str) -> None:
     if new_key.endswith("/") and not key.endswith("/"):
         new_key += key.rpartition("/")[2]
-    params: dict[str, Json] = {"key": key, "new_key": new_key, **options.place()}
-    if exclusive:
-        params["exclusive"] = True
+    params = parameters(key=key, new_key=new_key, exclusive=exclusive or None) | options.place()
     with options.connect() as client:
         metadata = cast("Written", client.call(method, params))["metadata"]
     if options.json:

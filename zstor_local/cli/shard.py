@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Object
+from zstor_local.cli.client import Object, parameters
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -52,9 +52,8 @@ def add(options: Options, place: str, group: str | None) -> None:
 
     New objects use it at once. A shard that is missing, or being drained, is taken back where its directory is named.
     """
-    params: Object = {"url": _url(place)} | ({"group": group} if group else {})
     with options.connect() as client:
-        added = cast("Shard", client.call("shard.add", params))
+        added = cast("Shard", client.call("shard.add", parameters(url=_url(place), group=group or None)))
     if options.json:
         click.echo(json.dumps(added))
     else:
@@ -74,7 +73,7 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
     What it held is made from the other shards. Without a place: where the dead one was, on the new disk that
     is mounted there. It goes on if this command is interrupted.
     """
-    params: Object = {"shard": shard_id} | ({} if place is None else {"url": _url(place)})
+    params = parameters(shard=shard_id, url=None if place is None else _url(place))
     hint = f"`zstor shard replace {shard_id}` without a place waits for it"
     _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced", "made anew")
 
@@ -91,7 +90,7 @@ def rm(options: Options, shard_id: str, force: bool) -> None:
 
     It goes on if this command is interrupted; `zstor shard add` with its directory keeps the shard after all.
     """
-    params: Object = {"shard": shard_id, "force": force}
+    params = parameters(shard=shard_id, force=force)
     hint = f"`zstor shard rm {shard_id}` waits for it, `zstor shard add` with its directory keeps the shard after all"
     _tell(options, _wait(options, "shard.remove", params, f"draining shard {shard_id}", hint), "removed", "made elsewhere")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from zstor_local.cli.client import Json
+from zstor_local.cli.client import parameters
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.cli.perm import WORDS
 
@@ -33,8 +33,7 @@ def create(options: Options, namespace: str, permissions: tuple[str, ...], user:
 
     A user gets one only for what was given.
     """
-    params: dict[str, Json] = {"namespace": namespace, "permission": list(permissions)}
-    params |= {name: value for name, value in (("user", user), ("ttl_seconds", ttl)) if value is not None}
+    params = parameters(namespace=namespace, permission=list(permissions), user=user, ttl_seconds=ttl)
     with options.connect() as client:
         made = cast("TokenShown", client.call("token.create", params))
     click.echo(json.dumps(made) if options.json else made["token"])
@@ -56,13 +55,10 @@ def keys(options: Options, rotate: bool, signs_in: int | None) -> None:
 
     It is what `zstor shard serve --trust FILE` takes.
     """
-    params: dict[str, Json] = {"rotate": True} if rotate else {}
-    if signs_in is not None:
-        if not rotate:
-            raise click.UsageError("--signs-in goes with --rotate")
-        params["signs_in_seconds"] = signs_in
+    if signs_in is not None and not rotate:
+        raise click.UsageError("--signs-in goes with --rotate")
     with options.connect() as client:
-        document = client.call("token.keys", params)
+        document = client.call("token.keys", parameters(rotate=rotate or None, signs_in_seconds=signs_in))
     click.echo(json.dumps(document, indent=None if options.json else 2))
 
 
@@ -86,8 +82,7 @@ def revoke(options: Options, user: str | None, space: str | None, jti: str | Non
 
     It counts on a shard server as soon as it has the new keys.
     """
-    given: dict[str, Json] = {"user": user, "namespace": space, "jti": jti, "kid": kid}
-    params = {name: value for name, value in given.items() if value is not None} | ({"all": True} if every else {})
+    params = parameters(user=user, namespace=space, jti=jti, kid=kid, all=every or None)
     if not params:
         raise click.UsageError("say which: --user, --namespace, --jti, --key or --all")
     with options.connect() as client:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from zstor_local.cli import text
-from zstor_local.cli.client import Json
+from zstor_local.cli.client import parameters
 from zstor_local.cli.options import Options, as_json, completed, connection, namespace, pass_options
 
 if TYPE_CHECKING:
@@ -38,14 +38,8 @@ def walk(options: Options, key: str, backward: bool, start: int | str | None, en
     """
     if values and not options.json:
         raise click.UsageError("--values needs --json: the bytes of objects are not for a terminal")
-    wanted: dict[str, Json] = {
-        "start_epoch": start,
-        "end_epoch": end,
-        "direction": "backward" if backward else None,
-        "values": values or None,
-    }
-    params: dict[str, Json] = {"start_key": key}
-    params.update((name, value) for name, value in wanted.items() if value is not None)
+    direction = "backward" if backward else None
+    params = parameters(start_key=key, start_epoch=start, end_epoch=end, direction=direction, values=values or None)
     with options.connect() as client:
         for item in cast("Iterator[WalkItem]", client.items("object.walk", params | options.place())):
             metadata = item["metadata"]
