@@ -54,6 +54,11 @@ class Entry:
         return b"\x0a" + varint(len(body)) + body
 
 
+def entries(first: int, last: int) -> str:
+    """What people call these: entry 3, entries 3 to 5."""
+    return f"entry {first}" if first == last else f"entries {first} to {last}"
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Entries, newest first, and the page before (None: there is none)."""

@@ -14,7 +14,7 @@ from zstor_local.errors import Conflict, CorruptRecord, NotFound, TooLarge
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.protobuf import Malformed
-from zstor_local.formats.remotelog import Entry, Page, parse_page
+from zstor_local.formats.remotelog import Entry, Page, entries, parse_page
 from zstor_local.node.client import Node
 
 
@@ -94,7 +94,7 @@ async def _entries(node: Node, page: Page, position: Position) -> AsyncGenerator
         if entry.seq == position.seq and position.local_hash not in (b"", entry.local_hash):
             raise _forked(position)
         if entry.seq > position.seq + 1:
-            raise CorruptRecord(f"the entries {position.seq + 1} to {entry.seq - 1} are missing", hint="`zstor log verify` tells more")
+            raise CorruptRecord(f"the log lacks {entries(position.seq + 1, entry.seq - 1)}", hint="`zstor log verify` tells more")
         if entry.seq == position.seq + 1:
             received = Received(entry.seq, entry.local_hash, entry.cid, await _content(node, entry))
             position.seq, position.local_hash = entry.seq, entry.local_hash

@@ -85,15 +85,17 @@ async def test_a_known_entry_that_is_another_now_is_a_fork(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "local_hashes", "kind", "seq"),
+    ("numbers", "local_hashes", "kind", "seq", "words"),
     [
-        ([5, 4, 2], "abc", "gap", 3),  # entries are missing between others
-        ([5, 4, 4], "abc", "fork", 4),  # two entries of one number
-        ([5, 4, 3], "aba", "fork", 3),  # two entries of one hash
-        ([5, 4, 3], "abc", "gap", 2),  # the page before is missing
+        ([5, 4, 2], "abc", "gap", 3, "the log lacks entry 3"),
+        ([5, 4, 4], "abc", "fork", 4, "entry 4 comes below entry 4"),
+        ([5, 4, 3], "aba", "fork", 3, "entries 5 and 3 have the same local hash"),
+        ([5, 4, 3], "abc", "gap", 2, "the log lacks entries 1 to 2"),  # the page before
     ],
 )
-async def test_pages_that_break_the_rules_are_named(home: Home, numbers: list[int], local_hashes: str, kind: str, seq: int) -> None:
+async def test_pages_that_break_the_rules_are_named(
+    home: Home, numbers: list[int], local_hashes: str, kind: str, seq: int, words: str
+) -> None:
     """As another program may have written them: our own writer refuses such a head."""
     async with opened(home) as ground:
         await ground.append(text(1))
@@ -103,7 +105,7 @@ async def test_pages_that_break_the_rules_are_named(home: Home, numbers: list[in
         )
         await forge(ground, Page(entries))
         problem = await first_problem(ground)
-        assert (problem.kind, problem.seq) == (kind, seq)
+        assert (problem.kind, problem.seq, problem.text) == (kind, seq, words)
 
 
 async def test_pages_that_do_not_join_are_a_gap(home: Home) -> None:

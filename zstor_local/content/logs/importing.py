@@ -204,7 +204,10 @@ class _Import:
                 return head, cids[::-1]
             below = await self._page(page.tail)
             if below.last + 1 != page.first:
-                raise Incomplete(f"the entries {below.last + 1} to {page.first - 1} are not in the CAR file")
+                raise Incomplete(
+                    f"pages do not join: one ends with entry {below.last}, the next begins with {page.first}",
+                    hint="export it again",
+                )
             cids.append(page.tail)
             page = below
 

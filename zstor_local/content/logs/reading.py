@@ -15,6 +15,7 @@ import trio
 from zstor_local import limits
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import Head, OpenLog
+from zstor_local.counted import counted
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.remotelog import Entry, Page
@@ -88,7 +89,7 @@ class LogReading:
             closed = log.closed_page(seq=seq, cid=cid)
             if closed is None:
                 what = f"page {cid}" if cid is not None else f"entry {seq}"
-                raise NotFound(f"log {name!r} has no {what}", hint=f"it has the entries 1 to {head.last}")
+                raise NotFound(f"log {name!r} has no {what}", hint=f"it has {counted(head.last, 'entry', 'entries')}")
             return FoundPage(closed.cid, await log.page(closed.cid), await log.held.get(closed.cid), head=False)
 
         return await self._steadily(name, read)

@@ -16,9 +16,10 @@ from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.page_index import IndexedPage
 from zstor_local.content.logs.paging import close, without
+from zstor_local.counted import counted
 from zstor_local.errors import NotFound
 from zstor_local.formats.cid import Cid
-from zstor_local.formats.remotelog import Page
+from zstor_local.formats.remotelog import Page, entries
 from zstor_local.store.caller import Caller
 
 
@@ -55,8 +56,8 @@ class Scrubbing:
         async with log.lock:
             await log.load()
             if not 1 <= first <= last <= log.head.last:
-                what = f"entry {first}" if first == last else f"entries {first} to {last}"
-                raise NotFound(f"log {name!r} has no {what}", hint=f"it has 1 to {log.head.last}")
+                has = f"it has {counted(log.head.last, 'entry', 'entries')}"
+                raise NotFound(f"log {name!r} has no {entries(first, last)}", hint=has)
             below = log.closed_pages(first)  # once: another log may meet a failure of the index, which knows nothing then
             contents = await _contents(log, below, first, last)
             if not contents:

@@ -24,7 +24,7 @@ from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.mvds import logged_message_id
 from zstor_local.formats.protobuf import Malformed
-from zstor_local.formats.remotelog import Entry, Page, parse_page
+from zstor_local.formats.remotelog import Entry, Page, entries, parse_page
 from zstor_local.store.caller import Caller
 
 _TURN: Final = 50  # entries between two turns of other tasks
@@ -124,8 +124,8 @@ class _Check:
                 await self._entry(entry)
             self._caller.progress(self.found.entries, total)
             page = None if page.tail is None else await self._below(page.tail)
-        if self._due not in (None, 0) and not self.found.problems:
-            self.found.note(Problem("gap", f"the entries 1 to {self._due} are not there", self._due))
+        if self._due is not None and self._due > 0 and not self.found.problems:
+            self.found.note(Problem("gap", f"the log lacks {entries(1, self._due)}", self._due))
         if self._known is not None and self._known[0] > total:
             self.found.note(Problem("gap", f"entry {self._known[0]} is not there, the log ends with {total}", total))
 
@@ -165,7 +165,7 @@ class _Check:
     def _order(self, entry: Entry) -> Iterator[Problem]:
         """What the numbers and local hashes tell."""
         if self._due is not None and entry.seq < self._due:
-            yield Problem("gap", f"the entries {entry.seq + 1} to {self._due} are not there", self._due)
+            yield Problem("gap", f"the log lacks {entries(entry.seq + 1, self._due)}", self._due)
         if self._due is not None and entry.seq > self._due:
             yield Problem("fork", f"entry {entry.seq} comes below entry {self._due + 1}", entry.seq)
         if not entry.local_hash:
