@@ -20,7 +20,7 @@ import trio
 
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.logs import Logs
-from zstor_local.content.logs.opened import Head, OpenLog
+from zstor_local.content.logs.opened import Head, OpenLog, checked_page
 from zstor_local.formats import car, unixfs
 from zstor_local.formats.cid import DIGEST_BYTES, Cid, raw
 from zstor_local.formats.directory import Directory, Tree, directory
@@ -118,7 +118,8 @@ class _Export:
         """Every page with its bytes, the oldest first."""
         for cid in self._cids:
             await trio.lowlevel.checkpoint()
-            yield await self._log.page(cid), await self._log.held.get(cid)
+            data = await self._log.held.get(cid)
+            yield checked_page(data, str(cid)), data
         if self._head.page.entries:
             yield self._head.page, self._head.page.encode(self._log.record.policy.encoding)
 

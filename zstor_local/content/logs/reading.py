@@ -14,7 +14,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.content.logs.logs import Logs
-from zstor_local.content.logs.opened import Head, OpenLog
+from zstor_local.content.logs.opened import Head, OpenLog, checked_page
 from zstor_local.counted import counted
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.formats.cid import Cid
@@ -90,7 +90,8 @@ class LogReading:
             if closed is None:
                 what = f"page {cid}" if cid is not None else f"entry {seq}"
                 raise NotFound(f"log {name!r} has no {what}", hint=f"it has {counted(head.last, 'entry', 'entries')}")
-            return FoundPage(closed.cid, await log.page(closed.cid), await log.held.get(closed.cid), head=False)
+            data = await log.held.get(closed.cid)
+            return FoundPage(closed.cid, checked_page(data, str(closed.cid)), data, head=False)
 
         return await self._steadily(name, read)
 
