@@ -57,6 +57,6 @@ def serve(
     try:
         trio.run(run, real_runtime(_WORKERS), settings, ready)
     except VolumeInUse as error:
-        raise Refused("in_use", str(error), getattr(error, "hint", None), _IN_USE) from None
+        raise Refused("in_use", str(error), "stop that one, or give another directory", _IN_USE) from None
     except ServerFault as error:
         raise Refused("fault", str(error), error.hint, _REFUSED) from None

@@ -17,11 +17,11 @@ TEMPORARY: Final = "tmp"
 SMALL_FILE_BYTES: Final = 1 << 20
 
 
-def read_file(runtime: Runtime, path: str) -> bytes:
-    """A small file, whole. OSError."""
+def read_file(runtime: Runtime, path: str, most: int = SMALL_FILE_BYTES) -> bytes:
+    """A small file, whole, at most so many bytes of it. OSError."""
     fd = runtime.files.open(path, os.O_RDONLY)
     try:
-        return bytes(read_exactly(runtime.files, fd, SMALL_FILE_BYTES, 0))
+        return bytes(read_exactly(runtime.files, fd, most, 0))
     finally:
         runtime.files.close(fd)
 

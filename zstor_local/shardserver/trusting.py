@@ -7,14 +7,13 @@ is kept stands which keys it all began with. Who gives other ones at the start b
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from zstor_local.access.trust import Trust, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, read_trust, verify_trust
-from zstor_local.runtime import Runtime, read_exactly, write_all
-from zstor_local.shardserver.disk import Directories
+from zstor_local.runtime import Runtime
+from zstor_local.shardserver.disk import Directories, read_file, write_file
 
 _ROOT_BYTES: Final = 64  # a SHA-256 in hex
 
@@ -31,15 +30,9 @@ class TrustKeeper:
     def keep(self, issuer: str, document: bytes) -> None:
         """Remember a signed document that was verified; durable when this returns. OSError, Refusal `failed`."""
         self._directories.check()
-        files = self._runtime.files
         path = self._path(issuer)
-        fd = files.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_all(files, fd, [document, f"\n{self._roots.get(issuer, '')}\n".encode()], 0)
-            files.fsync(fd)
-        finally:
-            files.close(fd)
-        files.rename(f"{path}.new", path)
+        write_file(self._runtime, f"{path}.new", document + f"\n{self._roots.get(issuer, '')}\n".encode())
+        self._runtime.files.rename(f"{path}.new", path)
         self._directories.sync(self._directory)
 
     def newest(self, given: Iterable[bytes]) -> Iterator[Trust]:
@@ -55,13 +48,8 @@ class TrustKeeper:
 
     def _read(self, issuer: str) -> tuple[str, str]:
         """A document, and the root of those that led to it."""
-        files = self._runtime.files
-        fd = files.open(self._path(issuer), os.O_RDONLY)
-        try:
-            text = read_exactly(files, fd, TRUST_BYTES + _ROOT_BYTES + 2, 0).decode("ascii", "replace")
-        finally:
-            files.close(fd)
-        document, _, root = text.partition("\n")
+        kept = read_file(self._runtime, self._path(issuer), TRUST_BYTES + _ROOT_BYTES + 2)
+        document, _, root = kept.decode("ascii", "replace").partition("\n")
         return document, root.strip()
 
     def _path(self, issuer: str) -> str:
