@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 
 import jwt
 
+from zstor_local import limits
 from zstor_local.access.trust import ALGORITHM, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, TOKEN_TYPE, TRUST_TYPE, Trust, parse_trust
 from zstor_local.errors import InvalidParams
 from zstor_local.model.permission import STORE_NAMESPACE, Permission, Rights, check_user, parse_scope
@@ -27,7 +28,6 @@ from zstor_local.model.permission import STORE_NAMESPACE, Permission, Rights, ch
 TOKEN_BYTES: Final = 8 * 1024
 TRUST_BYTES: Final = 1024 * 1024  # with as many revocations as a key ring keeps
 CACHED_TOKENS: Final = 4_096  # checked ones that are remembered until they expire: a signature costs 0.6 ms
-SAFE_INTEGER: Final = 2**53 - 1
 JSON_DEPTH: Final = 8
 
 _PART: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -235,7 +235,7 @@ def _check_times(claims: Mapping[str, object], trust: Trust, now: int) -> tuple[
 
 def _seconds(claims: Mapping[str, object], name: str) -> int:
     value = claims.get(name)
-    if type(value) is not int or not 0 <= value <= SAFE_INTEGER:
+    if type(value) is not int or not 0 <= value <= limits.SAFE_INTEGER:
         _refuse(f"the token's {name} is missing or no number of seconds")
     return value
 

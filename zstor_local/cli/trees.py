@@ -57,12 +57,7 @@ def put_tree(options: Options, directory: str, key: str | None, extra: Mapping[s
         )
 
     def store(client: Client, entry: Entry) -> Written:
-        user = {
-            **cast(Mapping[str, Json], extra.get("user", {})),
-            "type": entry.type,
-            "mode": f"{entry.mode:04o}",
-            "mtime": str(entry.mtime),
-        }
+        user = {**cast(Mapping[str, Json], extra.get("user", {})), "type": entry.type, **_times(entry.mode, entry.mtime)}
         params = {**extra, "key": _key(prefix, entry), "user": user, **options.place()}
         if entry.type == "file":
             with tree.reading(entry.path) as fd:
