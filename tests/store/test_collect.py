@@ -11,6 +11,7 @@ import trio
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares, strays
 from tests.store.test_damaged_rows import row, spoil
+from tests.store.test_scrub import scrubbed
 from zstor_local.errors import NotFound
 from zstor_local.metastore.base import CommitRefused, Intent, Transaction
 from zstor_local.model.ids import ShareId, Version
@@ -114,6 +115,28 @@ async def test_shares_whose_record_the_metastore_lost_are_told_and_kept(home: Ho
         report = await collect(store, accept_loss=True)
         assert (report.freed, report.waiting, report.kept) == (3, 0, 0)
         assert shares(home, store) == 0
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_shares_whose_row_does_not_open_are_no_strays(home: Home, size: int) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, size))
+        spoil(store, row(store, "a"))
+        report = await collect(store, accept_loss=True)
+        assert (report.looked_at, report.left_behind, report.freed, report.waiting, report.kept) == (3, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+async def test_shares_whose_row_names_another_version_by_damage_are_kept_until_it_is_mended(home: Home, size: int) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, size))
+        spoil(store, row(store, "a"), "version = zeroblob(16)")
+        report = await collect(store)
+        assert (report.freed, report.waiting, report.kept) == (0, 0, 3)
+        assert {(each.reason, each.key) for each in report.found} == {("unknown", "a")}
+        assert (await scrubbed(store)).records_mended == 1
+        assert await get(store, "a") == content(1, size)
+        assert (await collect(store)).kept == 0
 
 
 async def test_a_copy_keeps_the_shares_of_its_version(home: Home) -> None:

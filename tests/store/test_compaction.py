@@ -19,8 +19,8 @@ from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_renaming import copy
 from zstor_local import limits
-from zstor_local.errors import NoSpace, NotFound
-from zstor_local.metastore.base import Garbage
+from zstor_local.errors import IoError, NoSpace, NotFound
+from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
 from zstor_local.model.ids import ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
@@ -129,19 +129,43 @@ async def test_deleted_objects_leave_nothing_and_do_not_come_back(home: Home) ->
             await get(store, "7")
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, *, told: bool) -> None:
+@pytest.mark.parametrize("third", ["has heard", "was full when it was told", "is away"])
+async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, third: str) -> None:
     for life in range(3):  # each begins with a void of what the one before may have used
         async with home.open() as store:
             for key in range(20):
                 await put(store, f"{key}", content(life * 20 + key, 4_000))
             await freed(store)
+    if third == "is away":
+        home.take_away(2)
     async with home.open() as store:
-        if not told:
-            store.committer._publisher._untold[2] = {STORE_WIDE: [(1, 1)]}  # as after a commit that its full disk broke off
+        if third == "was full when it was told":
+            store.committer._publisher._untold[2] = {STORE_WIDE: [(1, 1)]}
         before = entries(store, 0, Kind.VOID)
         assert await compact(store, 0.01) > 0
-        assert (entries(store, 0, Kind.VOID) < before) is told
+        assert (entries(store, 0, Kind.VOID) < before) is (third == "has heard")
+
+
+async def test_what_was_refused_is_void_wherever_compaction_puts_it(home: Home) -> None:
+    """It stays, as nothing later of its key came, and with it what says that it never came to be."""
+
+    def refuse(transaction: Transaction) -> None:
+        raise CommitRefused("refused", no_space=False)
+
+    async with home.open() as store:
+        await put(store, "a", b"old")
+        home.engines.before_commit = refuse
+        with pytest.raises(IoError):
+            await put(store, "a", b"new")
+        home.engines.before_commit = lambda transaction: None
+        for turn in range(10):
+            await put(store, "often", content(turn, 4_000))
+        await freed(store)
+    async with home.open() as store:
+        assert await compact(store) == 3
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await get(store, "a") == b"old"
 
 
 async def test_a_share_that_was_made_elsewhere_stays_until_it_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
