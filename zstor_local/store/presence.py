@@ -207,7 +207,7 @@ class Presence:
         """Leave alone what the row has, or had before a newer record of the same version. One of which the row knows nothing is void.
 
         An older one of another version may have been committed, and then it buries others: it is not void, but the row's newest record
-        comes behind it, so that it does not come back when what buries it is forgotten. Every shard has all of the store's own rows.
+        comes behind it, so that it does not come back when what buries it is forgotten. The store's own rows have but one version.
 
         What does not open is left alone, and so is a sequence that was never given: a void of what a server makes up would hide what
         is, or will be, committed under it. A directory is `believed`: the refused record of a rotation opens with no key any more.
@@ -225,7 +225,7 @@ class Presence:
         newest = max((row for row in rows if row is not None), key=lambda row: row.sequence, default=None)
         if newest is not None and newest.version == envelope.version and newest.sequence >= envelope.sequence:
             return
-        if newest is None or newest.sequence < envelope.sequence or envelope.namespace == STORE_WIDE:
+        if newest is None or newest.sequence < envelope.sequence:
             untold.void[envelope.sequence] = envelope.namespace
         elif newest not in untold.newest:
             untold.newest.append(newest)
