@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import trio
 
 from tests.daemon.client import SAFETY_NET_SECONDS
+from tests.simulation.world import Mount, World
 from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, share_place
+from tests.troubled_files import TroubledFiles
 from zstor_local.errors import NoSpace, NotFound
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -239,8 +242,44 @@ def test_the_reserve_is_made_and_given_up_once(tmp_path: Path) -> None:
     assert reserve.give_up()
     assert not path.exists()
     assert not reserve.give_up()
+    with path.open("wb") as file:  # as it comes out of a backup
+        file.truncate(1 << 16)
     reserve.keep()
-    assert path.exists()
+    assert path.stat().st_blocks * 512 >= 1 << 16
+
+
+def test_the_reserve_is_none_of_the_last_room_and_is_there_when_that_is_used_up() -> None:
+    files, size = World(mounts=[Mount("/d", capacity=4 << 16)]).files, 1 << 16
+    reserve = Reserve(files, "/d/reserve", size)
+    others = files.open("/d/others", os.O_CREAT | os.O_RDWR)
+    files.allocate(others, 0, 5 * size // 2)
+    reserve.keep()
+    assert not reserve.give_up()
+    files.truncate(others, size)
+    reserve.keep()
+    assert not reserve.is_needed()
+    files.allocate(others, 0, 3 * size)
+    assert reserve.is_needed()
+    assert files.list("/d") == ["others", "reserve"]  # nothing is left of the trial
+    assert reserve.give_up()
+    assert not reserve.is_needed()
+    reserve.keep()  # the next checkpoint leaves the room to those for whom it was given up
+    assert not reserve.give_up()
+    files.close(others)
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False), (errno.EROFS, False), (errno.EMFILE, False)]
+)
+def test_a_disk_that_fails_is_not_taken_for_one_without_room(tmp_path: Path, code: int, *, needed: bool) -> None:
+    """What could not be written for want of room is refused and tried again; of anything else nobody knows what became of it."""
+    files = TroubledFiles()
+    reserve = Reserve(files, str(tmp_path / "reserve"), 1 << 16)
+    files.fail("*", lambda path: True, code, times=None)
+    reserve.keep()
+    assert reserve.is_needed() is needed
+    assert not reserve.give_up()
+    assert [path for path in tmp_path.iterdir() if path.stat().st_size] == []
 
 
 def test_a_full_metastore_gives_it_up_for_deletes_and_not_for_writes(tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ class Reserve:
         self._kept = False
 
     def keep(self) -> None:
-        """Make the file, if it is not there and the disk has room for it twice."""
+        """Make the file, if the disk has room for it twice; one of an earlier life is kept."""
         if self._kept:
             return
         try:
             fd = self._files.open(self._path, os.O_RDWR | os.O_CREAT)
             try:
-                if self._files.status(fd).size < self._size and self._files.file_system(fd).free > 2 * self._size:
-                    self._files.allocate(fd, 0, self._size)
+                if self._files.file_system(fd).free > 2 * self._size:
+                    self._files.allocate(fd, 0, self._size)  # also of one that was restored from a backup, with holes
                 self._kept = self._files.status(fd).size >= self._size
             finally:
                 self._files.close(fd)
