@@ -103,6 +103,11 @@ async def test_only_an_empty_place_becomes_a_shard(home: Home) -> None:
             await store.membership.add(str(full), None)
         assert "not empty" in caught.value.message
         assert [each.name for each in full.iterdir()] == ["file"]
+        unmarked = spare(home, "a shard that has lost its marker")
+        shutil.copytree(home.root(1), unmarked, ignore=shutil.ignore_patterns("marker"))
+        with pytest.raises(IoError, match="not empty"):
+            await store.membership.add(str(unmarked), None)
+        assert not (unmarked / "marker").exists()
         with pytest.raises(AlreadyExists):
             await store.membership.add(str(home.root(1)), None)
         stranger = Home(home.path / "stranger", home.policy)

@@ -185,8 +185,7 @@ class DirectoryEngine:
         if inner or not {*names} <= _OWN:
             raise ShardError("failed", f"{root} is not empty")
         if NAME in names:
-            files.unlink(f"{root}/{NAME}")
-            sync_directory(files, root)
+            files.unlink(f"{root}/{NAME}")  # for good, once the one that follows has its name
 
     def retire(self, entry: ShardEntry, url: str) -> None:
         """Its marker is put aside; what else lies there is left to whoever owns the disk."""
