@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
@@ -13,9 +12,8 @@ from tests.access.test_lying_owner import GOOD
 from tests.model.samples import SHORTEST
 from tests.store.home import Home
 from zstor_local import limits
-from zstor_local.access import joined_rows, joined_voids
+from zstor_local.access import joined_before, joined_rows
 from zstor_local.access.joined_rows import Rows
-from zstor_local.access.joined_voids import Voids
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.model.ids import KeyHash, Version
 from zstor_local.model.policy import Policy
@@ -105,7 +103,7 @@ async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypa
 
 
 async def test_what_is_not_known_any_more_is_read_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined_voids, "BEFORE_BYTES", 0)
+    monkeypatch.setattr(joined_before, "BEFORE_BYTES", 0)
     log = page(written("a", 1), written("b", 2)), page(written("a", 3)), page(void(3, 3, 4))
     assert [rows.take(each).lost for each in log] == [False, False, True]
     assert shown(rows) == {"b": 2}
@@ -189,11 +187,11 @@ class Owner:
 
 
 @pytest.mark.parametrize("compacted", [False, True])
-@pytest.mark.parametrize("room", [joined_voids.BEFORE_BYTES, 3_000, 0])
+@pytest.mark.parametrize("room", [joined_before.BEFORE_BYTES, 3_000, 0])
 async def test_in_the_end_a_reader_shows_what_was_committed(
     store: Store, monkeypatch: pytest.MonkeyPatch, *, compacted: bool, room: int
 ) -> None:
-    monkeypatch.setattr(joined_voids, "BEFORE_BYTES", room)
+    monkeypatch.setattr(joined_before, "BEFORE_BYTES", room)
     again = 0
     for seed in range(20):
         owner = Owner(seed, compacted=compacted)
@@ -212,19 +210,6 @@ async def test_in_the_end_a_reader_shows_what_was_committed(
         assert shown(rows) == owner.truth, seed
         rows.close()
     assert again == 0 or compacted or room <= 3_000
-
-
-def test_stretches_that_touch_are_one() -> None:
-    for seed in range(200):
-        chance = random.Random(seed)
-        voids, covered = Voids(), set[int]()
-        for _ in range(chance.randrange(12)):
-            first = chance.randrange(1, 40)
-            last = first + chance.randrange(6)
-            voids.add(first, last)
-            covered |= set(range(first, last + 1))
-        assert {each for each in range(60) if voids.cover(each)} == covered
-        assert len(voids) == len(covered) - sum(one + 1 == other for one, other in pairwise(sorted(covered)))
 
 
 async def changed(store: Store, since: int) -> tuple[dict[str, bool], int]:

@@ -15,12 +15,11 @@ from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope
-from zstor_local.model.storewide import StoreRecord, VoidRecord
+from zstor_local.model.storewide import StoreRecord
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.store.create import STORE_ROW
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.rebuild import gathering
-from zstor_local.store.rebuild.choosing import Voids
 from zstor_local.store.store import Store
 from zstor_local.store.writes import WriteOptions
 
@@ -183,12 +182,3 @@ async def test_an_init_that_was_taken_up_again_wrote_its_records_twice(home: Hom
         assert rebuilt(home.config()).loss == []
         async with home.open() as store:
             assert store.metastore.get(STORE_WIDE, STORE_ROW) == found
-
-
-def test_voids_cover_what_they_name_and_nothing_else() -> None:
-    ranges = [(5, 9), (1, 2), (7, 12), (20, 20), (300, 70_000), (400, 500)]
-    voids = Voids(VoidRecord(first, last) for first, last in ranges)
-    for sequence in [*range(600), 69_999, 70_000, 70_001, 2**63]:
-        wanted = any(first <= sequence <= last for first, last in ranges)
-        assert voids.cover(sequence.to_bytes(8, "big")) is wanted
-    assert not Voids([]).cover(bytes(8))

@@ -12,7 +12,7 @@ from typing import Final
 
 from zstor_local import limits
 from zstor_local.access.invitation import Pass
-from zstor_local.access.joined_voids import Before, Older, Voids
+from zstor_local.access.joined_before import Before, Older
 from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
@@ -35,6 +35,7 @@ from zstor_local.shards.base import ShardError
 from zstor_local.shards.http.wire import BadWire, parse_batch
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object, open_void
+from zstor_local.store.voids import Voids
 
 ROWS: Final = "joined-"  # files in the store's directory, one for each namespace
 ROWS_BYTES: Final = 4_096 * limits.MIB  # of its records, some millions

@@ -28,7 +28,7 @@ from zstor_local.metastore.base import CommitRefused, CommitUnknown, StoreState,
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
-from zstor_local.model.storewide import ShardsRecord, StoreRecord, VoidRecord
+from zstor_local.model.storewide import ShardsRecord, StoreRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.log_index import LogIndex
@@ -40,7 +40,7 @@ from zstor_local.store.keyfile import make_directories
 from zstor_local.store.lock import store_lock
 from zstor_local.store.publishing import RESERVE
 from zstor_local.store.rebuild.behind import Behind
-from zstor_local.store.rebuild.choosing import Choosing, Opened, Opener, Voids, by_key
+from zstor_local.store.rebuild.choosing import Choosing, Opened, Opener, by_key
 from zstor_local.store.rebuild.gathering import gather
 from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.opening import Opening, keys_in_logs, open_shards, record_sealer
@@ -48,7 +48,9 @@ from zstor_local.store.rebuild.report import Report
 from zstor_local.store.rebuild.scratch import FoundRow, Scratch
 from zstor_local.store.rownames import row_name_of
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import open_void
 from zstor_local.store.unlocking import key_files
+from zstor_local.store.voids import Voids
 
 BATCH: Final = 5_000  # rows in a transaction
 WRITING: Final = "objects written"  # what the progress tells once something is changed
@@ -107,7 +109,7 @@ class _Rebuild:
         self._progress = progress
         self._report = Report()
         self._highest = self._writer = 0
-        self._voids = Voids([])
+        self._voids = Voids()
 
     def run(self, *, accept_loss: bool) -> Report:
         while True:
@@ -145,20 +147,22 @@ class _Rebuild:
             return gathered.failed
         self._report.records, self._writer = gathered.records, gathered.writer
         self._sealer = record_sealer(self._runtime, self._masters, gathered.keys)
-        self._voids = Voids([void for envelope in gathered.voids if (void := self._void(envelope)) is not None])
+        self._voids = Voids()
+        for envelope in gathered.voids:
+            self._void(envelope)
         # What was given a sequence and reached no log is known from how far the entries after it say that all is committed.
         committed = (shard.newest_committed() for shard in self._shards.values() if shard.on_disk is not None)
         self._highest = max([gathered.highest, *committed, *self._proved(gathered.voids, gathered.highest)])
         return {}
 
-    def _void(self, envelope: Envelope) -> VoidRecord | None:
+    def _void(self, envelope: Envelope) -> None:
         if envelope.namespace != STORE_WIDE:
-            return None  # told for those who can open nothing of the store's own; some of them could seal one too
-        try:
-            return VoidRecord.decode(self._sealer.open(envelope))
-        except CorruptRecord:
+            return  # told for those who can open nothing of the store's own; some of them could seal one too
+        void = open_void(self._sealer, envelope)
+        if void is None:
             self._report.damaged += 1
-            return None
+        else:
+            self._voids.add(void.first, void.last)
 
     def _proved(self, voids: list[Envelope], highest: int) -> Iterator[int]:
         """Sequences above those of the directories that servers can show: of their newest record that opens, and of their voids."""

@@ -21,7 +21,7 @@ class Behind:
     `void` tells which sequences were never committed.
     """
 
-    def __init__(self, seen: Sequence[int], listed: frozenset[int], void: Callable[[bytes], bool]) -> None:
+    def __init__(self, seen: Sequence[int], listed: frozenset[int], void: Callable[[int], bool]) -> None:
         self._bits = [(1 << bit, number) for bit, number in enumerate(seen) if number in listed]
         self._void = void
         self._unseen = sorted(listed.difference(seen))
@@ -33,7 +33,7 @@ class Behind:
             newest, heard, older = b"", 0, 0
             for row in rows:
                 _, sequence, holders, _ = row
-                if not self._void(sequence):
+                if not self._void(int.from_bytes(sequence, "big")):
                     newest = newest or sequence
                     if sequence == newest:
                         heard |= int.from_bytes(holders, "little")

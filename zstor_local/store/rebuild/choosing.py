@@ -7,7 +7,6 @@ counts, whoever holds the other; if both do, the one on more shards, and that is
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,33 +19,15 @@ from zstor_local.errors import CorruptRecord
 from zstor_local.metastore.base import Debt, Owed, Reference, Usage
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
-from zstor_local.model.storewide import VoidRecord
 from zstor_local.store.rebuild.behind import Behind
 from zstor_local.store.rebuild.gathering import PROGRESS_EVERY
 from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.report import Report
 from zstor_local.store.rebuild.scratch import FoundRow, Scratch, version_of
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.voids import Voids
 
 _AT_ONCE: Final = 500  # rows that are put into the scratch table together
-
-
-class Voids:
-    """Sequences that were never committed."""
-
-    def __init__(self, voids: Iterable[VoidRecord]) -> None:
-        self._firsts: list[bytes] = []
-        self._lasts: list[bytes] = []
-        for first, last in sorted({(each.first.to_bytes(8, "big"), each.last.to_bytes(8, "big")) for each in voids}):
-            if self._lasts and first <= self._lasts[-1]:
-                self._lasts[-1] = max(self._lasts[-1], last)
-            else:
-                self._firsts.append(first)
-                self._lasts.append(last)
-
-    def cover(self, sequence: bytes) -> bool:
-        place = bisect_right(self._firsts, sequence) - 1
-        return place >= 0 and sequence <= self._lasts[place]
 
 
 def by_key(found: Iterable[FoundRow], voids: Voids) -> Iterator[Iterator[list[bytes]]]:
@@ -56,7 +37,7 @@ def by_key(found: Iterable[FoundRow], voids: Voids) -> Iterator[Iterator[list[by
 
 def _by_sequence(rows: Iterable[FoundRow], voids: Voids) -> Iterator[list[bytes]]:
     for sequence, same in groupby(rows, itemgetter(1)):
-        if voids.cover(sequence):
+        if voids.cover(int.from_bytes(sequence, "big")):
             continue
         (_, _, holders, record), *others = same
         yield _by_holders([(holders, record), *((each[2], each[3]) for each in others)]) if others else [record]

@@ -1,8 +1,7 @@
-"""What a reader knows of records that its owner took back, and of those that they stood before."""
+"""What a reader knows of the records that newer ones stand before: those may be taken back."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,28 +11,6 @@ from zstor_local.model.record import Envelope
 
 BEFORE_BYTES: Final = 8 * limits.MIB  # of records that newer ones stand before
 _COST_BYTES: Final = 500  # of each, and of a key, beside the sealed bytes
-
-
-class Voids:
-    """Sequences that never came to be. A log that was compacted may tell of a void before what it is about, and another server may."""
-
-    def __init__(self) -> None:
-        self._firsts: list[int] = []
-        self._lasts: list[int] = []
-
-    def __len__(self) -> int:
-        """How many stretches they are."""
-        return len(self._firsts)
-
-    def add(self, first: int, last: int) -> None:
-        begin, end = bisect_left(self._lasts, first - 1), bisect_right(self._firsts, last + 1)
-        if begin < end:
-            first, last = min(first, self._firsts[begin]), max(last, self._lasts[end - 1])
-        self._firsts[begin:end], self._lasts[begin:end] = [first], [last]
-
-    def cover(self, sequence: int) -> bool:
-        place = bisect_right(self._firsts, sequence) - 1
-        return place >= 0 and sequence <= self._lasts[place]
 
 
 @dataclass(frozen=True, slots=True)
