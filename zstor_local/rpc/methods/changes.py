@@ -9,7 +9,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import Busy, CorruptRecord, InvalidParams, ShuttingDown
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.names import Names, Namespace
+from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -37,7 +37,7 @@ class ChangesPage(TypedDict):
 
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
-    names = Names(store)
+    names = Naming(store)
     use = Changes(store.core, store.namespaces)
 
     @registry.method("object.changes", errors=[CorruptRecord, Busy, ShuttingDown])

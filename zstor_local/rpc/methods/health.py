@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypedDict
 from zstor_local.errors import Conflict, CorruptRecord, NotFound, PermissionDenied
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS
-from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import much_known, room_for
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
@@ -38,7 +38,7 @@ class Repaired(TypedDict):
 
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
-    names = Names(store)
+    names = Naming(store)
 
     @registry.method("object.check", errors=[NotFound, CorruptRecord], long=True)
     async def check(

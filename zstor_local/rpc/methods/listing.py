@@ -7,7 +7,7 @@ from typing import Annotated, TypedDict
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.names import Names, Namespace
+from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -31,7 +31,7 @@ class Page(TypedDict):
 
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
-    names = Names(store)
+    names = Naming(store)
 
     @registry.method("object.list", errors=[NotFound, CorruptRecord])
     async def list_(

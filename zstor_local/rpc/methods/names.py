@@ -19,7 +19,7 @@ Namespace = Annotated[str, "the namespace; left out, the configured default"]
 MetadataIn = Annotated[dict[str, Json], "instead of `key`: metadata as a write returned it; names that version"]
 
 
-class Names:
+class Naming:
     """Which object a call means."""
 
     def __init__(self, store: Store) -> None:

@@ -27,7 +27,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references, checked_user
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
-from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import much_changed, much_known, room_for
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry, Soon
@@ -128,7 +128,7 @@ class Deleted(TypedDict):
 
 def register(registry: Registry, store: Store, paths: Paths) -> None:
     """Add the methods."""
-    names = Names(store)
+    names = Naming(store)
     handover = Handover(store.runtime, paths)
     streams = Streams(store.runtime.randomness)
     objects, writer = store.objects, store.writer

@@ -9,7 +9,7 @@ from zstor_local.errors import Conflict, CorruptRecord, InvalidParams, NotFound,
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
-from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import cursor_of, key_of, much_changed, page_of, room_for
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -44,7 +44,7 @@ class Referring(TypedDict):
 
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
-    names = Names(store)
+    names = Naming(store)
     use = References(store.core, store.namespaces)
 
     @registry.method("reference.append", errors=CHANGE_ERRORS)

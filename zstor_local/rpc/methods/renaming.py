@@ -8,7 +8,7 @@ from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidPa
 from zstor_local.model.ids import check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
-from zstor_local.rpc.methods.names import Key, MetadataIn, Names, Namespace
+from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.objects import Written
 from zstor_local.rpc.methods.pages import much_changed, room_for
 from zstor_local.rpc.registry import Registry
@@ -25,7 +25,7 @@ ERRORS: Final[Failures] = [NotFound, AlreadyExists, Conflict, CorruptRecord, Per
 
 def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
-    names = Names(store)
+    names = Naming(store)
     use = Renaming(store.core, store.namespaces, store.freeing)
 
     @registry.method("object.rename", errors=ERRORS)

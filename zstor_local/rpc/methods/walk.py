@@ -14,7 +14,7 @@ from zstor_local.model.ids import ObjectName, check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
 from zstor_local.rpc.methods.failures import Failures
-from zstor_local.rpc.methods.names import Names, Namespace
+from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import reply_bytes, room_for, room_for_page
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -49,7 +49,7 @@ class WalkPage(TypedDict):
 
 def register(registry: Registry, store: Store) -> None:
     """Add the method."""
-    names = Names(store)
+    names = Naming(store)
     use = Walk(store.core, store.namespaces)
     streams = Streams(store.runtime.randomness)
 
