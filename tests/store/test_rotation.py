@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.store.home import Home, content, delete, get, name, put
+from tests.store.home import CHUNK, Home, content, delete, get, name, put
 from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local import limits
 from zstor_local.cli.backup_words import from_words, to_words
@@ -19,8 +19,10 @@ from zstor_local.coding.keys import KeyRing
 from zstor_local.errors import Busy, CorruptRecord, IoError, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.masterkey import NEXT, MasterKey
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import KeysRecord
+from zstor_local.shards import pool
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.metadata import describe
@@ -228,6 +230,31 @@ async def test_a_rotation_that_the_metastore_refuses_never_happened(home: Home) 
         await check(store)
     async with home.open() as store:
         await check(store)
+
+
+async def test_a_rotation_that_was_refused_is_void_also_where_that_is_told_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record opens with no key any more: a rebuild from those shards alone would ask for a key that never was."""
+    monkeypatch.setattr(pool, "SYNCFS_KINDS", frozenset())
+    home = Home(tmp_path, Policy(2, 5, chunk_size=CHUNK))
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        home.files.fail("fdatasync", lambda path: "/0/log/" in path or "/1/log/" in path, errno.EIO, times=None)
+        home.take_away(2)
+        with pytest.raises(NotEnoughShards):
+            await store.rotation.rotate()
+        await home.return_to(store, 2)
+        await store.rows.put("table", "other", b"later")
+        home.files.heal()
+    async with home.open() as store:
+        assert store.health == "ok"
+    for number in (3, 4):
+        home.take_away(number)
+    lose_metastore(home)
+    assert not rebuilt(home.config(), accept_loss=True).rotated
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 10_000)
 
 
 async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_start(home: Home) -> None:
