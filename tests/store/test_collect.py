@@ -174,6 +174,18 @@ async def test_shares_of_another_store_are_never_touched(tmp_path: Path, monkeyp
         assert len(ours.share_files()) == 4
 
 
+@pytest.mark.parametrize("data", [b"", bytes(1_000)])
+async def test_a_file_that_has_but_the_name_of_a_share_is_not_touched(home: Home, data: bytes) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        (path, *_) = home.share_files()
+        strange = Path(path).with_name(f"{Path(path).name[:2]}{'5' * 30}.0")
+        strange.write_bytes(data)
+        report = await collect(store, accept_loss=True)
+        assert (report.freed, report.kept, reasons(report)) == (0, 1, ["foreign"])
+        assert strange.exists()
+
+
 async def test_a_share_of_ours_without_any_record_needs_an_accepted_loss(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 700_000))

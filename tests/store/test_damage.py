@@ -142,6 +142,18 @@ async def test_a_truncated_share_is_passed_over(home: Home, left: int) -> None:
 # --- Shares in the wrong place ---
 
 
+async def test_a_share_file_of_zeros_is_corrupt_and_made_anew(home: Home) -> None:
+    """Nothing of it tells what it was, its header neither."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 700_000))
+        path = share_place(store, stored, 0).path
+        before = path.read_bytes()
+        path.write_bytes(bytes(len(before)))
+        assert (await store.shares_health.check(stored, Nobody())).states == ["corrupt", "ok", "ok"]
+        await store.shares_health.repair(stored, Nobody())
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)
 async def test_shares_of_one_object_that_changed_places_are_both_passed_over(home: Home, size: int) -> None:
     home.policy = Policy(2, 4, chunk_size=CHUNK)
