@@ -135,6 +135,12 @@ async def test_an_invitation_that_cannot_be_is_not_taken(home: Home, shown: list
         assert not list(store.rows.scan(TABLE))
 
 
+async def test_a_server_that_is_away_is_no_token_that_was_refused_whatever_it_is_called(home: Home, shown: list[str]) -> None:
+    async with home.open() as store, reading(store) as bob:
+        with pytest.raises(Unavailable, match="does not answer"):
+            await bob.join(replace(GOOD, token=token_of(b'{"exp":9e9}'), places=(Place(0, "one", "http+unix:///nowhere/tokens.sock"),)))
+
+
 @pytest.mark.parametrize("change", ODD.values(), ids=ODD)
 async def test_an_odd_invitation_harms_nobody_but_itself(home: Home, shown: list[str], change: Change) -> None:
     async with home.open() as store, reading(store) as bob:

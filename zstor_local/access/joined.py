@@ -86,7 +86,7 @@ class Joined:
                 if self.given.token == old:
                     await self._renew()
         if not self.given.token:
-            raise ShardError("failed", f"there is no permission any more to read {self.name}", untouched=True)
+            raise _no_token(f"there is no permission any more to read {self.name}")
         return self.given.token
 
     def _expires(self) -> int:
@@ -101,11 +101,11 @@ class Joined:
         if self.given.source == "authority":
             if self._authority.kind == "builtin" or self._authority.organization != self.given.organization:
                 # Our own authority's tokens open our own shards: they are nothing for servers that somebody else has named.
-                raise ShardError("failed", f"no authority here gives tokens for {self.name}", untouched=True)
+                raise _no_token(f"no authority here gives tokens for {self.name}")
             try:
                 token = await self._authority.token(self.given.namespace, ["read"], None, TOKEN_SECONDS)
             except ZstorError as error:
-                raise ShardError("failed", f"the authority gives no token: {error.message}", untouched=True) from None
+                raise _no_token(f"the authority gives no token: {error.message}") from None
             self.renew(replace(self.given, token=token.text))
             return
         await self._read_letters()
@@ -220,3 +220,7 @@ class Joined:
     def close(self) -> None:
         """Forget what was heard. Nobody follows it any more."""
         self._kept.close()
+
+
+def _no_token(why: str) -> ShardError:
+    return ShardError("failed", why, untouched=True, code="unauthenticated")

@@ -97,7 +97,7 @@ class Joining:
         return await self._open(name, given)
 
     async def _catch_up(self, joined: Joined, progress: Callable[[int], None]) -> None:
-        errors: list[str] = []
+        errors: list[ShardError] = []
 
         def took() -> None:
             progress(joined.rows.usage(joined.namespace.id).objects)
@@ -106,13 +106,13 @@ class Joining:
             try:
                 await shard.catch_up(took)
             except ShardError as error:
-                errors.append(str(error))
+                errors.append(error)
 
         async with trio.open_nursery() as nursery:
             for shard in joined.shards.values():
                 nursery.start_soon(catch_up, shard)
         if errors and len(errors) == len(joined.shards):
-            wrong = Unauthenticated if "token" in errors[0] else Unavailable
+            wrong = Unauthenticated if errors[0].code in ("unauthenticated", "forbidden") else Unavailable
             raise wrong(f"no shard server lets us read: {errors[0]}", hint="it is joined, and read as soon as one does")
 
     async def leave(self, name: str) -> None:
