@@ -331,8 +331,8 @@ async def test_where_the_index_does_not_tell_what_lies_there_everything_stays(ho
         assert (await store.shares_health.check(kept, Nobody())).status == "optimal"
 
 
-async def test_what_says_of_a_share_that_it_was_freed_stays_as_long_as_its_entry(home: Home) -> None:
-    """Else it would be there again once the index is made anew."""
+async def test_what_says_that_an_object_is_gone_stays_as_long_as_its_entry_lies_elsewhere_in_the_log(home: Home) -> None:
+    """Else its share would be there again once the index is made anew, and its key after a rebuild."""
     async with home.open() as store:
         for key in ("gone", "1", "2", "3", "4", "5"):
             await put(store, key, content(1, 4_000))
@@ -347,6 +347,9 @@ async def test_what_says_of_a_share_that_it_was_freed_stays_as_long_as_its_entry
     (Path(home.store) / INDEX).unlink()
     async with home.open() as store:
         assert small_shares(store) == 3 * 6
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await keys(store) == ["1", "2", "3", "4", "5", "often"]
 
 
 async def test_a_share_that_is_here_again_is_not_said_to_be_freed(tmp_path: Path) -> None:
