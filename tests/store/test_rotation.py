@@ -279,6 +279,29 @@ async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_star
         assert all(store.sealer.is_sealed_anew(envelope) for envelope in newest_entries(store))
 
 
+async def test_a_store_that_is_only_read_does_not_go_on_when_a_shard_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await fill(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.rotation, "_renew", _break_off)
+            job, _ = await store.rotation.rotate()
+            while job.running:
+                await job.news().wait()
+    home.copy_metastore(home.path / "copy")
+    async with home.open() as store:
+        while store.rotation.pending:
+            await store.committer.news().wait()
+    home.restore_metastore(home.path / "copy")
+    async with home.open() as store:
+        assert (store.health, store.rotation.pending) == ("readonly", True)
+        home.take_away(0)
+        await store.presence.look()
+        await home.return_to(store, 0)
+        assert store.pool.state(0) == "ok"
+        assert store.jobs.list() == []
+        await check(store)
+
+
 async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:
     async with home.open() as store:
         await fill(store)

@@ -164,6 +164,8 @@ class Store:
             raise StoreFault(f"{self.config.store}: {error.message}", error.hint or "") from None
 
     def _shards_returned(self) -> None:
+        if self.committer.failure is not None:
+            return  # as at a start: nothing that goes on could be committed
         self.mending.wake()
         self.freeing.wake()
         self.removal.wake()
