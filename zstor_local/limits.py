@@ -27,6 +27,7 @@ FDS_PER_CALL: Final = 2
 BAD_MESSAGES_IN_A_ROW: Final = 16
 PROGRESS_PER_SECOND: Final = 10
 SLOW_READER_SECONDS: Final = 30.0
+PASSED_BY_SECONDS: Final = 1.0  # how long who wants much room for a reply lets others go first who want little
 CROWDED_SECONDS: Final = 10.0  # how long others wait for what a slow client holds before it is looked at
 CROWDED_BYTES_PER_SECOND: Final = MIB  # that it has to take or give from then on
 IDLE_CONNECTION_SECONDS: Final = 3_600.0

@@ -47,6 +47,65 @@ def test_a_connection_takes_so_much_at_most() -> None:
     assert not room.take(1)
 
 
+async def test_who_wants_much_is_not_passed_by_for_ever(mock_clock: trio.testing.MockClock) -> None:
+    budget = Budget(100, patience=1)
+    holding, much, little = Room(budget), Room(budget), Room(budget)
+    assert holding.take(40)
+    took: list[str] = []
+
+    async def wait(name: str, room: Room, size: int) -> None:
+        await room.until(lambda: room.take(size))
+        took.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "much", much, 70)
+        await trio.testing.wait_all_tasks_blocked()
+        assert little.take(20)  # for a moment
+        little.give(20)
+        mock_clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(wait, "little", little, 20)
+        await trio.testing.wait_all_tasks_blocked()
+        assert took == []
+        holding.give(40)
+        await trio.testing.wait_all_tasks_blocked()
+        assert took == ["much", "little"]
+
+
+async def test_who_holds_much_has_to_give_some_back_before_its_turn_comes(mock_clock: trio.testing.MockClock) -> None:
+    """Else a client that takes nothing would keep out all others, with what it wants beside what it has."""
+    budget = Budget(100, patience=1)
+    holding, other = Room(budget), Room(budget)
+    assert holding.take(40)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(holding.until, lambda: holding.take(30))
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(1)
+        assert other.take(20)
+        nursery.cancel_scope.cancel()
+
+
+async def test_whose_turn_it_was_and_who_is_gone_keeps_nobody_out(mock_clock: trio.testing.MockClock) -> None:
+    budget = Budget(100, patience=1)
+    holding, much, little = Room(budget), Room(budget), Room(budget)
+    assert holding.take(40)
+    async with trio.open_nursery() as nursery:
+        gone = trio.CancelScope()
+        nursery.start_soon(_wait_in, gone, much)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(1)
+        nursery.start_soon(little.until, lambda: little.take(20))
+        await trio.testing.wait_all_tasks_blocked()
+        assert little.held == 0
+        gone.cancel()
+    assert little.held == 20
+
+
+async def _wait_in(scope: trio.CancelScope, room: Room) -> None:
+    with scope:
+        await room.until(lambda: room.take(70))
+
+
 def test_what_is_there_already_counts_and_goes_with_its_connection() -> None:
     budget = Budget(100)
     gone, other = Room(budget), Room(budget)

@@ -7,6 +7,7 @@ budget is crowded, and those who hold much and are slow have to make room (`Serv
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import trio
 
@@ -16,10 +17,12 @@ from zstor_local import limits
 class Budget:
     """Bytes that all connections share; each has its `Room` in it."""
 
-    __slots__ = ("crowd", "left")
+    __slots__ = ("_patience", "crowd", "left")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, patience: float = inf) -> None:
+        """Who wants much is not passed by for ever by those who want little: after `patience` seconds its turn is before theirs."""
         self.left = size
+        self._patience = patience
         self.crowd: dict[Room, None] = {}  # rooms in which somebody waits, the longest first
 
     @property
@@ -27,6 +30,17 @@ class Budget:
         """Somebody has waited for long."""
         now = trio.current_time()
         return any(room.since is not None and now - room.since >= limits.CROWDED_SECONDS for room in self.crowd)
+
+    def others_come_before(self, room: Room) -> bool:
+        """Whether somebody's turn is first: who holds nothing waits for what others hold, and has waited for longer."""
+        since = room.since if room.held == 0 and room.since is not None else inf
+        return any(
+            other.held == 0 and other.since is not None and other.since < since and self.has_waited(other) for other in self.crowd
+        )
+
+    def has_waited(self, room: Room) -> bool:
+        """Whether it is passed by no longer."""
+        return room.since is not None and self._patience < inf and trio.current_time() - room.since >= self._patience
 
 
 class Room:
@@ -44,9 +58,11 @@ class Room:
 
     def take(self, size: int) -> bool:
         """Reserve bytes; False, and nothing taken, if there is no room for them now."""
-        if not self.has(size):
+        if not self.has(size) or self._budget.others_come_before(self):
             return False
         self.hold(size)
+        if self._budget.has_waited(self):
+            self._wake()  # others had to let it go first
         self.since = None
         self._waiting.unpark()  # there may be room for the next one too
         return True
@@ -67,8 +83,11 @@ class Room:
             self.held -= size
             self._budget.left += size
             if self._budget.crowd:
-                for room in [*self._budget.crowd]:
-                    room._waiting.unpark()
+                self._wake()
+
+    def _wake(self) -> None:
+        for room in [*self._budget.crowd]:
+            room._waiting.unpark()
 
     async def wait(self) -> None:
         """Until some bytes were given back, by whomever."""
@@ -79,6 +98,7 @@ class Room:
             await self._waiting.park()
         except BaseException:
             self.since = None
+            self._wake()  # others may have let this one go first
             raise
         finally:
             if not self._waiting:

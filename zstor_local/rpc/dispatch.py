@@ -123,7 +123,7 @@ class Dispatcher:
         self._randomness = randomness
         self._jobs = jobs
         self.inputs: Final = Budget(limits.INPUT_BUDGET_BYTES)
-        self.replies: Final = Budget(limits.REPLY_BUDGET_BYTES)
+        self.replies: Final = Budget(limits.REPLY_BUDGET_BYTES, patience=limits.PASSED_BY_SECONDS)
         self.batches: Final = Budget(limits.BATCH_BUDGET_BYTES)
 
     def detach(self, request: Request, call: Call, size: int) -> None:
