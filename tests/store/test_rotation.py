@@ -16,6 +16,7 @@ from tests.store.test_rebuild import lose_metastore, rebuilt
 from zstor_local import limits
 from zstor_local.cli.backup_words import from_words, to_words
 from zstor_local.coding.keys import KeyRing
+from zstor_local.config import ShardConfig
 from zstor_local.errors import Busy, CorruptRecord, IoError, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.masterkey import NEXT, MasterKey
@@ -24,6 +25,7 @@ from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import KeysRecord
 from zstor_local.shards import pool
 from zstor_local.shards.base import ScannedEntry
+from zstor_local.store.caller import Nobody
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.metadata import describe
 from zstor_local.store.sealing import RecordSealer
@@ -316,6 +318,28 @@ async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:
         shard = store.pool.get(2)
         assert shard is not None
         assert Kind.KEYS in {scanned.entry.envelope.kind for scanned in shard.scan()}
+
+
+async def test_a_rebuild_that_finds_only_a_shard_that_was_away_says_where_to_look(tmp_path: Path) -> None:
+    home = Home(tmp_path, shards=3)
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        for number in (1, 2):
+            await store.membership.replace(f"disk{number}", str(tmp_path / f"new{number}"), Nobody())
+        home.take_away(0)
+        await store.presence.look()
+        await rotate(store)
+    home.bring_back(0)
+    lose_metastore(home)
+    with pytest.raises(StoreFault, match="shard disk0: its marker does not open with this master key") as refused:
+        rebuilt(home.config(), accept_loss=True)
+    assert "when the master key was last replaced" in refused.value.hint
+    config = home.config()
+    named = ShardConfig("another", f"file://{tmp_path}/new1")
+    report = rebuilt(replace(config, shards=(*config.shards[:2], named)))
+    assert (report.objects, report.loss) == (1, [])
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 100)
 
 
 async def test_what_is_retired_stays_so(home: Home) -> None:

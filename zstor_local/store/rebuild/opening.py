@@ -45,6 +45,7 @@ def keys_in_logs(config: Config, masters: list[MasterKey], opener: ShardOpener) 
 def open_shards(config: Config, opener: ShardOpener, store_id: StoreId, opened: ExitStack) -> dict[int, Shard]:
     """Every place of the configuration that is a shard of the key's store."""
     found: dict[int, Shard] = {}
+    left_out: list[str] = []
     for place in shard_places(config):
         try:
             identity = opener.identify(place.root)
@@ -58,13 +59,14 @@ def open_shards(config: Config, opener: ShardOpener, store_id: StoreId, opened: 
             shard = opener.open(ShardEntry(marker.number, marker.uid, place.id, place.root, place.group), place.root)
         except (BadMarker, ShardError) as error:
             log.warning("shard %s is left out, as it cannot be read: %s", place.id, error)
+            left_out.append(f"\n  shard {place.id}: {error}")
             continue
         opened.callback(shard.close)
         found[marker.number] = shard
     if not found:
         raise StoreFault(
-            f"there is no shard of store {store_id.hex()} where the configuration looks",
-            "mount the disks, or name them in [[shard]]",
+            f"there is no shard of store {store_id.hex()} where the configuration looks{''.join(left_out)}",
+            "mount the disks, or name them in [[shard]]; at least one has to be there that was when the master key was last replaced",
         )
     return found
 
