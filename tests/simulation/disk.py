@@ -47,7 +47,7 @@ class State(enum.Enum):
 class FileNode:
     """A regular file. Contents are shared between copies until written: `_own` says whether `content` is ours alone."""
 
-    __slots__ = ("_own", "content", "durable", "links", "mode", "modified", "number", "opens", "pending", "unreadable")
+    __slots__ = ("_own", "content", "durable", "hidden", "links", "mode", "modified", "number", "opens", "pending", "unreadable")
 
     def __init__(self, number: int, mode: int, time: int) -> None:
         self.number = number
@@ -60,13 +60,14 @@ class FileNode:
         self._own = False
         self.pending: list[tuple[Mutation, State]] = []
         self.unreadable: frozenset[int] = frozenset()  # pages
+        self.hidden: frozenset[int] = frozenset()  # pages that can be read again some day
 
     def copy(self) -> FileNode:
         other = FileNode(self.number, self.mode, self.modified)
         other.links = self.links
         other.durable, other.content = self.durable, self.content
         other.pending = self.pending.copy()
-        other.unreadable = self.unreadable
+        other.unreadable, other.hidden = self.unreadable, self.hidden
         self._own = False
         return other
 

@@ -92,10 +92,20 @@ class Disks:
         disk.write(node, offset, data)
         disk.sync_file(node)
 
-    def spoil(self, path: str, offset: int) -> None:
-        """The page of a file at this offset cannot be read any more, for as long as the file is there."""
+    def spoil(self, path: str, offset: int, *, lasting: bool = True) -> None:
+        """The page of a file at this offset cannot be read any more, for as long as the file is there, or until `read_again`."""
         node = self._file(path)
-        node.unreadable |= {offset // PAGE}
+        if lasting:
+            node.unreadable |= {offset // PAGE}
+        else:
+            node.hidden |= {offset // PAGE}
+
+    def read_again(self) -> None:
+        """Every page can be read that was not lost for good."""
+        for disk in self._disks.values():
+            for _, node in disk.walk():
+                if isinstance(node, FileNode):
+                    node.hidden = frozenset()
 
     def unpinned(self) -> list[Change]:
         """The changes that a power loss now may undo: what an `Outcome` decides on."""

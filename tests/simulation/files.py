@@ -7,7 +7,7 @@ import os
 import posixpath
 import stat
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -391,15 +391,13 @@ class SimulatedFiles(Disks, CrashPoints):
         length = sum(len(buffer) for buffer in buffers)
         self._begin(operation, end.path, offset, length)
         data = end.node.content.read(offset, self._shortened(operation, end.path, length))
-        if end.node.unreadable:
-            data = self._before_bad_page(end.node, data, offset)
+        if bad := end.node.unreadable | end.node.hidden:
+            data = self._before_bad_page(bad, data, offset)
         return _scatter(data, buffers)
 
-    def _before_bad_page(self, node: FileNode, data: bytes, offset: int) -> bytes:
+    def _before_bad_page(self, bad: Set[int], data: bytes, offset: int) -> bytes:
         """As the kernel answers: with what lies before it, or EIO if that is nothing."""
-        begin = min(
-            (page * PAGE for page in node.unreadable if offset // PAGE <= page <= (offset + len(data) - 1) // PAGE), default=None
-        )
+        begin = min((page * PAGE for page in bad if offset // PAGE <= page <= (offset + len(data) - 1) // PAGE), default=None)
         if begin is None or not data:
             return data
         if begin <= offset:

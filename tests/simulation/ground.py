@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.simulation.clients import History
+from tests.simulation.content import PAGE
 from tests.simulation.house import House
+from tests.simulation.indexes import indexes
 from tests.simulation.points import under
 from tests.simulation.world import World
 from zstor_local.metastore.base import Owed
+from zstor_local.shards.directory import LOG
 from zstor_local.shards.marker import NAME
 from zstor_local.shards.share_files import SHARES, TEMPORARY
 from zstor_local.store.store import Store
@@ -40,6 +43,7 @@ class Ground:
     failed_sync: bool = False  # a sync of a directory has failed
     exchanged: tuple[str, str] | None = None  # disks that are mounted where the other one was
     unread: set[str] = field(default_factory=set)  # disks of which reads may fail in this life
+    voiding: bool = False  # a log is being told of what never came to be
     can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
     @property
@@ -117,9 +121,37 @@ class Ground:
                 return {path: data for path, data in tree.items() if not under(f"{root}/{TEMPORARY}")(path)}
         return {}
 
+    def lose_index(self) -> None:
+        """Files of the index of the logs are lost: it is older then, or begun anew."""
+        self.history.note("the index of the logs is lost")
+        self.history.counts["the index of the logs is lost"] += 1
+        indexes(self.world).put_back(self.draw.randrange(1 << 20))
+
+    def hide_pages(self, part: float) -> None:
+        """That part of the pages of one log cannot be read until all is healed."""
+        files = self.world.files
+        logs = {disk: log for disk in self.disks if (log := self._log(disk))}
+        if not logs:
+            return
+        disk, segments = self.draw.choice([*logs.items()])
+        self.unread.add(disk)
+        self.history.note(f"pages of the log cannot be read for a while: {disk}")
+        for path, data in segments.items():
+            for offset in range(0, len(data), PAGE):
+                if self.draw.random() < part:
+                    files.spoil(path, offset, lasting=False)
+
+    def _log(self, disk: str) -> Mapping[str, bytes]:
+        with suppress(OSError):
+            return self.world.files.tree(f"{disk}/{LOG}")
+        return {}
+
     def heal(self, *, all_disks: bool) -> None:
+        """Nothing fails any more. With `all_disks` every disk is there too, and what could not be read can be."""
         self.world.files.heal()
-        self.unread.clear()
+        if all_disks or self.draw.random() < 0.5:
+            self.world.files.read_again()
+            self.unread.clear()
         if all_disks:
             self.put_back()
 

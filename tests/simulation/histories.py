@@ -47,7 +47,7 @@ from tests.simulation.peace import (
 from tests.simulation.points import PowerLoss, under
 from tests.simulation.swallowed import no_swallowed_faults
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import LONG, Trouble, Upkeep, compact_some, staying
+from tests.simulation.trouble import LONG, Trouble, Upkeep, compacted, staying, voids_told_apart
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local.metastore.base import Owed
 from zstor_local.store.faults import StoreFault
@@ -64,13 +64,14 @@ CLIENTS: Final[Mapping[Kind, int]] = {
 }  # fmt: skip
 TROUBLE: Final = {
     "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
-    "copy": 1, "crowded": 1, "read only": 1,
+    "copy": 1, "crowded": 1, "read only": 1, "bad page": 1, "no room for voids": 1,
 }  # fmt: skip
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
 }  # fmt: skip
 POWER_CUT: Final = 0.6  # of the lives, in the middle of it all
 KILLED: Final = 0.3  # of those: not the power goes but the daemon alone
+INDEX_LOST: Final = 0.4  # of the lives' beginnings, with the index of the logs as it once was, or without one
 OLDER: Final = 0.5  # of the lives' beginnings, with an older copy of a shard in its place
 EXCHANGED: Final = 0.1  # of the lives' beginnings, with two disks at each other's place
 MOVED: Final = 0.1  # of the lives' beginnings, with a disk at another place, which the store is told of
@@ -116,12 +117,14 @@ class _Simulation:
 
     def run(self) -> History:
         history, draw = self.history, self.draw
-        with counted(history.counts), no_swallowed_faults():
+        with voids_told_apart(self.ground), counted(history.counts), no_swallowed_faults():
             for life in range(draw.randrange(3, 6)):
                 history.counts["lives"] += 1
                 if self._live():
                     outcomes: list[Outcome] = [NOTHING, ALL, Subset(draw.randrange(1 << 30)), Subset(life)]
                     self._crash(None if draw.random() < KILLED else draw.choice(outcomes))
+                if draw.random() < INDEX_LOST:
+                    self.ground.lose_index()
                 self.ground.heal(all_disks=draw.random() < 0.5)
                 if draw.random() < OLDER:
                     self._put_older_back()
@@ -197,18 +200,16 @@ class _Simulation:
             refuses_writes(self.ground, older)
         self.old = old if self.draw.random() < 0.5 else None
         if self.draw.random() < 0.5:
-            self._life("compacted in part", self._compacted)
+            self._life("compacted in part", partial(compacted, self.ground))
+            if self.draw.random() < INDEX_LOST:
+                self.ground.lose_index()
+            self._quiet_life()
         if not self.ground.rotted and not self.ground.failed_sync and self.draw.random() < 0.3:
             self._quiet_life()
             comes_back(self.ground, self.clients.names)
         if not self.ground.rotted and self.draw.random() < 0.3:
             self._rebuild("the rebuild of a store at rest")
             self._quiet_life()
-
-    async def _compacted(self, store: Store) -> None:
-        await trio.testing.wait_all_tasks_blocked()
-        await compact_some(self.ground, store)
-        await trio.testing.wait_all_tasks_blocked()
 
     def _put_older_back(self) -> None:
         """What the store had of one shard is older than all else, what it lacks is made anew; now and then not at once."""

@@ -33,6 +33,13 @@ class Indexes:
         for commits in self.commits.values():
             del commits[len(commits) - draw.randrange(min(LATE_COMMITS, len(commits) + 1)) :]
 
+    def put_back(self, seed: int) -> None:
+        """Each index is as some earlier commit left it, or gone: a file of it was lost, or an older copy put back."""
+        draw = random.Random(seed)
+        for commits in self.commits.values():
+            back = draw.choice([LATE_COMMITS, 4 * LATE_COMMITS, len(commits)])
+            del commits[max(0, len(commits) - draw.randrange(back + 1)) :]
+
     def keeper(self, path: str, database: sqlite3.Connection) -> Callable[[], None]:
         """Give an empty database what was committed last. What is returned keeps what it is then as the next commit."""
         if before := self.commits.get(path):

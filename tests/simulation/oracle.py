@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from tests.metastore.memory import Cell
@@ -15,7 +16,7 @@ from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import KeyHash, NamespaceId, ShareId, Version
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
-from zstor_local.shards.base import ShardError, ShareMissing
+from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.directory import LOG
 from zstor_local.shards.share_files import SHARES, TEMPORARY
 from zstor_local.store import voided
@@ -167,11 +168,22 @@ def check_shares(store: Store, cell: Cell, house: House, *, tidy: bool) -> None:
             raise BadState(f"shard {number} holds shares that nothing names: {sorted(leftover)}")
         if lacking := wanted - found - owed:
             raise BadState(f"shard {number} lacks the shares {sorted(lacking)}")
-        logged = {f"{share.version.hex()}.{share.index}" for share in store.index.shares(number)}
-        if lacking := small.get(number, set()) - logged - owed:
+        logged = {f"{share.version.hex()}.{share.index}": share for share in store.index.shares(number)}
+        if gone := [name for name, share in logged.items() if not _can_be_read(shard, share)]:
+            raise BadState(f"the index of shard {number} leads to where the shares {gone} lay once")
+        if lacking := small.get(number, set()) - logged.keys() - owed:
             raise BadState(f"the log of shard {number} lacks the shares {sorted(lacking)}")
         if strange := [name for name in files.list(f"{root}/{LOG}") if not name.endswith(".log")]:
             raise BadState(f"shard {number} has strange files beside its log: {strange}")
+
+
+def _can_be_read(shard: Shard, share: ShareId) -> bool:
+    """Whether a small share is where the index says."""
+    with closing(shard.open_share(share, small=True)) as reader:
+        try:
+            return bool(reader.read(0, 1))
+        except ShareMissing:
+            return False
 
 
 def check_rows(store: Store, cell: Cell) -> None:

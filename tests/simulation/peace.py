@@ -22,6 +22,7 @@ from tests.simulation.world import World, run
 from zstor_local.errors import NotEnoughShards
 from zstor_local.metastore.base import Owed
 from zstor_local.model.ids import NamespaceId, ObjectName
+from zstor_local.model.record import STORE_WIDE
 from zstor_local.store.caller import Nobody
 from zstor_local.store.create import FIRST_SEQUENCES, SHARDS_ROW, STORE_ROW
 from zstor_local.store.faults import StoreFault
@@ -30,6 +31,7 @@ from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import Report, rebuild
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.unlocking import KEYS_ROW
 from zstor_local.store.writes import WriteOptions
 
 PATIENCE: Final = 10_000.0  # seconds in which upkeep comes to its end when nothing fails
@@ -166,12 +168,13 @@ def places(ground: Ground) -> Mapping[int, str]:
 
 def known_to_logs(ground: Ground) -> bool:
     """Whether for each row that shards are owed the newest record lies in a log that is not: one whose flush did not fail, and whose
-    disk does not rot.
+    disk does not rot. Without the older keys, which have to be where a rebuild begins, it opens no shard.
     """
     truth, files = cell(ground.world, STORE), ground.world.files
     doubtful = [disk for disk, doubt in ((ground.rotten, ground.rotted), (ground.weak, ground.failed_sync)) if disk and doubt]
     trusted = {number: place for number, place in places(ground).items() if not any(under(disk)(place) for disk in doubtful)}
     logs = {number: [data for path, data in files.tree(place).items() if path.endswith(".log")] for number, place in trusted.items()}
+    begin = {number for number in logs if trusted[number] in ground.disks[: ground.house.shards]}  # where a rebuild finds the keys
     owed: dict[tuple[NamespaceId, str], set[int]] = {}
     for debt in truth.debts:
         if debt.kind is Owed.RECORD:
@@ -179,7 +182,8 @@ def known_to_logs(ground: Ground) -> bool:
 
     def known(row: tuple[NamespaceId, str]) -> bool:
         newest = truth.records.get(row) or truth.tombstones.get(row)
-        return newest is None or any(newest.sealed in data for number in logs.keys() - owed[row] for data in logs[number])
+        heard = logs.keys() - owed[row] if row != (STORE_WIDE, KEYS_ROW) else begin - owed[row]
+        return newest is None or any(newest.sealed in data for number in heard for data in logs[number])
 
     return all(map(known, owed))
 

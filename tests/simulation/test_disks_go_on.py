@@ -81,6 +81,21 @@ def test_a_page_that_cannot_be_read_stays_so_as_long_as_its_file(world: World) -
         assert after.pread(fd, PAGE, 3 * PAGE) == b""
 
 
+def test_a_page_that_cannot_be_read_for_a_while_is_what_it_was(world: World) -> None:
+    files = world.files
+    files.place("/d/a", b"x" * PAGE + b"y" * PAGE)
+    files.spoil("/d/a", 0)
+    files.spoil("/d/a", PAGE, lasting=False)
+    for after in (files, world.copy().files, world.crash(NOTHING).files):
+        fd = after.open("/d/a", os.O_RDONLY)
+        with pytest.raises(OSError, match="Input/output"):
+            after.pread(fd, 1, PAGE)
+        after.read_again()
+        assert after.pread(fd, PAGE, PAGE) == b"y" * PAGE
+        with pytest.raises(OSError, match="Input/output"):
+            after.pread(fd, 1, 0)
+
+
 def test_files_that_nothing_leads_to_leave_their_room(world: World) -> None:
     files = world.files
     files.set_capacity("/d", 4 * PAGE)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import pytest
 import trio
+import trio.testing
 
 from tests.simulation.clients import OTHER, Clients
 from tests.simulation.content import PAGE
@@ -16,11 +17,13 @@ from tests.simulation.engines import COMMIT
 from tests.simulation.ground import Ground
 from tests.simulation.points import Where, under
 from zstor_local.errors import ZstorError
-from zstor_local.shards.base import Shard
+from zstor_local.model.ids import ShareId
+from zstor_local.shards.base import Segments, Shard
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
+from zstor_local.store.publishing import Publisher
 from zstor_local.store.store import Store
 
 LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
@@ -71,6 +74,18 @@ class Trouble:
         for operation in ("pwritev", "allocate"):
             self._fail(operation, under(disk), errno.ENOSPC, times=40)
 
+    def _no_room_for_voids(self, _: str) -> None:
+        """Disks are full just when their logs are to be told of what never came to be. An error, so that there is such a thing."""
+        ground = self._ground
+        full = ground.draw.sample(ground.disks, ground.draw.choice([1, 2, len(ground.disks)]))
+
+        def where(path: str) -> bool:
+            return ground.voiding and any(under(disk)(path) for disk in full)
+
+        for operation in ("pwritev", "allocate"):
+            self._fail(operation, where, errno.ENOSPC, times=40)
+        self._error(ground.draw.choice(ground.disks))
+
     def _crowded(self, _: str) -> None:
         """Something else fills a disk, but for so much, until every disk is back."""
         ground = self._ground
@@ -87,6 +102,9 @@ class Trouble:
     def _read_error(self, disk: str) -> None:
         self._ground.unread.add(disk)
         self._fail(self._ground.draw.choice(["pread", "preadv", "preadv_nowait", "open"]), under(disk), errno.EIO)
+
+    def _bad_page(self, _: str) -> None:
+        self._ground.hide_pages(self._ground.draw.choice([0.1, 0.5]))
 
     def _short(self, disk: str) -> None:
         draw = self._ground.draw
@@ -142,6 +160,26 @@ class Trouble:
 
     def _any_disk(self, path: str) -> bool:
         return any(under(disk)(path) for disk in self._ground.disks)
+
+
+@contextmanager
+def voids_told_apart(ground: Ground) -> Iterator[None]:
+    """Whether a log is being told of what never came to be is known while it lasts."""
+
+    def watched(work: Callable[..., object]) -> Callable[..., object]:
+        def voiding(*args: object) -> object:
+            before, ground.voiding = ground.voiding, True
+            try:
+                return work(*args)
+            finally:
+                ground.voiding = before
+
+        return voiding
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("_append_void", "void_on"):
+            patch.setattr(Publisher, method, watched(getattr(Publisher, method)))
+        yield
 
 
 class Upkeep:
@@ -247,13 +285,34 @@ def staying(store: Store) -> int:
 
 
 async def compact_some(ground: Ground, store: Store) -> None:
-    """The segments that are dead enough, of all logs or of some: which those are depends on what else lies in them."""
-    least = ground.draw.choice([0.001, 0.001, 0.3, 0.5])
+    """The segments that are dead enough, of all logs or of some, or a part of those: which they are depends on what else lies in them,
+    and on where the last compaction was broken off. Now and then all that may go goes while a disk cannot read a part of its log.
+    """
+    if ground.draw.random() < 0.3:
+        ground.hide_pages(0.3)
+        while await store.compaction.compact(unpaced, least=0.001):
+            pass
+        return
+    least, part = ground.draw.choice([0.001, 0.001, 0.3, 0.5]), ground.draw.choice([0.3, 1.0])
     shards = store.pool.opened()
     chosen = ground.draw.sample(shards, ground.draw.randrange(1, len(shards) + 1)) if shards else []
+    survey = store.compaction._survey
+
+    def survey_some(segments: Segments, number: int, unwanted: Set[ShareId]) -> tuple[float, int]:
+        return survey(segments, number, unwanted) if ground.draw.random() < part else (0.0, 0)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.compaction, "_pool", _Some(store.pool, chosen))
+        patch.setattr(store.compaction, "_survey", survey_some)
         await store.compaction.compact(unpaced, least=least)
+
+
+async def compacted(ground: Ground, store: Store) -> None:
+    """The same in a store at rest; then every disk can read all of its log again."""
+    await trio.testing.wait_all_tasks_blocked()
+    await compact_some(ground, store)
+    await trio.testing.wait_all_tasks_blocked()
+    ground.heal(all_disks=True)
 
 
 class _Some:
