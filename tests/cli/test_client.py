@@ -99,8 +99,8 @@ def test_without_a_daemon_the_error_says_how_to_start_one(tmp_path: Path, place:
     with FakeDaemon(tmp_path / "stale", pong):
         pass
     with pytest.raises(NoDaemon, match="no daemon is running at") as caught:
-        Client.connect(str(tmp_path / place), start="zstor --socket here daemon")
-    assert caught.value.hint == "start it in another terminal:  zstor --socket here daemon"
+        Client.connect(str(tmp_path / place), start="start it:  zstor --socket here daemon")
+    assert caught.value.hint == "start it:  zstor --socket here daemon"
 
 
 def test_what_is_no_socket_of_a_daemon_is_not_to_be_started_there(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import click
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, Message, Peer
-from zstor_local.cli import main
+from zstor_local.cli import main, units
 from zstor_local.cli.backup_words import from_words
 from zstor_local.cli.client import Client, Json
 from zstor_local.cli.root import COMMANDS, zstor
+from zstor_local.config import load_config
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 
@@ -113,6 +114,26 @@ def test_no_daemon_is_exit_code_2_with_the_line_that_starts_it(capsys: pytest.Ca
 def test_the_line_that_starts_it_has_the_flags_that_were_given(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     assert main(["ls", "--socket", "my sock"]) == 2
     assert f"hint: start it in another terminal:  zstor --socket '{home}/my sock' daemon\n" in output(capsys)[1]
+
+
+def test_where_the_service_is_installed_that_is_what_starts_it(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the socket that it was installed for; a daemon somewhere else is started as ever."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
+    usual = f"{home}/run/zstor/zstor.sock"
+    for socket in (usual, f"{home}/a %h socket"):
+        config = load_config(text=None, file="", environment=os.environ, socket=socket)
+        directory = units.unit_directory(os.environ)
+        for unit, text in units.drop_ins(config, os.environ, flags=(), strict=False).items():
+            (directory / f"{unit}.d").mkdir(parents=True, exist_ok=True)
+            (directory / f"{unit}.d" / units.DROP_IN).write_text(text)
+        (directory / units.SOCKET).write_text(units.unit_text(units.SOCKET))
+        assert main(["ls", "--socket", socket]) == 2
+        assert "\n  hint: start its service:  systemctl --user start zstor.socket" in output(capsys)[1]
+    assert main(["ls", "--socket", usual]) == 2
+    assert f"hint: start it in another terminal:  zstor --socket {usual} daemon\n" in output(capsys)[1]
 
 
 def test_an_error_answer_is_exit_code_1_with_its_hint(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

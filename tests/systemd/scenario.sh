@@ -29,6 +29,21 @@ step closed call object.read_file '{"key": "a", "path": "/usr/local/zstor-test.t
 step status-ready zstor systemd status
 step ready service
 
+# One that is killed and not started anew, then one whose socket does not listen either.
+printf '[Service]\nRestart=no\n' >~/.config/systemd/user/zstor.service.d/restart.conf
+systemctl --user daemon-reload
+must_run
+kill -9 "$(pid)"
+until [ "$(systemctl --user is-active zstor.service)" = failed ]; do sleep 0.1; done
+step status-failed zstor systemd status
+rm ~/.config/systemd/user/zstor.service.d/restart.conf
+systemctl --user daemon-reload
+systemctl --user reset-failed zstor.service
+systemctl --user stop zstor.socket
+step not-listening zstor get a -
+systemctl --user start zstor.socket
+zstor get a - >/dev/null
+
 step stop systemctl --user stop zstor.service
 step status-stopped zstor systemd status
 step started-again zstor get a -

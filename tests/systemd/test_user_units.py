@@ -130,6 +130,15 @@ def test_a_service_that_is_stopped_says_nothing_of_how_it_stopped(scenario: Scen
     assert scenario["status-stopped"].out.endswith("zstor.service  inactive (dead), enabled\n")
 
 
+def test_a_service_that_failed_says_how_and_nothing_of_how_it_was_before(scenario: Scenario) -> None:
+    assert scenario["status-failed"].out.endswith("zstor.service  failed (failed), enabled, signal\n")
+
+
+def test_where_nobody_listens_the_line_that_starts_the_service_is_said(scenario: Scenario) -> None:
+    assert scenario["not-listening"].rc == 2
+    assert "hint: start its service:  systemctl --user start zstor.socket" in scenario["not-listening"].err
+
+
 def test_a_path_the_service_may_not_write_is_refused_with_the_line_that_allows_it(scenario: Scenario) -> None:
     kind, hint = scenario.refusal("closed")
     assert (kind, "ReadWritePaths=/usr/local" in hint) == ("path_refused", True), hint

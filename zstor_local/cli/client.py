@@ -34,6 +34,9 @@ _SOCKET_PATH_BYTES: Final = 107  # sockaddr_un, less its NUL
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
 
 
+IN_A_TERMINAL: Final = "start it in another terminal:  zstor daemon"
+
+
 class NoDaemon(Exception):
     """Nobody, or the wrong one, answers at the socket, or the connection broke before the answer."""
 
@@ -55,10 +58,10 @@ class Client:
         self._interrupted = False
 
     @classmethod
-    def connect(cls, path: str, *, start: str = "zstor daemon", hanging: Callable[[], None] | None = None) -> Self:
+    def connect(cls, path: str, *, start: str = IN_A_TERMINAL, hanging: Callable[[], None] | None = None) -> Self:
         """Connect to the daemon at the path and make sure that it runs under our own user id.
 
-        Raises NoDaemon, with `start`, the command that starts one, as the hint. `hanging`: as in `Client`.
+        Raises NoDaemon, with `start`, how one is started, as the hint. `hanging`: as in `Client`.
         """
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -256,7 +259,7 @@ def _no_connection(path: str, error: OSError, start: str) -> NoDaemon:
     if error.errno == errno.ECONNREFUSED and not Path(path).is_socket():
         return NoDaemon(f"{path} is no socket", hint=other)
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-        return NoDaemon(f"no daemon is running at {path}", hint=f"start it in another terminal:  {start}")
+        return NoDaemon(f"no daemon is running at {path}", hint=start)
     return NoDaemon(f"cannot talk to the daemon at {path}: {errno_text(error)}", hint=f"is it of another user? else {other}")
 
 

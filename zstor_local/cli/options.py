@@ -75,9 +75,17 @@ class Options:
 
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""
+        config = self.load()
+        return Client.connect(config.socket, start=self._start(config), hanging=None if self.json else _tell_of_hanging)
+
+    def _start(self, config: Config) -> str:
+        """How the daemon is started, for people: as it was installed, if it was."""
+        from zstor_local.cli.units import installed_socket
+
+        if installed_socket(os.environ) == config.socket:
+            return "start its service:  systemctl --user start zstor.socket  (`journalctl --user -u zstor` says why it ended)"
         flags = [part for name, value in (("--config", self.config), ("--socket", self.socket)) if value for part in (name, value)]
-        start = shlex.join(["zstor", *flags, "daemon"])
-        return Client.connect(self.load().socket, start=start, hanging=None if self.json else _tell_of_hanging)
+        return f"start it in another terminal:  {shlex.join(['zstor', *flags, 'daemon'])}"
 
 
 def _tell_of_hanging() -> None:

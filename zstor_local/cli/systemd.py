@@ -120,7 +120,8 @@ def _draw() -> None:
         words += [f"pid {state['MainPID']}"] if state.get("MainPID", "0") != "0" else []
         words += [counted(int(state["NRestarts"]), "restart")] if state.get("NRestarts", "0") != "0" else []
         words += [state["Result"]] if state.get("Result", "success") != "success" else []
-        words += [state["StatusText"]] if state.get("StatusText") and state["ActiveState"] != "inactive" else []  # else its last words
+        if state.get("StatusText") and state["ActiveState"] not in ("inactive", "failed"):  # else its last words
+            words.append(state["StatusText"])
         click.echo(f"{unit:<13}  {', '.join(words)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from zstor_local.config import Config
 SOCKET: Final = "zstor.socket"
 SERVICE: Final = "zstor.service"
 DROP_IN: Final = "zstor.conf"
+_LISTEN: Final = "ListenStream="
 _XDG: Final = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 
@@ -34,6 +36,16 @@ def unit_directory(environment: Mapping[str, str]) -> Path:
     return (Path(base) if base.startswith("/") else Path("~/.config").expanduser()) / "systemd" / "user"
 
 
+def installed_socket(environment: Mapping[str, str]) -> str | None:
+    """Where `zstor systemd install` has had systemd listen; None if nothing is installed."""
+    directory = unit_directory(environment)
+    if not (directory / SOCKET).exists():
+        return None
+    with suppress(OSError, UnicodeDecodeError):
+        return (directory / f"{SOCKET}.d" / DROP_IN).read_text().splitlines()[-1].removeprefix(_LISTEN).replace("%%", "%")
+    return _usual_socket(environment)
+
+
 def drop_ins(config: Config, environment: Mapping[str, str], *, flags: Sequence[str], strict: bool) -> dict[str, str]:
     """Unit → what is different on this machine: the program, the places, the socket. `strict` hides the home directory."""
     places = [config.store, *_shard_directories(config)]
@@ -49,10 +61,14 @@ def drop_ins(config: Config, environment: Mapping[str, str], *, flags: Sequence[
         lines += [f"BindReadOnlyPaths=-{_word(place)}" for place in _outermost([*configuration, *program_places])]
     lines += [f"ReadWritePaths=-{_word(place)}" for place in _outermost([*places, key_directory])]
     found = {SERVICE: "\n".join([*lines, ""])}
-    runtime = environment.get("XDG_RUNTIME_DIR", "")
-    if config.socket != f"{runtime}/zstor/zstor.sock":
-        found[SOCKET] = f"[Socket]\nListenStream=\nListenStream={config.socket.replace('%', '%%')}\n"
+    if config.socket != _usual_socket(environment):
+        found[SOCKET] = f"[Socket]\n{_LISTEN}\n{_LISTEN}{config.socket.replace('%', '%%')}\n"
     return found
+
+
+def _usual_socket(environment: Mapping[str, str]) -> str:
+    """Where the unit listens without a drop-in."""
+    return f"{environment.get('XDG_RUNTIME_DIR', '')}/zstor/zstor.sock"
 
 
 def program() -> list[str]:
