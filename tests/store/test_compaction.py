@@ -352,6 +352,23 @@ async def test_what_says_that_an_object_is_gone_stays_as_long_as_its_entry_lies_
         assert await keys(store) == ["1", "2", "3", "4", "5", "often"]
 
 
+async def test_a_deleted_key_stays_deleted_where_a_copy_needs_its_share(home: Home) -> None:
+    """The share lies behind the record of the key that was deleted."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 4_000))
+        await copy(store, "a", "b")
+        await delete(store, "a")
+        for turn in range(10):
+            await put(store, "often", content(turn, 4_000))
+        await freed(store)
+    async with home.open() as store:
+        assert await compact(store) == 3
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert await keys(store) == ["b", "often"]
+        assert await get(store, "b") == content(1, 4_000)
+
+
 async def test_a_share_that_is_here_again_is_not_said_to_be_freed(tmp_path: Path) -> None:
     home = Home(tmp_path, Policy(2, 3, chunk_size=CHUNK), shards=4)
     async with home.open() as store:
