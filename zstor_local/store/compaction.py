@@ -242,7 +242,6 @@ class _Segment:
         self._pool = core.pool
         self._segments = segments
         self._number = number
-        self._look_for_unwanted = unwanted
         self._unwanted = unwanted()
         self._elsewhere = elsewhere
         self._here: dict[_Key, list[int]] = {}  # the sequences of each key in this segment
@@ -264,8 +263,6 @@ class _Segment:
     def carry(self, batch: Sequence[Located]) -> None:
         """Copy of a stretch what counts now."""
         items: list[ScannedEntry | Freed] = []
-        if self._unwanted:  # a repair may have put one of them here again
-            self._unwanted = self._look_for_unwanted()
         for located in batch:
             kept = self._keep(located, look_only=False)
             if kept is not None:
