@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import IoError, NoSpace, NotFound
 from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
-from zstor_local.model.ids import ShareId
+from zstor_local.model.ids import KeyHash, ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
-from zstor_local.shards.base import Capacity
+from zstor_local.shards.base import Capacity, Entry
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
 from zstor_local.store import compaction
@@ -367,6 +368,21 @@ async def test_a_deleted_key_stays_deleted_where_a_copy_needs_its_share(home: Ho
     async with home.open() as store:
         assert await keys(store) == ["b", "often"]
         assert await get(store, "b") == content(1, 4_000)
+
+
+async def test_a_record_that_does_not_open_stays(home: Home) -> None:
+    """Nobody can tell what it says, and of which row."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 4_000))
+        closed = replace(stored.envelope, sequence=2, key_hash=KeyHash(bytes(16)), sealed=bytes(300))
+        for shard in store.pool.opened():
+            shard.append([Entry(closed)], store.committer.state.sequence)
+        for turn in range(10):
+            await put(store, "often", content(turn, 4_000))
+        await freed(store)
+    async with home.open() as store:
+        assert await compact(store) == 3
+        assert all(closed in [each.entry.envelope for each in shard.scan()] for shard in store.pool.opened())
 
 
 async def test_a_share_that_is_here_again_is_not_said_to_be_freed(tmp_path: Path) -> None:
