@@ -62,24 +62,25 @@ class HttpEngine:
     def open(self, entry: ShardEntry, url: str) -> Shard:
         server, space = self._place(url)
         peer = Peer(server, self._tokens.of(ShardUid(entry.uid)))
-        with self._lock:
-            self._openings += 1
-            opening = self._openings
         try:
-            return HttpShard(
-                entry,
-                url,
-                peer=peer,
-                space=space,
-                network=self._network,
-                store_id=self._store_id,
-                keys=self._keys,
-                opening=opening,
-                session=self._session,
-                prove=lambda: self._runtime.randomness.bytes(1)[0] % PROVE_ONE_IN == 0,
-            )
+            about = self._network.run(lambda: ask_about(peer, space))
+            found = Marker.parse(about.marker, self._keys, self._store_id)
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
+        except BadMarker as error:
+            raise ShardError("missing", f"{url}: {error}") from None
+        if found.uid != entry.uid:
+            raise ShardError("missing", f"{url} is shard {found.number}, not {entry.number}")
+        return HttpShard(entry, url, peer, space, self._network, about, self._next_fence(about.writer), self._is_to_prove)
+
+    def _next_fence(self, writer: int) -> Fence:
+        """That of another opening in this life."""
+        with self._lock:
+            self._openings += 1
+            return Fence(writer, self._openings, self._session)
+
+    def _is_to_prove(self) -> bool:
+        return self._runtime.randomness.bytes(1)[0] % PROVE_ONE_IN == 0
 
     def identify(self, url: str) -> Identified | None:
         server, space = self._place(url)
@@ -125,22 +126,19 @@ class HttpEngine:
         """Its server removes all of it, so that the place can be given again."""
         try:
             server, space = self._place(url)
-            with self._lock:
-                self._openings += 1
-                opening = self._openings
             peer = Peer(server, self._tokens.of(ShardUid(entry.uid)))
-            self._network.run(lambda: self._remove(peer, space, entry, opening))
+            self._network.run(lambda: self._remove(peer, space, entry))
         except (ShardError, ShareMissing, BadMarker) as error:
             reason = str(error) or "it answers something else than was asked"
             log.warning("shard %s is no shard any more, but what it holds stays on its server: %s", entry.id, reason)
 
-    async def _remove(self, peer: Peer, space: str, entry: ShardEntry, opening: int) -> None:
+    async def _remove(self, peer: Peer, space: str, entry: ShardEntry) -> None:
         """Take the space over from its opening in this life, then away. ShardError `fenced` if a later life has it."""
         try:
             about = await ask_about(peer, space)
             if Marker.parse(about.marker, self._keys, self._store_id).uid != entry.uid:
                 return
-            headers = {FENCE: str(Fence(about.writer, opening, self._session))}
+            headers = {FENCE: str(self._next_fence(about.writer))}
             await peer.ask(Ask("POST", f"{space}/writer", headers=headers, expect=(200,), most=ABOUT_BYTES))
             await peer.ask(Ask("DELETE", space, headers=headers, durable=True))
         except ShardError as error:

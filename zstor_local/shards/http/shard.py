@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.coding.share import ShareHeader
-from zstor_local.model.ids import NamespaceId, ShareId, StoreId
+from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
@@ -26,7 +26,7 @@ from zstor_local.shards.base import (
     ShareMissing,
     ShareReader,
 )
-from zstor_local.shards.http.about import ABOUT_BYTES, ask_about
+from zstor_local.shards.http.about import ABOUT_BYTES, About, ask_about
 from zstor_local.shards.http.ask import Ask
 from zstor_local.shards.http.outgoing import FreshShare, Outgoing
 from zstor_local.shards.http.pages import read_batch, read_log, read_names
@@ -45,7 +45,6 @@ from zstor_local.shards.http.wire import (
     pack_sequences,
     share_name,
 )
-from zstor_local.shards.marker import BadMarker, Marker
 
 T = TypeVar("T")
 
@@ -56,27 +55,21 @@ class HttpShard:
     on_disk: Flushable | None = None
 
     def __init__(
-        self, entry: ShardEntry, url: str, *, peer: Peer, space: str, network: Network, store_id: StoreId, keys: NamespaceKeys,
-        opening: int, session: str, prove: Callable[[], bool],
+        self, entry: ShardEntry, url: str, peer: Peer, space: str, network: Network, about: About, opened: Fence,
+        prove: Callable[[], bool],
     ) -> None:  # fmt: skip
-        """Open it: ShardError if it is not there, or if it is another one than `entry` names. `prove` tells what to read back."""
+        """`about` is what its server has said of it, `opened` the fence of this opening but for the writer; `prove` tells what to read
+        back.
+        """
         self.entry = entry
         self.url = url
         self.peer = peer
         self.space = space
         self.network = network
-        self._opening = opening
-        self._session = session
+        self._opened = opened
         self._fence: Fence | None = None
         self._lost: tuple[ShardState, str] | None = None
         self._outgoing = Outgoing(self, prove)
-        about = network.run(lambda: ask_about(peer, space))
-        try:
-            found = Marker.parse(about.marker, keys, store_id)
-        except BadMarker as error:
-            raise ShardError("missing", f"{url}: {error}") from None
-        if found.uid != entry.uid:
-            raise ShardError("missing", f"{url} is shard {found.number}, not {entry.number}")
         self._writer, self._committed = about.writer, about.committed
 
     @property
@@ -94,7 +87,7 @@ class HttpShard:
     # --- How it is ---
 
     def start(self, writer: int, randomness: Randomness) -> None:
-        self._fence = fence = Fence(writer, self._opening, self._session)
+        self._fence = fence = replace(self._opened, writer=writer)
         ask = Ask("POST", f"{self.space}/writer", headers={FENCE: str(fence)}, expect=(200,), most=ABOUT_BYTES)
         try:
             self.network.run(lambda: self.peer.ask(ask))
