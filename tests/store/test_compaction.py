@@ -28,6 +28,7 @@ from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.shards.base import Capacity, Entry
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
+from zstor_local.shards.segment import Located
 from zstor_local.store import compaction
 from zstor_local.store.caller import Nobody
 from zstor_local.store.compaction import Compaction
@@ -641,3 +642,34 @@ async def test_a_deletion_at_the_end_of_a_log_buries_after_a_restart_too(wanderi
         wandering.take_away(number)
     report = rebuild(wandering.runtime(), wandering.engines, wandering.config(), accept_loss=True, progress=lambda what, count: None)
     assert (report.unreadable, report.older) == (["a"], [])
+
+
+async def test_what_a_log_says_of_a_key_does_not_become_older_when_the_key_is_written_meanwhile(
+    wandering: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the third version only the shards of the second one are told, and those it is on: not the first three."""
+    async with wandering.open() as store:
+        await come_and_go(store, coming=[*(f"x{number}" for number in range(4)), "a"])
+        await copy(store, "a", "b")
+    async with wandering.open() as store:
+        for turn in range(2 * compaction.BATCH):
+            await store.rows.put("table", "row", b"%d" % turn)
+        second = await put(store, "a", content(2, 10_000))
+        await freed(store)
+    carry, begun = compaction._Segment.carry, threading.Event()
+
+    def noting(segment: compaction._Segment, batch: Sequence[Located]) -> None:
+        carry(segment, batch)
+        begun.set()
+
+    async def meanwhile(size: int) -> None:
+        if begun.is_set() and store.objects.find(name("a")).version == second.version:
+            await put(store, "a", content(3, 10_000))
+
+    monkeypatch.setattr(compaction._Segment, "carry", noting)
+    async with wandering.open() as store:
+        assert await store.compaction.compact(meanwhile, least=0.5) == 6
+        shard = store.pool.get(0)
+        assert shard is not None
+        ours = [scanned.entry.envelope for scanned in shard.scan() if scanned.entry.envelope.key_hash == second.envelope.key_hash]
+        assert max(envelope.sequence for envelope in ours) >= second.envelope.sequence
