@@ -152,6 +152,14 @@ def test_a_request_whose_end_is_told_in_two_ways_is_the_last_one(house: House) -
         assert answer.count(b"HTTP/1.1") == 1
 
 
+def test_a_refusal_of_what_asks_for_a_head_alone_has_no_body(house: House) -> None:
+    with connected(house.path) as client:
+        client.sendall(b"HEAD /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4_096), b""))
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.endswith(b"\r\n\r\n")
+
+
 # --- Memory ---
 
 

@@ -213,6 +213,13 @@ async def test_what_is_not_http_is_refused(tmp_path: Path, data: bytes) -> None:
         assert (await here.post(ADD, b"")).status_code == 200
 
 
+async def test_a_refusal_of_what_asks_for_a_head_alone_has_no_body(tmp_path: Path) -> None:
+    async with served(tmp_path) as here:
+        answer = await here.raw(b"HEAD / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.endswith(b"\r\n\r\n")
+
+
 async def test_a_blank_line_between_requests_is_read_over(tmp_path: Path) -> None:
     lines = [f"POST {ADD} HTTP/1.1", "Host: localhost", "content-type: application/protobuf", "content-length: 0"]
     first, last = ("\r\n".join([*lines, *more, "", ""]).encode() for more in ([], ["connection: close"]))

@@ -47,6 +47,7 @@ class HttpConnection(ABC):
         self._slow_seconds = slow_seconds
         self._http = http1.new_connection()
         self._last = False  # no further request is taken
+        self.wants_body = True  # what is asked is answered with more than its head
 
     # --- For whoever derives ---
 
@@ -76,11 +77,13 @@ class HttpConnection(ABC):
     async def serve(self) -> None:
         """Until the client is gone, has asked for the end, or cannot be followed. TooSlowError, and trio's errors of broken streams."""
         while not self.stopping:
+            self.wants_body = True
             try:
                 with self.idle(), trio.fail_after(self._idle_seconds):
                     asked = await self._next()
                 if not isinstance(asked, h11.Request):
                     return
+                self.wants_body = asked.method != b"HEAD"
                 if http1.has_two_lengths(asked):
                     self._last = True  # RFC 9112 §6.1
                     await self.refuse(400, "Content-Length and Transfer-Encoding exclude each other")

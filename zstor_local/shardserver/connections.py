@@ -143,10 +143,10 @@ class _Connection(HttpConnection):
             self._body,
             self.waiting,
         )
-        await self._connections.app.serve(request, partial(self._give, asked.method))
+        await self._connections.app.serve(request, self._give)
 
     async def refuse(self, status: int, why: str) -> None:
-        await self._give(b"", refused(Refusal("bad_request", why)))
+        await self._give(refused(Refusal("bad_request", why)))
 
     async def _body(self) -> bytes:
         """The next bytes of the request's body; b"" at its end. Refusal where it breaks off."""
@@ -155,13 +155,13 @@ class _Connection(HttpConnection):
         except h11.RemoteProtocolError as error:
             raise Refusal("bad_request", f"the body is not HTTP/1.1: {error}") from None
 
-    async def _give(self, method: bytes, answer: Answer) -> None:
+    async def _give(self, answer: Answer) -> None:
         """Send it. BrokenResourceError where its pieces end early: the client is to notice."""
         headers = [*answer.headers]
         if answer.status != 204:
             headers += [("content-type", answer.kind), ("content-length", str(answer.size))]
         head = self.head(answer.status, headers)
-        at, size = 0, 0 if method == b"HEAD" else answer.size
+        at, size = 0, answer.size if self.wants_body else 0
         while at < size:
             piece = answer.body[at : at + SEND_BYTES]
             if not piece and answer.pieces is not None:

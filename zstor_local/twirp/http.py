@@ -78,7 +78,7 @@ class _Connection(HttpConnection):
         self._rebound = rebound
 
     async def answer(self, asked: h11.Request) -> None:
-        await self._send(await self._answered(asked), with_body=asked.method != b"HEAD")
+        await self._send(await self._answered(asked))
 
     async def refuse(self, status: int, why: str) -> None:
         await self._send(_refused(Refusal("malformed", why), status=status))
@@ -140,10 +140,10 @@ class _Connection(HttpConnection):
                 raise Refusal("resource_exhausted", f"the body is longer than {BODY_BYTES} bytes")
         return bytes(body)
 
-    async def _send(self, answer: Answer, *, with_body: bool = True) -> None:
+    async def _send(self, answer: Answer) -> None:
         headers = [("content-type", answer.kind), ("content-length", str(len(answer.body))), ("x-content-type-options", "nosniff")]
         head = self.head(answer.status, headers)
-        await self.write(head + (self.data(answer.body) if with_body else b"") + self.end())
+        await self.write(head + (self.data(answer.body) if self.wants_body else b"") + self.end())
 
 
 def _parsed(route: Route, kind: str, body: bytes) -> Message:
