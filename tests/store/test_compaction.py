@@ -24,7 +24,7 @@ from zstor_local.errors import IoError, NoSpace, NotFound
 from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
 from zstor_local.model.ids import KeyHash, ShareId
 from zstor_local.model.policy import Policy
-from zstor_local.model.record import STORE_WIDE, Kind
+from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.shards.base import Capacity, Entry
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log import Log
@@ -644,17 +644,28 @@ async def test_a_deletion_at_the_end_of_a_log_buries_after_a_restart_too(wanderi
     assert (report.unreadable, report.older) == (["a"], [])
 
 
-async def test_what_a_log_says_of_a_key_does_not_become_older_when_the_key_is_written_meanwhile(
-    wandering: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the third version only the shards of the second one are told, and those it is on: not the first three."""
+def heard(store: Store, number: int, envelope: Envelope) -> int:
+    """The highest sequence that a shard's log has of a record's key."""
+    shard = store.pool.get(number)
+    assert shard is not None
+    told = (scanned.entry.envelope for scanned in shard.scan())
+    return max(each.sequence for each in told if each.key_hash == envelope.key_hash)
+
+
+async def many_rows(store: Store) -> None:
+    """So that most of every log's segment is dead."""
+    for turn in range(2 * compaction.BATCH):
+        await store.rows.put("table", "row", b"%d" % turn)
+
+
+async def test_what_a_log_says_of_a_key_never_becomes_older(wandering: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third version is written while they are compacted, and only the shards of the second one are told, which it is on too."""
     async with wandering.open() as store:
         await come_and_go(store, coming=[*(f"x{number}" for number in range(4)), "a"])
         await copy(store, "a", "b")
     async with wandering.open() as store:
-        for turn in range(2 * compaction.BATCH):
-            await store.rows.put("table", "row", b"%d" % turn)
-        second = await put(store, "a", content(2, 10_000))
+        await many_rows(store)
+        second = (await put(store, "a", content(2, 10_000))).envelope
         await freed(store)
     carry, begun = compaction._Segment.carry, threading.Event()
 
@@ -663,13 +674,15 @@ async def test_what_a_log_says_of_a_key_does_not_become_older_when_the_key_is_wr
         begun.set()
 
     async def meanwhile(size: int) -> None:
-        if begun.is_set() and store.objects.find(name("a")).version == second.version:
+        if begun.is_set() and store.objects.find(name("a")).envelope == second:
             await put(store, "a", content(3, 10_000))
 
     monkeypatch.setattr(compaction._Segment, "carry", noting)
     async with wandering.open() as store:
         assert await store.compaction.compact(meanwhile, least=0.5) == 6
-        shard = store.pool.get(0)
-        assert shard is not None
-        ours = [scanned.entry.envelope for scanned in shard.scan() if scanned.entry.envelope.key_hash == second.envelope.key_hash]
-        assert max(envelope.sequence for envelope in ours) >= second.envelope.sequence
+        assert heard(store, 0, second) >= second.sequence
+        await many_rows(store)
+    async with wandering.open() as store:
+        assert await compact(store, 0.5) == 6
+        third = store.objects.find(name("a")).envelope
+        assert [heard(store, number, third) for number in range(3)] == [third.sequence] * 3
