@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,12 @@ async def compact(store: Store, least: float = 0.3) -> int:
     while count := await store.compaction.compact(unpaced, least=least):
         removed += count
     return removed
+
+
+async def many_rows(store: Store) -> None:
+    """So that most of every log's segment is dead."""
+    for turn in range(2 * compaction.BATCH):
+        await store.rows.put("table", "row", b"%d" % turn)
 
 
 async def test_overwritten_objects_leave_their_room(home: Home) -> None:
@@ -371,6 +378,23 @@ async def test_a_deleted_key_stays_deleted_where_a_copy_needs_its_share(home: Ho
         assert await get(store, "b") == content(1, 4_000)
 
 
+async def test_a_row_that_was_deleted_stays_so_when_an_older_copy_of_a_shard_is_put_back(home: Home) -> None:
+    """One copy is enough to bring back what the store's own rows say, as whom a namespace lets in."""
+    async with home.open() as store:
+        await store.rows.put("table", "gone", b"value")
+    shutil.copytree(home.root(2), home.path / "older")
+    async with home.open() as store:
+        await store.rows.remove("table", "gone")
+        await many_rows(store)
+    async with home.open() as store:
+        assert await compact(store) > 0
+    shutil.rmtree(home.root(2))
+    (home.path / "older").rename(home.root(2))
+    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    async with home.open() as store:
+        assert store.rows.get("table", "gone") is None
+
+
 async def test_a_record_that_does_not_open_stays(home: Home) -> None:
     """Nobody can tell what it says, and of which row."""
     async with home.open() as store:
@@ -650,12 +674,6 @@ def heard(store: Store, number: int, envelope: Envelope) -> int:
     assert shard is not None
     told = (scanned.entry.envelope for scanned in shard.scan())
     return max(each.sequence for each in told if each.key_hash == envelope.key_hash)
-
-
-async def many_rows(store: Store) -> None:
-    """So that most of every log's segment is dead."""
-    for turn in range(2 * compaction.BATCH):
-        await store.rows.put("table", "row", b"%d" % turn)
 
 
 async def test_what_a_log_says_of_a_key_never_becomes_older(wandering: Home, monkeypatch: pytest.MonkeyPatch) -> None:
