@@ -100,4 +100,4 @@ class SigningKeys:
             revoked = tuple(Revocation(*each) for each in take_list(plain, 2, list))
             return cls(keys, revoked, take(plain, 3, int, 0))
         except (TypeError, ValueError):
-            raise CorruptRecord("the signing keys are malformed") from None
+            raise CorruptRecord("the signing keys are malformed", hint="use the newest zstor that wrote to this store") from None

@@ -105,7 +105,7 @@ def _named(tree: Tree, account: Account) -> Iterator[Entry]:
             entry.path.encode()
         except UnicodeEncodeError:
             shown = os.fsencode(entry.path).decode(errors="backslashreplace")
-            account.note("path", shown, InvalidParams("a key is UTF-8, and this name is not"))
+            account.note("path", shown, InvalidParams("a key is UTF-8, and this name is not", hint="give it another name"))
             continue
         yield entry
 

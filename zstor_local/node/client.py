@@ -75,7 +75,7 @@ class Node:
         """The bytes of an id (8 MiB at most), compared with it: CorruptRecord if they are others; NotFound, TooLarge."""
         data = base64.b64decode((await self.call("cas.fetch", id=str(cid)))["value_b64"])
         if unixfs.content_id(data) != cid:
-            raise CorruptRecord(f"the bytes under {cid} are others")
+            raise CorruptRecord(f"the bytes under {cid} are others", hint=f"`zstor cas verify {cid}` tells more")
         return data
 
     # --- Names ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Final
 
 from zstor_local.errors import Conflict, CorruptRecord, NotFound, TooLarge
 from zstor_local.formats import unixfs
@@ -16,6 +17,8 @@ from zstor_local.formats.cid import Cid
 from zstor_local.formats.protobuf import Malformed
 from zstor_local.formats.remotelog import Entry, Page, entries, parse_page
 from zstor_local.node.client import Node
+
+_HINT: Final = "`zstor log verify` tells more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ async def receive(node: Node, log: str, position: Position, *, wait: float | Non
             except _Away as away:
                 # An entry may have been scrubbed meanwhile, and its page written anew: then the name has changed too.
                 if (await node.fetch(f"log/{log}", after=name.seq)).value is None:
-                    raise NotFound(f"the log names {away.cid}, which is not there", hint="`zstor log verify` tells more") from None
+                    raise NotFound(f"the log names {away.cid}, which is not there", hint=_HINT) from None
                 name_seq = name.seq
                 continue
         elif wait is None and position.seq:
@@ -94,7 +97,7 @@ async def _entries(node: Node, page: Page, position: Position) -> AsyncGenerator
         if entry.seq == position.seq and position.local_hash not in (b"", entry.local_hash):
             raise _forked(position)
         if entry.seq > position.seq + 1:
-            raise CorruptRecord(f"the log lacks {entries(position.seq + 1, entry.seq - 1)}", hint="`zstor log verify` tells more")
+            raise CorruptRecord(f"the log lacks {entries(position.seq + 1, entry.seq - 1)}", hint=_HINT)
         if entry.seq == position.seq + 1:
             received = Received(entry.seq, entry.local_hash, entry.cid, await _content(node, entry))
             position.seq, position.local_hash = entry.seq, entry.local_hash
@@ -106,7 +109,7 @@ async def _content(node: Node, entry: Entry) -> bytes | None:
         return entry.data or None
     if entry.data:
         if unixfs.content_id(entry.data) != entry.cid:
-            raise CorruptRecord(f"what the page has of entry {entry.seq} is not its content")
+            raise CorruptRecord(f"what the page has of entry {entry.seq} is not its content", hint=_HINT)
         return entry.data
     try:
         return await node.content(entry.cid)
@@ -120,7 +123,7 @@ async def _below(node: Node, page: Page, tail: Cid) -> Page:
     """The page before, which must join."""
     found = await _fetched(node, tail)
     if found.last + 1 != page.first:
-        raise CorruptRecord(f"page {tail} ends with entry {found.last}, the one above begins with {page.first}")
+        raise CorruptRecord(f"page {tail} ends with entry {found.last}, the one above begins with {page.first}", hint=_HINT)
     return found
 
 
@@ -136,7 +139,7 @@ def _page(data: bytes, which: str) -> Page:
         page = parse_page(data)
         page.check()
     except Malformed as error:
-        raise CorruptRecord(f"{which} of the log is not one: {error}") from None
+        raise CorruptRecord(f"{which} of the log is not one: {error}", hint=_HINT) from None
     return page
 
 

@@ -121,7 +121,7 @@ class _Blocks:
         try:
             links = parse_node(block)
         except Malformed as error:
-            raise Incomplete(f"the block {cid} is not of a content: {error}") from None
+            raise Incomplete(f"the block {cid} is not of a content: {error}", hint="export it again") from None
         for link in links:
             async for leaf in self.leaves(link.cid, depth + 1):
                 yield leaf
@@ -198,7 +198,8 @@ class _Import:
         while True:
             for entry in page.entries:
                 if entry.local_hash in hashes:
-                    raise Incomplete(f"two entries of the log have the local hash {entry.local_hash.hex()}")
+                    twice = entry.local_hash.hex()
+                    raise Incomplete(f"two entries have the local hash {twice}", hint="`zstor log verify` there tells more")
                 hashes.add(entry.local_hash)
             if page.tail is None:
                 return head, cids[::-1]
@@ -216,7 +217,7 @@ class _Import:
             page = parse_page(await self._blocks.get(cid))
             page.check()
         except Malformed as error:
-            raise Incomplete(f"the block {cid} is no page of a log: {error}") from None
+            raise Incomplete(f"the block {cid} is no page of a log: {error}", hint="export it again") from None
         if not page.entries or any(entry.cid is None and entry.data for entry in page.entries):
             raise Incomplete(f"the page {cid} has entries without an address", hint="it is not one of our logs")
         return page
