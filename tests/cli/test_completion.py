@@ -110,6 +110,16 @@ def test_tab_completes_in(name: str, what: str, daemon: PrivateDaemon) -> None:
         assert "zstor: " not in terminal.text
 
 
+def test_an_option_that_its_value_is_joined_to_stays(daemon: PrivateDaemon) -> None:
+    """bash has the value as a word of its own there, and is offered nothing."""
+    typed = "zstor ls --namespace=oth"
+    with shell(daemon, "zsh") as terminal:
+        terminal.read_until("ready> ")
+        terminal.type(f"{typed}\t")
+        terminal.read_until("zstor ls --namespace=other ", again=lambda: terminal.type("\t"))
+    assert any(_fish(daemon, typed) == ["--namespace=other"] for _ in range(TRIES))
+
+
 @pytest.mark.parametrize("typed", WITHOUT_DAEMON)
 @pytest.mark.parametrize("name", ["bash", "zsh"])
 def test_without_a_daemon_tab_is_silent_in(name: str, typed: str, daemon: PrivateDaemon) -> None:

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Final, TypeAlias, cast
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, FishComplete, ShellComplete, ZshComplete, add_completion_class
 
 from zstor_local.cli.client import Client, Json, NoDaemon
 from zstor_local.cli.options import Completed, Options
@@ -28,6 +28,31 @@ _PLAIN: Final = re.compile(r"[\w@%+=:./][\w@%+=:./-]*\Z")
 
 class _TooLate(Exception):
     """The daemon did not answer in time."""
+
+
+class _OneWord(ShellComplete):
+    """Offers values behind `--OPTION=` together with it: zsh puts what it is offered in the place of the whole word."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        found = super().get_completions(args, incomplete)
+        option, separator, _ = incomplete.partition("=")
+        if not separator or not option.startswith("--"):
+            return found
+        return [CompletionItem(f"{option}={item.value}", item.type, item.help) if item.type == "plain" else item for item in found]
+
+
+class _Zsh(_OneWord, ZshComplete):
+    pass
+
+
+class _Fish(_OneWord, FishComplete):
+    pass
+
+
+def keep_options() -> None:
+    """Have zsh and fish keep `--OPTION=` before what they complete; bash has it in words of its own."""
+    add_completion_class(_Zsh)
+    add_completion_class(_Fish)
 
 
 def complete(what: Completed, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -167,6 +168,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str], *, json: bool) -> int:
     options = Options()
+    if "_ZSTOR_COMPLETE" in os.environ:
+        from zstor_local.cli.completing import keep_options
+
+        keep_options()
     try:
         code = zstor.main(given, prog_name="zstor", standalone_mode=False, color=stdio.UNTOUCHED, obj=options)
         sys.stdout.flush()
