@@ -301,3 +301,6 @@ async def test_what_a_record_names_by_then_is_not_freed(home: Home) -> None:
         there, elsewhere = (Stray(number, ShareId(good.version, 0), small=False) for number in good.record.placement[:2])
         unknown = Stray(bad.record.placement[1], ShareId(bad.version, 0), small=False)
         assert [row.shard for row in store.collect._still_stray([there, elsewhere, unknown])] == [elsewhere.shard]
+        begun = Intent(good.version, (elsewhere.shard,))  # a repair is about to make it there
+        await store.committer.commit(STORE_WIDE, "", lambda _: Decision(intents=[begun]))
+        assert store.collect._still_stray([elsewhere]) == []
