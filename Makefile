@@ -35,7 +35,7 @@ soak: $(VENV)/.installed-test
 powercut: $(VENV)/.installed-test
 	@test -e /usr/lib/*/libfuse.so.2 -a -e /dev/fuse || { echo "this needs root, /dev/fuse and:  apt-get install -y libfuse2" >&2; exit 1; }
 	@$(PIP) --editable '.[test,powercut]'
-	$(BIN)/python -m tests.powercut $(POWERCUT)
+	unshare --mount $(BIN)/python -m tests.powercut $(POWERCUT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

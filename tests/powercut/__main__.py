@@ -1,4 +1,7 @@
-"""python -m tests.powercut [--seconds S] [--cuts N] [--disks 1|2] [--seed SEED]"""
+"""unshare --mount python -m tests.powercut [--seconds S] [--cuts N] [--disks 1|2] [--seed SEED]
+
+In mounts of its own, which are gone with it: services of others cannot be set up while a mount is there that they may not look at.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def powercut(directory: Path, seconds: float, cuts: int, disks: int, seed: int) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="how long the daemon works")
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--disks", type=int, choices=(1, 2), default=1)

@@ -30,12 +30,12 @@ def mounted(image: Path, place: Path, *, direct: bool = False) -> Iterator[None]
     try:
         command("blockdev", "--flushbufs", loop)
         command("mount", loop, str(place))
-        try:
-            yield
-        finally:
-            command("umount", str(place))
     finally:
-        command("losetup", "--detach", loop)
+        command("losetup", "--detach", loop)  # once nothing is mounted from it
+    try:
+        yield
+    finally:
+        command("umount", str(place))
 
 
 class Disks:
