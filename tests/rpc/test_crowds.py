@@ -263,6 +263,27 @@ async def test_a_slow_reader_gives_way_to_others(large: World, mock_clock: trio.
         assert server.connections == 1
 
 
+async def test_who_holds_room_behind_small_replies_that_it_does_not_take_gives_way(
+    large: World, mock_clock: trio.testing.MockClock
+) -> None:
+    @large.registry.method("little")
+    def little(call: Call, /) -> str:
+        """A little."""
+        return "x" * 5_000
+
+    async with large.serving() as server, large.client() as slow, large.client() as other:
+        for _ in range(80):  # more than the kernel buffers, fewer than run at once beyond that
+            await slow.request("little")
+        await slow.request("large")
+        await settle()
+        assert server.dispatcher.replies.left < limits.REPLY_BUDGET_BYTES - 3_900_000
+        await other.request("large")
+        await settle()
+        await take_slowly(slow, mock_clock, 20_000, times=4)
+        assert server.connections == 1
+        assert len(await other.line()) > 3_900_000
+
+
 async def test_who_takes_enough_is_kept_though_others_wait(large: World, mock_clock: trio.testing.MockClock) -> None:
     async with large.serving() as server, large.client() as slow, large.client() as other:
         await slow.request("large")

@@ -128,7 +128,7 @@ class Outbox:
         count = self._write()
         self._size -= count
         self._taken += count
-        if self._size <= limits.SMALL_REPLY_BYTES:
+        if not self._much:
             self._slow = False
         if self._size:
             while count >= len(self._waiting[0]):
@@ -152,8 +152,14 @@ class Outbox:
     def stalls(self, *, crowded: bool) -> bool:
         """Whether the client takes what fills room that others want, and too slowly. To be asked each CROWDED_SECONDS."""
         slow = self._slow and self._taken < limits.CROWDED_SECONDS * limits.CROWDED_BYTES_PER_SECOND
-        self._slow, self._taken = self._size > limits.SMALL_REPLY_BYTES, 0
+        self._slow, self._taken = self._much, 0
         return crowded and slow
+
+    @property
+    def _much(self) -> bool:
+        """The client has much to take, or a little before replies that hold room."""
+        held = 0 if self._reply_room is None else self._reply_room.held
+        return self._size > limits.SMALL_REPLY_BYTES or (self._size > 0 and held > limits.SMALL_REPLY_BYTES)
 
     def give_up(self) -> None:
         """Take nothing more, and end `run`."""
