@@ -215,6 +215,15 @@ def test_interrupted_is_exit_code_130(serve: Serve, capsys: pytest.CaptureFixtur
     assert "interrupted" in output(capsys)[1]
 
 
+def test_an_interrupted_replacement_says_how_to_wait_for_it(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    def cancelled(request: Message) -> Json:
+        raise Refusal(-32800, "cancelled", "cancelled")
+
+    serve(cancelled)
+    assert main(["shard", "replace", "5"]) == 130
+    assert "goes on without this command\n  hint: `zstor shard ls` shows the old one" in output(capsys)[1]
+
+
 def test_a_reader_that_has_enough_gets_no_error_text(serve: Serve) -> None:
     serve(lambda request: {"items": [{"key": "k", "metadata": METADATA}] * 9, "cursor": None})
     reader, writer = os.pipe()

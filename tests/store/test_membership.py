@@ -380,6 +380,31 @@ async def test_a_drain_goes_on_after_a_restart_from_where_it_was(home: Home, mon
         assert [*store.rows.scan("drain")] == []
 
 
+async def test_a_replacement_whose_caller_went_away_is_waited_for_by_removing_the_old_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the command says that is interrupted."""
+    repair, begun, go_on = Health.repair, trio.Event(), trio.Event()
+
+    async def held(self: Health, stored: Stored, caller: Caller, *, leaving: int | None = None) -> Repaired:
+        begun.set()
+        await go_on.wait()
+        return await repair(self, stored, caller, leaving=leaving)
+
+    monkeypatch.setattr(Health, "repair", held)
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.membership.replace, "1", str(spare(home)), Nobody())
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        draining = {each.id: each.draining for each in store.membership._shards.record.shards}
+        assert (draining["1-replaced"], draining["1"]) == (True, False)
+        go_on.set()
+        assert (await store.membership.remove("1-replaced", Nobody(), force=False)).moved == 1
+        assert "1-replaced" not in [each.id for each in store.membership._shards.record.shards]
+
+
 class Stuck:
     """A stream whose end comes when it is let go."""
 

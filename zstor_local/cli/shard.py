@@ -74,7 +74,7 @@ def replace(options: Options, shard_id: str, place: str | None) -> None:
     is mounted there. It goes on if this command is interrupted.
     """
     params = parameters(shard=shard_id, url=None if place is None else _url(place))
-    hint = f"`zstor shard replace {shard_id}` without a place waits for it"
+    hint = "`zstor shard ls` shows the old one as draining until all is made; `zstor shard rm` with its id there waits for it"
     _tell(options, _wait(options, "shard.replace", params, f"replacing shard {shard_id}", hint), "replaced", "made anew")
 
 
