@@ -58,7 +58,7 @@ def test_something_else_claims_no_store() -> None:
 
 @pytest.mark.parametrize(
     ("offset", "data", "reason"),
-    [(0, b"X", "damaged"), (8, b"\x02", "format is 2"), (16, b"X", "another store"), (60, b"X", "does not open")],
+    [(0, b"X", "damaged"), (8, b"\x02", "format is 2"), (16, b"X", "another store"), (60, b"X" * 8, "does not open")],
 )
 def test_a_shard_with_a_bad_marker_is_missing_and_left_as_it_is(real: Ground, offset: int, data: bytes, reason: str) -> None:
     real.create()
