@@ -293,7 +293,7 @@ async def test_a_bad_sector_keeps_its_segment_and_what_may_bury_something_there(
     async with home.open() as store:
         assert [entries(store, number, Kind.TOMBSTONE) for number in range(3)] == [40, 0, 0]
         assert (ruined.exists(), other.exists()) == (True, False)
-        assert entries(store, 0, Kind.VOID) > entries(store, 1, Kind.VOID)
+        assert [entries(store, number, Kind.VOID) > 1 for number in range(3)] == [True] * 3  # of what may lie there no log forgets it
     home.files.heal()
     (Path(home.store) / INDEX).unlink()
     async with home.open() as store:

@@ -20,6 +20,7 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.coding import Coded
 from zstor_local.store.edits import Edits
+from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
@@ -161,6 +162,48 @@ async def test_a_log_that_is_no_more_has_to_be_told_of_nothing(home: Home, monke
         assert not store.committer.all_told
         await store.membership.remove("2", Nobody(), force=True)
         assert store.committer.all_told
+
+
+@pytest.mark.parametrize("starts", [0, 2], ids=["rebuilt at once", "after two starts"])
+@pytest.mark.parametrize("lost", [False, True], ids=["index kept", "index lost"])
+async def test_what_never_came_to_be_stays_so_where_the_disk_could_not_read_it_for_a_while(
+    home: Home, monkeypatch: pytest.MonkeyPatch, lost: bool, starts: int
+) -> None:
+    """Nobody could tell that log of it, and its entries from then on do not say that all before them is settled."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        run_full(store, monkeypatch)
+        monkeypatch.setattr(opened(store, 3), "append", failing(opened(store, 3).append, [False]))
+        with pytest.raises(NoSpace):
+            await rename(store, "a", "refused")
+        path, offset = end_of_log(store, 2)
+        monkeypatch.setattr(opened(store, 2), "append", failing(opened(store, 2).append, [False] * 9))
+        await put(store, "b", content(2, 10_000))
+    home.files.ruin(path, offset)
+    for number in range(3 + starts):
+        if number == 3:
+            home.files.heal()
+        if lost:
+            for file in Path(home.store).glob("index.sqlite*"):
+                file.unlink()
+        async with home.open() as store:
+            await store.mending.mend()
+            await put(store, f"c{number}", content(3, 10_000))
+            await freed(store)
+            while await store.compaction.compact(unpaced, least=0.0001):
+                pass
+    home.files.heal()
+    await rebuilt(home)
+    async with home.open() as store:
+        assert await keys(store) == ["a", "b", *(f"c{number}" for number in range(3 + starts))]
+        assert await get(store, "a") == content(1, 10_000)
+
+
+def end_of_log(store: Store, number: int) -> tuple[str, int]:
+    """The segment that a shard's log ends in, and where its last entry begins."""
+    log = opened(store, number).log  # type: ignore[attr-defined]
+    segment = log.segments()[-1]
+    return log.path(segment), log.read_whole(segment)[-1].offset
 
 
 async def test_voids_are_durable_before_anything_says_that_what_they_void_is_settled(

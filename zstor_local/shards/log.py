@@ -67,6 +67,7 @@ class Log:
         self._rolled = 0  # segments that became full
         self._closed = False
         self._strewn = False  # an append that broke off may have left entries that the index does not know
+        self._at_most = 1 << 64  # no entry says that more is committed
         self._start: tuple[int, Randomness] | None = None
         self._extents: list[tuple[ShareId, Extent | None]] = []  # what was appended and is not flushed: the index does not know it yet
         try:
@@ -108,9 +109,8 @@ class Log:
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
         extents: list[tuple[ShareId, Extent | None]] = []
-        known = self._known
-        sequence, settled = known.sequence, None
-        rolled = self._rolled
+        known, committed = self._known, min(committed, self._at_most)
+        sequence, settled, rolled = known.sequence, None, self._rolled
         for entry in entries:
             try:
                 segment, offset = self._put(entry, committed, extents)
@@ -223,9 +223,11 @@ class Log:
 
     def unsettled(self) -> Iterator[Envelope]:
         """Records at the log's end that no entry behind them says were committed, in the order written."""
-        known = self._known
+        known, unread = self._known, self.unread
         entries = (scanned.entry.envelope for scanned, _ in self.scan_after(*known.settled))
-        return (envelope for envelope in entries if envelope.sequence > known.committed)
+        yield from (envelope for envelope in entries if envelope.sequence > known.committed)
+        if self.unread != unread:  # no later entry says so of what could not be read: another start looks there again
+            self._at_most, self._strewn = known.committed, True
 
     def scan_after(self, segment: int, offset: int) -> Iterator[tuple[ScannedEntry, Position]]:
         """Entries behind an offset in a segment (0, 0: the beginning), each with its end."""
@@ -337,8 +339,7 @@ class Log:
         except OSError:
             segment.discard()
             raise
-        segment = self._current()
-        return segment, segment.end
+        return self._current(), self._current().end
 
     def _roll(self) -> None:
         """Go on in a new segment. The full one is flushed first, so that only the last one that holds entries may not be."""
@@ -354,8 +355,7 @@ class Log:
             self._files.close(fresh.fd)
             raise
         self._files.close(full.fd)
-        self._writer = fresh
-        self._rolled += 1
+        self._writer, self._rolled = fresh, self._rolled + 1
 
     def _new_segment(self, writer: int, randomness: Randomness) -> SegmentWriter:
         """A segment with its header, durable before its first entry."""

@@ -6,7 +6,7 @@ What a log says of a key is its newest entry there, and that never becomes older
 - or it is a tombstone that no shard can need: nobody is owed a record, nothing of its version is still to be freed, and this log has
   nothing older of its key;
 - or it frees a share of which nothing lies here any more;
-- or it voids sequences of which nothing lies here, and all shards are there, so that each has been told.
+- or it voids sequences of which nothing lies here, and all shards are there and can be read, so that each has been told.
 Everything else stays: what is not known, what does not open, and segments in which something is damaged. Where the disk cannot read all
 of the other segments, so does whatever buries, frees or voids.
 """
@@ -334,7 +334,13 @@ class _Segment:
         return not any(map(void.covers, (*self._elsewhere.sequences, *here)))
 
     def _everybody_has_heard(self) -> bool:
-        return self._committer.all_told and all(self._pool.state(number) == "ok" for number in self._pool.numbers)
+        """Not where a log cannot be read: what lies there was not looked at when it was opened, or is what it was told."""
+        logs = (shard.segments() for shard in self._pool.opened())
+        return (
+            self._committer.all_told
+            and all(self._pool.state(number) == "ok" for number in self._pool.numbers)
+            and not any(segments.unread() for segments in logs if segments is not None)
+        )
 
     def _nothing_is_owed(self) -> bool:
         return self._metastore.debts_count() == 0
