@@ -121,7 +121,7 @@ class Rooms:
     def _next_number(self) -> int:
         """One that no room has, nor another one that could not be made. Refusal `full` if there is none left."""
         if self._last_number >= ROOMS_MAX:
-            raise Refusal("full", f"the shard holds all the {ROOMS_MAX} namespaces that it can")
+            raise Refusal("full", f"the shard has had {ROOMS_MAX} namespaces, deleted ones among them, and takes no more: replace it")
         self._last_number += 1
         return self._last_number
 
