@@ -31,6 +31,14 @@ def transaction(number: int) -> Transaction:
     return Transaction(StoreState(sequence=number, reserved=1_000, writer=1), rows=rows)
 
 
+class Once(Reserve):
+    """Not made again: what is there in the end tells whether it was given up."""
+
+    def keep(self) -> None:
+        if not self.given_up:
+            super().keep()
+
+
 def program(store: str, told: int) -> None:
     """Tell after each step what was promised: `a 3` it is there, `r 3` it is not, `u 3` nobody knows."""
 
@@ -39,7 +47,7 @@ def program(store: str, told: int) -> None:
 
     SqliteEngines(RealFiles()).create_metastore(store, STORE, [transaction(1)])
     tell("a 1")
-    reserve = Reserve(RealFiles(), f"{store}/{RESERVE}", 4_096)
+    reserve = Once(RealFiles(), f"{store}/{RESERVE}", 4_096)
     reserve.keep()
     metastore = SqliteMetastore(f"{store}/{METASTORE}", reserve=reserve)
     for number in range(2, COMMITS + 1):

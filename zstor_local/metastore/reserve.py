@@ -20,6 +20,7 @@ class Reserve:
         self._path = path
         self._size = size
         self._kept = False
+        self.given_up = False  # and not made again since
 
     def keep(self) -> None:
         """Make the file, if the disk has room for it twice; one of an earlier life is kept."""
@@ -31,6 +32,7 @@ class Reserve:
                 if self._files.file_system(fd).free > 2 * self._size:
                     self._files.allocate(fd, 0, self._size)  # also of one that was restored from a backup, with holes
                 self._kept = self._files.status(fd).size >= self._size
+                self.given_up = self.given_up and not self._kept
             finally:
                 self._files.close(fd)
         except OSError:  # a full disk, or one that allocates nothing: then there is no reserve
@@ -55,6 +57,7 @@ class Reserve:
     def give_up(self) -> bool:
         """Free what it holds; False if there was nothing."""
         kept, self._kept = self._kept, False
+        self.given_up = self.given_up or kept
         with suppress(OSError):
             self._files.unlink(self._path)
         return kept

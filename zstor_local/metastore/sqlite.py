@@ -141,6 +141,8 @@ class SqliteMetastore(SqliteLookups):
             raise MetastoreClosed("the metastore failed before; restart the daemon")
         if transaction.debts:
             self._no_debts = False
+        if self._reserve is not None and self._reserve.given_up:
+            self._reserve.keep()  # the disk may be full again before the next checkpoint
         try:
             self._commit(transaction)
         except CommitRefused as error:
