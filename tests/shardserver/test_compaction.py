@@ -20,8 +20,8 @@ from zstor_local import limits
 from zstor_local.model.ids import NamespaceId, ShardUid, ShareId
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.shards.http.wire import Batch, Fence
-from zstor_local.shards.log import Log, Position
-from zstor_local.shards.segment import Freed
+from zstor_local.shards.log import Log
+from zstor_local.shards.segment import Freed, Position
 from zstor_local.shardserver.compaction import Compaction, _Candidates
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Cursor, Space

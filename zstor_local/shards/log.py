@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from zstor_local import limits
@@ -21,6 +21,7 @@ from zstor_local.shards.segment import (
     HEADER_BYTES,
     Freed,
     Located,
+    Position,
     SegmentHeader,
     entry_size,
     pack_entry,
@@ -38,18 +39,6 @@ class LogClosed(Exception):
 
 class NothingAppended(OSError):
     """There was no room for the first of the entries: no byte of them was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Behind an entry: the offset of its end in a segment, of which the random id tells whether it is the same one still."""
-
-    segment: int = 0
-    offset: int = 0
-    segment_id: bytes = b""
-
-
-BEGINNING: Final = Position()
 
 
 class Log:
@@ -110,7 +99,8 @@ class Log:
         """All of the entries, in order, or an error after which none of them is known here (the caller voids them elsewhere)."""
         extents: list[tuple[ShareId, Extent | None]] = []
         known, committed = self._known, min(committed, self._at_most)
-        sequence, settled, rolled = known.sequence, None, self._rolled
+        sequence, settled = known.sequence, None
+        rolled = self._rolled
         for entry in entries:
             try:
                 segment, offset = self._put(entry, committed, extents)
@@ -339,7 +329,8 @@ class Log:
         except OSError:
             segment.discard()
             raise
-        return self._current(), self._current().end
+        segment = self._current()
+        return segment, segment.end
 
     def _roll(self) -> None:
         """Go on in a new segment. The full one is flushed first, so that only the last one that holds entries may not be."""
@@ -355,7 +346,8 @@ class Log:
             self._files.close(fresh.fd)
             raise
         self._files.close(full.fd)
-        self._writer, self._rolled = fresh, self._rolled + 1
+        self._writer = fresh
+        self._rolled += 1
 
     def _new_segment(self, writer: int, randomness: Randomness) -> SegmentWriter:
         """A segment with its header, durable before its first entry."""

@@ -97,6 +97,18 @@ class Located:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Behind an entry: the offset of its end in a segment, of which the random id tells whether it is the same one still."""
+
+    segment: int = 0
+    offset: int = 0
+    segment_id: bytes = b""
+
+
+BEGINNING: Final = Position()
+
+
 def pack_entry(key: bytes, offset: int, entry: Entry, committed: int) -> list[bytes]:
     """The buffers of an entry that begins at `offset`; together a multiple of the alignment."""
     envelope = entry.envelope

@@ -29,10 +29,10 @@ from zstor_local.shards import marker
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import LETTERS_MAX, Batch, Fence, parse_share_name, share_name
-from zstor_local.shards.log import BEGINNING, Log, LogClosed, Position
+from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
-from zstor_local.shards.segment import ENTRY_HEADER_BYTES, entry_size
+from zstor_local.shards.segment import BEGINNING, ENTRY_HEADER_BYTES, Position, entry_size
 from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, Directories, answering, read_file, write_file
 from zstor_local.shardserver.large import LargeShares
 from zstor_local.shardserver.refusal import Refusal
