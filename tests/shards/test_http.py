@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from tests.shards.conformance import ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, STORE, entry, version
+from tests.shards.ground import NAMESPACE, POLICY, STORE, entry, read_share, version, write_share
 from tests.shards.http_ground import HttpGround
 from tests.shardserver.server import LIMIT
 from zstor_local.model.ids import ShardUid, ShareId
@@ -88,6 +88,27 @@ def test_a_share_is_not_said_to_lack_where_the_whole_shard_does(ground: HttpGrou
     with pytest.raises(ShardError, match="not on this server"):
         shard.has(ShareId(version(1), 2), small=small)
     assert shard.check() == "missing"
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_share_that_the_servers_disk_cannot_read_is_missed_alone(ground: HttpGround, *, small: bool) -> None:
+    """It is then made anew. The whole shard was taken for failed, each time that somebody asked for the share."""
+    shard = ground.new()
+    bad, good = (ShareId(version(number), 2) for number in (1, 2))
+    shard.append([entry(number, b"share" * 2_000, index=2) for number in (1, 2)], 0)
+    shard.flush()
+    for share in (bad, good):
+        write_share(shard, share, [b"share" * 2_000])
+    shard = ground.reopen()
+    path = ground.segment(1) if small else f"{ground.root()}/shares/{bad.version.hex()[:2]}/{bad.version.hex()}.2"
+    ground.faults.ruin(path, 5_000)
+    with pytest.raises(ShareMissing):
+        read_share(shard, bad, small=small, length=10_000)
+    assert shard.check() == "ok"
+    assert read_share(shard, good, small=small, length=10_000) == b"share" * 2_000
+    ground.faults.heal()  # as a new file is
+    shard.append([entry(3, b"new", index=2)], 0)
+    shard.flush()
 
 
 def test_a_record_that_was_owed_tells_nothing_that_a_server_has_to_remember(ground: HttpGround) -> None:

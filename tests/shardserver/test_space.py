@@ -26,7 +26,7 @@ from zstor_local.shards.http import wire
 from zstor_local.shards.http.wire import Batch, Fence, share_name
 from zstor_local.shards.segment import HEADER_BYTES
 from zstor_local.shardserver import rooms
-from zstor_local.shardserver.disk import Directories
+from zstor_local.shardserver.disk import TEMPORARY, Directories
 from zstor_local.shardserver.large import AHEAD_MAX, LargeShares
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.space import Cursor, Space
@@ -516,6 +516,99 @@ def test_a_bad_sector_in_one_share_hides_no_other(disk: Disk) -> None:
     assert refused(lambda: space.large.open(NAMESPACE, bad).__enter__()) == "not_found"
 
 
+BAD, GOOD = (ShareId(version(number), 0) for number in (1, 2))
+SIZE = len(share_file(BAD, b"blocks"))
+
+
+def two_shares(disk: Disk) -> Space:
+    """One of them is never to be read again."""
+    space = disk.open()
+    for share in (BAD, GOOD):
+        put(space, share, share_file(share, b"blocks"))
+        space.large.finish(FENCE, NAMESPACE, share, SIZE)
+    disk.opened.pop().close()
+    return space
+
+
+def lose(disk: Disk, *operations: str, code: int = errno.EIO) -> None:
+    for operation in operations:
+        disk.files.fail(operation, lambda path: path.endswith(share_name(BAD)), code, times=None)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EUCLEAN])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_share_that_cannot_be_opened_is_missed_alone(disk: Disk, known: bool, code: int) -> None:
+    two_shares(disk)
+    if not known:
+        Path(disk.root, "large.sqlite").unlink()
+    lose(disk, "open", "path_status", "unlink", code=code)
+    space = disk.open()
+    assert counted(space) == [(2 * SIZE, 2) if known else (SIZE, 1)]
+    with space.opened(None, GOOD, small=False) as (size, _):
+        assert size == SIZE
+    assert refused(lambda: space.opened(None, BAD, small=False).__enter__()) == "not_found"
+    assert space.large.names("", 9) == [share_name(BAD), share_name(GOOD)]
+    assert refused(lambda: space.large.free(FENCE, None, [BAD, GOOD])) == "failed"
+    assert space.large.names("", 9) == [share_name(BAD)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_share_that_cannot_be_opened_is_made_anew_and_freed(disk: Disk, known: bool) -> None:
+    two_shares(disk)
+    if not known:
+        Path(disk.root, "large.sqlite").unlink()
+    lose(disk, "open")
+    space = disk.open()
+    space.large.free(FENCE, None, [GOOD])
+    assert counted(space) == [(SIZE, 1) if known else (0, 0)]
+    disk.files.heal()
+    for _ in range(2):
+        put(space, BAD, share_file(BAD, b"blocks"))
+        space.large.finish(FENCE, NAMESPACE, BAD, SIZE)
+        assert counted(space) == [(SIZE, 1)]
+    lose(disk, "open")
+    space.large.free(FENCE, None, [BAD])
+    assert counted(space) == [(0, 0)]
+    assert space.large.names("", 9) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_namespace_goes_with_a_share_that_could_not_be_opened(disk: Disk, known: bool) -> None:
+    two_shares(disk)
+    if not known:
+        Path(disk.root, "large.sqlite").unlink()
+    lose(disk, "open")
+    space = disk.open()
+    space.large.free(FENCE, None, [GOOD])
+    if not known:  # then it is told once it can be read
+        disk.files.heal()
+    space.retire(NAMESPACE)
+    assert space.large.names("", 9) == []
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_share_with_a_bad_sector_is_not_there_for_its_owner(disk: Disk, small: bool) -> None:
+    """It has it made anew; `failed` would have said so of the whole shard."""
+    two_shares(disk)
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(1, b"in a log")]))
+    for operation in ("pread", "preadv"):
+        disk.files.fail(operation, lambda path: True, errno.EIO, times=None)
+
+    def some_of_it() -> None:
+        with space.opened(None, BAD, small=small) as (_, read):
+            read(0, 8)
+
+    assert refused(some_of_it) == "not_found"
+
+
+def test_what_cannot_be_cleared_away_keeps_no_space_closed(disk: Disk) -> None:
+    put(disk.open(), SHARE, FILE)
+    assert Path(disk.root, TEMPORARY, share_name(SHARE)).exists()
+    disk.files.fail("unlink", lambda path: path.startswith(f"{disk.root}/{TEMPORARY}"), errno.EIO, times=None)
+    assert counted(disk.open()) == [(0, 0)]
+
+
 def test_what_is_on_its_way_in_counts_against_the_quota(disk: Disk) -> None:
     space = disk.open(quota_bytes=1_000)
     other = ShareId(version(2), 0)
@@ -758,7 +851,7 @@ def test_a_space_that_cannot_be_opened_keeps_nothing_open(disk: Disk) -> None:
     disk.opened.pop().close()
     Path(disk.root, "large.sqlite").unlink()
     before = open_descriptors()
-    disk.files.fail("open", lambda path: path.endswith(share_name(SHARE)), errno.EIO, times=None)
+    disk.files.fail("open", lambda path: path.endswith(share_name(SHARE)), errno.EMFILE, times=None)
     assert refused(disk.only_read) == "failed"
     assert open_descriptors() == before
 

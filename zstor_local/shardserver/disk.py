@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ ROOMS: Final = "rooms"
 SHARES: Final = "shares"
 TEMPORARY: Final = "tmp"
 SMALL_FILE_BYTES: Final = 1 << 20
+_LOST: Final = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # what is said of a bad sector, and of damage that the file system finds
+
+log = logging.getLogger("zstor.shardserver")
 
 
 def read_file(runtime: Runtime, path: str, most: int = SMALL_FILE_BYTES) -> bytes:
@@ -69,3 +74,20 @@ def answering() -> Iterator[None]:
         yield
     except OSError as error:
         raise of_system(error) from error
+
+
+def is_lost(error: OSError) -> bool:
+    """Whether the disk cannot read what lies there, which is no fault of what lies elsewhere."""
+    return error.errno in _LOST
+
+
+@contextmanager
+def reading_share() -> Iterator[None]:
+    """A share that the disk cannot read is none that is here: its owner makes it anew, and `failed` would say so of the whole shard."""
+    try:
+        yield
+    except OSError as error:
+        if is_lost(error):
+            log.warning("a share cannot be read: %s", error)
+            raise Refusal("not_found", "the disk cannot read that share") from error
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Runtime, read_exactly, write_all
 from zstor_local.shards.http.wire import Fence, share_name
 from zstor_local.shards.share_claims import claimed_header
-from zstor_local.shardserver.disk import SHARES, TEMPORARY, Directories, answering
+from zstor_local.shardserver.disk import SHARES, TEMPORARY, Directories, answering, is_lost, reading_share
 from zstor_local.shardserver.large_index import LargeIndex
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
@@ -22,6 +23,9 @@ from zstor_local.shardserver.rooms import Room, Rooms
 INDEX: Final = "large.sqlite"
 UPLOADS_MAX: Final = 256  # large shares on their way in at once, in a space
 AHEAD_MAX: Final = 64  # parts of a share that came before the one that they follow; a daemon has four on their way
+_UNKNOWN: Final = 0, NamespaceId(b"")
+
+log = logging.getLogger("zstor.shardserver")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +77,7 @@ class LargeShares:
         self._check_fence = check_fence
         self._directories = directories
         self._uploads: dict[ShareId, Upload] = {}
+        self._uncounted: set[str] = set()  # shares of which nothing could be known at the start
         self._lock = threading.Lock()  # held for moments, around what several threads change
         self._index = LargeIndex(f"{root}/{INDEX}")
         try:
@@ -90,8 +95,10 @@ class LargeShares:
             about = known.pop(name, None)
             if about is None:
                 about = self._look(name)
-                if about[1]:  # one that cannot be read now may be another time
-                    new.append((name, *about))
+                if not about[1]:  # one that cannot be read now may be another time
+                    self._uncounted.add(name)
+                    continue
+                new.append((name, *about))
             if (room := self._rooms.find(about[1])) is not None:
                 self._rooms.account(room, about[0], shares=1)
         self._index.put(new)
@@ -142,7 +149,7 @@ class LargeShares:
         self._rooms.account(upload.room, length - (before or 0), shares=before is None)
 
     def _publish(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> int | None:
-        """The share durable under its name. Returns the size of what lay there before, None where nothing did."""
+        """The share durable under its name. Returns the size of what lay there before, None where nothing did that was counted."""
         with answering(), upload.lock:  # a part that comes again is not to change what was looked at
             if upload.given_up:
                 raise Refusal("unfinished", "that share was given up")
@@ -157,7 +164,7 @@ class LargeShares:
             self._files.rename(upload.path, self._path(share))
             self._directories.sync(directory)
             self._index.put([(share_name(share), upload.end, namespace)])
-        return before
+        return None if self._was_uncounted(share) else before
 
     def _check_header(self, upload: Upload, namespace: NamespaceId, share: ShareId) -> None:
         """What a file says it is decides who may read it: it must be what it was let in as."""
@@ -197,8 +204,8 @@ class LargeShares:
 
     @contextmanager
     def open(self, namespace: NamespaceId | None, share: ShareId) -> Iterator[tuple[int, int]]:
-        """A descriptor of a large share's file and its size; Refusal `not_found`, also where it is another namespace's."""
-        with answering():
+        """A descriptor of a large share's file and its size; Refusal `not_found`, as where it is another namespace's or unreadable."""
+        with answering(), reading_share():
             try:
                 fd = self._files.open(self._path(share), os.O_RDONLY)
             except FileNotFoundError:
@@ -211,25 +218,43 @@ class LargeShares:
                 self._files.close(fd)
 
     def free(self, fence: Fence, namespace: NamespaceId | None, shares: Sequence[ShareId]) -> None:
-        """Remove large shares, durably. What is not there is fine, but whoever removed it may not have made that last."""
+        """Remove large shares, durably, also those behind one that cannot be. What is not there is fine, but whoever removed it may not
+        have made that last.
+        """
         self._check_fence(fence)
+        fault: OSError | None = None
         with answering():
             for share in shares:
                 self.abort(share, namespace)
                 try:
-                    with self.open(namespace, share) as (fd, size):
-                        room = self._rooms.find(self._namespace_of(fd))
-                except Refusal as refusal:
-                    if refusal.type != "not_found":
-                        raise
-                    continue
-                self._files.unlink(self._path(share))
-                self._index.drop([share_name(share)])
-                if room is not None:
-                    self._rooms.account(room, -size, shares=-1)
+                    self._free(namespace, share)
+                except OSError as error:
+                    fault = fault or error
             for directory in sorted({os.path.dirname(self._path(share)) for share in shares}):
                 with suppress(FileNotFoundError):
                     self._directories.sync(directory)
+            if fault is not None:
+                raise fault
+
+    def _free(self, namespace: NamespaceId | None, share: ShareId) -> None:
+        """Remove one, if it is there and may be removed by who is meant. OSError."""
+        try:
+            size, holder = self._about(share_name(share))
+        except FileNotFoundError:
+            return
+        if namespace not in (None, holder):
+            return
+        self._files.unlink(self._path(share))
+        self._index.drop([share_name(share)])
+        room = self._rooms.find(holder)
+        if not self._was_uncounted(share) and room is not None:
+            self._rooms.account(room, -size, shares=-1)
+
+    def _was_uncounted(self, share: ShareId) -> bool:
+        """Whether what lies, or lay, there counts for nothing; what follows it does."""
+        uncounted = share_name(share) in self._uncounted
+        self._uncounted.discard(share_name(share))
+        return uncounted
 
     def names(self, after: str, limit: int) -> list[str]:
         """The names of large shares in their order, behind one."""
@@ -243,13 +268,24 @@ class LargeShares:
                     break
         return found[:limit]
 
+    def _about(self, name: str) -> tuple[int, NamespaceId]:
+        """The size and namespace of one, from the index where its file cannot tell, if that can. OSError."""
+        about = self._look(name)
+        return about if about[1] else self._index.known(name).get(name, _UNKNOWN)
+
     def _look(self, name: str) -> tuple[int, NamespaceId]:
-        """The size and namespace of one; of one whose header cannot be read no namespace. OSError."""
-        fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
+        """What its file tells: no namespace where it cannot be read. OSError."""
         try:
-            return self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
-        finally:
-            self._files.close(fd)
+            fd = self._files.open(f"{self._root}/{SHARES}/{name[:2]}/{name}", os.O_RDONLY)
+            try:
+                return self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
+            finally:
+                self._files.close(fd)
+        except OSError as error:
+            if not is_lost(error):
+                raise
+            log.warning("a share cannot be read: %s", error)
+            return _UNKNOWN
 
     def remove_all(self, namespace: NamespaceId) -> None:
         """Remove a namespace's, also those on their way in, durably. OSError."""
@@ -258,13 +294,14 @@ class LargeShares:
         for share in coming:
             self.abort(share)
         room = self._rooms.find(namespace)
-        some = room is not None and room.shares > 0  # else nobody need look for them among all the others
+        some = room is not None and (room.shares > 0 or self._uncounted)  # else nobody need look for them among all the others
         for directory in self._files.list(f"{self._root}/{SHARES}"):
             known = self._index.known(directory) if some else {}
             for name in self._files.list(f"{self._root}/{SHARES}/{directory}") if some else ():
-                if known.get(name, (0, namespace))[1] == namespace and self._look(name)[1] == namespace:
+                if known.get(name, (0, namespace))[1] == namespace and self._about(name)[1] == namespace:
                     self._files.unlink(f"{self._root}/{SHARES}/{directory}/{name}")
                     self._index.drop([name])
+                    self._uncounted.discard(name)
             self._directories.sync(f"{self._root}/{SHARES}/{directory}")
 
     def close(self) -> None:

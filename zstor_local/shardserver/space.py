@@ -33,7 +33,7 @@ from zstor_local.shards.log import Log, LogClosed
 from zstor_local.shards.log_index import IndexDamaged, LogIndex
 from zstor_local.shards.marker import claimed_shard, claimed_store
 from zstor_local.shards.segment import BEGINNING, ENTRY_HEADER_BYTES, Position, entry_size
-from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, Directories, answering, read_file, write_file
+from zstor_local.shardserver.disk import ABOUT, ROOMS, SHARES, TEMPORARY, Directories, answering, read_file, reading_share, write_file
 from zstor_local.shardserver.large import LargeShares
 from zstor_local.shardserver.refusal import Refusal
 from zstor_local.shardserver.rooms import Room, Rooms
@@ -94,7 +94,8 @@ class Space:
         with answering(), ExitStack() as opened:
             opened.callback(self._index.close)
             for name in self._files.list(f"{root}/{TEMPORARY}"):
-                self._files.unlink(f"{root}/{TEMPORARY}/{name}")
+                with suppress(OSError):  # it is in nobody's way but its own
+                    self._files.unlink(f"{root}/{TEMPORARY}/{name}")
             self.rooms = Rooms(runtime, root, store_id, self._index, quota_bytes, self._directories)
             opened.callback(self.rooms.close)
             self.large = LargeShares(runtime, root, self.rooms, self.check_fence, self._directories)
@@ -306,7 +307,7 @@ class Space:
             with self.large.open(namespace, share) as (fd, size):
                 yield size, lambda offset, length: read_exactly(self._files, fd, length, offset)
             return
-        with answering(), _answering_damage():
+        with answering(), reading_share(), _answering_damage():
             for room in self._holding(share):
                 extent = self._index.find(room.number, share) if namespace in (None, room.id) else None
                 if extent is not None:
