@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zstor_local.cli.units import SERVICE, drop_ins
 from zstor_local.config import AuthorityConfig, Config, ConfigError, ScrubConfig, ShardConfig, config_file, load_config
 from zstor_local.model.policy import Policy
 
@@ -119,6 +120,8 @@ def test_every_key_of_the_file_arrives() -> None:
         ("allowed_roots = ['/a', 'b']", f"{FILE}:1: allowed_roots is an absolute path, not 'b'"),
         ("write_quorum = 4", f"{FILE}:1: write_quorum is an integer from 5 to 6, not 4"),
         ("[[shard]]\nid='a'\nurl='/a'\n[[shard]]\nid='b'\nurl='ftp://x'", "config.toml:6: url is an absolute path or a URL"),
+        ("[[shard]]\nid='a'\nurl='file://media/a'", f"{FILE}:3: url is an absolute path, not 'media/a'"),
+        ("[authority]\nkind='itsyouonline'\nurl='/a'", f"{FILE}:3: url is a URL (http://, https://), not '/a'"),
         ("[[shard]]\nid='a'\nurl='/a'\n[[shard]]\nid='a'\nurl='/b'", f"{FILE}:5: there are two shards 'a'"),
         ("[[shard]]\nid='a'\nurl='/a'\n[[shard]]\nid='b'\nurl='/a/'", f"{FILE}:6: two shards have the url '/a'"),
         ("[[shard]]\nid='a'", f"{FILE}:2: a [[shard]] needs id and url"),
@@ -140,6 +143,15 @@ def test_every_key_of_the_file_arrives() -> None:
 )
 def test_a_wrong_setting_is_refused_with_file_and_line(text: str, message: str) -> None:
     assert message in refusal(text)
+
+
+@pytest.mark.parametrize("path", ["/mnt/disk#1/zstor", "/mnt/who?/zstor", "/mnt/50%20full/zstor"])
+def test_a_file_url_names_just_the_path_behind_it(path: str) -> None:
+    """As a shard's place that was added by `shard.add` does; nothing of it is a query or escaped."""
+    config = load(f"[[shard]]\nid='a'\nurl='file://{path}'")
+    assert [shard.url for shard in config.shards] == [path]
+    units = drop_ins(config, {"XDG_RUNTIME_DIR": "/run/user/1000"}, flags=(), strict=False)
+    assert f"ReadWritePaths=-{path.replace('%', '%%')}\n" in units[SERVICE]
 
 
 def test_twirp_is_served_nowhere_but_where_it_is_told() -> None:

@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -126,14 +125,20 @@ class Table:
         return tuple(values)
 
     def url(self, key: str, schemes: tuple[str, ...]) -> str | None:
-        """A URL with one of the schemes; an absolute path stands for a file: URL and is given back as a path."""
+        """A URL with one of the schemes. Where `file` is one of them an absolute path may stand for it, and what is given back is the
+        path: all that is behind `file://`, as it stands there.
+        """
         value = self.text(key)
-        if value is None or value.startswith(("/", "~/")):
-            return None if value is None else self._absolute(key, value)
+        if value is None:
+            return None
+        of_file = "file" in schemes
+        if of_file and value.startswith(("/", "~/")):
+            return self._absolute(key, value)
         scheme, _, rest = value.partition("://")
         if scheme not in schemes or not rest:
-            raise self.error(key, f"{key} is an absolute path or a URL ({', '.join(f'{name}://' for name in schemes)}), not {value!r}")
-        return self._absolute(key, urlsplit(value).path) if scheme == "file" else value
+            kinds = ("an absolute path or " if of_file else "") + f"a URL ({', '.join(f'{name}://' for name in schemes)})"
+            raise self.error(key, f"{key} is {kinds}, not {value!r}")
+        return self._absolute(key, rest) if scheme == "file" else value
 
     def table(self, key: str) -> Table:
         """The table of that name; an empty one if it is absent."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from zstor_local.config import Config
 
@@ -92,8 +91,7 @@ def _program_places() -> list[str]:
 
 def _shard_directories(config: Config) -> list[str]:
     """The directories of `[[shard]]`; a shard on another machine has none."""
-    urls = [urlsplit(shard.url) for shard in config.shards]
-    return [unquote(url.path) for url in urls if url.scheme in ("", "file")]
+    return [shard.url for shard in config.shards if shard.url.startswith("/")]
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
