@@ -103,7 +103,7 @@ def _somebody_listens(path: str) -> bool:
     those of other mount namespaces too, where the name is another file: it tells nothing of a name under which nothing lies here.
     """
     try:
-        with open("/proc/net/unix") as table:
+        with open("/proc/net/unix", errors="surrogateescape") as table:  # anybody's names, of any bytes
             lines = [line.split(maxsplit=7) for line in table]
     except OSError:
         return False

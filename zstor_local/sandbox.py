@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 _COVERED: Final = frozenset({"/home", "/root", "/run/user"})  # what ProtectHome= covers
@@ -35,14 +36,14 @@ class Sandbox:
         self._mounts = {mount.point: mount for mount in mounts}  # of several at one point the last one counts
 
     @classmethod
-    def of_this_process(cls) -> Self | None:
+    def of_this_process(cls, proc: str = "/proc/self") -> Self | None:
         """None where the daemon is no service."""
         if "INVOCATION_ID" not in os.environ:
             return None
-        with open("/proc/self/mountinfo") as table, open("/proc/self/cgroup") as groups:
-            names = [line.rstrip("\n").rpartition("/")[2] for line in groups]
-            service = next((name for name in names if name.endswith(".service")), "zstor.service")
-            return cls(service, parse_mounts(table.read(), os.geteuid()))
+        mounts, groups = (os.fsdecode(Path(proc, name).read_bytes()) for name in ("mountinfo", "cgroup"))  # names of any bytes
+        names = [line.rpartition("/")[2] for line in groups.split("\n")]
+        service = next((name for name in names if name.endswith(".service")), "zstor.service")
+        return cls(service, parse_mounts(mounts, os.geteuid()))
 
     def hides(self, path: str) -> bool:
         """Whether what lies there for us is not what lies there for everybody else."""
@@ -83,7 +84,7 @@ class Sandbox:
 def parse_mounts(table: str, uid: int) -> list[Mount]:
     """The mounts of /proc/self/mountinfo. A service manager's cover of a home is a tmpfs that our own uid has mounted."""
     found = []
-    for line in table.splitlines():
+    for line in filter(None, table.split("\n")):  # nothing else ends one: whoever mounts may use all other characters
         fields, _, rest = line.partition(" - ")
         _, _, _, root, point, options, *_ = fields.split(" ")
         kind, _, super_options = rest.split(" ", 2)

@@ -182,6 +182,17 @@ def test_the_socket_of_a_dead_daemon_is_taken_over(new_daemon: Daemon) -> None:
         assert client.read("key") == b"value"
 
 
+def test_a_socket_of_a_stranger_whose_name_is_no_text_keeps_nobody_away(new_daemon: Daemon) -> None:
+    """The kernel lists the sockets of all users, by names of any bytes."""
+    new_daemon.start()
+    new_daemon.kill()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(b"\0\xff zstor-test-%d" % os.getpid())
+        new_daemon.start()
+        with new_daemon.client() as client:
+            assert client.result("rpc.ping") == "pong"
+
+
 @pytest.mark.parametrize(
     ("store", "sockets", "count"),
     [("a new store", "one socket", 20), ("a new store", "a socket each", 4), ("an old store", "a socket each", 4)],

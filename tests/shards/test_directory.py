@@ -87,6 +87,17 @@ def test_a_sandbox_says_how_a_directory_is_opened_for_a_shard(root: str, line: s
     assert said is None if line is None else said is not None and f"[Service] the line  {line}  ," in said
 
 
+def test_a_sandbox_knows_mounts_whose_names_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOCATION_ID", "1")
+    (tmp_path / "mountinfo").write_bytes(TABLE.encode() + b"25 21 254:2 / /mnt/\xff\x0c ro,relatime - ext4 /dev/vdc ro\n")
+    (tmp_path / "cgroup").write_text("0::/user.slice/zstor.service\n")
+    sandbox = Sandbox.of_this_process(str(tmp_path))
+    assert sandbox is not None
+    said = sandbox.against_shard(os.fsdecode(b"/mnt/\xff\x0c/zstor"))
+    assert said is not None
+    assert "ReadWritePaths=" in said
+
+
 def test_no_shard_is_made_in_a_directory_that_a_sandbox_throws_away(real: Ground) -> None:
     index = LogIndex(":memory:")
     engine = DirectoryEngine(real.runtime, STORE, keys(), index, lambda root: f"{root} is closed")
