@@ -308,6 +308,11 @@ async def test_a_deadline_does_not_touch_a_commit(world: World, gate: Gate, mock
         assert (await client.reply())["result"] == "x"
 
 
+async def test_a_deadline_beyond_all_time_is_none(world: World) -> None:
+    async with world.serving(), world.client() as client:
+        assert await client.result("rpc.ping", {"_meta": {"timeoutSeconds": 10**400}}) == "pong"
+
+
 @pytest.mark.parametrize("meta", [[], {"timeoutSeconds": 0}, {"timeoutSeconds": True}, {"timeoutSeconds": "1"}, {"progressToken": []}])
 async def test_ill_formed_meta_is_refused(world: World, meta: Json) -> None:
     async with world.serving(), world.client() as client:

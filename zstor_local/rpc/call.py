@@ -246,7 +246,7 @@ class Call:
         """What `_meta` asked for."""
         self._progress_token = progress_token
         if timeout is not None:
-            self._deadline = trio.current_time() + timeout
+            self._deadline = trio.current_time() + min(timeout, limits.SAFE_INTEGER)  # a float, however many digits it came with
 
     def follow_by_job(self) -> None:
         """Progress is wanted for the job that this call has become; a progressToken was for its reply, which is out."""
