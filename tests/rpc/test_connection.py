@@ -646,6 +646,28 @@ async def test_too_many_long_polls_are_busy(world: World) -> None:
         assert "result" in await client.call("wait")
 
 
+async def test_what_would_wait_for_news_after_a_stop_ends_at_once(world: World, mock_clock: trio.testing.MockClock) -> None:
+    looking, waiting = trio.Event(), trio.Event()
+
+    @world.registry.method("follow")
+    async def follow(call: Call, /) -> None:
+        """Look, then wait for news."""
+        waiting.set()
+        await looking.wait()
+        with call.long_poll():
+            await trio.sleep_forever()
+
+    async with world.serving() as server, world.client() as client:
+        await client.request("follow")
+        await waiting.wait()
+        server.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        looking.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert world.ended.is_set()
+        assert error_type(await client.reply()) == "shutting_down"
+
+
 async def test_a_method_sees_its_client_and_its_connections_state(world: World) -> None:
     class Counter:
         value = 0

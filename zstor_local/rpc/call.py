@@ -90,8 +90,11 @@ class LongPolls:
     """A connection's calls that only wait for news; they need not be waited for when the daemon stops."""
 
     waiting: set[trio.CancelScope] = field(default_factory=set)
+    ended: bool = False
 
     def end(self) -> None:
+        """Of those too that only come to it now."""
+        self.ended = True
         for scope in self.waiting:
             scope.cancel()
 
@@ -225,6 +228,8 @@ class Call:
     def long_poll(self) -> Iterator[None]:
         """Around waiting for news; Busy if too many calls of this connection do so, ShuttingDown when the daemon stops."""
         polls = self.connection.state(LongPolls)
+        if polls.ended:
+            raise stopping()
         if len(polls.waiting) >= limits.LONG_POLLS_PER_CONNECTION:
             raise Busy(
                 f"{len(polls.waiting)} calls of this connection wait for news already",
