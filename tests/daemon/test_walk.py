@@ -88,6 +88,7 @@ def test_ranges_are_integers_or_text(client: Client, listed: dict[str, int]) -> 
         ({"start_key": "walk a", "limit": 0}, "invalid_params"),
         ({"start_key": "walk a", "cursor": "?"}, "invalid_params"),
         ({"start_key": "walk a", "cursor": "W10="}, "invalid_params"),
+        ({"start_key": "walk a", "cursor": base64.b64encode(100_000 * b"[").decode()}, "invalid_params"),
     ],
 )
 def test_what_cannot_be_is_refused(client: Client, listed: dict[str, int], params: dict[str, Any], error: str) -> None:

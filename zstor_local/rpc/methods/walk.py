@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from contextlib import aclosing
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
@@ -19,7 +18,7 @@ from zstor_local.rpc.methods.pages import reply_bytes, room_for, room_for_page
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.rpc.streams import Opened, Outgoing, Streams
-from zstor_local.rpc.strict_json import Base64
+from zstor_local.rpc.strict_json import Base64, decode, encode
 from zstor_local.store.caller import Caller
 from zstor_local.store.metadata import Metadata, describe
 from zstor_local.store.store import Store
@@ -151,17 +150,19 @@ def _encoded_bytes(stored: Stored) -> int:
 def _cursor(position: Position | None, direction: Direction) -> str | None:
     if position is None:
         return None
-    text = json.dumps([direction, position.key, position.created, position.ahead])
-    return base64.urlsafe_b64encode(text.encode()).decode()
+    return base64.urlsafe_b64encode(encode([direction, position.key, position.created, position.ahead])).decode()
 
 
 def _position(cursor: str, direction: Direction) -> Position:
     try:
-        came, key, created, ahead = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
-        if came != direction or type(created) is not int:
+        plain = decode(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        if not isinstance(plain, list):
+            raise ValueError
+        came, key, created, ahead = plain
+        if came != direction or type(created) is not int or not isinstance(key, str) or not isinstance(ahead, str):
             raise ValueError
         return Position(check_key(key), created, check_key(ahead))
-    except (binascii.Error, ValueError, TypeError, AttributeError, ZstorError):
+    except (binascii.Error, ValueError, ZstorError):
         raise InvalidParams(
             f"that cursor is not one of a {direction} walk", hint="give it as the page before had it", parameter="cursor"
         ) from None
