@@ -277,6 +277,38 @@ async def test_content_that_is_not_there_cannot_be_imported_nor_pages_that_do_no
             await load(ground, forged_file, tmp_path / "a.car")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"page_size": 1.5},
+        {"page_size": True},
+        {"embed_last": 0.5},
+        {"encoding": "xml"},
+        {"messages": []},
+        {"log": 5},
+        {"head": ["Qm"]},
+        {"head": {}},
+    ],
+)
+async def test_a_file_that_says_of_the_log_what_cannot_be_leaves_nothing(home: Home, tmp_path: Path, wrong: dict[str, object]) -> None:
+    """Its row could never be read again."""
+    said = {"log": "stranger", "page_size": 1, "embed_last": 0, "encoding": "protobuf", "messages": "any", "head": None} | wrong
+    about = json.dumps(said).encode()
+    root = directory({"log.json": Tree(raw(about), len(about))})
+    async with opened(home) as ground:
+        with pytest.raises(Incomplete, match="holds no log"):
+            await load(ground, repacked(root.tree.cid, {root.tree.cid: root.block, raw(about): about}), tmp_path / "a.car")
+        assert [*ground.logs.list(None, 10)] == []
+
+
+async def test_a_description_that_is_nested_without_end_is_refused(home: Home, tmp_path: Path) -> None:
+    about = 100_000 * b"["
+    root = directory({"log.json": Tree(raw(about), len(about))})
+    async with opened(home) as ground:
+        with pytest.raises(Incomplete, match="holds no log"):
+            await load(ground, repacked(root.tree.cid, {root.tree.cid: root.block, raw(about): about}), tmp_path / "a.car")
+
+
 def test_a_directory_has_the_id_that_other_tools_compute() -> None:
     """`ipfs add -r --cid-version=1` of a directory with the file `hello`, which holds `hello\\n`."""
     made = directory({"hello": Tree(raw(b"hello\n"), 6)})

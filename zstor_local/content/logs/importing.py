@@ -8,9 +8,9 @@ already is not stored again, so an import that was broken off goes on where it w
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import trio
 
@@ -19,13 +19,13 @@ from zstor_local.content.logs.exporting import DESCRIPTION
 from zstor_local.content.logs.held import ENTRY, PAGE
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
-from zstor_local.content.logs.policy import LogPolicy, check_log, head_name
+from zstor_local.content.logs.policy import MESSAGES, LogPolicy, check_log, head_name
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, InvalidParams, NotFound
 from zstor_local.formats import car
-from zstor_local.formats.cid import RAW, BadCid, Cid, parse
+from zstor_local.formats.cid import RAW, Cid, parse
 from zstor_local.formats.directory import parse_directory
 from zstor_local.formats.protobuf import Malformed
-from zstor_local.formats.remotelog import Page, parse_page
+from zstor_local.formats.remotelog import ENCODINGS, Page, parse_page
 from zstor_local.formats.unixfs import LEAF_BYTES, parse_node
 from zstor_local.runtime import Runtime
 from zstor_local.store.caller import Caller
@@ -158,10 +158,17 @@ async def _description(blocks: _Blocks, root: Cid) -> _About:
     try:
         members = parse_directory(await blocks.get(root))
         plain = json.loads(await blocks.get(members[DESCRIPTION]))
-        policy = LogPolicy(plain["page_size"], plain["embed_last"], plain["encoding"], plain["messages"])
-        return _About(check_log(plain["log"]), policy, None if plain["head"] is None else parse(plain["head"]))
-    except (Malformed, KeyError, TypeError, ValueError, BadCid, InvalidParams):
+        return _About(check_log(plain["log"]), _policy(plain), None if plain["head"] is None else parse(plain["head"]))
+    except (Malformed, KeyError, TypeError, AttributeError, ValueError, RecursionError, InvalidParams):
         raise Incomplete("the CAR file holds no log", hint="give a file that `zstor log export` wrote") from None
+
+
+def _policy(plain: Mapping[str, Any]) -> LogPolicy:
+    """ValueError for what no row of a log can say: whoever made the file may be up to anything."""
+    page_size, embed_last, encoding, messages = (plain[name] for name in ("page_size", "embed_last", "encoding", "messages"))
+    if type(page_size) is not int or type(embed_last) is not int or encoding not in ENCODINGS or messages not in MESSAGES:
+        raise ValueError
+    return LogPolicy(page_size, embed_last, encoding, messages)
 
 
 class _Import:
