@@ -127,6 +127,28 @@ async def test_what_a_broken_scrub_left_is_let_go_at_the_next_opening(home: Home
             ground.cas.contents.find(unixfs.content_id(text(2)))
 
 
+async def test_a_scrub_that_failed_half_way_is_finished_when_it_is_asked_for_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entries are scrubbed already then: what they had must go all the same, before anybody is told so."""
+    async with opened(home) as ground:
+        await ground.create(page_size=2)
+        await ground.append_all(texts(7))
+        log = await ground.logs.open("default")
+
+        async def fail(cid: Cid, *, forget: bool) -> bool:
+            raise ZstorErrorOfTest("no shard is there")
+
+        with monkeypatch.context() as away:
+            away.setattr(log.held, "let_go", fail)
+            for _ in range(2):
+                with pytest.raises(ZstorErrorOfTest):
+                    await ground.scrub(2)
+        await ground.scrub(2)
+        assert await ground.contents() == [text(1), None, *texts(7, 3)]
+        await ground.whole()
+        with pytest.raises(NotFound):
+            ground.cas.contents.find(unixfs.content_id(text(2)))
+
+
 class ZstorErrorOfTest(ZstorError):
     code, type = 9_999, "of_a_test"
 

@@ -64,7 +64,7 @@ class OpenLog:
             await self._complete_index(head.page.tail)
             self.head, self._loaded_in = head, life
             if self.loaded and self.record.unsettled:
-                await self._settle()
+                await self.settle()
 
     @property
     def loaded(self) -> bool:
@@ -91,8 +91,8 @@ class OpenLog:
                 return
             self._index.add(self.name, cid, page)
 
-    async def _settle(self) -> None:
-        """Let go of whatever the log pins and does not need: what a scrub or an import left that was broken off."""
+    async def settle(self) -> None:
+        """Let go of whatever the log pins and does not need: what a scrub left that was broken off. The caller holds the lock."""
         await self.let_go([cid async for cid in self._needless()])
         await self.mark(unsettled=False)
 

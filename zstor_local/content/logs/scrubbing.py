@@ -55,6 +55,8 @@ class Scrubbing:
         log = await self._logs.open(name)
         async with log.lock:
             await log.load()
+            if log.record.unsettled:  # one before failed half way: what it left must be gone before anybody hears that nothing is left
+                await log.settle()
             if not 1 <= first <= last <= log.head.last:
                 has = f"it has {counted(log.head.last, 'entry', 'entries')}"
                 raise NotFound(f"log {name!r} has no {entries(first, last)}", hint=has)
