@@ -18,7 +18,7 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFD
 def inherited_listener(environment: MutableMapping[str, str]) -> socket.socket | None:
     """The socket to serve, if one was handed down: the one named `rpc`, or the only one. The variables are taken out.
 
-    Raises StoreFault for something else than one listening Unix stream socket.
+    Raises StoreFault for something else than one listening Unix stream socket with an absolute path.
     """
     pid, count, names, _ = (environment.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()) or not count.isdecimal() or count == "0":
@@ -34,6 +34,7 @@ def inherited_listener(environment: MutableMapping[str, str]) -> socket.socket |
         listener is None
         or (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_STREAM)
         or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        or not os.fsencode(listener.getsockname()).startswith(b"/")
     ):
         raise StoreFault("what was handed down is no listening Unix stream socket", "ListenStream= with a path in zstor.socket")
     listener.setblocking(False)

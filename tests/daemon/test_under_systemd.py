@@ -46,6 +46,19 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=count, LISTEN_FDNAMES=
 os.execvp(sys.argv[4], sys.argv[4:])
 """
 
+ACTIVATE_ABSTRACT = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(b"\\0zstor-test-%d" % os.getpid())
+listener.listen()
+if listener.fileno() == 3:
+    os.set_inheritable(listener.detach(), True)
+else:
+    os.dup2(listener.fileno(), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="rpc")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
 
 class Manager:
     """The other end of NOTIFY_SOCKET."""
@@ -106,6 +119,14 @@ def test_anything_else_that_is_handed_down_is_refused(new_daemon: Daemon, names:
     ended = new_daemon.refuses_to_start()
     assert ended.status == 78
     assert said in ended.said
+
+
+def test_a_socket_without_a_path_is_refused(new_daemon: Daemon) -> None:
+    """ListenStream=@name: nobody could keep other users from it."""
+    new_daemon.wrapper = (sys.executable, "-c", ACTIVATE_ABSTRACT)
+    ended = new_daemon.refuses_to_start()
+    assert ended.status == 78
+    assert "ListenStream= with a path" in ended.said
 
 
 def test_what_was_handed_to_another_process_is_not_ours(new_daemon: Daemon) -> None:
