@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from tests.shards.ground import Ground, entry, read_share, version
+from tests.troubled_files import PAGE
+from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards.base import ScannedEntry, ShardError, ShareMissing
@@ -462,6 +464,60 @@ def test_what_is_unsettled_is_found_wherever_it_lies(real: Ground, path: str, tm
         with opened(known) as index:
             assert [each.sequence for each in real.open(index=index, writer=None).unsettled()] == expected
             real.close()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_never_came_to_be_is_found_whatever_could_not_be_read_for_a_while(
+    real: Ground, path: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Lives of which some end with a group that is never committed; pages that cannot be read at a start, and indexes that are lost or
+    are behind. No start passes over such a group for good: another one that can read it finds it, though later entries lie behind.
+    """
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 3 * PAGE)
+    random, sequence, lost, found = Random(seed), 0, set[int](), set[int]()
+    real.create()
+    for life in range(1, 9):
+        real.faults.heal()
+        if random.random() < 0.3:
+            Path(path).unlink(missing_ok=True)
+        if life < 8:
+            ruin_pages(real, random)
+        with opened(path if random.random() < 0.7 else ":memory:") as index, suppress(ShardError), closing(real):
+            shard = real.open(index=index, writer=None)
+            found.update(each.sequence for each in shard.unsettled())
+            shard.start(life, real.runtime.randomness)
+            committed = sequence  # what an earlier life never committed is void by now
+            for _ in range(random.randrange(4)):
+                sequence = append_group(shard, sequence, committed, random)
+                committed = sequence
+            if life < 8 and random.random() < 0.5:
+                sequence = append_group(shard, sequence, committed, random)
+                lost.update(range(committed + 1, sequence + 1))
+    assert lost <= found
+
+
+def ruin_pages(real: Ground, random: Random) -> None:
+    for name in real.names(f"{real.root()}/log"):
+        for offset in range(0, limits.SEGMENT_BYTES, PAGE):
+            if random.random() < 0.2:
+                real.faults.ruin(f"{real.root()}/log/{name}", offset)  # type: ignore[union-attr]
+
+
+def compact(shard: DirectoryShard, random: Random) -> None:
+    """Move a segment's entries to the log's end."""
+    sealed = shard.log.sealed()
+    if sealed and (entries := shard.log.read_whole(number := random.choice(sealed))) is not None:
+        shard.log.copy([located.item for located in entries])
+        shard.flush()
+        shard.log.remove(number)
+
+
+def append_group(shard: DirectoryShard, sequence: int, committed: int, random: Random) -> int:
+    """Returns the last of its sequences."""
+    group = [entry(sequence + each, content(sequence + each)) for each in range(1, random.randrange(2, 6))]
+    shard.append(group, committed)
+    shard.flush()
+    return group[-1].envelope.sequence
 
 
 def test_it_knows_of_nothing_that_was_not_flushed(real: Ground, path: str) -> None:

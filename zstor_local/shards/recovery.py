@@ -40,6 +40,7 @@ class CatchingUp:
         self._segments = segments
         self._index = index
         self._shard = shard
+        self._unread = segments.unread
         self.ends: list[tuple[int, int]] = []
 
     def run(self) -> Progress:
@@ -83,6 +84,8 @@ class CatchingUp:
             entry, committed = located.item.entry, located.item.committed
             if entry.envelope.sequence > known.sequence:
                 settled = known.settled_behind(committed, number, located.offset)
+                if self._segments.unread != self._unread:  # something may lie there that is above this: it is looked for as before
+                    settled = min(settled, known.settled)
                 known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
             if entry.share_index is not None:
                 extent = Extent(number, located.share_offset, located.share_length)
