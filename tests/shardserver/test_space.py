@@ -214,6 +214,24 @@ def test_what_is_told_to_be_unsettled_has_an_end(disk: Disk, monkeypatch: pytest
     assert refused(space.unsettled) == "too_large"
 
 
+def test_what_may_be_unsettled_where_the_disk_cannot_read_is_not_passed_over(disk: Disk) -> None:
+    """Its owner may not write meanwhile: the logs of other namespaces would say that all is committed."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(number, namespace=namespace(number)) for number in (1, 2)]))
+    space.append(FENCE, 2, Batch([scanned(3, bytes(9_000), namespace=namespace(1), committed=2)]))
+    log = space.rooms.log(next(iter(space.rooms)))
+    disk.files.ruin(log.path(1), 4_096)
+    for later in (Fence(2, 1, SESSION), Fence(3, 1, SESSION)):
+        space = disk.open(fence=later)
+        assert refused(space.unsettled) == "readonly"
+    disk.files.heal()
+    for _ in range(2):
+        assert [each.entry.envelope.sequence for each in space.unsettled().entries] == [3]
+    space.append(later, 1, Batch([scanned(9, namespace=namespace(1), committed=8)]))
+    assert space.newest_committed == 8
+    assert [each.entry.envelope.sequence for each in space.unsettled().entries] == [9]
+
+
 @pytest.mark.parametrize("text", ["", "1.1.64", "1.1.64.5", f"1.1.64.{'5' * 31}g", f"0.0.0.{'5' * 33}", f"-1.1.64.{'5' * 32}"])
 def test_what_is_no_cursor_is_refused(text: str) -> None:
     assert refused(lambda: Cursor.parse(text)) == "bad_request"

@@ -31,6 +31,7 @@ from zstor_local.shards.segment_directory import SegmentDirectory
 from zstor_local.shards.segment_files import SegmentWriter, first_step
 
 _KEPT: Final = 512  # bytes behind what was appended, for the voids of it: so that they come here on a full disk
+_NO_LIMIT: Final = 1 << 64  # above all sequences
 
 
 class LogClosed(Exception):
@@ -56,7 +57,7 @@ class Log:
         self._rolled = 0  # segments that became full
         self._closed = False
         self._strewn = False  # an append that broke off may have left entries that the index does not know
-        self._at_most = 1 << 64  # no entry says that more is committed
+        self._at_most = _NO_LIMIT  # no entry says that more is committed
         self._start: tuple[int, Randomness] | None = None
         self._extents: list[tuple[ShareId, Extent | None]] = []  # what was appended and is not flushed: the index does not know it yet
         try:
@@ -216,6 +217,7 @@ class Log:
         known, unread = self._known, self.unread
         entries = (scanned.entry.envelope for scanned, _ in self.scan_after(*known.settled))
         yield from (envelope for envelope in entries if envelope.sequence > known.committed)
+        self._at_most = _NO_LIMIT
         if self.unread != unread:  # no later entry says so of what could not be read: another start looks there again
             self._at_most, self._strewn = known.committed, True
 

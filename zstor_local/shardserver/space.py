@@ -281,17 +281,22 @@ class Space:
 
     def unsettled(self) -> Batch:
         """What the logs hold behind the newest commit that they tell of. Refusal `too_large` where that is more than a daemon leaves,
-        which commits group by group.
+        which commits group by group; `readonly` where something may lie that the disk cannot read: what is written from then on, to
+        other logs too, would say that it was committed.
         """
         committed, found, size = self.newest_committed, [], 0
         with answering():
             for room in self.rooms:
-                for envelope in self.rooms.log(room).unsettled():
+                log, unread = self.rooms.log(room), self.rooms.log(room).unread
+                for envelope in log.unsettled():
                     if envelope.sequence > committed:
                         found.append(ScannedEntry(Entry(envelope), committed))
                         size += _memory_of(found[-1])
                     if size > wire.UNSETTLED_BYTES_MAX:
                         raise Refusal("too_large", "more records lie here that nothing says were committed than can be told")
+                if log.unread != unread:
+                    fault = f"the disk cannot read the end of the log of namespace {room.id.hex()}"
+                    raise Refusal("readonly", f"{fault}; until it can this shard is only read")
         return Batch(found)
 
     @property
