@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place
+from tests.store.test_renaming import copy, rename
 from zstor_local.config import Config
 from zstor_local.errors import NotFound
 from zstor_local.metastore.base import CommitRefused
@@ -365,6 +366,28 @@ async def test_a_shard_that_lacks_a_row_of_the_store_is_told_though_the_metastor
     async with home.open() as store:
         assert store.namespaces.find("gone") is None
         assert [(row.name, row.value) for row in store.rows.scan("table")] == [("fresh", b"new"), ("row", b"new")]
+
+
+async def test_a_shard_that_has_yet_to_hear_of_a_key_is_told_though_the_metastore_was_lost(tmp_path: Path) -> None:
+    """It holds the share since before the rename or copy, and may be one of the last that do: it has to know whose that is."""
+    home = Home(tmp_path, Policy(2, 4))
+    async with home.open() as store:
+        await put(store, "old", b"old")
+        await put(store, "other", b"other")
+    home.take_away(3)
+    async with home.open() as store:
+        await rename(store, "old", "renamed")
+        await copy(store, "other", "copied")
+        newest = {store.metastore.get(*at) for at in _rows(store, "renamed", "copied")}
+    lose_metastore(home)
+    home.bring_back(3)
+    rebuilt(home.config())
+    async with home.open() as store:
+        await store.mending.mend()
+        shard = store.pool.get(3)
+        assert shard is not None
+        assert newest <= {scanned.entry.envelope for scanned in shard.scan()}
+        assert store.metastore.debts_count() == 0
 
 
 def _rows(store: Store, *keys: str) -> list[tuple[NamespaceId, str]]:

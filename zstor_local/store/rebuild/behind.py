@@ -1,7 +1,8 @@
 """Which shards have yet to hear of a key's newest record: what was owed to them went with the metastore, and is owed anew.
 
 A log that holds an older record of a key and not the newest brings the older one back once what buries it was forgotten elsewhere. A
-shard that was not seen may hold anything: it is owed every deletion. Every shard is owed what it lacks of the store's own rows.
+shard that holds a share and never heard of its key, renamed or copied while it was away, may be one of the last that hold any. One that
+was not seen may hold anything: it is owed every deletion. Every shard is owed what it lacks of the store's own rows.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ class Behind:
                 yield row
             self._passed = key, heard, older
 
-    def debts(self, record: bytes, name: str) -> list[Debt]:
-        """What is owed of the key that has just passed, whose record, that of the row of this name, counts."""
+    def debts(self, record: bytes, name: str, holders: Sequence[int] = ()) -> list[Debt]:
+        """What is owed of the key that has just passed, whose record, that of the row of this name, counts. The `holders` of its shares
+        ought to have it.
+        """
         key, heard, older = self._passed
         if key != record[1:33]:
             raise AssertionError("the key's rows have not all passed")
         everybody = record[1:17] == STORE_WIDE
-        owed = [number for bit, number in self._bits if not heard & bit and (everybody or older & bit)]
+        owed = [number for bit, number in self._bits if not heard & bit and (everybody or older & bit or number in holders)]
         if everybody or record[0] == Kind.TOMBSTONE:
             owed += self._unseen
         return [Debt(number, Owed.RECORD, NamespaceId(record[1:17]), name, Version(version_of(record))) for number in owed]

@@ -175,9 +175,10 @@ class Choosing:
         self._rows.append((choice.name, choice.record))
         if len(self._rows) >= _AT_ONCE:
             self._put()
-        if untold := self._behind.debts(choice.record, choice.name):
-            self._scratch.owe(untold)
         record, report = choice.object, self._report
+        holders = () if record is None else [n for index, n in enumerate(record.placement) if index not in choice.lacking]
+        if untold := self._behind.debts(choice.record, choice.name, holders):  # who lacks the share is given the record with it
+            self._scratch.owe(untold)
         if record is None:
             report.deleted += 1
             return
