@@ -199,6 +199,22 @@ async def test_what_never_came_to_be_stays_so_where_the_disk_could_not_read_it_f
         assert await get(store, "a") == content(1, 10_000)
 
 
+async def test_a_disk_that_cannot_read_a_part_of_a_log_is_told(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        path, offset = end_of_log(store, 2)
+        told = store.warnings()
+    home.files.ruin(path, offset)
+    for _ in range(2):
+        async with home.open() as store:
+            (line,) = {*store.warnings()} - {*told}
+            assert "shard 2 cannot read a part of its log" in line
+            await put(store, "b", content(2, 10_000))
+    home.files.heal()
+    async with home.open() as store:
+        assert store.warnings() == told
+
+
 def end_of_log(store: Store, number: int) -> tuple[str, int]:
     """The segment that a shard's log ends in, and where its last entry begins."""
     log = opened(store, number).log  # type: ignore[attr-defined]

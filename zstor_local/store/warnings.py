@@ -13,12 +13,22 @@ from zstor_local.store.departures import Departures
 
 def shard_warnings(pool: ShardPool, departures: Departures, policy: Policy) -> list[str]:
     """One line each."""
-    return [*_away(pool), *_drained(pool, departures), *_few(pool, policy), *_groups(pool, policy)]
+    return [*_away(pool), *_unread(pool), *_drained(pool, departures), *_few(pool, policy), *_groups(pool, policy)]
 
 
 def _away(pool: ShardPool) -> list[str]:
     states = {number: state for number in pool.numbers if (state := pool.state(number)) != "ok"}
     return [f"shard {pool.name(number)} is {state}: {pool.reason(number)}" for number, state in states.items()]
+
+
+def _unread(pool: ShardPool) -> list[str]:
+    logs = ((shard, shard.segments()) for shard in pool.opened())
+    return [
+        f"the disk of shard {shard.id} cannot read a part of its log: a scrub makes anew what lay there; where that lasts, "
+        f"`zstor shard replace {shard.id}` with another disk"
+        for shard, segments in logs
+        if segments is not None and segments.unread()
+    ]
 
 
 def _drained(pool: ShardPool, departures: Departures) -> list[str]:
