@@ -18,6 +18,7 @@ from tests.cli.test_end_to_end import done, zstor
 from tests.daemon.client import Client
 from zstor_local.cli import main, rebuilding
 from zstor_local.cli.private_daemon import PrivateDaemon
+from zstor_local.node.client import Node
 from zstor_local.store.rebuild import gathering
 
 MEBIBYTE = 1024 * 1024
@@ -122,6 +123,22 @@ def test_following_says_what_it_waits_for_and_ends_without_an_error(
         assert terminal.end() == 130
         assert terminal.text.startswith(f"waiting for {waits_for}; Ctrl-C ends it\n")
         assert terminal.text.endswith(f"{shown}\n^C\n")
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_ctrl_c_while_a_reply_is_taken_ends_as_at_any_other_time(
+    daemon: PrivateDaemon, follows: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then it is another task that it comes to. A traceback of a group was shown."""
+    monkeypatch.setattr(Node, "_take", lambda node, line: signal.raise_signal(signal.SIGINT))
+    arguments = ["node", "receive", "--socket", str(daemon.socket), *(["--follow"] if follows else [])]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == ("" if follows else "zstor: error: interrupted\n")
+
+
+def test_ctrl_c_while_another_one_is_told_of_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.cli.stdio.settle", lambda: signal.raise_signal(signal.SIGINT))
+    assert main(["ls"]) == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -121,6 +121,33 @@ def test_a_file_of_something_else_is_not_touched(daemon: PrivateDaemon, log: str
         assert (tmp_path / "file").read_text() == content
 
 
+def test_a_line_that_is_no_entry_is_named_and_without_it_nothing_is_lost(daemon: PrivateDaemon, log: str, tmp_path: Path) -> None:
+    file = tmp_path / "received"
+    send(daemon, log, "one", "two", "three")
+    done(zstor(daemon, "node", "receive", "--log", log, "--into", str(file), "--count", "2"))
+    before = file.read_text()
+    for damage in ("no JSON\n", "\n", "[1]\n", '{"seq": 1e999}\n', "[" * 100_000 + "\n", "half a line"):
+        file.write_text(before + damage)
+        finished = zstor(daemon, "node", "receive", "--log", log, "--into", str(file))
+        assert (finished.returncode, f"{file}: line 3, the last".encode() in finished.stderr) == (1, True), finished.stderr
+        assert file.read_text() == before + damage
+    file.write_text(before)
+    done(zstor(daemon, "node", "receive", "--log", log, "--into", str(file)))
+    assert received(file) == [1, 2, 3]
+
+
+def test_what_a_power_cut_leaves_of_a_line_is_dropped(daemon: PrivateDaemon, log: str, tmp_path: Path) -> None:
+    """The file may be as long as it was, with zeros in place of what had not reached the disk."""
+    file = tmp_path / "received"
+    send(daemon, log, "one", "two", "three")
+    for left in (bytes(300), b'{"seq": 2, "loc' + bytes(90), bytes(5_000)):
+        done(zstor(daemon, "node", "receive", "--log", log, "--into", str(file), "--count", "1"))
+        with file.open("ab") as broken:
+            broken.write(left)
+    done(zstor(daemon, "node", "receive", "--log", log, "--into", str(file)))
+    assert received(file) == [1, 2, 3]
+
+
 def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
     finished = subprocess.run(
         [*ZSTOR, "node", "send", "--socket", str(tmp_path / "none"), "x"], capture_output=True, cwd=tmp_path, check=False

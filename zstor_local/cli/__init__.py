@@ -9,9 +9,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     try:
         from zstor_local.cli.root import run  # here, so that a Ctrl-C while it is imported is no traceback
-    except KeyboardInterrupt:
+
+        return run(arguments)
+    except KeyboardInterrupt:  # as the one before or behind what tells of it
         return 130
-    return run(arguments)
 
 
 __all__ = ["main"]

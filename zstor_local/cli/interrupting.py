@@ -20,12 +20,24 @@ class Interrupted(Cancelled):
 
 
 @contextmanager
+def ungrouped() -> Iterator[None]:
+    """A Ctrl-C that came while a task of a nursery ran, or while it ended, comes out of it in a group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
 def ends_by_interrupt(waits_for: str | None = None) -> Iterator[None]:
     """For what only Ctrl-C ends: the exit code tells of it, no error does. On a terminal it says what it waits for."""
     if waits_for is not None and sys.stderr.isatty():
         click.echo(f"waiting for {safe(waits_for, sys.stderr)}; Ctrl-C ends it", err=True)
     try:
-        yield
+        with ungrouped():
+            yield
     except (KeyboardInterrupt, Cancelled):
         raise click.exceptions.Exit(INTERRUPTED) from None
 

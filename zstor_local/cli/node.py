@@ -73,9 +73,8 @@ def receive_(options: Options, follow: bool, into: Path | None, since: int, coun
         with ends_by_interrupt(None if options.json else f"messages in the log {log}") if follow else nullcontext():
             trio.run(_receive, options, log, into, Position(since), WAIT_SECONDS if follow else None, count)
     except NoJournal as error:
-        report.failure(
-            "no_journal", f"{into}: {error}", hint="give a new file, or one that an earlier receive has written", json=options.json
-        )
+        hint = "nothing was changed; give a new file, or take that line away: it goes on behind the one before"
+        report.failure("no_journal", f"{into}: {error}", hint=hint, json=options.json)
         return REFUSED
     return 0
 

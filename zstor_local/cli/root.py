@@ -17,7 +17,7 @@ import click
 from zstor_local import __version__
 from zstor_local.cli import report, stdio
 from zstor_local.cli.client import NoDaemon
-from zstor_local.cli.interrupting import INTERRUPTED, Interrupted
+from zstor_local.cli.interrupting import INTERRUPTED, Interrupted, ungrouped
 from zstor_local.cli.near import nearer
 from zstor_local.cli.options import Options, as_json, connection
 from zstor_local.config import ConfigError
@@ -132,7 +132,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with ungrouped():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None  # click would put an empty line before the error
 

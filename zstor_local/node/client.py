@@ -59,7 +59,8 @@ class Node:
         self._sending = trio.Lock()
         self._running: dict[int, _Running] = {}
         self._last_id = 0
-        self._broken = False
+        self._lines = 0  # that came
+        self._ended: str | None = None  # why nothing can be asked any more
 
     # --- Content ---
 
@@ -116,7 +117,7 @@ class Node:
         finally:
             del self._running[number]
         if running.reply is None:
-            raise Disconnected("the daemon closed the connection before it answered")
+            raise Disconnected(self._ended or "the daemon closed the connection before it answered")
         if "error" in running.reply:
             raise typed_error(running.reply["error"])
         return cast("dict[str, Any]", running.reply["result"])
@@ -125,20 +126,21 @@ class Node:
         """A cancel while the line goes out ends the connection: what came next would be taken for the rest of it."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         async with self._sending:
-            if self._broken:
-                raise Disconnected("the connection to the daemon has ended")
+            if self._ended is not None:
+                raise Disconnected(self._ended)
+            await trio.lowlevel.checkpoint_if_cancelled()  # nothing is out yet
             try:
                 await self._stream.send_all(line)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 raise Disconnected("the daemon has closed the connection") from None
             except trio.Cancelled:
-                self._broken = True
+                self._ended = "the connection to the daemon was ended, as a call was given up halfway out"
                 self._stream.socket.close()
                 raise
 
     async def receive(self) -> None:
-        """Hand replies to their calls, until the connection ends. `connected` runs it."""
-        buffer = bytearray()
+        """Hand replies to their calls, until the connection ends or something comes that is no message. `connected` runs it."""
+        buffer, ended = bytearray(), "the daemon closed the connection before it answered"
         try:
             while data := await self._stream.receive_some(_RECEIVE_BYTES):
                 searched = len(buffer)
@@ -148,21 +150,40 @@ class Node:
                     del buffer[: end + 1]
                     searched = 0
                 if len(buffer) > limits.MESSAGE_BYTES:
-                    break
+                    raise _NoMessage("has no end")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except _NoMessage as error:
+            ended = f"what answers at the socket is no zstor daemon: line {self._lines + 1} {error}"
         finally:
-            self._broken = True
+            self._ended = self._ended or ended
             for running in self._running.values():
                 running.done.set()
 
     def _take(self, line: bytes) -> None:
-        message = json.loads(line) if line.strip() else {}
+        message = _parse(line) if line.strip() else {}
         number = message.get("id") if "method" not in message else None
         running = self._running.get(number) if isinstance(number, int) else None
         if running is not None:
+            if "result" not in message and "error" not in message:
+                raise _NoMessage("answers nothing")
             running.reply = message
             running.done.set()
+        self._lines += 1
+
+
+class _NoMessage(Exception):
+    """What is wrong with a line."""
+
+
+def _parse(line: bytes) -> Mapping[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _NoMessage("is no JSON") from None
+    if not isinstance(message, dict):
+        raise _NoMessage("is no JSON object")
+    return message
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ _BEGINNING: Final = b'{"seq": '
 
 
 class NoJournal(Exception):
-    """The file holds something else than received entries."""
+    """The file holds something else than received entries; the text says in which line."""
 
 
 class Journal:
@@ -60,14 +60,20 @@ class Journal:
             self._file.seek(start)
             tail = self._file.read(step) + tail
         whole, cut_off = tail[: tail.rfind(b"\n") + 1], tail[tail.rfind(b"\n") + 1 :]
-        if not cut_off.startswith(_BEGINNING[: len(cut_off)]):
-            raise NoJournal("the file holds something else than received entries")
+        written = cut_off.rstrip(b"\0") if whole else cut_off  # a power cut may leave zeros in place of what was not synced
+        if not written.startswith(_BEGINNING[: len(written)]):
+            raise NoJournal(f"line {self._lines() + 1}, the last one, is not a received entry")
         try:
             position = _position(whole.splitlines()[-1]) if whole else Position()
-        except (ValueError, KeyError, TypeError):
-            raise NoJournal("the last line of the file is not a received entry") from None
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise NoJournal(f"line {self._lines()}, the last whole one, is not a received entry") from None
         self._file.truncate(end - len(cut_off))
         return position
+
+    def _lines(self) -> int:
+        """The whole ones."""
+        self._file.seek(0)
+        return sum(piece.count(b"\n") for piece in iter(lambda: self._file.read(_TAIL_BYTES), b""))
 
 
 def _position(line: bytes) -> Position:
