@@ -501,6 +501,8 @@ def test_it_does_not_listen_beyond_this_machine_in_the_clear(tmp_path: Path) -> 
         ("unix:{here}/file", "{here}/file is there already, and no socket"),
         ("127.0.0.1:{taken}", "{listen}: Address already in use"),
         ("localhost:x", "{listen} is no place to listen on"),
+        ("localhost:{long}", "{listen} is no place to listen on"),
+        ("unix:", "{listen} is no place to listen on"),
         ("no..host:0", "{listen}: no host can have such a name"),
     ],
 )
@@ -509,7 +511,7 @@ def test_where_it_cannot_listen_it_says_why(tmp_path: Path, listen: str, said: s
     trust.write_text(json.dumps(Issuer().document()))
     (tmp_path / "file").write_text("a user's")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        words = {"here": tmp_path, "taken": other.getsockname()[1]}
+        words = {"here": tmp_path, "taken": other.getsockname()[1], "long": "1" * 5_000}
         listen = listen.format_map(words)
         ended = refused("--listen", listen, "--plaintext", "--data", str(tmp_path / "data"), "--trust", str(trust))
     assert (ended.returncode, ended.stderr.splitlines()[0]) == (78, "zstor: error: " + said.format_map({**words, "listen": listen}))

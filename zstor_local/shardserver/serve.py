@@ -106,7 +106,8 @@ def check(settings: Settings) -> None:
     """ServerFault where the settings do not go together."""
     if not settings.trust:
         raise ServerFault("nobody is trusted", "give --trust FILE with what `zstor shard trust` prints, as often as there are stores")
-    host = None if settings.listen.startswith("unix:") else _host_and_port(settings.listen)[0]
+    named = settings.listen.startswith("unix:") and settings.listen != "unix:"  # without a path any user could reach it
+    host = None if named else _host_and_port(settings.listen)[0]
     if host is not None and settings.tls_certificate is None and not settings.plaintext and not _is_loopback(host):
         raise ServerFault(
             f"{settings.listen} can be reached from other machines, and tokens would go there in the clear",
@@ -152,7 +153,7 @@ def _is_loopback(host: str) -> bool:
 def _host_and_port(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
+    if not host or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
         raise ServerFault(f"{listen} is no place to listen on", "give HOST:PORT or unix:/PATH")
     return host, int(port)
 
