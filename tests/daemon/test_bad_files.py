@@ -611,6 +611,16 @@ def test_a_read_that_fails_leaves_a_files_offset_where_it_was(objects: None, cli
         assert os.lseek(memory, 0, os.SEEK_CUR) == 4
 
 
+def test_a_file_whose_offset_has_no_room_behind_it(objects: None, client: Client) -> None:
+    with ExitStack() as opened:
+        memory = os.memfd_create("test")
+        opened.callback(close, memory)
+        os.lseek(memory, (1 << 63) - 2, os.SEEK_SET)
+        for method in ("object.read_file", "object.read_stream"):
+            assert client.refusal(method, key="large", fd=0, fds=[memory]) == "io_error"
+        assert os.lseek(memory, 0, os.SEEK_CUR) == (1 << 63) - 2
+
+
 def test_memory_files_are_files(objects: None, client: Client) -> None:
     with ExitStack() as opened:
         memory = os.memfd_create("test", os.MFD_ALLOW_SEALING)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
 
 from tests.lacking import lacking
-from zstor_local.errors import AlreadyExists
+from tests.troubled_files import TroubledFiles, troubled_runtime
+from zstor_local.errors import AlreadyExists, NoSpace
+from zstor_local.rpc.methods.handover import Handover
+from zstor_local.runtime import Buffer
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.protected import Protected
+from zstor_local.store.reading import Range
 from zstor_local.system import RealClientFiles, RealFiles
 
 
@@ -20,6 +29,22 @@ class OldFileSystem(RealClientFiles):
 
     def open_unnamed(self, directory: str) -> int | None:
         return None
+
+
+class NearlyFull(RealFiles):
+    """On its disk there is room for so many bytes more, behind what the daemon wrote first; `others` do something when it is full."""
+
+    def __init__(self, left: int, others: Callable[[], object] = lambda: None) -> None:
+        self._left = left
+        self._others = others
+
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        if not self._left:
+            self._others()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = super().writev(fd, [memoryview(buffers[0])[: self._left]])
+        self._left -= count
+        return count
 
 
 class Random:
@@ -36,14 +61,17 @@ def paths(request: pytest.FixtureRequest) -> Iterator[Paths]:
 
 def write(paths: Paths, path: Path, data: bytes, mode: Mode) -> list[str]:
     """Write a file as a read does; returns what lay in its directory meanwhile."""
-    with paths.destination(str(path), None, mode, sync=True) as fd:
-        os.write(fd, data)
-        return sorted(name.name for name in path.parent.iterdir())
+    with paths.destination(str(path), None, mode, sync=True) as destination:
+        os.write(destination.fd, data)
+        meanwhile = sorted(name.name for name in path.parent.iterdir())
+        destination.finish()
+    return meanwhile
 
 
 def fill(paths: Paths, path: Path, mode: Mode, work: Callable[[int], object]) -> None:
-    with paths.destination(str(path), None, mode, sync=False) as fd:
-        work(fd)
+    with paths.destination(str(path), None, mode, sync=False) as destination:
+        work(destination.fd)
+        destination.finish()
 
 
 def test_while_it_is_written_nothing_lies_there(tmp_path: Path) -> None:
@@ -74,6 +102,71 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(paths: Paths, tmp
     with pytest.raises(KeyError):
         fill(paths, tmp_path / "f", "truncate", half)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"old")]
+
+
+def test_what_a_full_disk_took_of_an_appended_object_goes_again(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    target.write_bytes(b"old")
+    paths = Paths(NearlyFull(3), RealClientFiles(), Random(), Protected(directories=[], files=[]), [])
+    with pytest.raises(NoSpace):
+        write(paths, target, b"new bytes", "append")
+    assert target.read_bytes() == b"old"
+    paths.close()
+
+
+def test_what_others_appended_behind_it_stays(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    target.write_bytes(b"old")
+
+    def others() -> None:
+        with target.open("ab") as file:
+            file.write(b", theirs")
+
+    files = NearlyFull(3, others)
+    paths = Paths(files, RealClientFiles(), Random(), Protected(directories=[], files=[]), [])
+    with pytest.raises(NoSpace):
+        write(paths, target, b"new bytes", "append")
+    assert target.read_bytes() == b"oldnew, theirs"
+    paths.close()
+
+
+async def test_a_descriptors_disk_that_fails_at_last_is_told_as_the_destinations(paths: Paths, tmp_path: Path) -> None:
+    files = TroubledFiles()
+    files.fail("fsync", lambda path: True, errno.EDQUOT)
+    fd = os.open(tmp_path / "f", os.O_WRONLY | os.O_CREAT)
+    call, objects, stored = (
+        cast(Any, SimpleNamespace(**members))
+        for members in ({"take_fd": lambda index: fd}, {"read_to_file": lambda *_: trio.lowlevel.checkpoint()}, {})
+    )
+    with pytest.raises(NoSpace):
+        await Handover(troubled_runtime(files), paths).to_file(call, objects, stored, Range(0, 3, 256), 0, sync=True)
+
+
+@pytest.mark.parametrize("mode", ["truncate", "append", "exclusive"])
+async def test_while_a_disk_takes_what_was_written_everybody_else_goes_on(tmp_path: Path, mode: Mode) -> None:
+    """It may take minutes to."""
+    main, at_work = threading.current_thread(), set()
+
+    class Slow(TroubledFiles):
+        def fsync(self, fd: int) -> None:
+            at_work.add(threading.current_thread())
+            super().fsync(fd)
+
+        def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+            at_work.add(threading.current_thread())
+            return super().writev(fd, buffers)
+
+    if mode == "append":
+        (tmp_path / "f").write_bytes(b"old ")
+    files = Slow()
+    paths = Paths(files, RealClientFiles(), Random(), Protected(directories=[], files=[]), [])
+    call = cast(Any, SimpleNamespace(peer=SimpleNamespace(mounts=None)))
+    async with Handover(troubled_runtime(files), paths).sink_at(call, str(tmp_path / "f"), mode) as sink:
+        await sink.write([b"new"])
+    assert (tmp_path / "f").read_bytes() == (b"old new" if mode == "append" else b"new")
+    assert at_work
+    assert main not in at_work
+    paths.close()
 
 
 def test_one_that_came_meanwhile_is_not_replaced_by_an_exclusive_one(paths: Paths, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from zstor_local.errors import AlreadyExists, IoError, PathRefused, ZstorError, errno_name, errno_text
+from zstor_local.errors import AlreadyExists, IoError, NoSpace, PathRefused, ZstorError, errno_name, errno_text
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
 from zstor_local.store.protected import Protected, own_file
+from zstor_local.store.sinks import NO_SPACE
 
 Mode = Literal["truncate", "append", "exclusive"]
 
@@ -35,6 +37,14 @@ class Surroundings(Protocol):
     def advice(self, directory: str, *, write: bool) -> str | None:
         """What to change so that the daemon may use a directory; None where the sandbox is not to blame."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A new file that is written at `fd`. `finish`, which blocks, makes it what is at its path, or appends it there."""
+
+    fd: int
+    finish: Callable[[], None]
 
 
 class Paths:
@@ -86,8 +96,8 @@ class Paths:
             return self.files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
     @contextmanager
-    def destination(self, path: str, mounts: str | None, mode: Mode, *, sync: bool) -> Iterator[int]:
-        """A descriptor to write an object to. Left without an error, the bytes are in the file `path`; else nothing happened to it.
+    def destination(self, path: str, mounts: str | None, mode: Mode, *, sync: bool) -> Iterator[Destination]:
+        """Where to write an object for the file `path`. Nothing happens to that before `finish`, nor where `finish` fails.
 
         `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
         replacing a link; `append` writes a new file first and then appends its bytes.
@@ -107,19 +117,22 @@ class Paths:
                     raise AlreadyExists(f"{path} is there already", hint="use mode `truncate` to replace it")
                 unnamed = self.client_files.open_unnamed(beneath)  # so that a killed daemon leaves nothing lying about
                 fd = self.files.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOCTTY, 0o600) if unnamed is None else unnamed
-            try:
-                if existing is not None and existing.is_regular:
-                    self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
-                yield fd
+
+            def finish() -> None:
                 with self._errors(path, write=True):
                     if mode == "append" and existing is not None:
                         self._append(fd, target, path, sync=sync)
-                    else:
-                        if sync:
-                            self.files.fsync(fd)
-                        self._put_in_place(unnamed, part, target, path, mode)
-                        if sync:
-                            sync_directory(self.files, beneath)
+                        return
+                    if sync:
+                        self.files.fsync(fd)
+                    self._put_in_place(unnamed, part, target, path, mode)
+                    if sync:
+                        sync_directory(self.files, beneath)
+
+            try:
+                if existing is not None and existing.is_regular:
+                    self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
+                yield Destination(fd, finish)
             finally:
                 self.files.close(fd)
                 with suppress(FileNotFoundError):
@@ -200,13 +213,14 @@ class Paths:
                 raise PathRefused(f"{path} was replaced meanwhile", hint="name another file")
             if status.links > 1:
                 raise PathRefused(f"{path} has other names (hard links)", hint="append to a file of its own")
-            offset = 0
-            buffer = memoryview(bytearray(1 << 20))
-            while count := self.files.preadv(fd, [buffer], offset):
-                todo = buffer[:count]
-                while todo:
-                    todo = todo[self.files.writev(output, [todo]) :]
-                offset += count
+            appended = 0
+            try:
+                while piece := self.files.pread(fd, 1 << 20, appended):
+                    appended += self.files.writev(output, [piece])
+            except OSError:
+                if self.files.status(output).size == status.size + appended:  # else others have appended behind it
+                    self.files.truncate(output, status.size)
+                raise
             if sync:
                 self.files.fsync(output)
         finally:
@@ -273,6 +287,8 @@ class Paths:
         except ZstorError:
             raise
         except OSError as error:
+            if write and error.errno in NO_SPACE:
+                raise NoSpace(f"{path}: its disk is full", hint="free some room there") from None
             name = errno_name(error)
             directory = directory or posixpath.dirname(path)
             around = self._surroundings if error.errno in _SANDBOXED and path.startswith("/") else None

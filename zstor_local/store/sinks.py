@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
 
-from zstor_local.errors import IoError, NoSpace, ZstorError, errno_name, errno_text
+from zstor_local.errors import IoError, NoSpace, errno_name, errno_text
 from zstor_local.runtime import Buffer, Files, Runtime, write_all
+
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OrderedSink(Protocol):
@@ -40,10 +43,8 @@ class FileSink:
         self._offset = offset
 
     def write_at(self, parts: Sequence[Buffer], position: int) -> None:
-        try:
+        with writing():
             write_all(self._files, self._fd, parts, self._offset + position)
-        except OSError as error:
-            raise write_error(error) from error
 
 
 class AppendSink:
@@ -54,10 +55,8 @@ class AppendSink:
         self._fd = fd
 
     async def write(self, parts: Sequence[Buffer]) -> None:
-        try:
+        with writing():
             await self._runtime.threads.run(self._write, parts)
-        except OSError as error:
-            raise write_error(error) from error
 
     def _write(self, parts: Sequence[Buffer]) -> None:
         for part in parts:
@@ -80,20 +79,25 @@ class PipeSink:
         while todo:
             await self._runtime.readiness.writable(self._fd)
             try:
-                count = self._send(self._fd, todo)
+                with writing():
+                    count = self._send(self._fd, todo)
             except BlockingIOError:
                 continue
-            except OSError as error:
-                raise write_error(error) from error
             while todo and count >= len(todo[0]):
                 count -= len(todo.pop(0))
             if count:
                 todo[0] = todo[0][count:]
 
 
-def write_error(error: OSError) -> ZstorError:
-    """The system's error while writing where the caller wanted it."""
-    name = errno_name(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace("the destination's disk is full", hint="free some room there")
-    return IoError(f"writing to the destination failed: {name} ({errno_text(error)})", errno=name)
+@contextmanager
+def writing() -> Iterator[None]:
+    """The system's errors while writing where the caller wanted it, but for that of what would have to wait."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        name = errno_name(error)
+        if error.errno in NO_SPACE:
+            raise NoSpace("the destination's disk is full", hint="free some room there") from error
+        raise IoError(f"writing to the destination failed: {name} ({errno_text(error)})", errno=name) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
@@ -13,7 +13,7 @@ from zstor_local.runtime import FileStatus, Runtime
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
 from zstor_local.store.reads import Objects
-from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink
+from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink, writing
 from zstor_local.store.sources import FileSource, PipeSource, SocketSource
 from zstor_local.store.stored import Stored
 
@@ -68,8 +68,8 @@ class Handover:
                 with self._closing(self._reopen(fd, os.O_RDONLY)) as own:
                     yield PipeSource(self._runtime, own)
 
-    @contextmanager
-    def sink(self, call: Call, index: int) -> Iterator[OrderedSink]:
+    @asynccontextmanager
+    async def sink(self, call: Call, index: int) -> AsyncIterator[OrderedSink]:
         """A handed-over descriptor to write to in order; a regular file is written from its offset on."""
         fd = call.take_fd(index)
         with self._closing(fd), self._in_order(fd, self._paths.check_output(fd, stream=True)) as sink:
@@ -85,16 +85,18 @@ class Handover:
             with self._closing(self._reopen(fd, os.O_WRONLY)) as own:
                 yield PipeSink(self._runtime, own, self._files.writev)
 
-    @contextmanager
-    def sink_at(self, call: Call, path: str, mode: Mode) -> Iterator[OrderedSink]:
+    @asynccontextmanager
+    async def sink_at(self, call: Call, path: str, mode: Mode) -> AsyncIterator[OrderedSink]:
         """A file of that name to write in order: there whole and durable in the end, or not touched at all."""
-        with self._paths.destination(path, call.peer.mounts, mode, sync=True) as fd:
-            yield AppendSink(self._runtime, fd)
+        with self._paths.destination(path, call.peer.mounts, mode, sync=True) as destination:
+            yield AppendSink(self._runtime, destination.fd)
+            await self._runtime.threads.run(destination.finish)
 
     async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
         """The bytes into the file of that name, whole or not at all."""
-        with self._paths.destination(path, call.peer.mounts, mode, sync=sync) as fd:
-            await objects.read_to_file(stored, FileSink(self._files, fd), part, call)
+        with self._paths.destination(path, call.peer.mounts, mode, sync=sync) as destination:
+            await objects.read_to_file(stored, FileSink(self._files, destination.fd), part, call)
+            await self._runtime.threads.run(destination.finish)
 
     async def to_file(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
         """The bytes into a handed-over regular file, from its offset on; with O_APPEND in order to its end."""
@@ -118,7 +120,8 @@ class Handover:
         if self._files.open_flags(fd) & os.O_APPEND:
             await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
         else:
-            end = self._files.seek(fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
+            with writing():
+                end = self._files.seek(fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
             try:
                 await objects.read_to_file(stored, FileSink(self._files, fd, end - part.length), part, call)
             except BaseException:
@@ -126,7 +129,8 @@ class Handover:
                     self._files.seek(fd, end - part.length, os.SEEK_SET)
                 raise
         if sync:
-            await self._runtime.threads.run(self._files.fsync, fd)
+            with writing():
+                await self._runtime.threads.run(self._files.fsync, fd)
 
     def _reopen(self, fd: int, flags: int) -> int:
         """A pipe once more, for O_NONBLOCK must be ours alone."""

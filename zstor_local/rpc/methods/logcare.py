@@ -159,7 +159,7 @@ def register(registry: Registry, store: Store, paths: Paths, logs: Logs, cas: Ca
         """Write a whole log, pages and content, as one CAR file (CARv1) that any IPFS tool can read."""
         exactly_one(path=path, fd=fd)
         opened = handover.sink(call, fd) if fd is not None else handover.sink_at(call, path or "", mode)
-        with opened as sink:
+        async with opened as sink:
             found = await exporting.export(log, sink, call)
         return {"root": str(found.root), "entries": found.entries, "pages": found.pages, "bytes": found.bytes}
 

@@ -328,7 +328,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
         await room_for(call, much_known(names.find(key, namespace, metadata)))  # and what is wrong with it is told at once
         if fd is not None:
-            with handover.sink(call, fd) as sink:
+            async with handover.sink(call, fd) as sink:
                 return await send(sink, call)
         return streams.read(call, send)
 
