@@ -125,7 +125,7 @@ def _lock(path: str, shown: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise AlreadyServed(f"another daemon serves {shown}") from None
+        raise AlreadyServed(f"another daemon serves {shown}", "use that one: `zstor status` tells how it is") from None
     return fd
 
 

@@ -170,6 +170,9 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["call", "rpc.ping", 'a:="\\ud800"'], "a:= is followed by JSON"),
         (["call", "rpc.ping", "a:=" + "[" * 20_000], "a:= is followed by JSON"),
         (["namespace", "set", "default", "--quota", "much"], "invalid value for '--quota': 'much' is no size"),
+        (["get", "a", "--offset", "1k"], "invalid value for '--offset': '1k' is not a whole number"),
+        (["shard", "serve", "--listen", "unix:s", "--data", "d", "--trust", "f", "--quota", "much"], "'much' is no size"),
+        (["namespace", "join", "zstor1pAABAVCV"], "that is an invitation, not a file with one"),
         (["call", "rpc.ping", "a=1", "a=2"], "a is given twice"),
         (["ls", "--namespace", "No.Dots"], "--namespace: that is not a namespace name"),
         (["ls", "--config", "missing.toml"], "missing.toml: there is no such configuration file"),
@@ -180,6 +183,8 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["ls", "--socket", ""], "an empty name is no file or directory"),
         (["shard", "add", ""], "an empty name is no file or directory"),
         (["shard", "replace", "0", ""], "an empty name is no file or directory"),
+        (["shard", "add", "localhost:7000"], "'localhost:7000' is no URL"),
+        (["shard", "replace", "0", "http+unix:shards.sock"], "of a directory with such a name write ./http+unix:shards.sock"),
         (["shard", "serve", "--listen", "127.0.0.1:x", "--trust", "f", "--data", ""], "an empty name is no directory"),
     ],
 )

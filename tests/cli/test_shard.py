@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.cli.test_end_to_end import done, zstor
+from tests.shardserver.server import Issuer, Server
 from zstor_local.cli.private_daemon import PrivateDaemon
 
 
@@ -55,7 +57,29 @@ def test_a_url_that_is_none_of_a_shard_is_the_callers_mistake(daemon: PrivateDae
     assert "mounted" not in error["data"]["hint"]
 
 
-def test_of_a_server_that_is_not_there_it_is_said_that_none_runs(daemon: PrivateDaemon) -> None:
-    refused = zstor(daemon, "shard", "add", f"http+unix://{daemon.home}/none.sock", "--json")
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("http+unix://{home}/none.sock", ""),
+        ("http://127.0.0.1:1", "; with TLS it is at https://"),
+        ("https://127.0.0.1:1", "; a certificate that it signed itself goes into a file that SSL_CERT_FILE names for the daemon"),
+    ],
+)
+def test_of_a_server_that_is_not_there_it_is_said_what_to_look_at(daemon: PrivateDaemon, url: str, hint: str) -> None:
+    refused = zstor(daemon, "shard", "add", url.format(home=daemon.home), "--json")
     data = json.loads(refused.stderr)["error"]["data"]
-    assert (data["type"], data["retryable"], data["hint"]) == ("unavailable", True, "see whether its server runs there")
+    assert (data["type"], data["retryable"], data["hint"]) == ("unavailable", True, f"see whether its server runs there{hint}")
+
+
+def test_of_a_server_that_trusts_other_stores_it_is_said_how_it_trusts_this_one(daemon: PrivateDaemon, tmp_path: Path) -> None:
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(Issuer().document()))
+    server = Server(tmp_path / "data", [trust], f"unix:{tmp_path}/s")
+    try:
+        refused = zstor(daemon, "shard", "add", server.url)
+    finally:
+        server.stop()
+    assert refused.stderr.decode().splitlines() == [
+        f"zstor: error: {server.url}: the token's issuer is not trusted here",
+        "  hint: start its server with --trust and what `zstor shard trust` prints here",
+    ]

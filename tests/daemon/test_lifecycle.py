@@ -157,7 +157,8 @@ def another(daemon: Daemon, **environment: str) -> Daemon:
 def test_a_second_daemon_on_the_socket_says_so_and_changes_nothing(daemon: Daemon) -> None:
     with another(daemon) as second:
         ended = second.refuses_to_start()
-    assert (ended.status, ended.said) == (IN_USE, f"zstor: error: another daemon serves {daemon.socket}\n")
+    hint = "use that one: `zstor status` tells how it is"
+    assert (ended.status, ended.said) == (IN_USE, f"zstor: error: another daemon serves {daemon.socket}\n  hint: {hint}\n")
 
 
 def test_a_second_daemon_on_the_store_says_so_and_changes_nothing(daemon: Daemon, tmp_path: Path) -> None:

@@ -584,17 +584,17 @@ def test_a_directory_with_something_else_in_it_is_no_place_for_shares(tmp_path: 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     issuer, trust = Issuer(), tmp_path / "trust.json"
     trust.write_text(json.dumps(issuer.document()))
-    command = [sys.executable, "-m", "zstor_local", "shard", "serve", "--listen", f"unix:{tmp_path}/s", "--data", f"{tmp_path}/data"]
+    command = [sys.executable, "-m", "zstor_local", "shard", "serve", "--listen", "unix:s", "--data", "data"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         subprocess.Popen(
-            [*command, "--trust", str(trust)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [*command, "--trust", str(trust)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
         ) as server,
         socket.socket(socket.AF_UNIX) as unfinished,
     ):
         assert server.stdout is not None
         assert server.stderr is not None
-        assert server.stdout.readline() == f"listening on http+unix://{tmp_path}/s\n"
+        assert server.stdout.readline() == f"listening on http+unix://{tmp_path}/s\n"  # a URL to copy, from whatever directory
         unfinished.connect(f"{tmp_path}/s")
         lines = [
             "PUT /v1/trust HTTP/1.1",

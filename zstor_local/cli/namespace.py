@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,7 +13,7 @@ from zstor_local.cli import text
 from zstor_local.cli.client import Json, parameters
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import if_interrupted
-from zstor_local.cli.options import Decorator, Function, Options, as_json, completed, connection, no_progress, pass_options
+from zstor_local.cli.options import Decorator, Function, Options, Size, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
 from zstor_local.counted import counted
 
@@ -25,27 +25,20 @@ if TYPE_CHECKING:
     from zstor_local.rpc.methods.sharing import JoiningKey, NamespaceJoined
 
 
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes: 1048576, 1M, 1MiB."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = _SIZE.match(str(value))
-        if match is None:
-            self.fail(f"{value!r} is no size; write it like 500M, 10GiB or 1048576", param, ctx)
-        return int(match[1]) * _UNITS[match[2].upper()]
-
-
 class Quota(Size):
     """A size, or -1 for `none`, as namespace.set takes it."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         return -1 if value == "none" else super().convert(value, param, ctx)
+
+
+class InvitationFile(click.File):
+    """A file with an invitation; what is given in place of a file's name is often the invitation itself."""
+
+    def convert(self, value: str | os.PathLike[str] | IO[Any], param: click.Parameter | None, ctx: click.Context | None) -> IO[Any]:
+        if isinstance(value, str) and value.startswith("zstor1") and not os.path.lexists(value):
+            raise click.UsageError("that is an invitation, not a file with one: give the file, or - where it comes by a pipe")
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -112,7 +105,7 @@ def set_(options: Options, /, name: str, placement: tuple[str, ...], quota: int 
 def rm(options: Options, name: str, force: bool) -> None:
     """Delete the namespace NAME and everybody's permissions in it.
 
-    With objects in it only with --force, which deletes them for good.
+    With objects in it only with --force, which deletes them for good. One that was joined is only left: its owner keeps it.
     """
     on = if_interrupted("what has begun to be deleted goes on", hint=f"`zstor namespace get {name}` tells whether it is still there")
     with on, options.connect() as client, progress(f"deleting {name}", wanted=not options.no_progress, counted=True) as shown:
@@ -163,7 +156,7 @@ def invite(options: Options, name: str, user: str, public_key: str) -> None:
 
 
 @namespace.command()
-@click.argument("invitation", required=False, metavar="[FILE|-]", type=click.File("r", errors="surrogateescape"))
+@click.argument("invitation", required=False, metavar="[FILE|-]", type=InvitationFile("r", errors="surrogateescape"))
 @click.option("--as", "name", metavar="NAME", help="Its name here.")
 @no_progress
 @as_json

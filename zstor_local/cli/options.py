@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from zstor_local.rpc.methods.daemon import Status
     from zstor_local.store.protected import Protected
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Completed: TypeAlias = Literal["keys", "namespaces", "names", "logs", "contents", "shards", "methods"]
@@ -132,6 +136,18 @@ class _Output(_File):
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
         return "-" if value in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else super().convert(value, param, ctx)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 1048576, 1M, 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.match(str(value))
+        if match is None:
+            self.fail(f"{value!r} is no size; write it like 500M, 10GiB or 1048576", param, ctx)
+        return int(match[1]) * _UNITS[match[2].upper()]
 
 
 FILE: Final = _File(readable=False, allow_dash=True)  # the shells complete it; whether it can be opened is said where it is

@@ -41,6 +41,7 @@ def usage(error: click.UsageError, *, json: bool) -> None:
         error.show()  # the help itself
         return
     message = " ".join(error.format_message().split()).rstrip(".")  # click lists choices in lines of their own
+    message = message.replace("a valid integer range", "a whole number")  # its name of a type for what is none of it
     failure("usage", message[:1].lower() + message[1:], hint=f"{command} --help", json=json)
 
 

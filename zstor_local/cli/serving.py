@@ -7,6 +7,7 @@ import os
 
 import click
 
+from zstor_local.cli.options import Size
 from zstor_local.store.faults import Refused
 
 _REFUSED = 78  # EX_CONFIG of sysexits(3)
@@ -20,7 +21,7 @@ _WORKERS = 40  # worker threads: they wait for disks and compute little
 @click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor shard trust` prints: whose tokens count.")
 @click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
-@click.option("--quota", type=click.IntRange(min=0), metavar="BYTES", help="How much each shard of a store may keep here.")
+@click.option("--quota", type=Size(), metavar="SIZE", help="How much each shard of a store may keep here.")
 @click.option("--plaintext", is_flag=True, help="Listen beyond this machine without TLS: only where the network itself is encrypted.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 def serve(
@@ -39,6 +40,8 @@ def serve(
     """
     if not data:  # a variable that was not set: the present directory was not meant
         raise click.UsageError("--data: an empty name is no directory")
+    if listen.startswith("unix:"):  # what it says that it listens at is a URL to copy, and that has a whole path
+        listen = f"unix:{os.path.abspath(listen.removeprefix('unix:'))}"
     import trio
 
     from zstor_local import process

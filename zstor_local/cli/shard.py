@@ -52,8 +52,9 @@ def add(options: Options, place: str, group: str | None) -> None:
 
     New objects use it at once. A shard that is missing, or being drained, is taken back where its directory is named.
     """
+    params = parameters(url=_url(place), group=group or None)
     with options.connect() as client:
-        added = cast("Shard", client.call("shard.add", parameters(url=_url(place), group=group or None)))
+        added = cast("Shard", client.call("shard.add", params))
     if options.json:
         click.echo(json.dumps(added))
     else:
@@ -128,4 +129,8 @@ def _tell(options: Options, removed: Removed, what: str, where: str) -> None:
 
 
 def _url(place: str) -> str:
-    return place if "://" in place else os.path.abspath(place)
+    if "://" in place:
+        return place
+    if ":" in place.partition("/")[0] and not os.path.lexists(place):  # an address: a directory would be made that has its name
+        raise click.UsageError(f"'{place}' is no URL, as https://HOST:PORT is one; of a directory with such a name write ./{place}")
+    return os.path.abspath(place)

@@ -145,8 +145,7 @@ class Membership:
         except NoPlace as error:
             raise _no_place(str(error)) from None
         except ShardError as error:
-            hint = "see whether its server runs there" if _on_a_server(url) else "see whether it is there, and mounted"
-            raise Unavailable(str(error), hint=hint) from None
+            raise Unavailable(str(error), hint=_what_to_look_at(url, error)) from None
 
     def _free_id(self, record: ShardsRecord) -> str:
         taken = {entry.id for entry in record.shards}
@@ -211,6 +210,17 @@ def _checked(url: str) -> str:
 
 def _on_a_server(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
+
+
+def _what_to_look_at(url: str, error: ShardError) -> str:
+    if not _on_a_server(url):
+        return "see whether it is there, and mounted"
+    if error.code == "unauthenticated":
+        return "start its server with --trust and what `zstor shard trust` prints here"
+    runs = "see whether its server runs there"
+    if url.startswith("https://"):
+        return f"{runs}; a certificate that it signed itself goes into a file that SSL_CERT_FILE names for the daemon"
+    return f"{runs}; with TLS it is at https://" if url.startswith("http://") else runs
 
 
 def _no_place(message: str) -> InvalidParams:

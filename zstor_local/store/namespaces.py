@@ -44,7 +44,7 @@ class Gate:
     def check(self, name: str, *, closing: bool = False) -> None:
         """Conflict if it is being deleted, unless this is a part of that (`closing`); PermissionDenied if it is another user's."""
         if self.read_only:
-            raise PermissionDenied(f"the namespace {name} is another user's: it can be read here", hint="ask its owner to write to it")
+            raise PermissionDenied(f"the namespace {name} is another user's: it can be read here", hint="ask its owner to do it")
         if self.closed and not closing:
             raise Conflict(
                 f"the namespace {name} is being deleted", hint="write to another one, or wait until it is gone", current=None
