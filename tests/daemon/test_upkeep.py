@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.daemon.client import Client
+from tests.daemon.client import Client, error_type
 from tests.daemon.process import Daemon
 
 LARGE = random.Random(3).randbytes(600_000)
@@ -76,6 +77,21 @@ def test_a_scrub_that_is_waited_for_tells_what_it_found(damaged: Client) -> None
     status = damaged.result("daemon.status")
     assert status["scrub"] == told
     assert told["started_epoch"] < told["last_ended_epoch"]
+
+
+def test_who_waits_for_a_scrub_holds_no_stop_up(new_daemon: Daemon) -> None:
+    new_daemon.config_file.parent.mkdir(parents=True)
+    new_daemon.config_file.write_text("[scrub]\nrate = 1048576\n")
+    with new_daemon.start().client() as client, new_daemon.client() as other:
+        for number in range(20):
+            client.write(f"{number}", LARGE)
+        client.request("health.scrub", {"action": "start", "wait": True})
+        while other.result("daemon.status")["scrub"]["state"] != "running":
+            time.sleep(0.01)
+        began = time.monotonic()
+        assert new_daemon.stop() == 0
+        assert time.monotonic() - began < 10
+        assert error_type(client.reply()) == "shutting_down"
 
 
 def test_a_paused_scrub_says_so_and_goes_on(damaged: Client) -> None:

@@ -132,7 +132,8 @@ def register(registry: Registry, store: Store) -> None:
                 break
             found = status.found
             call.progress(status.percent, 100, f"{counted(found.objects, 'object')}, {counted(found.bad_shares, 'bad share')}")
-            await news.wait()
+            with call.long_poll():
+                await news.wait()
         return scrub_view(store.scrub.status())
 
     @registry.method("health.repair_all", errors=CHANGE_ERRORS, long=True)
