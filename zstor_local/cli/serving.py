@@ -40,7 +40,7 @@ def serve(
     """
     if not data:  # a variable that was not set: the present directory was not meant
         raise click.UsageError("--data: an empty name is no directory")
-    if listen.startswith("unix:"):  # what it says that it listens at is a URL to copy, and that has a whole path
+    if listen.startswith("unix:") and listen != "unix:":  # what it says that it listens at is a URL to copy, and that has a whole path
         listen = f"unix:{os.path.abspath(listen.removeprefix('unix:'))}"
     import trio
 
