@@ -496,6 +496,25 @@ def test_what_never_came_to_be_is_found_whatever_could_not_be_read_for_a_while(
     assert lost <= found
 
 
+def test_where_a_log_cannot_be_read_at_its_end_starts_look_at_little_of_it(
+    real: Ground, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all of it for as long as the page is bad."""
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 3 * PAGE)
+    with opened(path) as index:
+        shard = real.new(index=index)
+        while index.progress(0).segment < 10 or index.progress(0).offset < PAGE:
+            append_group(shard, index.progress(0).sequence, index.progress(0).sequence, Random(0))
+        bad = index.progress(0)
+        real.close()
+    real.faults.ruin(real.segment(bad.segment), bad.offset - 1)  # type: ignore[union-attr]
+    for _ in range(2):
+        with opened(path) as index:
+            list(real.open(index=index, writer=None).unsettled())
+            assert index.progress(0).settled_segment >= bad.segment - 1
+            real.close()
+
+
 def ruin_pages(real: Ground, random: Random) -> None:
     for name in real.names(f"{real.root()}/log"):
         for offset in range(0, limits.SEGMENT_BYTES, PAGE):

@@ -40,7 +40,7 @@ class CatchingUp:
         self._segments = segments
         self._index = index
         self._shard = shard
-        self._unread = segments.unread
+        self._unread = 0  # pages, when it began to look behind what is known
         self.ends: list[tuple[int, int]] = []
 
     def run(self) -> Progress:
@@ -55,6 +55,7 @@ class CatchingUp:
                 )
             self._index.forget(self._shard)
             known = Progress()
+        self._unread = self._segments.unread
         for number, header in self._segments.headers(known.segment):
             start = known.offset if number == known.segment else HEADER_BYTES
             known = self._index_segment(number, header, start, known)
