@@ -90,6 +90,14 @@ async def test_what_was_taken_back_makes_room_for_what_was_there_before(rows: Ro
     assert shown(rows) == {"a": 1, "b": 2, "c": 9}
 
 
+async def test_a_key_that_was_replaced_opens_nothing_that_came_later(rows: Rows, store: Store) -> None:
+    """Who has only that could else, with whoever operates a server, make up what other readers see."""
+    keys = NamespaceKeys.of([b"n" * 32, *GOOD.record_keys], [2])
+    store.sealer.foreign[SPACE] = Foreign(GOOD.store_id, keys, limits.SHARD_NUMBERS)
+    assert rows.take(page(written("a", 1), written("b", 2), written("a", 3), void(1, 2, 4))).sealed
+    assert shown(rows) == {"a": 1, "b": 2}
+
+
 async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.take(page(written("a", 1)))
     rows.take(page(written("a", 2)))

@@ -16,9 +16,11 @@ from tests.shardserver.server import Issuer, scanned
 from tests.store.home import Home, get, put
 from zstor_local import limits
 from zstor_local.access import joined_rows
+from zstor_local.access.authority import Token
 from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.invitation import PLACES, Pass, Place, parse_public_key, seal_invitation, seal_letter
 from zstor_local.access.joined import TABLE, Joined
+from zstor_local.access.joined_shard import JoinedShard
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
 from zstor_local.access.spaces import Spaces
@@ -27,7 +29,7 @@ from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, Perm
 from zstor_local.metastore.base import CommitRefused
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import KeyHash, NamespaceId, StoreId, Version
-from zstor_local.model.permission import Rights
+from zstor_local.model.permission import Permission, Rights
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, Tombstone, associated_data
 from zstor_local.network import open_network
@@ -113,6 +115,8 @@ BAD: Mapping[str, Change] = {
     "one number twice": places(Place(0, "one", SOCKET), Place(0, "two", SOCKET)),
     "more places than there are servers": places(*(Place(number, "one", SOCKET) for number in range(PLACES + 1))),
     "name that steers a terminal": places(Place(0, "\x1b[2J", SOCKET)),
+    "namespace that steers a terminal": lambda before: replace(before, namespace="\x1b[2J"),
+    "more ends of keys than keys": lambda before: replace(before, through=(1, 2)),
     "socket with a NUL": places(Place(0, "one", "http+unix:///a\0b")),
 }
 ODD: Mapping[str, Change] = {
@@ -246,6 +250,35 @@ async def test_our_own_authority_signs_nothing_for_somebody_elses_servers(home: 
         assert {*shown} <= {"none"}
 
 
+@pytest.mark.parametrize("way", ["invitation", "letter"])
+async def test_nobody_is_shown_a_token_for_a_namespace_that_its_reader_has_not_named(
+    home: Home, shown: list[str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """An organization's tokens are for all of its servers: whoever wrote the invitation need not even be of it."""
+
+    async def sign(namespace: str, permissions: Sequence[Permission], user: str | None, seconds: int) -> Token:
+        return Token(f"{namespace}.{permissions[0]}", 2**31, ())
+
+    async def letter(self: JoinedShard, before: Pass) -> Pass:
+        return replace(payroll, made=2) if way == "letter" else before
+
+    payroll = replace(GOOD, namespace="payroll", source="authority")
+    async with home.open() as store, reading(store) as bob:
+        monkeypatch.setattr(bob.joining._authority, "kind", "itsyouonline")
+        monkeypatch.setattr(bob.joining._authority, "token", sign)
+        with monkeypatch.context() as patch:
+            patch.setattr(JoinedShard, "letter", letter)
+            with suppress(ZstorError):
+                await bob.join(payroll if way == "invitation" else GOOD, "photos")
+            for shard in bob.joined().shards.values():
+                with pytest.raises(ShardError):
+                    await shard.look()
+        assert "payroll.read" not in shown
+        with suppress(ZstorError):
+            await bob.join(replace(payroll, namespace_id=NamespaceId(b"another id of 16")))
+        assert "payroll.read" in shown  # by the name that it has
+
+
 async def test_a_server_that_sends_the_owners_log_in_circles_is_not_followed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     following = iter([f"1.1.5.{SEGMENT}", f"1.1.4.{SEGMENT}"])
 
@@ -372,9 +405,10 @@ def _refuse(*_: object) -> None:
     raise CommitRefused("the disk is full", no_space=True)
 
 
-def test_what_is_malformed_is_told_by_name() -> None:
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD)
+def test_what_is_malformed_is_told_by_name(change: Change) -> None:
     with pytest.raises(CorruptRecord):
-        Pass.decode(token("\n")(GOOD).encode())
+        Pass.decode(change(GOOD).encode())
 
 
 def test_a_pass_of_before_is_taken_without_what_it_does_not_tell() -> None:
@@ -384,6 +418,24 @@ def test_a_pass_of_before_is_taken_without_what_it_does_not_tell() -> None:
     plain = decode(told.encode())
     del plain[13], plain[14]
     assert Pass.decode(encode(plain)) == GOOD
+
+
+async def test_without_the_permission_the_keys_of_before_are_kept(
+    home: Home, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was heard is still shown, and such a letter has no key but the oldest."""
+    keys = (b"n" * 32, *GOOD.record_keys)
+
+    async def letter(self: JoinedShard, before: Pass) -> Pass:
+        return replace(GOOD, made=3, through=(7,))
+
+    monkeypatch.setattr(JoinedShard, "letter", letter)
+    async with home.open() as store, reading(store) as bob:
+        with suppress(ZstorError):
+            await bob.join(replace(GOOD, made=2, token="good", record_keys=keys, through=(5,)))  # noqa: S106
+        await bob.joined()._read_letters()
+        given = bob.joined().given
+        assert (given.made, given.token, given.record_keys, given.through) == (3, "", keys, (5,))
 
 
 async def test_a_letter_tells_of_another_policy(home: Home, shown: list[str]) -> None:

@@ -10,10 +10,11 @@ import trio
 import trio.testing
 
 from tests.remote.house import CHUNK, housing
+from tests.remote.test_rotating import rotated
 from tests.shardserver.server import LIMIT
 from tests.store.home import put
 from zstor_local.access.builtin import builtin_authority
-from zstor_local.access.invitation import parse_public_key, public_key
+from zstor_local.access.invitation import open_invitation, open_letter, parse_public_key, public_key
 from zstor_local.access.letters import Letters
 from zstor_local.errors import NoSpace
 from zstor_local.model.permission import Rights
@@ -85,3 +86,27 @@ async def test_a_server_that_is_not_there_is_one_that_takes_no_letters(tmp_path:
             assert not await letters.leave()
             house.store.pool.put(Absent(shard.entry, "missing", "it was away at the start"))
             assert await letters.leave()
+
+
+async def test_who_may_read_no_more_is_told_no_newer_keys(tmp_path: Path) -> None:
+    """Anybody may fetch a letter: with whoever operates a server its reader would else go on reading. Others learn them."""
+    async with housing(tmp_path, near=1, servers=0, liar=True, policy=POLICY) as house:
+        with trio.fail_after(LIMIT):
+            store, authority = house.store, builtin_authority(house.store)
+            letters = Letters(store, authority)
+            lie = Path(tmp_path, "liar", "spaces", store.sealer.store_id.hex(), "letters")
+            await put(store, "a", b"1", namespace="photos")
+            privates, passes = {user: os.urandom(32) for user in ("bob", "carol")}, {}
+            for user, private in privates.items():
+                await authority.give("photos", user, Rights.of(["read"]))
+                invitation = await letters.invite("photos", user, parse_public_key(public_key(private)))
+                passes[user] = open_invitation(invitation, private)
+            await authority.remove("photos", "bob", Rights.of(["read"]))
+            await rotated(house)
+            assert not await letters.leave()
+            bodies = {user: Path(lie, given.letter_id.hex()).read_bytes() for user, given in passes.items()}
+            now = {user: open_letter(bodies[user], given, privates[user]) for user, given in passes.items()}
+            ring = store.sealer.ring.record_keys(store.namespaces.get("photos").id)
+            assert (now["bob"].token, now["bob"].record_keys) == ("", passes["bob"].record_keys)
+            assert now["carol"].token
+            assert now["carol"].record_keys == ring != passes["carol"].record_keys

@@ -23,7 +23,7 @@ from zstor_local import limits
 from zstor_local.coding.keys import KEY_BYTES, NamespaceKeys
 from zstor_local.errors import CorruptRecord, InvalidParams
 from zstor_local.model.fields import decode, encode, expect_schema, policy_fields, take, take_list, take_policy, take_sized
-from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId
+from zstor_local.model.ids import ID_BYTES, NamespaceId, StoreId, check_namespace
 from zstor_local.model.policy import Policy
 
 TokenSourceKind = Literal["letters", "authority"]
@@ -50,7 +50,8 @@ class Place:
 @dataclass(frozen=True, slots=True, repr=False)
 class Pass:
     """What a reader needs; repr shows none of it. `record_keys` newest first; `token` is "" once there is no permission any more;
-    `made` in microseconds: of two the later counts. `policy` and `created`: the namespace's, which are only shown.
+    `made` in microseconds: of two the later counts. `policy` and `created`: the namespace's, which are only shown. `through`: the last
+    sequences that the oldest of the keys open, as they were replaced since.
     """
 
     namespace: str
@@ -67,6 +68,7 @@ class Pass:
     made: int
     policy: Policy = field(default_factory=Policy)
     created: int = 0
+    through: tuple[int, ...] = ()
 
     def is_of_one_owner_with(self, other: Pass) -> bool:
         """Whether who wrote one of them has written the other: nobody else but its reader knows the key of the letters."""
@@ -92,6 +94,7 @@ class Pass:
                 12: self.made,
                 13: policy_fields(self.policy),
                 14: self.created,
+                **({15: [*self.through]} if self.through else {}),
             }
         )
 
@@ -102,13 +105,14 @@ class Pass:
             plain = decode(data)
             expect_schema(plain, _SCHEMA)
             record_keys, places = take_list(plain, 5, bytes), take_list(plain, 6, list)
+            through = take_list(plain, 15, int) if 15 in plain else []  # since 0.3
             source, token = take(plain, 7, str), take(plain, 9, str)
-            if not _are_keys(record_keys) or not _are_places(places) or not _TOKEN.match(token):
+            if not _are_keys(record_keys, through) or not _are_places(places) or not _TOKEN.match(token):
                 raise CorruptRecord("a key, a place or the token cannot be one")
             if source not in ("letters", "authority"):
                 raise CorruptRecord("tokens come from elsewhere")
             return cls(
-                namespace=take(plain, 1, str),
+                namespace=check_namespace(take(plain, 1, str)),
                 namespace_id=NamespaceId(take_sized(plain, 2, ID_BYTES)),
                 store_id=StoreId(take_sized(plain, 3, ID_BYTES)),
                 user=take(plain, 4, str),
@@ -122,8 +126,9 @@ class Pass:
                 made=take(plain, 12, int),
                 policy=take_policy(plain, 13) if 13 in plain else Policy(),  # before 0.2
                 created=take(plain, 14, int) if 14 in plain else 0,
+                through=tuple(through),
             )
-        except CorruptRecord as error:
+        except (CorruptRecord, InvalidParams) as error:
             raise CorruptRecord(
                 f"that invitation is not one of this version: {error}", hint="use the newest zstor, or ask for another one"
             ) from None
@@ -144,8 +149,8 @@ def _are_places(places: Sequence[Sequence[Any]]) -> bool:
     return len(numbers) == len(places)
 
 
-def _are_keys(keys: Sequence[bytes]) -> bool:
-    return bool(keys) and all(len(key) == KEY_BYTES for key in keys)
+def _are_keys(keys: Sequence[bytes], through: Sequence[int]) -> bool:
+    return len(keys) >= max(1, len(through)) and all(len(key) == KEY_BYTES for key in keys)
 
 
 def public_key(private: bytes) -> str:

@@ -47,7 +47,7 @@ class Joined:
         self._authority = authority
         self._renewing = trio.Lock()
         self.scope = trio.CancelScope()
-        keys = NamespaceKeys.of(given.record_keys)
+        keys = NamespaceKeys.of(given.record_keys, given.through)
         self.foreign = Foreign(given.store_id, keys, number * limits.SHARD_NUMBERS)
         self.rows = rows.metastore
         self._kept = rows
@@ -99,9 +99,12 @@ class Joined:
 
     async def _renew(self) -> None:
         if self.given.source == "authority":
+            named = self.given.namespace
             if self._authority.kind == "builtin" or self._authority.organization != self.given.organization:
                 # Our own authority's tokens open our own shards: they are nothing for servers that somebody else has named.
                 raise _no_token(f"no authority here gives tokens for {self.name}")
+            if self.name != named:  # or it would be shown one for something of ours, or what our user knows nothing of
+                raise _no_token(f"its servers are shown a token for {named}, and so only where it is joined as {named}")
             try:
                 token = await self._authority.token(self.given.namespace, ["read"], None, TOKEN_SECONDS)
             except ZstorError as error:
@@ -117,6 +120,8 @@ class Joined:
         if newest.made > self.given.made:
             if newest.source == "authority":
                 newest = replace(newest, token=self.given.token)
+            elif not newest.token:  # then it has no keys but the oldest, and what was read before is still shown
+                newest = replace(newest, record_keys=self.given.record_keys, through=self.given.through)
             self.renew(newest)
             try:
                 await self._store.rows.put(TABLE, self.name, newest.encode())
@@ -129,7 +134,7 @@ class Joined:
         if given.record_keys != self.given.record_keys:
             self._read_again()
         self.given = given
-        self.foreign.keys.renew(given.record_keys)
+        self.foreign.keys.renew(given.record_keys, given.through)
         self._open_shards()
         self._describe()
         self._renewed.set()

@@ -141,19 +141,20 @@ class Letters:
     async def _pass(self, namespace: Namespace, user: str, public: bytes) -> Pass:
         """What the user needs to read the namespace now; without a token if there is no permission."""
         sealer = self._store.sealer
+        keys, through = sealer.ring.record_keys(namespace.id), sealer.ring.through
         secret, _ = self._secrets(namespace.id, public)
         token = ""
         if self._authority.kind == "builtin":
             try:
                 token = (await self._authority.token(namespace.name, ["read"], user, TOKEN_SECONDS_MAX)).text
             except (PermissionDenied, NotFound):
-                token = ""
+                keys, through = keys[-1:], through[-1:]  # the one that every reader has had: who may read no more learns no newer one
         return Pass(
             namespace=namespace.name,
             namespace_id=namespace.id,
             store_id=sealer.store_id,
             user=user,
-            record_keys=sealer.ring.record_keys(namespace.id),
+            record_keys=keys,
             places=tuple(self._places()),
             source="letters" if self._authority.kind == "builtin" else "authority",
             organization=self._authority.organization,
@@ -163,6 +164,7 @@ class Letters:
             made=self._store.runtime.clock.now(),
             policy=namespace.policy,
             created=namespace.created,
+            through=tuple(each for each in through if each is not None),
         )
 
     def _places(self) -> Iterator[Place]:

@@ -85,15 +85,16 @@ class NamespaceKeys:
         self._opening: tuple[_RecordKey, ...] = (self._sealing,)
 
     @classmethod
-    def of(cls, record_keys: Sequence[bytes]) -> NamespaceKeys:
-        """The keys of a namespace that opens with several, the newest first."""
+    def of(cls, record_keys: Sequence[bytes], through: Sequence[int] = ()) -> NamespaceKeys:
+        """The keys of a namespace that opens with several: see `renew`."""
         keys = cls(record_keys[0])
-        keys.renew(record_keys)
+        keys.renew(record_keys, through)
         return keys
 
-    def renew(self, record_keys: Sequence[bytes]) -> None:
-        """Open with these from now on, the newest first."""
-        self._set([(key, None) for key in record_keys], 0)
+    def renew(self, record_keys: Sequence[bytes], through: Sequence[int] = ()) -> None:
+        """Open with these from now on, the newest first. `through`: the last sequences that the oldest of them open, in that order."""
+        limits = [*[None] * (len(record_keys) - len(through)), *through]
+        self._set([*zip(record_keys, limits, strict=True)], 0)
 
     def seal_record(self, salt: bytes, associated: bytes, plain: bytes, *, newest: bool = False) -> bytes:
         """salt ‖ AES-256-GCM(plain), bound to `associated`. `salt` is 32 fresh random bytes: it makes a key that seals nothing else.
@@ -169,6 +170,11 @@ class KeyRing:
         them to another user.
         """
         return tuple(self._record_key(master.key, namespace) for master in self._masters)
+
+    @property
+    def through(self) -> tuple[int | None, ...]:
+        """Up to which sequence each master key opens, the newest first; None: any, before it was replaced."""
+        return tuple(master.through for master in self._masters)
 
     def namespace(self, namespace: NamespaceId) -> NamespaceKeys:
         """The keys of one namespace."""
