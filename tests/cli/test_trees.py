@@ -207,6 +207,33 @@ def test_nothing_escapes(daemon: PrivateDaemon) -> None:
     remove(outside)
 
 
+def test_no_link_leads_out_by_way_of_another(daemon: PrivateDaemon) -> None:
+    (daemon.home / "secret").write_bytes(b"theirs")
+    links = {
+        "chain/a": b"d/e/up/../secret",  # made before the link in it
+        "chain/d/e/up": b"../..",
+        "chain/z": b"d/e/up/../secret",  # and after
+        "chain/gone": b"missing/../d",
+        "chain/d/fine": b"../d/e/../e/file",
+    }
+    with client(daemon) as wire:
+        wire.write("chain/d/e/file", b"ours")
+        for key, target in links.items():
+            wire.write(key, target, user={"type": "symlink"})
+    ended = zstor(daemon, "get", "-r", "chain")
+    assert ended.returncode == 1
+    assert ended.stderr.count(b"could lead out of the tree") == 3
+    top = daemon.home / "chain"
+    assert sorted(path.name for path in top.iterdir()) == ["d"]
+    assert (top / "d/fine").read_bytes() == b"ours"
+    assert (top / "d/e/up").resolve() == top.resolve()
+    again = zstor(daemon, "get", "-r", "-f", "--links-outside", "chain")
+    assert again.returncode == 0
+    assert os.readlink(top / "gone") == "missing/../d"
+    remove(top)
+    (daemon.home / "secret").unlink()
+
+
 def test_rm_r_asks_and_takes_no_neighbour(daemon: PrivateDaemon, tree: Path) -> None:
     done(zstor(daemon, "put", "-r", "tree", "gone"))
     for key in ("gone", "gone-not", "go"):

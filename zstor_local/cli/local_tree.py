@@ -173,13 +173,11 @@ class Tree:
                     os.unlink(part, dir_fd=directory)
 
     def link(self, path: str, target: str, mtime: int | None, *, force: bool, outside: bool) -> None:
-        """A symbolic link. PathRefused for one that leads out of the tree, unless `outside`, and for what no link can say."""
+        """A symbolic link; all directories are made before. PathRefused for one that leads out of the tree, unless `outside`."""
         if "\0" in target:
             raise PathRefused(f"{self.shown(path)} would lead to a name with a NUL: there is none such")
-        if not outside and not _inside(path, target):
-            raise PathRefused(
-                f"{self.shown(path)} would lead out of the tree, to {target}", hint="--links-outside makes it all the same"
-            )
+        if not outside:
+            self._check_target(path, target)
         with naming_errors(self.shown(path)), self._parent(path) as (directory, name):
             self._check_free(directory, name, path, force=force)
             part = part_name(name)
@@ -194,6 +192,31 @@ class Tree:
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(part, dir_fd=directory)
+
+    def _check_target(self, path: str, target: str) -> None:
+        """PathRefused unless a link at the path leads to a place below the top, whatever else there is a link or will be one.
+
+        So `..` counts only behind a directory of the tree: behind a link it is the directory above what that one leads to.
+        """
+        hint = "--links-outside makes it all the same"
+        here = path.split("/")[:-1]
+        for part in target.split("/"):
+            if part == ".." and here and not self._is_directory("/".join(here)):
+                what = f"could lead out of the tree, to {target}: {'/'.join(here)!r} is no directory itself"
+                raise PathRefused(f"{self.shown(path)} {what}", hint=hint)
+            if target.startswith("/") or (part == ".." and not here):
+                raise PathRefused(f"{self.shown(path)} would lead out of the tree, to {target}", hint=hint)
+            if part == "..":
+                here.pop()
+            elif part not in ("", "."):
+                here.append(part)
+
+    def _is_directory(self, path: str) -> bool:
+        try:
+            with self._directory(path):
+                return True
+        except (OSError, PathRefused):
+            return False
 
     def settle(self, path: str, mode: int | None, mtime: int | None) -> None:
         """Give a directory its mode and time and make what it holds durable: when nothing more comes into it."""
@@ -263,18 +286,6 @@ def check_path(path: str) -> str:
     if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
         raise PathRefused(f"{path!r} names no place below the directory; it was passed over", hint="`zstor get KEY FILE` gets it alone")
     return path
-
-
-def _inside(path: str, target: str) -> bool:
-    """Whether a link at the path, read as text, stays below the top."""
-    if target.startswith("/"):
-        return False
-    depth = path.count("/")
-    for part in target.split("/"):
-        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
-        if depth < 0:
-            return False
-    return True
 
 
 def _type(mode: int) -> Type | None:
