@@ -10,7 +10,6 @@ from tests.store.test_committer import Gate
 from zstor_local import limits
 from zstor_local.content.names import Names
 from zstor_local.errors import Conflict, InvalidParams, NotFound, TooLarge
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 
 
@@ -164,7 +163,7 @@ async def test_a_rebuild_brings_names_back_with_their_numbers(home: Home) -> Non
             await names.update("kept", value)
         await names.update("gone", b"x")
         await names.delete("gone")
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert report.loss == []
     async with home.open() as store:
         names = use(store)

@@ -30,6 +30,8 @@ from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.engines import METASTORE, SqliteEngines
 from zstor_local.store.opening import open_store
 from zstor_local.store.reading import stretch
+from zstor_local.store.rebuild import rebuild
+from zstor_local.store.rebuild.report import Report
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
@@ -116,6 +118,21 @@ class Home:
 
     def runtime(self) -> Runtime:
         return troubled_runtime(self.files)
+
+    def rebuild(self, *, accept_loss: bool = False) -> Report:
+        """What `zstor rebuild` does to a closed store."""
+        return rebuild(self.runtime(), self.engines, self.config(), accept_loss=accept_loss, progress=lambda what, count: None)
+
+    def fail_commits(self, error: BaseException) -> None:
+        """The metastore raises it in place of every commit, until `heal_commits`."""
+
+        def fail(transaction: Transaction) -> None:
+            raise error
+
+        self.engines.before_commit = fail
+
+    def heal_commits(self) -> None:
+        self.engines.before_commit = lambda transaction: None
 
     def take_away(self, number: int) -> None:
         """The shard's directory is gone, as after an unmount."""

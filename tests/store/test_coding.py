@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.store.home import CHUNK, Home, content, freed, get, put, share_place
 from zstor_local.errors import Busy, Cancelled, IoError, NotEnoughShards, PathRefused
-from zstor_local.metastore.base import CommitRefused, Owed, Transaction
+from zstor_local.metastore.base import CommitRefused, Owed
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
@@ -263,15 +263,11 @@ async def test_a_large_write_that_was_killed_is_freed_by_the_next_start(home: Ho
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put, store, "a", source)
             await source.reached.wait()
-
-            def refuse(transaction: Transaction) -> None:
-                raise CommitRefused("the disk of the metastore is full", no_space=True)
-
-            home.engines.before_commit = refuse
+            home.fail_commits(CommitRefused("the disk of the metastore is full", no_space=True))
             nursery.cancel_scope.cancel()
         assert len(store.metastore.intents()) == 1
     home.files.heal()
-    home.engines.before_commit = lambda transaction: None
+    home.heal_commits()
     assert len(home.share_files()) == 6
     async with home.open() as store:
         await check_nothing_changed(home, store)

@@ -13,7 +13,7 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from tests.store.test_damaged_rows import row, spoil
 from tests.store.test_scrub import scrubbed
 from zstor_local.errors import NotFound
-from zstor_local.metastore.base import CommitRefused, Intent, Transaction
+from zstor_local.metastore.base import CommitRefused, Intent
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
@@ -86,14 +86,10 @@ async def test_of_a_deleted_object_too(home: Home) -> None:
 async def test_small_shares_of_a_write_that_was_voided_are_freed(home: Home) -> None:
     async with home.open() as store:
         await put(store, "other", content(2, 5_000))
-
-        def refuse(transaction: Transaction) -> None:
-            raise CommitRefused("the disk of the metastore is full", no_space=True)
-
-        home.engines.before_commit = refuse
+        home.fail_commits(CommitRefused("the disk of the metastore is full", no_space=True))
         with pytest.raises(Exception, match="full"):
             await put(store, "a", content(1, 10_000))
-        home.engines.before_commit = lambda transaction: None
+        home.heal_commits()
         assert small_shares(store) == 6
         report = await collect(store)
         assert (report.freed, report.kept) == (3, 0)

@@ -298,9 +298,9 @@ async def test_nobody_is_told_that_a_namespace_is_full_with_what_never_came_to_b
         await store.namespaces.change("default", lambda record: replace(record, quota=1_000))
         changes = [writing("a", content(1, 800)), writing("b", content(2, 300))]
         refused = CommitRefused("another process holds the metastore", no_space=False)
-        outcomes = await together(home, store, changes, while_waiting=lambda: fail_with(home, refused))
+        outcomes = await together(home, store, changes, while_waiting=lambda: home.fail_commits(refused))
         assert codes(outcomes) == ["io_error", "conflict"]
-        heal(home)
+        home.heal_commits()
         assert codes(await together(home, store, changes)) == ["ok", "no_space"]
 
 
@@ -347,17 +347,6 @@ async def test_more_sequences_are_reserved_before_they_run_out(home: Home, monke
 # --- A metastore that fails ---
 
 
-def fail_with(home: Home, error: BaseException) -> None:
-    def fail(transaction: Transaction) -> None:
-        raise error
-
-    home.engines.before_commit = fail
-
-
-def heal(home: Home) -> None:
-    home.engines.before_commit = lambda transaction: None
-
-
 async def test_when_the_metastore_fails_nobody_knows_and_reads_go_on(home: Home) -> None:
     async with opened(home) as store:
         old = await put(store, "a", content(1, 10_000))
@@ -365,14 +354,14 @@ async def test_when_the_metastore_fails_nobody_knows_and_reads_go_on(home: Home)
             home,
             store,
             [writing("a", b"new"), writing("b", b"new")],
-            while_waiting=lambda: fail_with(home, CommitUnknown("the metastore failed: SQLITE_IOERR_FSYNC")),
+            while_waiting=lambda: home.fail_commits(CommitUnknown("the metastore failed: SQLITE_IOERR_FSYNC")),
         )
         assert codes(outcomes) == ["outcome_unknown"] * 2
         for outcome in outcomes:
             assert isinstance(outcome.error, OutcomeUnknown)
             assert len(str(outcome.error.data["version"])) == 32
         assert store.health == "failed"
-        heal(home)  # the disk is well again: that must not count
+        home.heal_commits()  # the disk is well again: that must not count
         for attempt in (put(store, "c", b""), put(store, "c", content(1, 700_000)), delete(store, "a")):
             with pytest.raises(Unavailable, match="SQLITE_IOERR_FSYNC") as refused:
                 await attempt
@@ -401,7 +390,7 @@ async def test_a_large_write_whose_commit_is_in_doubt_keeps_its_shares_for_the_n
         with pytest.raises(OutcomeUnknown) as caught:
             await put(store, "a", content(1, 700_000))
         assert len(home.share_files()) == 3
-    heal(home)
+    home.heal_commits()
     async with home.open() as store:
         assert (await get_version(store, "a")).hex() == caught.value.data["version"]
         assert await get(store, "a") == content(1, 700_000)
@@ -418,7 +407,7 @@ async def test_a_large_write_that_was_in_doubt_and_did_not_happen_is_freed_by_th
         with pytest.raises(OutcomeUnknown):
             await put(store, "a", content(1, 700_000))
         assert len(home.share_files()) == 3
-    heal(home)
+    home.heal_commits()
     async with home.open() as store:
         with pytest.raises(NotFound):
             await get(store, "a")
@@ -432,10 +421,10 @@ async def test_a_large_write_that_was_in_doubt_and_did_not_happen_is_freed_by_th
 async def test_a_refused_transaction_is_voided_and_later_ones_work(home: Home, no_space: bool, wanted: type[ZstorError]) -> None:
     async with opened(home) as store:
         old = await put(store, "a", b"old")
-        fail_with(home, CommitRefused("no", no_space=no_space))
+        home.fail_commits(CommitRefused("no", no_space=no_space))
         with pytest.raises(wanted):
             await put(store, "a", b"refused")
-        heal(home)
+        home.heal_commits()
         assert await get(store, "a") == b"old"
         voided = set()
         for found in store.pool.opened()[0].scan():
@@ -453,10 +442,10 @@ async def test_a_refused_transaction_is_voided_and_later_ones_work(home: Home, n
 async def test_a_fault_of_ours_in_a_commit_stops_writes_and_not_reads(home: Home) -> None:
     async with opened(home) as store:
         await put(store, "a", b"old")
-        fail_with(home, RuntimeError("a bug"))
+        home.fail_commits(RuntimeError("a bug"))
         with pytest.raises(OutcomeUnknown):
             await put(store, "a", b"new")
-        heal(home)
+        home.heal_commits()
         with pytest.raises(Unavailable, match="RuntimeError"):
             await put(store, "b", b"new")
         assert await get(store, "a") == b"old"
@@ -470,7 +459,7 @@ class BrokenOff(BaseException):
 async def test_a_commit_that_breaks_off_without_an_error_ends_the_store_and_leaves_nobody_waiting(home: Home) -> None:
     async def write() -> None:
         async with opened(home) as store:
-            fail_with(home, BrokenOff())
+            home.fail_commits(BrokenOff())
             with pytest.raises(OutcomeUnknown):
                 await put(store, "a", b"new")
             with pytest.raises(ShuttingDown):

@@ -22,7 +22,7 @@ from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, nam
 from tests.store.test_renaming import copy
 from zstor_local import limits
 from zstor_local.errors import IoError, NoSpace, NotFound
-from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
+from zstor_local.metastore.base import CommitRefused, Garbage
 from zstor_local.model.ids import KeyHash, ShareId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
@@ -37,7 +37,6 @@ from zstor_local.store.engines import INDEX
 from zstor_local.store.pace import Spend, unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.reading import stretch
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_void
 
@@ -130,7 +129,7 @@ async def test_deleted_objects_leave_nothing_and_do_not_come_back(home: Home) ->
         assert [entries(store, number, Kind.OBJECT) for number in range(3)] == [1, 1, 1]
         assert entries(store, 0, Kind.VOID) <= 2
         assert await keys(store) == ["kept"]
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert (report.objects, report.deleted) == (1, 0)
     async with home.open() as store:
         assert await get(store, "kept") == b"kept"
@@ -157,22 +156,18 @@ async def test_voids_go_once_every_log_has_heard_of_what_they_void(home: Home, t
 
 async def test_what_was_refused_is_void_wherever_compaction_puts_it(home: Home) -> None:
     """It stays, as nothing later of its key came, and with it what says that it never came to be."""
-
-    def refuse(transaction: Transaction) -> None:
-        raise CommitRefused("refused", no_space=False)
-
     async with home.open() as store:
         await put(store, "a", b"old")
-        home.engines.before_commit = refuse
+        home.fail_commits(CommitRefused("refused", no_space=False))
         with pytest.raises(IoError):
             await put(store, "a", b"new")
-        home.engines.before_commit = lambda transaction: None
+        home.heal_commits()
         for turn in range(10):
             await put(store, "often", content(turn, 4_000))
         await freed(store)
     async with home.open() as store:
         assert await compact(store) == 3
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await get(store, "a") == b"old"
 
@@ -214,7 +209,7 @@ async def test_while_a_shard_is_owed_something_tombstones_stay_and_bury(home: Ho
     async with home.open() as store:
         assert entries(store, 0, Kind.TOMBSTONE) == 30
     home.bring_back(2)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert (report.objects, report.deleted) == (1, 30)
 
 
@@ -234,7 +229,7 @@ async def test_while_a_shard_is_owed_a_deletion_it_buries_the_versions_before_th
         async with home.open() as store:
             await compact(store, 0.001)
     home.bring_back(2)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert report.objects == 0
 
 
@@ -257,7 +252,7 @@ async def test_a_log_that_never_heard_of_a_newer_record_gets_it_in_place_of_the_
             assert newest
         for key in range(6):
             assert await get(store, f"{key}") == content(29, 4_000)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert report.objects == 6
 
 
@@ -356,7 +351,7 @@ async def test_what_says_that_an_object_is_gone_stays_as_long_as_its_entry_lies_
     (Path(home.store) / INDEX).unlink()
     async with home.open() as store:
         assert small_shares(store) == 3 * 6
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await keys(store) == ["1", "2", "3", "4", "5", "often"]
 
@@ -372,7 +367,7 @@ async def test_a_deleted_key_stays_deleted_where_a_copy_needs_its_share(home: Ho
         await freed(store)
     async with home.open() as store:
         assert await compact(store) == 3
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await keys(store) == ["b", "often"]
         assert await get(store, "b") == content(1, 4_000)
@@ -390,7 +385,7 @@ async def test_a_row_that_was_deleted_stays_so_when_an_older_copy_of_a_shard_is_
         assert await compact(store) > 0
     shutil.rmtree(home.root(2))
     (home.path / "older").rename(home.root(2))
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert store.rows.get("table", "gone") is None
 
@@ -529,7 +524,7 @@ async def test_what_is_to_be_freed_leaves_a_log_that_has_no_room_to_say_so(home:
         assert small_shares(store) == 3 * 10
         assert await keys(store) == sorted(f"{key}" for key in range(50, 60))
     home.metastore.unlink()
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await keys(store) == sorted(f"{key}" for key in range(50, 60))
         for key in range(50, 60):
@@ -606,7 +601,7 @@ async def compacted_in_several_lives(home: Home) -> None:
             await store.mending.mend()
             await freed(store)
             await compact(store, 0.5)
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -664,7 +659,7 @@ async def test_a_deletion_at_the_end_of_a_log_buries_after_a_restart_too(wanderi
         pass
     for number in (3, 4, 5):
         wandering.take_away(number)
-    report = rebuild(wandering.runtime(), wandering.engines, wandering.config(), accept_loss=True, progress=lambda what, count: None)
+    report = wandering.rebuild(accept_loss=True)
     assert (report.unreadable, report.older) == (["a"], [])
 
 

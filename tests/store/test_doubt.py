@@ -21,7 +21,6 @@ from zstor_local.store.change import Decision
 from zstor_local.store.coding import Coded
 from zstor_local.store.edits import Edits
 from zstor_local.store.pace import unpaced
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 
@@ -48,7 +47,7 @@ async def rebuilt(home: Home) -> None:
     """The metastore is lost and made anew from the shards."""
     for file in Path(home.store).glob("metastore.sqlite*"):
         file.unlink()
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
 
 
 async def test_after_an_outage_in_the_middle_of_a_commit_writes_go_on_when_the_shards_are_back(home: Home) -> None:

@@ -13,7 +13,6 @@ from tests.store.test_presence import voided
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.shards.directory import DirectoryShard
-from zstor_local.store.rebuild import rebuild
 
 FALSE = 0  # the number of the shard that is taken for a server's
 
@@ -69,7 +68,7 @@ async def test_a_server_that_makes_up_a_record_has_nothing_voided_that_was_commi
         await home.return_to(store, FALSE)
         assert stored.envelope.sequence not in voided(store, FALSE)
     home.metastore.unlink()
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await get(store, "a") == b"acknowledged"
 
@@ -113,7 +112,7 @@ async def test_a_rebuild_takes_nothing_from_a_server_that_does_not_open(home: Ho
 
     monkeypatch.setattr(DirectoryShard, "records", lie)
     home.metastore.unlink()
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+    report = home.rebuild(accept_loss=True)
     assert report.objects == 5
     monkeypatch.setattr(DirectoryShard, "records", records)
     async with home.open() as store:

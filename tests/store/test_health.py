@@ -44,7 +44,6 @@ from zstor_local.store.health import Health
 from zstor_local.store.later import Later
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.several import SEVERAL
 from zstor_local.store.store import Store
@@ -487,7 +486,7 @@ async def test_a_copy_that_was_deleted_while_a_shard_was_away_does_not_come_back
         async with home.open() as store:
             await mended(store)
             await store.compaction.compact(unpaced, least=0.001)
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await keys(store) == ["a"]
         assert await get(store, "a") == content(1, 10_000)

@@ -35,7 +35,6 @@ from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.draining import Drain, _Cursor
 from zstor_local.store.health import Health, Repaired
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -86,7 +85,7 @@ async def test_an_added_shard_is_used_at_once_and_knows_the_store(home: Home) ->
         await check_objects(store)
     for number in (1, 2):
         home.take_away(number)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+    report = home.rebuild(accept_loss=True)
     assert (report.seen, report.unseen) == (["0", "3"], ["1", "2"])  # the new one is found by the list, and holds copies of it
     assert report.older == []
 
@@ -294,7 +293,7 @@ async def test_what_is_written_to_fewer_shards_than_it_has_shares_is_read_and_ma
         assert store.metastore.debts_count() == 0
     for file in Path(home.store).glob("metastore.sqlite*"):
         file.unlink()
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert (report.objects, report.loss) == (len(OBJECTS), [])
 
 
@@ -603,7 +602,7 @@ async def test_a_replaced_disk_that_comes_back_is_not_taken_for_the_new_one(home
         assert store.pool.states() == dict.fromkeys("012", "ok")
         with pytest.raises(NotFound):
             await get(store, "a")
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert report.objects == 0
     async with home.open() as store:
         assert store.health == "ok"

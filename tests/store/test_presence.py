@@ -25,7 +25,6 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.store import Store
 
 
@@ -67,7 +66,7 @@ async def test_a_shard_that_missed_a_delete_brings_nothing_back(home: Home) -> N
         await home.return_to(store, 3)
         await store.mending.mend()
         await freed(store)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert (report.objects, report.deleted) == (0, 1)
     async with home.open() as store:
         with pytest.raises(NotFound):
@@ -140,7 +139,7 @@ async def test_a_shard_that_was_away_when_an_older_copy_of_the_store_was_put_bac
             assert store.pool.state(number) == "failed"
             assert "the metastore is an older copy" in store.pool.reason(number)
     home.metastore.unlink()
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert [await get(store, key) for key in "abcd"] == [b"1", b"later", b"later", b"later"]
 
@@ -223,7 +222,7 @@ async def test_what_never_came_to_be_is_voided_before_a_returning_shard_is_writt
     """The shard has the records of a group that was refused, and went away before it could be told so."""
 
     def refuse(transaction: Transaction) -> None:
-        home.engines.before_commit = lambda transaction: None
+        home.heal_commits()
         home.take_away(3)
         raise CommitRefused("refused", no_space=False)
 
@@ -264,7 +263,7 @@ async def test_what_was_refused_does_not_come_back_when_what_came_after_it_is_fo
             await store.mending.mend()
             await freed(store)
             await store.compaction.compact(unpaced, least=0.001)
-    rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    home.rebuild()
     async with home.open() as store:
         assert await keys(store) == []
 

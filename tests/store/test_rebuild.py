@@ -197,7 +197,7 @@ async def test_a_bad_sector_of_a_log_keeps_nothing_from_coming_back(home: Home) 
         place = share_place(store, stored, 1)
     lose_metastore(home)
     home.files.ruin(str(place.path), place.offset)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert (report.objects, report.loss) == (20, [])
     async with home.open() as store:
         for key in range(20):
@@ -213,8 +213,8 @@ async def test_a_shard_that_fails_while_it_is_read_counts_as_not_seen(home: Home
     lose_metastore(home, index=False)
     home.files.ruin(str(place.path), 4_096, place.offset)  # the index knows all that lies there, so it is opened
     with pytest.raises(StoreFault, match=f"not seen: shard {shard}"):
-        rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+        home.rebuild()
+    report = home.rebuild(accept_loss=True)
     assert (report.objects, report.unseen, report.unreadable) == (100, [str(shard)], [])
 
 

@@ -140,11 +140,7 @@ async def test_the_new_words_alone_bring_everything_back_elsewhere(home: Home, t
 async def test_a_rebuild_in_the_middle_of_a_rotation_finds_old_and_new_records(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         await fill(store)
-        with monkeypatch.context() as patch:
-            patch.setattr(store.rotation, "_renew", _break_off)
-            job, _ = await store.rotation.rotate()
-            while job.running:
-                await job.news().wait()
+        await broken_off(store, monkeypatch)
         await put(store, "new", content(7, 300))
         assert store.rotation.pending
     lose_metastore(home)
@@ -155,6 +151,15 @@ async def test_a_rebuild_in_the_middle_of_a_rotation_finds_old_and_new_records(h
             await store.committer.news().wait()
         await check(store)
         assert await get(store, "new") == content(7, 300)
+
+
+async def broken_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation whose job has ended before it sealed any record anew."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store.rotation, "_renew", _break_off)
+        job, _ = await store.rotation.rotate()
+        while job.running:
+            await job.news().wait()
 
 
 async def _break_off(*args: object) -> None:
@@ -215,14 +220,10 @@ async def test_a_rotation_that_the_metastore_refuses_never_happened(home: Home) 
     async with home.open() as store:
         await fill(store)
         key = key_of(home)
-
-        def refuse(transaction: Transaction) -> None:
-            raise CommitRefused("full", no_space=True)
-
-        home.engines.before_commit = refuse
+        home.fail_commits(CommitRefused("full", no_space=True))
         with pytest.raises(NoSpace):
             await store.rotation.rotate()
-        home.engines.before_commit = lambda transaction: None
+        home.heal_commits()
         assert key_of(home) == key
         assert not home.key_file.with_name(home.key_file.name + NEXT).exists()
         await put(store, "after", b"1")
@@ -273,7 +274,7 @@ async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_star
             await job.news().wait()
         assert isinstance(job.error, Unavailable)
         await check(store)
-    home.engines.before_commit = lambda transaction: None
+    home.heal_commits()
     async with home.open() as store:
         while store.rotation.pending:
             await store.committer.news().wait()
@@ -284,11 +285,7 @@ async def test_a_rotation_that_nothing_follows_any_more_goes_on_at_the_next_star
 async def test_a_store_that_is_only_read_does_not_go_on_when_a_shard_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         await fill(store)
-        with monkeypatch.context() as patch:
-            patch.setattr(store.rotation, "_renew", _break_off)
-            job, _ = await store.rotation.rotate()
-            while job.running:
-                await job.news().wait()
+        await broken_off(store, monkeypatch)
     home.copy_metastore(home.path / "copy")
     async with home.open() as store:
         while store.rotation.pending:

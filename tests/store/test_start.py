@@ -17,7 +17,7 @@ import pytest
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, get, put
 from zstor_local.errors import CorruptRecord, NotFound, Unavailable
-from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.metastore.base import CommitRefused
 from zstor_local.model.ids import StoreId
 from zstor_local.model.masterkey import MasterKey
 from zstor_local.model.policy import Policy
@@ -357,17 +357,13 @@ async def test_a_shard_that_a_later_daemon_wrote_makes_the_store_read_only(home:
 
 async def test_a_store_that_cannot_begin_its_life_is_only_read(home: Home) -> None:
     await made(home)
-
-    def full(transaction: Transaction) -> None:
-        raise CommitRefused("the disk of the metastore is full", no_space=True)
-
-    home.engines.before_commit = full
+    home.fail_commits(CommitRefused("the disk of the metastore is full", no_space=True))
     async with home.open() as store:
         assert store.health == "readonly"
         assert await get(store, "b") == content(2, 700_000)
         with pytest.raises(Unavailable, match="full"):
             await put(store, "a", b"new")
-    home.engines.before_commit = lambda transaction: None
+    home.heal_commits()
     await check(home)
 
 

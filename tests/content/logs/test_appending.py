@@ -18,7 +18,6 @@ from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, 
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
 from zstor_local.formats.remotelog import ENCODINGS, Encoding, parse_page
-from zstor_local.store.rebuild import rebuild
 from zstor_local.store.sources import BytesSource
 
 
@@ -279,7 +278,7 @@ async def test_a_rebuild_brings_logs_back(home: Home, tmp_path: Path) -> None:
         await ground.create(page_size=3, embed_last=1, encoding="json")
         await ground.append_all(texts(8))
         await ground.scrub(2)
-    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = home.rebuild()
     assert report.loss == []
     async with opened(home) as ground:
         assert await ground.contents() == [text(1), None, *texts(8, 3)]

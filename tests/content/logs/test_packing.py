@@ -126,12 +126,18 @@ async def test_an_empty_log_comes_back(home: Home, other: Home, tmp_path: Path) 
         assert (await ground.logs.open("empty")).record.policy.page_size == 7
 
 
-async def test_a_later_file_brings_what_came_since_and_an_older_one_nothing(home: Home, other: Home, tmp_path: Path) -> None:
+async def two_exports(home: Home, last: int) -> tuple[bytes, bytes]:
+    """Of a log of ten entries, and of the same log with those up to `last`."""
     async with opened(home) as ground:
         await history(ground)
         older, _ = await export(ground)
-        await ground.append_all(texts(16, 11))
+        await ground.append_all(texts(last, 11))
         newer, _ = await export(ground)
+    return older, newer
+
+
+async def test_a_later_file_brings_what_came_since_and_an_older_one_nothing(home: Home, other: Home, tmp_path: Path) -> None:
+    older, newer = await two_exports(home, 16)
     async with opened(other) as ground:
         await load(ground, older, tmp_path / "a.car")
         imported = await load(ground, newer, tmp_path / "a.car")
@@ -146,11 +152,7 @@ async def test_a_later_file_brings_what_came_since_and_an_older_one_nothing(home
 
 
 async def test_a_log_that_went_another_way_is_not_overwritten(home: Home, other: Home, tmp_path: Path) -> None:
-    async with opened(home) as ground:
-        await history(ground)
-        older, _ = await export(ground)
-        await ground.append_all(texts(12, 11))
-        newer, _ = await export(ground)
+    older, newer = await two_exports(home, 12)
     async with opened(other) as ground:
         await load(ground, older, tmp_path / "a.car")
         await ground.append(b"another eleventh")
@@ -170,9 +172,7 @@ async def test_what_was_scrubbed_does_not_come_back_by_an_import(home: Home, tmp
         await ground.scrub(2)
         assert (await load(ground, older, tmp_path / "a.car")).state == "unchanged"
         await ground.append(text(11))
-        newer, _ = await export(ground)
         assert (await ground.contents())[1] is None
-    del newer
 
 
 async def test_an_import_that_was_broken_off_goes_on_where_it_was(
