@@ -16,6 +16,7 @@ from tests.rpc.test_connection import Gate
 from zstor_local import limits
 from zstor_local.rpc.call import Call, Peer
 from zstor_local.rpc.server import peer_of
+from zstor_local.system import RealClientFiles
 
 
 async def test_another_user_is_refused(world: World) -> None:
@@ -61,6 +62,20 @@ async def test_what_the_peer_sees_is_asked_once_as_it_connects(world: World) -> 
     async with world.serving(), world.client() as client:
         assert [await client.result("test.mounts") for _ in range(2)] == ["mnt:[1]"] * 2
     assert asked == [os.getpid()]
+
+
+async def test_a_peer_of_another_pid_namespace_is_one_of_which_nobody_can_tell(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel names no process for it, and what it sees is other than what we see."""
+
+    async def mounts(call: Call, /) -> str | None:
+        """What is known of the client."""
+        return call.peer.mounts
+
+    monkeypatch.setattr("zstor_local.rpc.server.peer_of", lambda _: Peer(0, os.geteuid()))
+    world.mounts_of = RealClientFiles().mount_namespace
+    world.registry.method("test.mounts")(mounts)
+    async with world.serving(), world.client() as client:
+        assert await client.result("test.mounts") == ""
 
 
 async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,8 +121,7 @@ class Server:
             with trio.move_on_after(_LAST_REPLIES_SECONDS), suppress(trio.BrokenResourceError):  # it may have gone already
                 await stream.send_all(error_reply(None, refusal) + b"\n")
             return
-        if peer.pid > 0:  # 0: of another pid namespace
-            peer = replace(peer, mounts=self._mounts_of(peer.pid))
+        peer = replace(peer, mounts=self._mounts_of(peer.pid))  # of 0, in a pid namespace that we do not see, nobody can tell
         connection = ClientConnection(stream.socket, peer, self.dispatcher, self._cork)
         self._connections.add(connection)
         if self._stopped.is_set():
