@@ -364,6 +364,14 @@ def test_control_characters_of_a_key_never_reach_a_terminal(serve: Serve, monkey
     assert terminal.getvalue() == "a\\x1b]0;x\\x07\\nb ü\n"
 
 
+def test_nor_do_those_of_who_keeps_a_content(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    serve(lambda request: {"entries": 1, "gone": [], "kept": [{"id": "bafy", "owners": ["\x1b[2J", "b"]}], "remains": "its hash"})
+    assert main(["log", "scrub", "1"]) == 0
+    assert "kept: bafy, for \\x1b[2J, b\n" in terminal.getvalue()
+
+
 def test_stat_shows_the_object(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     serve(lambda request: {"metadata": METADATA})
     assert main(["stat", "notes.txt"]) == 0

@@ -228,7 +228,8 @@ def scrub(options: Options, seq: int, last_seq: int | None, log: str) -> None:
     gone, kept = cast("list[str]", found["gone"]), cast("list[dict[str, Json]]", found["kept"])
     click.echo(f"scrubbed {_count(cast(int, found['entries']))}, {counted(len(gone), 'content')} gone")
     for each in kept:
-        click.echo(f"kept: {each['id']}, for {', '.join(cast('list[str]', each['owners'])) or 'nobody, until it is collected'}")
+        owners = text.shown(", ".join(cast("list[str]", each["owners"])))
+        click.echo(f"kept: {each['id']}, for {owners or 'nobody, until it is collected'}")
     click.echo(f"what remains: {found['remains']}")
 
 
