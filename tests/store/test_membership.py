@@ -6,6 +6,7 @@ import errno
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from zstor_local.errors import (
     NotEnoughShards,
     NotFound,
     OutcomeUnknown,
+    ShuttingDown,
     Unavailable,
 )
 from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Transaction
@@ -470,6 +472,23 @@ async def drained(store: Store, number: int) -> None:
     job = store.departures.job_of(number)
     while job is not None and job.running:
         await job.news().wait()
+
+
+class Stopping(Nobody):
+    """A call of a daemon that was told to stop."""
+
+    def long_poll(self) -> AbstractContextManager[None]:
+        raise ShuttingDown("stopping", hint="")
+
+
+async def test_a_drain_that_somebody_waits_for_holds_no_stop_up(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        with pytest.raises(ShuttingDown):
+            await store.membership.remove("1", Stopping())
+        await drained(store, 1)  # all the same
+        assert "1" not in store.pool.states()
 
 
 async def test_a_shard_that_is_being_drained_can_be_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -22,6 +23,14 @@ class Caller(Protocol):
         ...
 
 
+class Follower(Caller, Protocol):
+    """One that may wait for what goes on without it."""
+
+    def long_poll(self) -> AbstractContextManager[None]:
+        """Around the waiting, which a stop of the daemon ends: ShuttingDown."""
+        ...
+
+
 class Nobody:
     """A caller that wants nothing and never goes away."""
 
@@ -34,3 +43,6 @@ class Nobody:
 
     def begin_commit(self) -> None:
         pass
+
+    def long_poll(self) -> AbstractContextManager[None]:
+        return nullcontext()

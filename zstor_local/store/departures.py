@@ -12,7 +12,7 @@ import trio
 from zstor_local.errors import Busy, Conflict, ShuttingDown
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
-from zstor_local.store.caller import Caller
+from zstor_local.store.caller import Follower
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
 from zstor_local.store.draining import Drain, Drained
@@ -73,14 +73,15 @@ class Departures:
         while job.running:
             await job.news().wait()
 
-    async def follow(self, job: Job, entry: ShardEntry, caller: Caller) -> Removed:
+    async def follow(self, job: Job, entry: ShardEntry, caller: Follower) -> Removed:
         """Wait for a drain's end, with its progress."""
         while True:
             news = job.news()
             if not job.running:
                 break
             caller.progress(int(job.done), None if job.total is None else int(job.total))
-            await news.wait()
+            with caller.long_poll():
+                await news.wait()
         if job.error is not None:
             raise job.error
         if not isinstance(job.result, dict):

@@ -26,7 +26,7 @@ from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.shards.base import NoPlace, ShardError
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import Identified
-from zstor_local.store.caller import Caller
+from zstor_local.store.caller import Follower
 from zstor_local.store.change import Decision
 from zstor_local.store.core import Core
 from zstor_local.store.departures import Departures, Removed
@@ -154,7 +154,7 @@ class Membership:
 
     # --- Replace and remove ---
 
-    async def replace(self, shard: str, url: str | None, caller: Caller) -> Removed:
+    async def replace(self, shard: str, url: str | None, caller: Follower) -> Removed:
         """Give a shard's id to a new, empty place, and make there or elsewhere all that the old one holds. Without a url the new place
         is where the old one was. What was begun goes on without its caller, and after a restart.
         """
@@ -172,7 +172,7 @@ class Membership:
             job = self._departures.last_job_of(entry.number) if old is None else self._departures.start(old)
         return replace(await self._departures.follow(job, old or entry, caller), shard=shard)
 
-    async def remove(self, shard: str, caller: Caller, *, force: bool = False) -> Removed:
+    async def remove(self, shard: str, caller: Follower, *, force: bool = False) -> Removed:
         """Move all that a shard holds to others, then forget it. What was begun goes on without its caller, and after a restart.
 
         With `force` it is forgotten at once, and what it held is made anew as far as there is room: NotEnoughShards, naming them, if

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypedDict
 
-from zstor_local.errors import AlreadyExists, Conflict, NotFound
+from zstor_local.errors import AlreadyExists, Busy, Conflict, NotFound, ShuttingDown
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.daemon import ShardView, shard_views
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS
@@ -55,7 +55,7 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
         await told()
         return next(view for view in shard_views(store) if view["id"] == added.id)
 
-    @registry.method("shard.replace", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
+    @registry.method("shard.replace", errors=[NotFound, Conflict, Busy, ShuttingDown, *COMMIT_ERRORS], long=True)
     async def replace(
         call: Call, /, shard: ShardId, url: Annotated[str, "the new, empty place; where the old one was, if left out"] | None = None
     ) -> RemovedView:
@@ -67,7 +67,7 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
         await told()
         return _view(replaced)
 
-    @registry.method("shard.remove", errors=[NotFound, Conflict, *COMMIT_ERRORS], long=True)
+    @registry.method("shard.remove", errors=[NotFound, Conflict, Busy, ShuttingDown, *COMMIT_ERRORS], long=True)
     async def remove(
         call: Call,
         /,
