@@ -134,6 +134,11 @@ def test_where_the_service_is_installed_that_is_what_starts_it(
         assert "\n  hint: start its service:  systemctl --user start zstor.socket" in output(capsys)[1]
     assert main(["ls", "--socket", usual]) == 2
     assert f"hint: start it in another terminal:  zstor --socket {usual} daemon\n" in output(capsys)[1]
+    drop_in = directory / f"{units.SOCKET}.d" / units.DROP_IN
+    for text, place in ((drop_in.read_text() + "SocketMode=0600\n", socket), ("", usual)):
+        drop_in.write_text(text)
+        assert main(["ls", "--socket", place]) == 2
+        assert "\n  hint: start its service:  systemctl --user start zstor.socket" in output(capsys)[1]
 
 
 def test_an_error_answer_is_exit_code_1_with_its_hint(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,9 +40,11 @@ def installed_socket(environment: Mapping[str, str]) -> str | None:
     directory = unit_directory(environment)
     if not (directory / SOCKET).exists():
         return None
+    places = [_usual_socket(environment)]
     with suppress(OSError, UnicodeDecodeError):
-        return (directory / f"{SOCKET}.d" / DROP_IN).read_text().splitlines()[-1].removeprefix(_LISTEN).replace("%%", "%")
-    return _usual_socket(environment)
+        lines = (directory / f"{SOCKET}.d" / DROP_IN).read_text().splitlines()
+        places += [line.removeprefix(_LISTEN).replace("%%", "%") for line in lines if line.startswith(_LISTEN)]
+    return places[-1]
 
 
 def drop_ins(config: Config, environment: Mapping[str, str], *, flags: Sequence[str], strict: bool) -> dict[str, str]:
