@@ -54,6 +54,7 @@ EXIT_STATUS: Final = [
     ("3", "usage"),
     ("75, 78", "zstor daemon: another one runs; configuration, key or store at fault"),
     ("130", "interrupted"),
+    ("141", "nobody reads the output any more, as in  zstor ls | head -1"),
 ]
 ENVIRONMENT: Final = [
     ("ZSTOR_CONFIG, ZSTOR_SOCKET", "as --config and --socket, which win"),

@@ -83,7 +83,8 @@ def test_an_archive_through_pipes(daemon: PrivateDaemon) -> None:
 def test_a_reader_that_has_enough_is_nothing_to_tell(daemon: PrivateDaemon) -> None:
     data = random.Random(0).randbytes(4 * MEBIBYTE)  # more than a pipe holds
     done(zstor(daemon, "put", "-", "large", stdin=data))
-    assert shell(daemon, "{ zstor get large - || true; } | head -c 10") == data[:10]  # and not a word on stderr
+    assert shell(daemon, "{ zstor get large - || echo $? > code; } | head -c 10") == data[:10]  # and not a word on stderr
+    assert (daemon.home / "code").read_text() == "141\n"
 
 
 def test_redirected_files_are_used_from_where_they_stand(daemon: PrivateDaemon) -> None:

@@ -88,7 +88,26 @@ def test_a_reader_that_has_enough_hears_nothing_from_any_command(filled: Private
         os.close(reader)
         with open(writer, "wb", buffering=0) as unread:
             ended = zstor(filled, *arguments, stdout=unread)
-        assert (ended.returncode, [line for line in ended.stderr.splitlines() if b"warning" not in line]) == (1, []), arguments
+        assert (ended.returncode, [line for line in ended.stderr.splitlines() if b"warning" not in line]) == (141, []), arguments
+
+
+def test_a_reader_of_both_outputs_that_has_enough_hears_nothing_either(filled: PrivateDaemon) -> None:
+    for arguments in (["ls"], ["stat", "missing"], ["nonsense"], ["--help"], ["status"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb", buffering=0) as unread:
+            ended = subprocess.run(
+                [*ZSTOR, *arguments], stdout=unread, stderr=unread, cwd=filled.home, env=filled.environment, check=False
+            )
+        assert ended.returncode == 141, arguments
+
+
+def test_a_follower_whose_reader_has_enough_ends(filled: PrivateDaemon) -> None:
+    for arguments in (["log", "follow", "--since", "0"], ["ns", "watch", "name"], ["node", "receive", "--follow"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb", buffering=0) as unread:
+            assert zstor(filled, *arguments, stdout=unread).returncode == 141, arguments
 
 
 def test_a_closed_standard_output_is_an_error_and_never_somebody_elses_socket(filled: PrivateDaemon) -> None:

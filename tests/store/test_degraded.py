@@ -199,6 +199,7 @@ async def test_full_disks_are_told_as_such(home: Home) -> None:
         with pytest.raises(NoSpace) as caught:
             await put(store, "a", content(2, 700_000))
         assert caught.value.data["shard"] == "0"
+        assert "`zstor rm`" in str(caught.value.hint)
         assert await get(store, "a") == content(1, 700_000)
         assert await delete(store, "a") == 0
         await freed(store)
@@ -210,8 +211,9 @@ async def test_a_full_metastore_is_told_as_such_and_later_writes_work(home: Home
         await put(store, "a", b"1")
         writer = store.metastore._writer  # type: ignore[attr-defined]
         writer.execute(f"pragma max_page_count={writer.execute('pragma page_count').fetchone()[0]}")
-        with pytest.raises(NoSpace):
+        with pytest.raises(NoSpace) as caught:
             await put(store, "new", b"2", WriteOptions(user={"note": "x" * 16_000}))
+        assert "`zstor rm`" in str(caught.value.hint)
         assert await get(store, "a") == b"1"
         writer.execute("pragma max_page_count=100000")
         await put(store, "a", b"2")

@@ -84,7 +84,7 @@ def standard_output() -> Iterator[Handover]:
             yield handover
     except IoError as error:
         if error.data.get("errno") == "EPIPE":
-            raise SystemExit(1) from None
+            raise BrokenPipeError from None
         raise
 
 

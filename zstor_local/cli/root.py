@@ -1,13 +1,14 @@
 """The group of commands, what runs before and after each, and the exit codes.
 
-Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage, 130 interrupted; `zstor daemon` adds 75 and 78.
+Exit codes are a promise: 0 done, 1 an error was answered, 2 no daemon, 3 usage, 130 interrupted, 141 nobody reads the output any more;
+`zstor daemon` adds 75 and 78.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,7 @@ DONE: Final = 0
 REFUSED: Final = 1
 NO_DAEMON: Final = 2
 USAGE: Final = 3
+UNREAD: Final = 128 + signal.SIGPIPE  # what a shell says of `ls | head -1`, and its pipefail; every command ends so, without a word
 
 # Each command's module, imported when the command is used: `zstor get` need not know how to draw a status.
 COMMANDS: Final = {
@@ -130,9 +132,15 @@ class Commands(click.Group):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        with stdio.told_unread():  # --help
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
-            with ungrouped():
+            with ungrouped(), stdio.told_unread():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None  # click would put an empty line before the error
@@ -163,8 +171,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     stdio.settle()
     given = list(sys.argv[1:] if arguments is None else arguments)
     json = "--json" in given[: given.index("--")] if "--" in given else "--json" in given
-    with click.Context(zstor, color=stdio.UNTOUCHED):  # what is reported after the command's own context, too
-        return _run(given, json=json)
+    try:
+        with click.Context(zstor, color=stdio.UNTOUCHED):  # what is reported after the command's own context, too
+            return _run(given, json=json)
+    except (stdio.Unread, BrokenPipeError):
+        stdio.give_up()
+        return UNREAD
 
 
 def _run(given: list[str], *, json: bool) -> int:
@@ -200,10 +212,10 @@ def _run(given: list[str], *, json: bool) -> int:
         _end_line(json=json)
         report.error(Interrupted("interrupted"), json=json)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        failed = stdio.failed(error)
-        if error.errno != errno.EPIPE:  # else whoever reads has enough
-            report.error(failed, json=json)
+        report.error(stdio.failed(error), json=json)
         return REFUSED
     if code == INTERRUPTED:
         _end_line(json=json)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Final
 
 import click
@@ -50,10 +51,40 @@ def styled(text: str, stream: IO[str], *, fg: str | None = None, bold: bool | No
 
 def failed(error: OSError) -> IoError:
     """What the system says against the output as a typed error. What could not be written is given up."""
+    _give_up(sys.stdout)
+    where = str(error.filename) if error.filename else "the output"
+    return IoError(f"{where}: {errno_text(error)}", errno=errno_name(error))
+
+
+class Unread(Exception):
+    """Whoever read the output has enough."""
+
+
+@contextmanager
+def told_unread() -> Iterator[None]:
+    """Unread for a closed pipe, of which click and rich make an exit by code 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise Unread from None
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise Unread from None
+        raise
+
+
+def give_up() -> None:
+    """Nobody reads: what was not written goes nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
+            continue
+        _give_up(stream)
+
+
+def _give_up(stream: IO[str]) -> None:
     with suppress(OSError, ValueError):
-        fd = sys.stdout.fileno()
+        fd = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, fd)  # else the interpreter tries again at its end, and complains in its own words
         os.close(nowhere)
-    where = str(error.filename) if error.filename else "the output"
-    return IoError(f"{where}: {errno_text(error)}", errno=errno_name(error))

@@ -368,5 +368,6 @@ def in_doubt_on_shards(version: Version | None) -> OutcomeUnknown:
 
 def _refused(error: CommitRefused) -> ZstorError:
     if error.no_space:
-        return NoSpace("the disk of the metastore is full; nothing changed", hint="free some room on the disk of the store")
+        hint = "delete something (`zstor rm`), or free room on the disk of the store"
+        return NoSpace("the disk of the metastore is full; nothing changed", hint=hint)
     return IoError(f"{error}; nothing changed", hint="try again", retryable=True)

@@ -16,7 +16,7 @@ def not_enough_shards(durable: int, quorum: int, failed: Mapping[str, ShardError
         which = "shard" if len(full) == 1 else "shards"
         return NoSpace(
             f"{which} {', '.join(full)} full: {durable} of the {quorum} shards a write needs could take it",
-            hint="free some room on the disk, or add a shard",
+            hint="delete something (`zstor rm`), free room on the disk, or add a shard (`zstor shard add`)",
             shard=full[0],
             shards=shards,
         )
