@@ -240,6 +240,33 @@ def test_large_shares_are_freed_on_a_full_disk(real: Ground) -> None:
         shard.open_share(SHARE, small=False)
 
 
+def test_what_was_freed_is_not_said_to_be_gone_before_that_lasts(real: Ground) -> None:
+    """A later sync says nothing of what one that failed was to sync: the share would be back after a power loss, to stay for ever."""
+    shard = real.new()
+    write_share(shard, SHARE, [b"large"])
+    shard.free([SHARE], small=False)
+    real.faults.fail("fsync", lambda path: path.endswith(f"/shares/{SHARE.version.hex()[:2]}"), errno.EIO)
+    for _ in range(2):
+        with pytest.raises(ShardError) as caught:
+            shard.settle(small=False)
+        assert caught.value.state == "failed"
+    shard = real.reopen()
+    shard.free([SHARE], small=False)
+    shard.settle(small=False)
+
+
+def test_a_share_that_cannot_be_freed_keeps_no_room_of_those_behind_it(real: Ground) -> None:
+    shard = real.new()
+    others = [ShareId(version(number), 0) for number in (1, 2)]
+    for share in others:
+        write_share(shard, share, [b"large"])
+    real.faults.fail("unlink", lambda path: others[0].version.hex() in path, errno.EIO, times=None)
+    with pytest.raises(ShardError, match="EIO"):
+        shard.free(others, small=False)
+    assert [shard.has(share, small=False) for share in others] == [True, False]
+    assert shard.check() == "ok"
+
+
 def test_freeing_a_large_share_takes_its_unfinished_file_too(real: Ground) -> None:
     shard = real.new()
     writer = shard.begin(SHARE, NAMESPACE, POLICY)

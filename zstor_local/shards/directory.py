@@ -318,7 +318,7 @@ class DirectoryShard:
         if small:
             self.flush()
             return
-        with self._disk.failing():
+        with self._disk.failing(lasting=True):
             self._disk.must_be_there()
             self._shares.settle()
 

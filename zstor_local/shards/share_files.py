@@ -50,12 +50,19 @@ class ShareFiles:
                     yield share
 
     def unlink(self, shares: Sequence[ShareId]) -> None:
-        """Take shares away, whole or on their way in; `settle` makes it last."""
+        """Take shares away, whole or on their way in, also those behind one that cannot be; `settle` makes it last."""
+        fault: OSError | None = None
         for share in shares:
-            for path in (self.path(share), self.temporary(share)):
-                with suppress(FileNotFoundError):
-                    self._files.unlink(path)
             self._unlinked_in.add(os.path.dirname(self.path(share)))
+            for path in (self.path(share), self.temporary(share)):
+                try:
+                    self._files.unlink(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    fault = fault or error
+        if fault is not None:
+            raise fault
 
     def settle(self) -> None:
         """What was unlinked stays away."""
