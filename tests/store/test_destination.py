@@ -15,7 +15,7 @@ import trio
 
 from tests.lacking import lacking
 from tests.troubled_files import TroubledFiles, troubled_runtime
-from zstor_local.errors import AlreadyExists, NoSpace
+from zstor_local.errors import AlreadyExists, IoError, NoSpace
 from zstor_local.rpc.methods.handover import Handover
 from zstor_local.runtime import Buffer
 from zstor_local.store.paths import Mode, Paths
@@ -127,6 +127,19 @@ def test_what_others_appended_behind_it_stays(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
         write(paths, target, b"new bytes", "append")
     assert target.read_bytes() == b"oldnew, theirs"
+    paths.close()
+
+
+@pytest.mark.parametrize("mode", ["truncate", "exclusive"])
+def test_where_it_cannot_be_put_in_place_everything_is_as_it_was(tmp_path: Path, mode: Mode) -> None:
+    files, target = TroubledFiles(), tmp_path / "f"
+    files.fail("rename", lambda path: True, errno.EIO)
+    if mode == "truncate":
+        target.write_bytes(b"old")
+    paths = Paths(files, OldFileSystem(), Random(), Protected(directories=[], files=[]), [])
+    with pytest.raises(IoError):
+        write(paths, target, b"new", mode)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([b"old"] if mode == "truncate" else [])
     paths.close()
 
 

@@ -196,7 +196,12 @@ class Paths:
             self.client_files.name_it(unnamed, part)
         elif mode == "exclusive":
             self._must_still_be_missing(target, path)
-        self.files.rename(part, target)
+        try:
+            self.files.rename(part, target)
+        except OSError:
+            if mode == "exclusive":
+                self.files.unlink(target)  # the empty one
+            raise
 
     def _must_still_be_missing(self, target: str, path: str) -> None:
         """An empty file of our own takes the name first, so that the rename replaces nothing of anybody else's."""
