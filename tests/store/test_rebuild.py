@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, share_place, share_places
 from tests.store.test_renaming import copy, rename
 from zstor_local.config import Config
 from zstor_local.errors import NotFound
@@ -202,6 +202,23 @@ async def test_a_bad_sector_of_a_log_keeps_nothing_from_coming_back(home: Home) 
     async with home.open() as store:
         for key in range(20):
             assert await get(store, f"{key}") == content(key, 4_000)
+
+
+async def test_what_no_disk_can_read_just_now_is_no_loss_without_a_word(home: Home) -> None:
+    """All shards may lie on one disk. The sequences behind those that were read would be said to have never come to be."""
+    async with home.open() as store:
+        await put(store, "read", content(1, 10_000))
+        places = share_places(store, await put(store, "hidden", content(2, 10_000)))
+    lose_metastore(home)
+    for place in places:
+        home.files.ruin(str(place.path), place.offset + place.length - 1)  # the entry is whole, or not there
+    with pytest.raises(StoreFault, match="cannot read"):
+        rebuild(home.runtime(), home.engines, home.config(), accept_loss=False, progress=lambda what, count: None)
+    report = rebuild(home.runtime(), home.engines, home.config(), accept_loss=True, progress=lambda what, count: None)
+    assert (report.objects, report.unread) == (1, ["0", "1", "2"])
+    home.files.heal()
+    lose_metastore(home)
+    assert rebuilt(home.config()).objects == 2
 
 
 async def test_a_shard_that_fails_while_it_is_read_counts_as_not_seen(home: Home) -> None:

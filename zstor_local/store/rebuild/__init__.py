@@ -122,6 +122,7 @@ class _Rebuild:
         report = self._report
         for entry in listed.shards:
             (report.seen if entry.number in self._shards else report.unseen).append(entry.id)
+        report.unread = [entry.id for entry in listed.shards if self._cannot_be_read_whole(entry.number)]
         numbers = frozenset(entry.number for entry in listed.shards)
         holding = Holding(self._shards, self._index)
         behind = Behind([*self._shards], numbers, self._voids.cover)
@@ -154,6 +155,11 @@ class _Rebuild:
         committed = (shard.newest_committed() for shard in self._shards.values() if shard.on_disk is not None)
         self._highest = max([gathered.highest, *committed, *self._proved(gathered.voids, gathered.highest)])
         return {}
+
+    def _cannot_be_read_whole(self, number: int) -> bool:
+        """Of a server nobody knows."""
+        segments = None if (shard := self._shards.get(number)) is None else shard.segments()
+        return segments is not None and segments.unread() > 0
 
     def _void(self, envelope: Envelope) -> None:
         if envelope.namespace != STORE_WIDE:

@@ -22,6 +22,7 @@ class Report:
     rotated: bool = False  # the master key was replaced, after the one at hand was written
     seen: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # shards whose disks cannot read all of their logs
     unreadable: list[str] = field(default_factory=list)  # keys of which fewer than k shares were found
     older: list[str] = field(default_factory=list)  # keys for which an older version came back, as the newest cannot be read
     ambiguous: list[str] = field(default_factory=list)  # keys with two records of one sequence: that on more shards was taken
@@ -31,6 +32,9 @@ class Report:
         found = []
         if self.unseen:
             found.append(f"not seen: shard {', '.join(self.unseen)}; what only they know is missing, deletes among it")
+        if len(self.unread) > 1 or (self.unread and self.unread == self.seen):  # else another log holds the same
+            shards = ", ".join(self.unread)
+            found.append(f"the disk cannot read all of the log of shard {shards}; what is told only there is missing, deletes among it")
         if self.damaged:
             why = "; the master key was rotated, the newer one opens more" if self.rotated else ""
             found.append(f"{counted(self.damaged, 'log entry holds', 'log entries hold')} a record that does not open{why}")
