@@ -205,6 +205,8 @@ class Calls:
             self._finish(task, begun)
 
     async def _run(self, task: _Task, begun: Awaitable[object] | None = None) -> None:
+        if not task.urgent and self._dispatcher.turns.crowded:
+            await self._dispatcher.turns.next(self)
         await self._finish_in_turn(task, await self._dispatcher.run(task.call, begun))
 
     def _come(self, task: _Task, later: Later[object]) -> None:
@@ -255,9 +257,17 @@ class Calls:
             following.waiting = False
             self._begun_since = True
             self._start(following, _NOT_BEGUN)
+            if self._queue and self._dispatcher.turns.crowded:
+                self._start_soon(self._start_in_turn)
+                return
         self._going_on = False
         if not self._queue:
             self._outbox.on_room = None
+
+    async def _start_in_turn(self) -> None:
+        await self._dispatcher.turns.next(self)
+        self._going_on = False
+        self._start_waiting()
 
     def _word(self, call: Call, identity: Id, outcome: object) -> bytes | None:
         """Word a call's outcome; None for a notification's."""

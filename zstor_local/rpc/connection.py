@@ -29,6 +29,7 @@ from zstor_local.rpc.http import HttpFramer, NoDescriptors
 from zstor_local.rpc.intake import Intake, call_bytes
 from zstor_local.rpc.outbox import Cork, Outbox
 from zstor_local.rpc.strict_json import Json, encode
+from zstor_local.rpc.turns import COSTLY_SECONDS
 from zstor_local.rpc.wire import Wire, wire_of
 
 log = logging.getLogger("zstor.rpc")
@@ -36,7 +37,7 @@ log = logging.getLogger("zstor.rpc")
 _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
 _HANGUP_CHECK_SECONDS: Final = 1.0
-_REQUESTS_IN_A_TURN: Final = 64  # quick calls are answered where they are read: some milliseconds of them, then others have their turn
+_LITTLE_BYTES: Final = 4 * limits.KIB  # that are parsed without waiting for a turn
 
 
 class ClientConnection(Connection):
@@ -59,7 +60,9 @@ class ClientConnection(Connection):
         self._arrivals = Arrivals()
         self._undecided: Ending | None = None
         self._bad_in_a_row = 0
-        self._requests = 0
+        self._now = trio.lowlevel.current_clock().current_time
+        self._turns = dispatcher.turns
+        self._costly = 0  # calls in a row that took long: one may be chance
         self._closing = False
         self._stopping = False
         self._calls = Calls(
@@ -149,6 +152,8 @@ class ClientConnection(Connection):
             data, fds = received
             self._intake.came(len(data))
             self._active = trio.current_time()
+            if len(data) > _LITTLE_BYTES:
+                await self._turns.begin(self._calls, costly=True)
             if len(data) == self._read_size:
                 self._read_size = _READ_BYTES_MAX
             if self._first and (begun := data.lstrip(b"\r\n")):
@@ -283,11 +288,12 @@ class ClientConnection(Connection):
         self._judge(good=good > 0)
 
     async def _request(self, request: Request, answer: Answer, descriptors: Descriptors, size: int) -> None:
-        self._requests += 1
-        if self._requests % _REQUESTS_IN_A_TURN == 0:
-            await trio.lowlevel.cancel_shielded_checkpoint()
         if not self._intake.has_room:
             await self._intake.wait()
+        began = self._now()
+        if began >= self._turns.until or self._costly > 1:
+            await self._turns.begin(self._calls, costly=self._costly > 1)
+            began = self._now()
         call = Call(request.method, self, descriptors, answer.sent)
         try:
             if request.method in CANCELS:
@@ -303,6 +309,7 @@ class ClientConnection(Connection):
             if self._stopping and not urgent:  # urgent ones belong to what runs
                 raise stopping()
             self._calls.admit(call, request.id, answer, urgent=urgent, size=size)
+            self._costly = self._costly + 1 if self._now() - began >= COSTLY_SECONDS else 0
             if urgent:
                 # It takes its first step before the next of its kind comes: messages of a stream keep their order.
                 await trio.lowlevel.cancel_shielded_checkpoint()

@@ -29,6 +29,7 @@ from zstor_local.rpc.detached import JobConnection
 from zstor_local.rpc.library import Left, LibraryRequest, Result, dispatch_request
 from zstor_local.rpc.registry import Method, Registry, explain
 from zstor_local.rpc.strict_json import Json, JsonObject, encode
+from zstor_local.rpc.turns import Turns
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.later import Later
@@ -122,6 +123,7 @@ class Dispatcher:
         self.registry: Final = registry
         self._randomness = randomness
         self._jobs = jobs
+        self.turns: Final = Turns()
         self.inputs: Final = Budget(limits.INPUT_BUDGET_BYTES)
         self.replies: Final = Budget(limits.REPLY_BUDGET_BYTES, patience=limits.PASSED_BY_SECONDS)
         self.batches: Final = Budget(limits.BATCH_BUDGET_BYTES)
