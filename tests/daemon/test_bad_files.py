@@ -429,6 +429,7 @@ WRONG_KINDS: dict[str, Callable[[ExitStack], int]] = {
     "/dev/zero": opened_at("/dev/zero", os.O_RDWR),
     "/dev/full": opened_at("/dev/full", os.O_RDWR),
     "procfs": opened_at("/proc/self/oom_score_adj", os.O_RDWR),
+    "a namespace, which has no offset": opened_at("/proc/self/ns/mnt", os.O_RDONLY),
     "epoll": event_poll,
     "a datagram socket": datagram_socket,
     "a listening socket": listening_socket,

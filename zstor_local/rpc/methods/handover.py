@@ -14,7 +14,7 @@ from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
 from zstor_local.store.reads import Objects
 from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink, writing
-from zstor_local.store.sources import FileSource, PipeSource, SocketSource
+from zstor_local.store.sources import FileSource, PipeSource, SocketSource, read_error
 from zstor_local.store.stored import Stored
 
 
@@ -59,7 +59,10 @@ class Handover:
         with self._closing(fd):
             status = self._paths.check_input(fd, stream=stream)
             if status.is_regular:
-                source = FileSource(self._files, fd, self._files.seek(fd, 0, os.SEEK_CUR))
+                try:
+                    source = FileSource(self._files, fd, self._files.seek(fd, 0, os.SEEK_CUR))
+                except OSError as error:  # a namespace, or secret memory: files by their kind, without bytes to read
+                    raise read_error(error) from None
                 yield source
                 self._files.seek(fd, source.size, os.SEEK_CUR)
             elif stat.S_ISSOCK(status.mode):
