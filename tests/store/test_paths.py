@@ -86,10 +86,11 @@ def test_beside_the_socket_and_the_key_there_may_be_others_files(tmp_path: Path)
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "config").symlink_to(tmp_path / "real")
     beneath = str(tmp_path / "link")
-    config = Config(f"{beneath}/store", f"{beneath}/socket", f"{beneath}/key", file=f"{beneath}/config")
+    twirp = (f"unix:{beneath}/twirp", "127.0.0.1:8001")
+    config = Config(f"{beneath}/store", f"{beneath}/socket", f"{beneath}/key", twirp=twirp, file=f"{beneath}/config")
     own = Protected.of(config, os.path.realpath)
     own.check_new(str(tmp_path / "other"), "other")
-    for name in ("store/f", "key", "key.new", "key.next", "socket", "socket.lock", "config", "real"):
+    for name in ("store/f", "key", "key.new", "key.next", "socket", "socket.lock", "twirp", "twirp.lock", "config", "real"):
         with pytest.raises(PathRefused, match=f"^{name} "):
             own.check_new(str(tmp_path / name), name)
 

@@ -25,12 +25,13 @@ class Protected:
     @classmethod
     def of(cls, config: Config, real: Callable[[str], str], shards: Callable[[], Iterable[str]] = tuple) -> Self:
         """The store, the key, the socket and the configuration. `real` resolves the links in a path (os.path.realpath)."""
-        key, socket = config.master_key_file, config.socket
+        key = config.master_key_file
+        sockets = [config.socket, *(place.removeprefix("unix:") for place in config.twirp if place.startswith("unix:"))]
         roots = [shard.url.removeprefix("file://") for shard in config.shards]
         directories = [config.store, *(root for root in roots if root.startswith("/"))]
         settings = (config.file, config.authority.credentials_file, config.authority.keys_file)
-        keys, sockets = [key, key + UNFINISHED, key + NEXT], [socket, f"{socket}.lock", f"{socket}.new"]
-        files = [*keys, *sockets, f"{config.store}/metastore.sqlite", *filter(None, settings)]
+        keys, ends = [key, key + UNFINISHED, key + NEXT], [f"{socket}{end}" for socket in sockets for end in ("", ".lock", ".new")]
+        files = [*keys, *ends, f"{config.store}/metastore.sqlite", *filter(None, settings)]
         names = [
             posixpath.join(real(posixpath.dirname(file)), posixpath.basename(file)) for file in files
         ]  # whatever these names link to
