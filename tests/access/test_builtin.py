@@ -18,7 +18,7 @@ from zstor_local.access.authority import Revoked
 from zstor_local.access.builtin import BuiltInAuthority
 from zstor_local.access.owner import Owner
 from zstor_local.access.signing_keys import REVOCATIONS_MAX, SigningKeys
-from zstor_local.access.trust import Revocation, parse_trust
+from zstor_local.access.trust import LEEWAY_SECONDS, Revocation, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, Verified, verify, verify_trust
 from zstor_local.errors import InvalidParams, NotFound
 from zstor_local.model.permission import OWNER, Rights
@@ -234,6 +234,19 @@ async def test_revocations_go_when_no_token_that_they_mean_can_run(world: World)
     assert parse_trust(json.dumps(await world.authority.trust())).revoked
     world.clock.seconds += DAY + 60
     assert not parse_trust(json.dumps(await world.authority.trust())).revoked
+
+
+@pytest.mark.parametrize("by", ["user", "jti"])
+async def test_they_stay_as_long_where_tokens_claim_to_be_issued_later(world: World, by: str) -> None:
+    """Each of several in one second has the next token claim a later one, and so expire later."""
+    for _ in range(30):
+        await world.authority.revoke(Revoked(user="bob"))
+    token = (await world.authority.token("photos", ["read"], "bob", DAY)).text
+    told = jwt.decode(token, options={"verify_signature": False})
+    await world.authority.revoke(Revoked(user="bob") if by == "user" else Revoked(jti=told["jti"]))
+    for second in (told["iat"], told["exp"] - 1, told["exp"] + LEEWAY_SECONDS - 1):
+        world.clock.seconds = second
+        assert await world.refused(token)
 
 
 async def test_each_change_makes_the_document_newer(world: World) -> None:

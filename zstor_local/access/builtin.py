@@ -162,11 +162,11 @@ class BuiltInAuthority:
             kid = what.kid
             await self._change_ring(lambda ring: self._able(ring.without_key(kid, now), now))
             return
-        until = now + TOKEN_SECONDS_MAX + LEEWAY_SECONDS + 1
 
         def revoked(ring: SigningKeys) -> SigningKeys:
-            issued = None if what.jti is not None else ring.last_second(what.user, what.namespace, now)
-            return ring.with_revocation(Revocation(until, what.jti, issued, what.user, what.namespace), now)
+            last = ring.last_second(what.user, what.namespace, now)
+            until = last + TOKEN_SECONDS_MAX + LEEWAY_SECONDS + 1
+            return ring.with_revocation(Revocation(until, what.jti, None if what.jti else last, what.user, what.namespace), now)
 
         await self._change_ring(revoked)
 

@@ -52,7 +52,8 @@ class SigningKeys:
         kept = self.pruned(now)
         if len(kept.revoked) < REVOCATIONS_MAX:
             return replace(kept, revoked=(*kept.revoked, revocation))
-        return replace(kept, revoked=(Revocation(revocation.until, issued_until=self.last_second(None, None, now)),))
+        until = max(each.until for each in (*kept.revoked, revocation))
+        return replace(kept, revoked=(Revocation(until, issued_until=self.last_second(None, None, now)),))
 
     def first_second(self, user: str, namespace: str, now: int) -> int:
         """When a new token of the user may claim to be issued: behind the last second that a revocation covers."""
