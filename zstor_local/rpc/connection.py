@@ -37,7 +37,7 @@ log = logging.getLogger("zstor.rpc")
 _READ_BYTES: Final = 64 * limits.KIB
 _READ_BYTES_MAX: Final = 256 * limits.KIB  # about what a Unix socket buffers
 _HANGUP_CHECK_SECONDS: Final = 1.0
-_LITTLE_BYTES: Final = 4 * limits.KIB  # that are parsed without waiting for a turn
+_LITTLE_BYTES: Final = 16 * limits.KIB  # that are parsed without waiting for a turn: small objects too
 
 
 class ClientConnection(Connection):
