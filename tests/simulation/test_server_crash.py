@@ -39,6 +39,12 @@ NOT_NEEDED: Final = {
     "zstor_local.shards.log.Log._sync_new:fsync": "the flush of the first entries makes the header durable with them",
 }
 
+# Which program misses what most do not: it goes first, as a sweep that finds nothing goes on to its end.
+MISSED_BY: Final = {
+    "zstor_local.shardserver.large.LargeShares._publish:fsync_directory#1": "put the first large shares",
+    "zstor_local.shards.log.Log.remove:fsync_directory": "compact what says of shares that they were freed",
+}
+
 
 def test_each_sync_and_rename_is_missed() -> None:
     reached: dict[str, list[Program]] = {}
@@ -49,8 +55,10 @@ def test_each_sync_and_rename_is_missed() -> None:
             if site.rpartition(":")[2].partition("#")[0] in SKIPPABLE:
                 reached.setdefault(site, []).append(program)
     assert len(reached) > 20
+    assert reached.keys() >= MISSED_BY.keys()
     for site, programs in reached.items():
-        assert caught(programs, without(site)), site
+        in_turn = sorted(programs, key=lambda program: program.name != MISSED_BY.get(site))
+        assert caught(in_turn, without(site)), site
 
 
 def caught(programs: Sequence[Program], mutate: Mutate = intact) -> bool:
