@@ -25,6 +25,7 @@ from tests.store.home import CHUNK, Home, content, freed, get, keys, opened_bloc
 from tests.store.test_links import put_list
 from zstor_local import limits
 from zstor_local.errors import NoSpace
+from zstor_local.model.ids import ObjectName
 from zstor_local.rpc.budget import Room
 from zstor_local.rpc.call import Call, Work
 from zstor_local.rpc.connection import ClientConnection
@@ -767,6 +768,36 @@ async def test_much_metadata_is_gathered_when_there_is_room(scene: Scene, peer: 
     await put(scene.store, "a", b"", WriteOptions(references=["meanwhile"]))
     held.give(left)
     assert (await peer.reply(asked))["result"]["metadata"]["references"] == ["meanwhile"]
+    assert budget.left == limits.REPLY_BUDGET_BYTES
+
+
+async def test_a_read_that_waits_for_room_does_not_look_at_the_object_whenever_others_give_some_back(
+    scene: Scene, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of them would, at some milliseconds each."""
+    looks = 0
+    find = scene.store.objects.find
+
+    def counted(name: ObjectName) -> Stored:
+        nonlocal looks
+        looks += 1
+        return find(name)
+
+    monkeypatch.setattr(scene.store.objects, "find", counted)
+    await put(scene.store, "a", b"", WriteOptions(references=MANY[:500]))
+    budget = scene.server.dispatcher.replies
+    held, left = Room(budget, budget.left), budget.left
+    held.hold(left)
+    asked = await peer.send("object.read", key="a")
+    for _ in range(3):
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        held.give(1)
+        held.hold(1)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert looks == 1
+    await put(scene.store, "a", b"", WriteOptions(references=MANY))  # it takes more room than was waited for
+    held.give(left)
+    assert (await peer.reply(asked))["result"]["references"] == MANY
     assert budget.left == limits.REPLY_BUDGET_BYTES
 
 

@@ -256,21 +256,23 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 return {"value_b64": Base64(data), "references": references, "metadata": about}
             return {"value": text_of(data), "references": references, "metadata": about}
 
-        def wanted_room() -> int:
-            stored, part = find()
-            return part.length + much_known(stored)
-
-        async def read_in_turn(*, room: bool) -> Value:
-            while not room:
-                room = await call.reply_room(wanted_room())  # who waits holds nothing
+        async def read_in_turn(room: int, *, taken: bool) -> Value:
+            if not taken:
+                await room_for(call, room)  # who waits holds nothing
             stored, part = find()  # here, where its bytes are read next: so they cannot be freed in between
+            while (more := part.length + much_known(stored)) > room:  # it was replaced meanwhile
+                del stored
+                call.replied()
+                await room_for(call, room := more)
+                stored, part = find()
             with names.still_there(stored, by_metadata=metadata is not None):
                 return value(stored, await objects.read(stored, part))
 
         stored, part = find()
-        room = call.take_reply_room(part.length + much_known(stored))
-        data = objects.read_value(stored, part) if room and metadata is None else None
-        return read_in_turn(room=room) if data is None else value(stored, data)
+        room = part.length + much_known(stored)
+        taken = call.take_reply_room(room)
+        data = objects.read_value(stored, part) if taken and metadata is None else None
+        return read_in_turn(room, taken=taken) if data is None else value(stored, data)
 
     @registry.method("object.read_file", errors=[*READ_ERRORS, *FILE_ERRORS, AlreadyExists], long=True)
     async def read_file(
