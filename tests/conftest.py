@@ -47,10 +47,17 @@ settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
-    """Ctrl-C reaches the tests and the processes that they start also where a shell ignores it for them, as in `make test &`."""
+    """Ctrl-C reaches the tests and the processes that they start also where a shell ignores it for them, as in `make test &`.
+
+    A hangup that `nohup make test` ignores reaches the processes, and the tests go on: what handles a signal stays behind at an exec.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.getsignal(signal.SIGHUP)
+    if hangup is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.fixture(autouse=True)

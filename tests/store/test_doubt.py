@@ -10,6 +10,7 @@ import pytest
 
 from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, put
 from tests.store.test_renaming import rename
+from zstor_local import limits
 from zstor_local.errors import Conflict, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, Kind
@@ -108,8 +109,9 @@ async def test_a_change_of_a_record_alone_is_in_doubt_where_one_log_may_have_it_
         assert await keys(store) == ["b"]
 
 
-async def test_a_full_log_has_room_for_the_void_of_what_it_took(home: Home) -> None:
+async def test_a_full_log_has_room_for_the_void_of_what_it_took(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a rebuild would take what was refused."""
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 1 << 16)
     async with home.open() as store:
         await put(store, "a", content(1, 10_000))
         fail_appends(home, (0, 1, 2, 3), errno.ENOSPC, "allocate")
