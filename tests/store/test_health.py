@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,19 @@ from zstor_local.metastore.base import Debt, Garbage, Owed, Transaction
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
+from zstor_local.runtime import Buffer, Runtime
 from zstor_local.shards.pool import ShardPool
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Committed, Decision
+from zstor_local.store.checking import CHUNKS_AT_ONCE
 from zstor_local.store.health import Health
 from zstor_local.store.later import Later
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.several import SEVERAL
+from zstor_local.store.shares import VersionShares
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 from zstor_local.store.turns import Turns
@@ -520,14 +523,43 @@ async def test_a_chunk_table_in_the_shares_is_made_again_where_the_first_share_g
         lost.unlink()
         files = Remaking.files
 
-        def late(self: Remaking, pool: ShardPool, namespace: NamespaceId, targets: Mapping[int, int]) -> Mapping[int, int]:
+        async def late(
+            self: Remaking, runtime: Runtime, pool: ShardPool, namespace: NamespaceId, targets: Mapping[int, int]
+        ) -> Mapping[int, int]:
             self._shares.close()
             home.take_away(stored.record.placement[self._sources[0]])
-            return files(self, pool, namespace, targets)
+            return await files(self, runtime, pool, namespace, targets)
 
         monkeypatch.setattr(Remaking, "files", late)
         await repair(store, stored)
         assert lost.read_bytes() == before
+
+
+async def test_a_repair_of_a_large_object_ends_when_it_is_cancelled(four_of_six: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = four_of_six
+    async with home.open() as store:
+        chunks = 4 * CHUNKS_AT_ONCE
+        stored = await put(store, "a", content(1, chunks * 256 * KIB))
+        lost = share_place(store, stored, 0).path
+        lost.unlink()
+        scope, fetched = trio.CancelScope(), list[int]()
+        fetch = VersionShares.fetch
+
+        def fetch_and_cancel(self: VersionShares, chunk: int, among: Iterable[int] | None = None) -> dict[int, Buffer]:
+            fetched.append(chunk)
+            if chunk == 1:
+                trio.from_thread.run_sync(scope.cancel)
+            return fetch(self, chunk, among)
+
+        with monkeypatch.context() as patched, scope:
+            patched.setattr(VersionShares, "fetch", fetch_and_cancel)
+            await repair(store, stored)
+        assert scope.cancelled_caught
+        assert fetched == [*range(CHUNKS_AT_ONCE)]  # those of one thread call
+        assert not lost.exists()
+        assert [*lost.parents[2].joinpath(TEMPORARY).iterdir()] == []
+        await repair(store, stored)
+        assert await check(store, stored) == ("optimal", ["ok"] * 6)
 
 
 async def test_nobody_is_owed_a_share_of_a_version_that_is_gone(four_of_six: Home) -> None:

@@ -219,7 +219,7 @@ class Health:
         if record.small:
             made = await self._batches.run(record.placement, partial(remaking.small, targets))
         else:
-            targets = await self._runtime.threads.run(remaking.files, self._pool, space, targets)
+            targets = await remaking.files(self._runtime, self._pool, space, targets)
         if targets and not moved:
             return await self._give_back(stored, targets, made)
         there = {index for index, state in enumerate(checked.states) if state == "ok"} - owed | {*targets}
@@ -266,7 +266,7 @@ class Health:
         own = {index: number for index, number in targets.items() if record.placement[index] == number}
         remaking = Remaking(record, shares, _sources(checked))
         if not record.small:
-            return {*await self._runtime.threads.run(remaking.files, self._pool, namespace.id, own)}
+            return {*await remaking.files(self._runtime, self._pool, namespace.id, own)}
         made = await self._batches.run(record.placement, partial(remaking.small, own))
         entries = {own[index]: [Entry(stored.envelope, index, share)] for index, share in made.items()}
 
