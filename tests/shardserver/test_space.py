@@ -415,6 +415,24 @@ def test_namespaces_whose_descriptions_are_damaged_do_not_take_each_others_share
             assert read(0, 9) == b"%d" % number
 
 
+def test_a_kill_while_a_namespace_gets_another_number_hides_no_share(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That number is its old one where no namespace came later: what was left of its shares in the index passed for all of them."""
+    space = disk.open()
+    space.append(FENCE, 1, Batch([scanned(number, b"share") for number in range(1, 6)]))
+    disk.opened.pop().close()
+    Path(disk.root, "rooms", NAMESPACE.hex(), "about.json").write_bytes(b"")
+    monkeypatch.setattr(log_index, "FLUSH_AT", 3)
+    disk.only_read()
+    shutil.copytree(disk.root, tmp_path / "killed")
+    killed = Space(disk.runtime, str(tmp_path / "killed"))
+    disk.opened.append(killed)
+    for number in range(1, 6):
+        with killed.opened(None, ShareId(version(number), 0), small=True) as (size, read):
+            assert read(0, size) == b"share"
+
+
 def test_no_namespace_is_made_that_the_index_has_no_number_for(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "ROOMS_MAX", 2)
     space = disk.open()
@@ -496,6 +514,23 @@ def test_a_letter_is_replaced_however_many_there_are(disk: Disk, monkeypatch: py
     space.put_letter(one, b"for another day")
     assert refused(lambda: space.put_letter(other, b"one too many")) == "full"
     assert space.letter(one) == b"for another day"
+
+
+def test_a_letter_is_not_kept_before_its_directory_lasts(disk: Disk) -> None:
+    """The first try had no descriptor left to sync where the directory was made; the second one found the directory."""
+    space = disk.open()
+    disk.files.fail("open", lambda path: path == disk.root, errno.EMFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        space.put_letter(b"a letter's 16 id", b"text")
+    synced: list[str] = []
+
+    def seen(path: str) -> bool:
+        synced.append(path)
+        return False
+
+    disk.files.fail("fsync", seen, errno.EIO)
+    space.put_letter(b"a letter's 16 id", b"text")
+    assert disk.root in synced
 
 
 def test_letters_that_their_owner_needs_no_more_make_room_for_others(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from zstor_local.index_file import DAMAGE, IndexFormat, give_up, is_damage, open_index, transaction
@@ -111,9 +112,9 @@ class LogIndex:
     def forget(self, shard: int) -> None:
         """Start a shard's log from the beginning: nothing that was known of it holds. Takes little memory. IndexDamaged.
 
-        What a crash leaves of that is still known with the old progress, which does not match the log any more.
+        What a crash leaves of that is known with a progress that matches no log.
         """
-        known = self.progress(shard)
+        known = replace(self.progress(shard), segment_id=b"")
         for share in self.shares(shard):
             self.record(shard, [(share, None)], known)
             if self.is_due:

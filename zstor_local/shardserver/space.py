@@ -165,7 +165,7 @@ class Space:
         directory = f"{self._root}/{LETTERS}"
         with suppress(FileExistsError):
             self._files.mkdir(directory)
-            self._directories.sync(self._root)
+        self._directories.sync(self._root)  # each time: that it is there says nothing of an earlier sync, which may not have come about
         if not self._has_letter(name) and len(self._files.list(directory)) >= LETTERS_MAX:
             raise Refusal("full", f"{LETTERS_MAX} letters lie here; its owner has to say which of them are needed no more")
         temporary = f"{self._root}/{TEMPORARY}/{LETTERS}.{name.hex()}"
