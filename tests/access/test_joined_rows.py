@@ -98,6 +98,21 @@ async def test_a_key_that_was_replaced_opens_nothing_that_came_later(rows: Rows,
     assert shown(rows) == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("sizes", [[2**64 - 1], [2**53 - 2, 1]])
+async def test_what_claims_more_bytes_than_there_can_be_is_not_taken(rows: Rows, sizes: list[int]) -> None:
+    """It would be counted: no number of the file that keeps it is that large, and none that goes to clients."""
+    rows.take(page(written("a", 1)))
+    records = [replace(SHORTEST, key=f"b{size}", size=size).encode() for size in sizes]
+    hostile = [
+        sealed(Kind.OBJECT, KeyHash(bytes(16)), Version(bytes(16)), sequence, plain) for sequence, plain in enumerate(records, 2)
+    ]
+    with pytest.raises(ShardError, match="more bytes than there can be"):
+        rows.take(page(*hostile))
+    assert shown(rows) == {"a": 1}
+    rows.take(page(written("c", 9)))
+    assert shown(rows) == {"a": 1, "c": 9}
+
+
 async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.take(page(written("a", 1)))
     rows.take(page(written("a", 2)))

@@ -198,6 +198,8 @@ class Rows:
             usage += Usage((after is not None) - (before is not None), _size(after) - _size(before))
             transaction.references_gone += self._references(change.key, before)
             transaction.references += self._references(change.key, after)
+        if self.metastore.usage(self._space).bytes + usage.bytes > limits.SAFE_INTEGER:
+            raise ShardError("failed", "its objects claim more bytes than there can be: no more are kept", untouched=True)
         transaction.usage = {self._space: usage}
         self.metastore.commit(transaction)
         self._place += len(news)
