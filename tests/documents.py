@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -205,10 +205,11 @@ class Reader:
 
     def does(self, block: Block) -> list[tuple[str, list[str]]]:
         """What each command of a session prints; any other block ends well, or it is an AssertionError."""
-        text = _PORT.sub(lambda port: self._ports.setdefault(port[0], _free_port()), block.text)
+        text = _PORT.sub(lambda port: self._port(port[0]), block.text)
         if block.language == "console":
             terminal = self.terminal(block.name)
-            return [(command, self._printed(terminal, command, shown)) for command, shown in block.steps()]
+            typed = [command for command, _ in replace(block, text=text).steps()]
+            return [(command, self._printed(terminal, own, shown)) for own, (command, shown) in zip(typed, block.steps(), strict=True)]
         if block.language == "toml":
             load_config(text=text, file="config.toml", environment={"HOME": "/home/ann"})
         elif block.language in PROGRAMS:
@@ -218,6 +219,13 @@ class Reader:
         elif block.language == "sh":
             self.terminal(block.name).run(text, script=True)
         return []
+
+    def _port(self, shown: str) -> str:
+        """A free one in place of the page's, which stands for it again in what is printed."""
+        if shown not in self._ports:
+            self._ports[shown] = _free_port()
+            self._names[f":{self._ports[shown]}"] = f":{shown}"
+        return self._ports[shown]
 
     def _printed(self, terminal: Terminal, command: str, shown: list[str]) -> list[str]:
         listens = bool(shown) and shown[-1].startswith(_LISTENS[0])
