@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,9 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.namespaces import PERMISSIONS_TABLE, row_name
 from zstor_local.store.removal import BATCH
 from zstor_local.store.renaming import Renaming
+from zstor_local.store.sources import FileSource
 from zstor_local.store.store import Store
+from zstor_local.store.writes import WriteOptions
 
 OTHER = Policy(1, 2, chunk_size=2 * CHUNK, compression="none", padding="padme")
 
@@ -176,6 +179,41 @@ async def test_a_quota_is_filled_to_its_last_byte(home: Home, size: int) -> None
         await freed(store)
         assert len(home.share_files()) == (2 * 3 if size > 100_000 else 0)
         await put(store, "elsewhere", content(5, size))
+
+
+class Endless:
+    """A stream that never ends; tells how much was read of it."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    async def read_into(self, buffer: memoryview) -> int:
+        await trio.lowlevel.checkpoint()
+        self.read += len(buffer)
+        assert self.read < 100 * CHUNK
+        return len(buffer)
+
+
+async def test_what_exceeds_it_is_refused_before_its_bytes_are_moved(home: Home) -> None:
+    async with home.open() as store:
+        await store.namespaces.create("photos", quota=10 * CHUNK)
+        await put(store, "a", content(1, 2 * CHUNK), namespace="photos")
+        for key, most in (("a", 10 * CHUNK), ("b", 8 * CHUNK)):
+            announced, stream = Endless(), Endless()
+            with pytest.raises(NoSpace):
+                await put(store, key, announced, WriteOptions(expected_size=most + 1), namespace="photos")
+            assert announced.read == 0
+            with pytest.raises(NoSpace) as caught:
+                await put(store, key, stream, namespace="photos")
+            assert most < stream.read <= most + CHUNK
+            assert caught.value.data["used_bytes"] == 2 * CHUNK
+            with (home.path / "f").open("wb+") as file:
+                file.truncate(most + 1)
+                home.files.fail("preadv", lambda path: path.endswith("/f"), errno.EIO)
+                with pytest.raises(NoSpace):
+                    await put(store, key, FileSource(home.files, file.fileno()), namespace="photos")
+                home.files.heal()
+        await put(store, "a", content(3, 10 * CHUNK), namespace="photos")
 
 
 async def test_a_copy_counts_too(home: Home) -> None:

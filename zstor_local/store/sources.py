@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,20 +115,29 @@ class SocketSource:
                 raise read_error(error) from error
 
 
-class AnnouncedSource:
-    """A stream whose sender has told its size. Incomplete where more comes: nobody need wait for the end, and there may be none."""
+class CountedSource:
+    """A stream that nobody need wait for the end of, for it may have none: `check` is told how many bytes have come, and may raise."""
 
-    def __init__(self, source: StreamSource, size: int) -> None:
+    def __init__(self, source: StreamSource, check: Callable[[int], None]) -> None:
         self._source = source
-        self._size = size
-        self._left = size
+        self._check = check
+        self._came = 0
 
     async def read_into(self, buffer: memoryview) -> int:
         count = await self._source.read_into(buffer)
-        self._left -= count
-        if self._left < 0:
-            raise Incomplete(f"more than the {self._size} bytes arrived that were announced; nothing was stored", hint="send it again")
+        self._came += count
+        self._check(self._came)
         return count
+
+
+def announced(source: StreamSource, size: int) -> CountedSource:
+    """A stream whose sender has told its size. Incomplete where more comes."""
+
+    def check(came: int) -> None:
+        if came > size:
+            raise Incomplete(f"more than the {size} bytes arrived that were announced; nothing was stored", hint="send it again")
+
+    return CountedSource(source, check)
 
 
 class Piece:

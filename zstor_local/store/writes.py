@@ -40,7 +40,7 @@ from zstor_local.store.links import Previous, follow, unlink
 from zstor_local.store.lost import bury
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.placing import Placing
-from zstor_local.store.sources import AnnouncedSource, BytesSource, FileSource, StreamSource
+from zstor_local.store.sources import BytesSource, CountedSource, FileSource, StreamSource, announced
 from zstor_local.store.stored import Stored, no_key
 from zstor_local.store.stream_budget import StreamBudget, Turn
 from zstor_local.value import value
@@ -89,6 +89,8 @@ class ObjectWriter:
         """Store the bytes as the key's new version; durable when this returns. On any error the old version stays as it was."""
         namespace = await self._namespaces.find_or_create(name.namespace)
         self._look_ahead(namespace, name, options)
+        if namespace.gate.quota is not None:
+            source = self._within_quota(namespace, name, source, options.expected_size or 0)
 
         async def publish(coded: Coded) -> Stored:
             _check_expected(coded, options)
@@ -126,6 +128,20 @@ class ObjectWriter:
         if options.previous is not None:
             follow(self._edits(namespace, self._metastore.get), name.key, options.previous)
 
+    def _within_quota(self, namespace: Namespace, name: ObjectName, source: Source, expected_size: int) -> Source:
+        """Refuse what is too large as soon as that is known; others are in want of the room that a stream without an end would take."""
+        found = self._edits(namespace, self._metastore.get).find(name.key)
+        replaced = 0 if found is None else found.record.size
+
+        def check(size: int) -> None:
+            namespace.gate.check_room(namespace.name, lambda: self._metastore.usage(namespace.id), size - replaced)
+
+        if isinstance(source, BytesSource | FileSource):
+            check(source.size)
+            return source
+        check(expected_size)
+        return CountedSource(source, check)
+
     async def store(
         self,
         namespace: Namespace,
@@ -143,7 +159,7 @@ class ObjectWriter:
         brings more than `expected_size` is not read any further: it may have no end. `kept_bytes`: what the caller holds meanwhile.
         """
         if expected_size is not None and not isinstance(source, (BytesSource, FileSource)):
-            source = AnnouncedSource(source, expected_size)
+            source = announced(source, expected_size)
         if isinstance(source, BytesSource | FileSource) and is_small(source.size, namespace.policy):
             return await self._store_small(namespace, source, publish, watch)
         if isinstance(source, FileSource):
