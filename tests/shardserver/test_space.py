@@ -433,6 +433,20 @@ def test_a_kill_while_a_namespace_gets_another_number_hides_no_share(
             assert read(0, size) == b"share"
 
 
+def test_what_went_with_a_namespace_that_had_got_another_number_is_not_listed(disk: Disk) -> None:
+    """The index has it under the old number too, which nobody knows any more."""
+    space = disk.open()
+    for number in (1, 2):
+        space.append(FENCE, number, Batch([scanned(number, b"share", namespace=namespace(number))]))
+    disk.opened.pop().close()
+    Path(disk.root, "rooms", namespace(1).hex(), "about.json").write_bytes(b"")
+    space = disk.open()
+    names = [share_name(ShareId(version(number), 0)) for number in (1, 2)]
+    assert space.list_small("", 9) == names
+    space.retire(namespace(1))
+    assert space.list_small("", 9) == names[1:]
+
+
 def test_no_namespace_is_made_that_the_index_has_no_number_for(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "ROOMS_MAX", 2)
     space = disk.open()

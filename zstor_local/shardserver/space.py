@@ -341,7 +341,7 @@ class Space:
             names = (
                 name
                 for version, held in self._index.versions(first)
-                for name in sorted({share_name(ShareId(version, index)) for _, index in held})
+                for name in sorted({share_name(ShareId(version, index)) for number, index in held if self.rooms.numbered(number)})
                 if name > after
             )
             return [*islice(names, limit)]
