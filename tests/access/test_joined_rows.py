@@ -113,6 +113,14 @@ async def test_what_claims_more_bytes_than_there_can_be_is_not_taken(rows: Rows,
     assert shown(rows) == {"a": 1, "c": 9}
 
 
+@pytest.mark.parametrize(("first", "last"), [(2**64 - 2, 2**64 - 1), (0, 2**64 - 1), (2**63, 2**63), (-(2**64), 9), (9, 1)])
+async def test_sequences_that_no_record_can_have_are_taken_back_in_vain(rows: Rows, first: int, last: int) -> None:
+    """They are looked for in the file that keeps the records, which knows no such numbers."""
+    rows.take(page(written("a", 1)))
+    rows.take(page(void(first, last, 2), written("b", 3)))
+    assert shown(rows) == {"a": 1, "b": 3}
+
+
 async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.take(page(written("a", 1)))
     rows.take(page(written("a", 2)))

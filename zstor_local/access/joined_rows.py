@@ -32,7 +32,7 @@ from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, K
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.runtime import Files
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.http.wire import BadWire, parse_batch
+from zstor_local.shards.http.wire import COUNT_MAX, BadWire, parse_batch
 from zstor_local.store.store import Store
 from zstor_local.store.stored import open_object, open_void
 from zstor_local.store.voids import Voids
@@ -145,7 +145,7 @@ class Rows:
     def _taken_back(self, told: Mapping[Envelope, VoidRecord | None]) -> Iterator[str]:
         """Learn what these say never came to be. Gives the keys that show some of that."""
         for envelope, void in told.items():
-            if void is None:
+            if void is None or not 0 <= void.first <= void.last <= COUNT_MAX:
                 continue
             if len(self._voids) >= VOIDS_MAX:
                 raise ShardError("failed", f"{VOIDS_MAX} times records were taken back in it: no more are kept", untouched=True)
