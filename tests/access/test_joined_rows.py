@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
+from math import nan
+from typing import Any
 
 import pytest
 
@@ -119,6 +123,18 @@ async def test_sequences_that_no_record_can_have_are_taken_back_in_vain(rows: Ro
     rows.take(page(written("a", 1)))
     rows.take(page(void(first, last, 2), written("b", 3)))
     assert shown(rows) == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"created": 10**5_000}, {"modified": 2**53}, *({"user": {"a": value}} for value in (Decimal(1), re.compile("x"), b"x", nan))],
+    ids=["no number", "a number too large", "a decimal", "a pattern", "bytes", "not a number"],
+)
+async def test_what_no_reply_can_tell_is_no_record(rows: Rows, change: Mapping[str, Any]) -> None:
+    """It would be in the way of all that is listed with it."""
+    plain = replace(SHORTEST, key="a", **change).encode()
+    assert rows.take(page(sealed(Kind.OBJECT, KeyHash(bytes(16)), Version(bytes(16)), 1, plain), written("b", 2))).sealed
+    assert shown(rows) == {"b": 2}
 
 
 async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

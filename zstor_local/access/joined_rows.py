@@ -5,6 +5,7 @@ Whoever sends some without end gets a part of our disk and half of a thread, and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ class Rows:
     def _key(self, envelope: Envelope) -> str:
         if envelope.kind is Kind.TOMBSTONE:
             return Tombstone.decode(self._sealer.open(envelope)).key
-        return open_object(self._sealer, envelope).key
+        record = open_object(self._sealer, envelope)
+        _must_be_told(record)
+        return record.key
 
     def _change(self, key: str, heard: Sequence[Envelope]) -> _Change | None:
         """What a key comes to by these records and those that are void; None where nothing comes of it."""
@@ -233,6 +236,16 @@ def remove_rows(files: Files, directory: str, given: Pass | None = None) -> None
         for name in files.list(directory):
             if name.startswith(prefix):
                 files.unlink(f"{directory}/{name}")
+
+
+def _must_be_told(record: ObjectRecord) -> None:
+    """CorruptRecord for what no daemon has written: in CBOR there is more than JSON can say, and it would fail whatever lists it."""
+    try:
+        json.dumps(record.user, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise CorruptRecord("what a user said of an object cannot be told") from None
+    if max(record.created, record.modified) > limits.SAFE_INTEGER:
+        raise CorruptRecord("an object was written at no time")
 
 
 def _size(record: ObjectRecord | None) -> int:
