@@ -116,6 +116,7 @@ BAD: Mapping[str, Change] = {
     "more places than there are servers": places(*(Place(number, "one", SOCKET) for number in range(PLACES + 1))),
     "name that steers a terminal": places(Place(0, "\x1b[2J", SOCKET)),
     "namespace that steers a terminal": lambda before: replace(before, namespace="\x1b[2J"),
+    "namespace made at no time": lambda before: replace(before, created=10**5_000),
     "more ends of keys than keys": lambda before: replace(before, through=(1, 2)),
     "socket with a NUL": places(Place(0, "one", "http+unix:///a\0b")),
 }

@@ -109,6 +109,9 @@ class Pass:
             source, token = take(plain, 7, str), take(plain, 9, str)
             if not _are_keys(record_keys, through) or not _are_places(places) or not _TOKEN.match(token):
                 raise CorruptRecord("a key, a place or the token cannot be one")
+            made, created = take(plain, 12, int), take(plain, 14, int, 0)
+            if max(made, created) > limits.SAFE_INTEGER:  # it is shown
+                raise CorruptRecord("a time is none")
             if source not in ("letters", "authority"):
                 raise CorruptRecord("tokens come from elsewhere")
             return cls(
@@ -123,9 +126,9 @@ class Pass:
                 token=token,
                 letter_key=take_sized(plain, 10, KEY_BYTES),
                 letter_id=take_sized(plain, 11, ID_BYTES),
-                made=take(plain, 12, int),
+                made=made,
                 policy=take_policy(plain, 13) if 13 in plain else Policy(),  # before 0.2
-                created=take(plain, 14, int) if 14 in plain else 0,
+                created=created,
                 through=tuple(through),
             )
         except (CorruptRecord, InvalidParams) as error:
