@@ -269,5 +269,5 @@ def test_without_the_permission_nothing_more_is_read(world: World) -> None:
     assert "joined namespace photos" in told[0]
     key = world.bob.result("namespace.key")["public_key"]
     assert world.alice.refusal("namespace.invite", namespace="photos", user="bob", public_key=key) == "permission_denied"
-    assert world.bob.result("namespace.delete", namespace="photos") == {"deleted": True, "objects": 0}
+    assert world.bob.result("namespace.delete", namespace="photos") == {"deleted": True, "objects": 0, "left": True}
     assert world.bob.refusal("object.read", key="large", namespace="photos") == "not_found"

@@ -113,7 +113,8 @@ def rm(options: Options, name: str, force: bool) -> None:
     if options.json:
         click.echo(json.dumps(answer))
     else:
-        click.echo(f"deleted the namespace {text.shown(name)} and {counted(answer['objects'], 'object')}")
+        gone = f"deleted the namespace {text.shown(name)} and {counted(answer['objects'], 'object')}"
+        click.echo(f"left the namespace {text.shown(name)}; its owner keeps it" if answer.get("left") else gone)
 
 
 @namespace.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Final, Literal, TypedDict
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 from zstor_local import limits
 from zstor_local.access.joining import Joining
@@ -60,10 +60,11 @@ class NamespacePage(TypedDict):
 
 
 class NamespaceDeleted(TypedDict):
-    """How many objects went with it."""
+    """How many objects went with it. `left` where it was joined: its owner keeps it."""
 
     deleted: bool
     objects: int
+    left: NotRequired[bool]
 
 
 class Rewriting(TypedDict):
@@ -104,7 +105,7 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         if joining.joined(check_namespace(namespace)):
             call.begin_commit()
             await joining.leave(namespace)
-            return {"deleted": True, "objects": 0}
+            return {"deleted": True, "objects": 0, "left": True}
         return {"deleted": True, "objects": await spaces.delete(check_namespace(namespace), call, force=force)}
 
     @registry.method("namespace.list", errors=[CorruptRecord])
