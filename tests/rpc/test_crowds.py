@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +18,7 @@ from zstor_local.errors import Conflict, ZstorError
 from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.intake import CALL_BYTES
+from zstor_local.rpc.methods.pages import page_of
 from zstor_local.store.jobs import Jobs
 
 LARGE = "x" * 400_000  # more than is read at once, and than the kernel buffers
@@ -292,6 +293,27 @@ async def test_who_takes_enough_is_kept_though_others_wait(large: World, mock_cl
         await settle()
         await take_slowly(slow, mock_clock, 300_000, times=8)
         assert server.connections == 2
+
+
+async def test_a_page_keeps_no_room_but_for_what_it_holds(world: World) -> None:
+    left: list[int] = []
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        for number in range(3):
+            yield number
+
+    async with world.serving() as server, world.client() as client:
+
+        @world.registry.method("numbers")
+        async def numbers_(call: Call, /, limit: int) -> list[int]:
+            """As many of them."""
+            page, _ = await page_of(call, numbers(), limit, lambda number: 100)
+            left.append(limits.REPLY_BUDGET_BYTES - server.dispatcher.replies.left)
+            return page
+
+        for limit in (5, 2):
+            assert await client.result("numbers", [limit]) == [0, 1, 2][:limit]
+    assert left == [300, 200]
 
 
 async def test_large_replies_wait_for_room_though_nobody_asked_for_it(large: World) -> None:

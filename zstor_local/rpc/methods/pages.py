@@ -76,7 +76,8 @@ async def page_of(call: Call, found: AsyncGenerator[T, None], limit: int, size: 
             async for item in each:
                 weight = size(item)
                 if len(items) == limit or (items and weight > room):
-                    return items, True
+                    more = True
+                    break
                 room -= weight
                 items.append(item)
     except CorruptRecord as error:
