@@ -175,6 +175,7 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["call", "rpc.ping", 'a:="\\ud800"'], "a:= is followed by JSON"),
         (["call", "rpc.ping", "a:=" + "[" * 20_000], "a:= is followed by JSON"),
         (["namespace", "set", "default", "--quota", "much"], "invalid value for '--quota': 'much' is no size"),
+        (["namespace", "set", "default", "--quota", "9" * 5_000], "is no size"),
         (["get", "a", "--offset", "1k"], "invalid value for '--offset': '1k' is not a whole number"),
         (["shard", "serve", "--listen", "unix:s", "--data", "d", "--trust", "f", "--quota", "much"], "'much' is no size"),
         (["namespace", "join", "zstor1pAABAVCV"], "that is an invitation, not a file with one"),

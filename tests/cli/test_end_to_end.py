@@ -300,6 +300,7 @@ def test_objects_are_put_behind_each_other_and_walked(daemon: PrivateDaemon) -> 
     forked = zstor(daemon, "put", "-", "list 4", "--previous", "list 1", stdin=b"")
     assert (forked.returncode, b"followed by 'list 2' already" in forked.stderr) == (1, True)
     assert zstor(daemon, "walk", "list 1", "--values").returncode == 3
+    assert b"start_epoch is not a time" in zstor(daemon, "walk", "list 1", "--start", "9" * 5_000).stderr
 
 
 def test_references_are_kept_and_found(daemon: PrivateDaemon) -> None:

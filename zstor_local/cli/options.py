@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zstor_local.store.protected import Protected
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE: Final = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,30})\s*([KMGTP]?)(?:i?B)?\Z", re.IGNORECASE)
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Completed: TypeAlias = Literal["keys", "namespaces", "names", "logs", "contents", "shards", "methods"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
@@ -15,10 +15,12 @@ from zstor_local.cli.options import Options, as_json, completed, connection, nam
 if TYPE_CHECKING:
     from zstor_local.rpc.methods.walk import WalkItem
 
+DIGITS: Final = 30  # Python reads no more than 4,300
+
 
 def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    """Digits are microseconds; all else is the daemon's to read."""
-    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+    """Digits are microseconds, unless they are more than any time has; all else is the daemon's to read."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() and len(value) <= DIGITS else value
 
 
 @click.command(epilog="What was put behind what:  zstor put --previous a b && zstor walk a")
