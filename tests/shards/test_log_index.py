@@ -689,6 +689,28 @@ def test_what_compaction_does_is_known_after_a_kill(filled: Ground, path: str, t
         filled.close()
 
 
+def test_what_goes_with_a_segment_and_no_entry_says_so_is_not_held_any_more(filled: Ground, path: str, tmp_path: Path) -> None:
+    left = tmp_path / "left.sqlite"
+    with opened(path) as index:
+        shard = filled.open(index=index, writer=2)
+        segments, first = shard.segments(), shard.log.sealed()[0]
+        entries = [each.item for each in segments.read(first) or () if isinstance(each.item, ScannedEntry)]
+        moved, *dropped = [share(NUMBERS[at]) for at, _ in enumerate(entries)]
+        segments.copy(entries[:1])
+        segments.flush()
+        segments.remove(first, [moved, *dropped, share(NUMBERS[-1])])
+        held = {share(number) for number in NUMBERS if number not in FREED} - {*dropped}
+        assert dropped
+        assert {*shard.held(small=True)} == held
+        for each in held:
+            assert read_share(shard, each, small=True)
+        for suffix in ("", "-wal", "-shm"):  # as a kill leaves it
+            shutil.copy(f"{path}{suffix}", f"{left}{suffix}")
+        filled.close()
+    with opened(str(left)) as index:
+        assert {*index.shares(0)} == held
+
+
 @pytest.mark.parametrize("took", ["what follows it", "something behind that"])
 def test_behind_a_compaction_that_took_what_says_of_a_share_that_it_was_freed_it_is_made_again(
     filled: Ground, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, took: str

@@ -531,6 +531,29 @@ async def test_what_is_to_be_freed_leaves_a_log_that_has_no_room_to_say_so(home:
             assert await get(store, f"{key}") == content(key, 4_000)
 
 
+async def test_what_left_a_log_unsaid_is_not_looked_for_there_when_the_metastore_is_lost_before_it_was_freed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        monkeypatch.setattr(store.freeing, "wake", lambda: None)
+        for key in range(60):
+            await put(store, f"{key}", content(key, 4_000))
+        for key in range(50):
+            await delete(store, f"{key}")
+        assert await store.compaction.compact(unpaced) == 3 * 2
+        assert store.metastore.garbage_count() == 150
+    home.metastore.unlink()
+    home.rebuild()
+    async with home.open() as store:
+        for number in store.pool.numbers:
+            shard = store.pool.get(number)
+            assert shard is not None
+            for share in shard.held(small=True):
+                with closing(shard.open_share(share, small=True)) as reader:
+                    assert len(reader.read(0, 100)) == 100
+        assert await keys(store) == sorted(f"{key}" for key in range(50, 60))
+
+
 async def test_what_is_read_stays_in_a_log_until_it_was_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async with home.open() as store:
         monkeypatch.setattr(store.freeing, "wake", lambda: None)

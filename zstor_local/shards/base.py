@@ -201,8 +201,11 @@ class Segments(Protocol):
         ...
 
     def flush(self) -> None: ...
-    def remove(self, number: int) -> None:
-        """Take a sealed segment away, durably. All of it that counts was copied and flushed."""
+    def remove(self, number: int, dropped: Sequence[ShareId] = ()) -> None:
+        """Take a sealed segment away, durably. All of it that counts was copied and flushed.
+
+        Of `dropped` no entry says that they were freed: those that are read from there are known as gone from now on.
+        """
         ...
 
 

@@ -61,6 +61,10 @@ class LogSegments:
         with self._failing():
             self._log.flush()
 
-    def remove(self, number: int) -> None:
+    def remove(self, number: int, dropped: Sequence[ShareId] = ()) -> None:
+        there = ((share, self._find(share)) for share in dropped)
+        gone = [(share, None) for share, extent in there if extent is not None and extent.segment == number]
         with self._failing():
+            # Before the segment goes, which writes the index: until they are freed only the metastore knows of it, which may be lost.
+            self._index.record(self._shard, gone, self._index.progress(self._shard))
             self._log.remove(number)

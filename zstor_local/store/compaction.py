@@ -243,6 +243,7 @@ class _Segment:
         self._segments = segments
         self._number = number
         self._unwanted = unwanted()
+        self._dropped = [share for share in map(_small_share, entries) if share is not None and share in self._unwanted]
         self._elsewhere = elsewhere
         self._here: dict[_Key, list[int]] = {}  # the sequences of each key in this segment
         for envelope in _envelopes(entries):
@@ -271,9 +272,9 @@ class _Segment:
             self._segments.copy(items)
 
     def finish(self) -> None:
-        """Make the copies durable, then take the segment away."""
+        """Make the copies durable, then take the segment away, and what only the metastore knows to be gone with it."""
         self._segments.flush()
-        self._segments.remove(self._number)
+        self._segments.remove(self._number, self._dropped)
 
     def _keep(self, located: Located, *, look_only: bool) -> Sequence[ScannedEntry | Freed] | None:
         """What is to be copied for an entry; None for nothing."""
