@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from zstor_local.access import joined_rows
 from zstor_local.access.authority import Token
 from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.invitation import PLACES, Pass, Place, parse_public_key, seal_invitation, seal_letter
-from zstor_local.access.joined import TABLE, Joined
+from zstor_local.access.joined import Joined
 from zstor_local.access.joined_shard import JoinedShard
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
@@ -38,6 +39,7 @@ from zstor_local.shards.http.ask import Ask, Reply
 from zstor_local.shards.http.connections import Connections
 from zstor_local.shards.http.wire import BEGINNING, NEXT, Batch, pack_batch
 from zstor_local.store.caller import Nobody
+from zstor_local.store.namespaces import JOINED_TABLE
 from zstor_local.store.store import Store
 
 SEGMENT = "5" * 32  # the id of one, in a cursor
@@ -137,7 +139,7 @@ async def test_an_invitation_that_cannot_be_is_not_taken(home: Home, shown: list
     async with home.open() as store, reading(store) as bob:
         with pytest.raises(InvalidParams):
             await bob.join(change(GOOD))
-        assert not list(store.rows.scan(TABLE))
+        assert not list(store.rows.scan(JOINED_TABLE))
 
 
 async def test_a_server_that_is_away_is_no_token_that_was_refused_whatever_it_is_called(home: Home, shown: list[str]) -> None:
@@ -195,7 +197,7 @@ async def test_a_letter_that_our_store_cannot_keep_counts_and_does_not_end_the_d
         await store.presence.look()
         letters.append(seal_letter(replace(GOOD, made=2, token="newer"), bytes(32)))  # noqa: S106
         assert await bob.joined().token() == "newer"
-        assert Pass.decode(store.rows.get(TABLE, "photos").value).made == 1  # type: ignore[union-attr]
+        assert Pass.decode(store.rows.get(JOINED_TABLE, "photos").value).made == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("which", ["the store's own records", "a namespace of ours"])
@@ -206,7 +208,7 @@ async def test_nobody_puts_a_namespace_in_the_place_of_ours(home: Home, shown: l
         given = replace(GOOD, namespace_id=ours)
         with pytest.raises(AlreadyExists, match="this very store"):
             await bob.join(given)
-        await store.rows.put(TABLE, "photos", given.encode())  # as an earlier version took it
+        await store.rows.put(JOINED_TABLE, "photos", given.encode())  # as an earlier version took it
         await put(store, "another", b"key")
     async with home.open() as store, reading(store) as bob:
         assert "photos" not in store.namespaces.joined
@@ -216,6 +218,30 @@ async def test_nobody_puts_a_namespace_in_the_place_of_ours(home: Home, shown: l
     async with home.open() as store:
         assert await get(store, "key") == b"ours still"
         assert store.namespaces.get("new")
+
+
+async def test_who_joins_and_who_writes_do_not_both_take_a_name(home: Home, shown: list[str]) -> None:
+    async with home.open() as store, reading(store) as reader:
+        await reader.joining.public_key()
+
+        async def join() -> None:
+            with suppress(AlreadyExists, Unauthenticated):
+                await reader.join(GOOD)
+
+        async def write() -> None:
+            with suppress(AlreadyExists):
+                await store.namespaces.find_or_create("photos")
+
+        both_wait = threading.Event()
+        store.runtime.threads.start_commit(both_wait.wait, lambda _: None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join)
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            both_wait.set()
+        taken = {store.namespaces.record("photos") is not None, store.rows.get(JOINED_TABLE, "photos") is not None}
+        assert taken == {False, True}
+        assert store.namespaces.get("photos").gate.read_only == reader.joining.joined("photos")
 
 
 async def test_nobody_is_given_anything_in_a_namespace_that_is_another_users(home: Home, shown: list[str]) -> None:

@@ -11,16 +11,15 @@ from tests.content.ground import DAY, ContentHome
 from tests.store.home import CHUNK, Home, put
 from tests.store.test_damaged_rows import spoil
 from zstor_local.access.builtin import builtin_authority
-from zstor_local.access.joined import TABLE as JOINED_TABLE
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
-from zstor_local.errors import CorruptRecord, NotFound
+from zstor_local.errors import AlreadyExists, CorruptRecord, NotFound
 from zstor_local.metastore.base import Row
 from zstor_local.model.fields import encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.store.namespaces import INVITED_TABLE, REWRITE_TABLE
+from zstor_local.store.namespaces import INVITED_TABLE, JOINED_TABLE, REWRITE_TABLE
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
 from zstor_local.store.sources import BytesSource
@@ -87,14 +86,16 @@ async def test_joined_namespaces_are_followed(home: Home) -> None:
 async def test_a_joined_namespace_that_is_not_followed_can_be_left(home: Home) -> None:
     """Of one the row does not open, what the other has is no pass."""
     async with home.open() as store, trio.open_nursery() as nursery:
+        await store.namespaces.create("photos")  # earlier versions could come to have both
         await put_one_bad(store, JOINED_TABLE, "photos", "mail")
         joining = Joining(store, builtin_authority(store), None)  # type: ignore[arg-type]
         await nursery.start(joining.run)
-        await store.namespaces.create("photos")
         assert [joining.joined(name) for name in ("mail", "photos", "phot")] == [True, False, False]
         await store.namespaces.remove(store.namespaces.get("photos"))
         for name in ("mail", "photos"):
             assert joining.joined(name)
+            with pytest.raises(AlreadyExists):
+                await store.namespaces.create(name)
             await joining.leave(name)
             assert not joining.joined(name)
             with pytest.raises(NotFound):

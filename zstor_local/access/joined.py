@@ -21,11 +21,10 @@ from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import ZstorError
 from zstor_local.runtime import SECOND_US, Network
 from zstor_local.shards.base import ShardError
-from zstor_local.store.namespaces import Gate, Namespace
+from zstor_local.store.namespaces import JOINED_TABLE, Gate, Namespace
 from zstor_local.store.sealing import Foreign
 from zstor_local.store.store import Store
 
-TABLE: Final = "joined"  # of store-wide rows: passes, by the name that the namespace has here
 RENEW_SECONDS: Final = 30  # before a token expires
 TOKEN_SECONDS: Final = 3_600
 KEYS_SECONDS: Final = (1.0, 3_600.0)  # between two looks for keys, at first and at most
@@ -124,7 +123,7 @@ class Joined:
                 newest = replace(newest, record_keys=self.given.record_keys, through=self.given.through)
             self.renew(newest)
             try:
-                await self._store.rows.put(TABLE, self.name, newest.encode())
+                await self._store.rows.put(JOINED_TABLE, self.name, newest.encode())
             except ZstorError as error:  # it counts until the end of this daemon, and the next one finds it where it lay
                 log.warning("a letter to the joined namespace %s was not kept: %s", self.name, error)
 

@@ -14,7 +14,7 @@ import trio
 
 from zstor_local.access.authority import Authority
 from zstor_local.access.invitation import Pass, open_invitation, public_key
-from zstor_local.access.joined import TABLE, Joined
+from zstor_local.access.joined import Joined
 from zstor_local.access.joined_rows import Rows, remove_rows
 from zstor_local.access.joined_shard import IDENTITY, IDENTITY_TABLE, JoinedShard, private_key
 from zstor_local.coding.keys import KEY_BYTES
@@ -23,8 +23,9 @@ from zstor_local.model.ids import check_namespace
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Network
 from zstor_local.shards.base import ShardError
-from zstor_local.store.namespaces import Namespace
+from zstor_local.store.namespaces import JOINED_TABLE, Namespace
 from zstor_local.store.store import Store
+from zstor_local.store.storewide import StoredRow
 
 JOIN_SECONDS: Final = 30.0  # that a join waits for the first look at all servers
 
@@ -49,7 +50,7 @@ class Joining:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                for row in self._store.rows.each(TABLE):
+                for row in self._store.rows.each(JOINED_TABLE):
                     try:
                         await self._open(row.name, Pass.decode(row.value))
                     except ZstorError as error:
@@ -86,14 +87,19 @@ class Joining:
         self._must_be_anothers(given)
         before = self._joined.get(name)
         if before is not None and before.given.is_of_one_owner_with(given):
-            await self._store.rows.put(TABLE, name, given.encode())  # a newer invitation
+            await self._store.rows.put(JOINED_TABLE, name, given.encode())  # a newer invitation
             before.renew(given)
             return before
-        if before is not None or self._store.namespaces.record(name) is not None:
+        if before is not None:
             raise AlreadyExists(f"there is a namespace {name} here", hint="give it another name with `namespace`")
         if any(each.given.namespace_id == given.namespace_id for each in self._joined.values()):
             raise AlreadyExists("that namespace is joined already, under another name", hint="`zstor namespace ls` shows it")
-        await self._store.rows.put(TABLE, name, given.encode())
+
+        def take(_: StoredRow | None) -> bytes:
+            self._store.namespaces.must_be_free(name)
+            return given.encode()
+
+        await self._store.rows.change(JOINED_TABLE, name, take)
         return await self._open(name, given)
 
     async def _catch_up(self, joined: Joined, progress: Callable[[int], None]) -> None:
@@ -123,7 +129,7 @@ class Joining:
     async def _leave(self, name: str) -> None:
         if not self.joined(name):
             raise NotFound(f"no namespace {name} was joined", hint="`zstor namespace ls` lists them")
-        await self._store.rows.remove(TABLE, name)
+        await self._store.rows.remove(JOINED_TABLE, name)
         joined = self._joined.pop(name, None)
         if joined is None:
             return  # it was left out at the start
@@ -152,7 +158,7 @@ class Joining:
         """Whether it is one to leave: also one that was left out at the start, unless the store has its own of that name by now."""
         if name in self._joined:
             return True
-        return name in self._store.rows.names(TABLE, name, limit=1) and self._store.namespaces.record(name) is None
+        return name in self._store.rows.names(JOINED_TABLE, name, limit=1) and self._store.namespaces.record(name) is None
 
     async def _open(self, name: str, given: Pass) -> Joined:
         if self._nursery is None:

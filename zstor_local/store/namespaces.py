@@ -30,6 +30,7 @@ from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
 INVITED_TABLE: Final = "invited"  # of store-wide rows: the keys of users who were invited, by a namespace's id and the user
+JOINED_TABLE: Final = "joined"  # of store-wide rows: passes for other users' namespaces, by the names that these have here
 REWRITE_TABLE: Final = "rewrite"  # of store-wide rows: how far a namespace's rewrite has come, by its id
 
 
@@ -233,13 +234,20 @@ class Namespaces:
     def must_not_be_joined(self, name: str) -> None:
         """AlreadyExists where another user's namespace has that name here."""
         if name in self.joined:
-            raise AlreadyExists(f"there is a namespace {name} already, another user's", hint="`zstor namespace rm` leaves it")
+            raise _joined(name)
+
+    def must_be_free(self, name: str) -> None:
+        """AlreadyExists where the store has a namespace of its own of that name. In the committer's thread, while it decides."""
+        if self._committer.view.look(STORE_WIDE, row_name(name)) is not None:
+            raise AlreadyExists(f"there is a namespace {name} here", hint="give it another name with `namespace`")
 
     async def _create(self, name: str, record: NamespaceRecord, *, exclusive: bool) -> Namespace:
         self.must_not_be_joined(name)
 
         def decide(current: Envelope | None) -> Decision:
             if current is None:
+                if self._rows.is_there(JOINED_TABLE, name):  # somebody joins it just now
+                    raise _joined(name)
                 return Decision(self._written(record, None))
             if exclusive:
                 raise AlreadyExists(f"there is a namespace {name} already", hint="`zstor namespace get` shows it")
@@ -354,6 +362,10 @@ class Namespaces:
 def row_name(namespace: str) -> str:
     """The metastore's row of a namespace."""
     return f"namespace/{namespace}"
+
+
+def _joined(name: str) -> AlreadyExists:
+    return AlreadyExists(f"there is a namespace {name} already, another user's", hint="`zstor namespace rm` leaves it")
 
 
 def no_namespace(name: str) -> NotFound:

@@ -146,6 +146,10 @@ class StoreWide:
         envelope = self._committer.view.look(STORE_WIDE, _row(table, name))
         return None if envelope is None else self._open(table, envelope)
 
+    def is_there(self, table: str, name: str) -> bool:
+        """Whether the changes before left a row, be it one that does not open."""
+        return self._committer.view.look(STORE_WIDE, _row(table, name)) is not None
+
     def written(self, table: str, name: str, value: bytes) -> Mapping[RowName, NewRecord]:
         """What to put into `Decision.records` to set the row. TooLarge for a value over limits.ROW_BYTES."""
         if len(value) > limits.ROW_BYTES:
