@@ -11,6 +11,8 @@ import trio
 from tests.remote.house import CHUNK, House, housing
 from tests.shardserver.server import LIMIT
 from tests.store.home import content, get, put
+from zstor_local.errors import NoSpace
+from zstor_local.metastore.base import CommitRefused, Metastore, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
 
@@ -49,6 +51,22 @@ async def test_a_drained_shard_leaves_its_server(tmp_path: Path, caplog: pytest.
                 await store.membership.remove(added.id, Nobody())
             assert added.id in store_warnings(caplog)
             await check(house)
+
+
+async def test_a_place_on_a_server_whose_listing_failed_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with housing(tmp_path, near=3, servers=1, policy=Policy(2, 3, chunk_size=CHUNK)) as house:
+        store, url = house.store, house.servers[0].url
+
+        def refused(metastore: Metastore, transaction: Transaction) -> None:
+            raise CommitRefused("the disk is full", no_space=True)
+
+        with trio.fail_after(LIMIT):
+            await store.membership.remove("shard3", Nobody())
+            with monkeypatch.context() as patch:
+                patch.setattr(type(store.metastore), "commit", refused)
+                with pytest.raises(NoSpace):
+                    await store.membership.add(url, None)
+            assert store.pool.state((await store.membership.add(url, None)).number) == "ok"
 
 
 def store_warnings(caplog: pytest.LogCaptureFixture) -> str:

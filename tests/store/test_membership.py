@@ -154,6 +154,27 @@ async def test_a_place_whose_listing_is_in_doubt_keeps_its_marker(home: Home, mo
         assert store.pool.states() == dict.fromkeys("0123", "ok")
 
 
+async def test_a_place_keeps_its_marker_when_it_is_tried_again(home: Home) -> None:
+    """Where the metastore is lost before the logs hear that the first list never came to be, a rebuild believes that one."""
+    async with home.open() as store:
+        await fill(store)
+        for operation in ("syncfs", "fdatasync"):
+            home.files.fail(operation, lambda path: "/log/" in path, errno.EIO, times=None)
+        with pytest.raises(OutcomeUnknown):
+            await store.membership.replace("2", str(spare(home)), Nobody())
+        for shard in ("1", "2"):
+            with pytest.raises(NotEnoughShards):
+                await store.membership.replace(shard, str(spare(home)), Nobody())
+    home.files.heal()
+    home.metastore.unlink()
+    assert home.rebuild().seen == ["0", "1", "2", "2-replaced"]
+    async with home.open() as store:
+        await store.presence.look()
+        assert store.pool.states()["2"] == "ok"
+        await store.mending.mend()
+        await check_objects(store)
+
+
 async def test_a_shard_whose_disk_is_mounted_elsewhere_is_taken_back(home: Home) -> None:
     async with home.open() as store:
         await store.membership.add(str(spare(home)), None)

@@ -64,6 +64,7 @@ class Membership:
         self._departures = departures
         self._on_change = on_change
         self._turn = trio.Lock()
+        self._tried: dict[tuple[str, int], ShardUid] = {}  # places, with the numbers, whose listing failed: logs may have it
 
     # --- Add ---
 
@@ -81,7 +82,7 @@ class Membership:
     async def _add(self, url: str, group: str | None, *, instead_of: ShardEntry | None = None) -> ShardEntry:
         record = self._shards.record
         number = record.next_number
-        uid = ShardUid(self._runtime.randomness.bytes(ID_BYTES))
+        uid = self._tried.setdefault((url, number), ShardUid(self._runtime.randomness.bytes(ID_BYTES)))
         name = self._free_id(record) if instead_of is None else instead_of.id
         entry = ShardEntry(number, uid, name, url, group or "", added=True)
         marker = Marker(self._sealer.store_id, uid, number, self._runtime.clock.now())
@@ -105,6 +106,7 @@ class Membership:
             return Decision(debts=[Debt(number, Owed.RECORD, STORE_WIDE, row.name, row.envelope.version) for row in rows])
 
         await self._shards.change(change, extra)
+        self._tried.clear()
         log.debug("added shard %s at %s", entry.id, url)
         await self._presence.look()
         self._on_change()
