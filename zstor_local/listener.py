@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -19,7 +20,6 @@ from zstor_local.store.keyfile import make_directories
 BACKLOG: Final = 128
 SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
 _NEW: Final = ".new"  # behind its name until it listens
-_LISTENS: Final = "00010000"  # __SO_ACCEPTCON among the flags of /proc/net/unix
 
 
 class AlreadyServed(Exception):
@@ -40,7 +40,7 @@ def listening(files: Files, path: str) -> Iterator[trio.SocketListener]:
     with _locked(files, path) as beneath:
         name = os.path.basename(path)
         _must_be_no_file(beneath, name, path)
-        if os.path.lexists(f"{beneath}/{name}") and _somebody_listens(path):
+        if _is_served(f"{beneath}/{name}"):
             raise AlreadyServed(f"a service manager listens at {path}", "systemctl --user start zstor.service")
         with _naming(path):
             listener = _bind(beneath, name)
@@ -96,18 +96,18 @@ def _must_be_no_file(beneath: str, name: str, path: str) -> None:
             raise StoreFault(f"{path}{suffix} is there already and no socket", "move it away, or set another socket")
 
 
-def _somebody_listens(path: str) -> bool:
-    """Whether a living process listens under just this name: a service manager that has not started its service.
+def _is_served(path: str) -> bool:
+    """Whether a living process has the socket that lies there: a service manager that has not started its service.
 
-    Our own sockets are bound under another name and renamed, so a dead daemon's or a racing one's is not meant. The kernel's table has
-    those of other mount namespaces too, where the name is another file: it tells nothing of a name under which nothing lies here.
+    Asked so that it does not notice: a socket of another type is told that this one is there, and not connected. The kernel's list of
+    sockets (/proc/net/unix) would not do, as any user can have any line in it, by a newline in a name.
     """
-    try:
-        with open("/proc/net/unix", errors="surrogateescape") as table:  # anybody's names, of any bytes
-            lines = [line.split(maxsplit=7) for line in table]
-    except OSError:
-        return False
-    return any(len(line) == 8 and line[3] == _LISTENS and line[7].rstrip("\n") == path for line in lines)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        try:
+            asking.connect(path)
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+    return True
 
 
 @contextmanager

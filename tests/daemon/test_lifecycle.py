@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -183,15 +184,30 @@ def test_the_socket_of_a_dead_daemon_is_taken_over(new_daemon: Daemon) -> None:
         assert client.read("key") == b"value"
 
 
-def test_a_socket_of_a_stranger_whose_name_is_no_text_keeps_nobody_away(new_daemon: Daemon) -> None:
-    """The kernel lists the sockets of all users, by names of any bytes."""
-    new_daemon.start()
-    new_daemon.kill()
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.bind(b"\0\xff zstor-test-%d" % os.getpid())
+def test_a_stranger_who_forges_the_kernels_list_of_sockets_keeps_nobody_away(new_daemon: Daemon) -> None:
+    """Anybody may have a socket whose name is of any bytes, a line of that list among them."""
+    with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as stranger:
+        new_daemon.socket = new_daemon.environment["ZSTOR_SOCKET"] = f"{short}/s"
+        new_daemon.start()
+        new_daemon.kill()
+        stranger.bind(b"\0\xff\n0: 2 0 00010000 1 1 1 " + os.fsencode(new_daemon.socket))
         new_daemon.start()
         with new_daemon.client() as client:
             assert client.result("rpc.ping") == "pong"
+        new_daemon.kill()
+
+
+def test_a_socket_that_a_service_manager_has_is_left_to_it(new_daemon: Daemon) -> None:
+    Path(new_daemon.socket).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as manager:
+        manager.bind(new_daemon.socket)
+        manager.listen()
+        manager.setblocking(False)
+        ended = new_daemon.refuses_to_start()
+        assert (ended.status, "a service manager listens" in ended.said) == (75, True)
+        with pytest.raises(BlockingIOError):
+            manager.accept()  # nobody has connected, which would start the service
+        assert Path(new_daemon.socket).is_socket()
 
 
 @pytest.mark.parametrize(
