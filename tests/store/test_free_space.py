@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from zstor_local.store.stored import Stored
 from zstor_local.system import RealFiles
 
 GIB = 1 << 30
+A_MOMENT = 0.2  # in which what is not held up gets done; a machine that takes longer notices less
 PLENTY, NEARLY, FULL = Capacity(100 * GIB, 50 * GIB), Capacity(100 * GIB, 5 * GIB), Capacity(100 * GIB, 20 << 20)
 
 
@@ -246,6 +248,24 @@ def test_the_reserve_is_made_and_given_up_once(tmp_path: Path) -> None:
         file.truncate(1 << 16)
     reserve.keep()
     assert path.stat().st_blocks * 512 >= 1 << 16
+
+
+def test_a_reserve_that_is_given_up_while_it_is_being_kept_is_not_taken_for_kept(tmp_path: Path) -> None:
+    """As by the threads of two spaces of a shard server: the next one that needs it would be told that it was freed."""
+
+    class GivingUp(TroubledFiles):
+        def allocate(self, fd: int, offset: int, length: int) -> None:
+            super().allocate(fd, offset, length)
+            other.start()
+            other.join(A_MOMENT)
+
+    path = tmp_path / "reserve"
+    reserve = Reserve(GivingUp(), str(path), 1 << 16)
+    other = threading.Thread(target=reserve.give_up)
+    reserve.keep()
+    other.join()
+    is_there = path.exists()
+    assert reserve.give_up() == is_there
 
 
 def test_the_reserve_is_none_of_the_last_room_and_is_there_when_that_is_used_up() -> None:

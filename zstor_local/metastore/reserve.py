@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import suppress
 from typing import Final
 
@@ -13,19 +14,26 @@ PROBE_BYTES: Final = 64 * 1024
 
 
 class Reserve:
-    """`keep` it while there is room; `give_up` once it is needed. What it holds means nothing, so nothing of it is synced."""
+    """`keep` it while there is room; `give_up` once it is needed. What it holds means nothing, so nothing of it is synced.
+
+    Any thread may do either.
+    """
 
     def __init__(self, files: Files, path: str, size: int) -> None:
         self._files = files
         self._path = path
         self._size = size
+        self._turn = threading.Lock()
         self._kept = False
         self.given_up = False  # and not made again since
 
     def keep(self) -> None:
         """Make the file, if the disk has room for it twice; one of an earlier life is kept."""
-        if self._kept:
-            return
+        with self._turn:
+            if not self._kept:
+                self._make()
+
+    def _make(self) -> None:
         try:
             fd = self._files.open(self._path, os.O_RDWR | os.O_CREAT)
             try:
@@ -56,8 +64,9 @@ class Reserve:
 
     def give_up(self) -> bool:
         """Free what it holds; False if there was nothing."""
-        kept, self._kept = self._kept, False
-        self.given_up = self.given_up or kept
-        with suppress(OSError):
-            self._files.unlink(self._path)
-        return kept
+        with self._turn:
+            kept, self._kept = self._kept, False
+            self.given_up = self.given_up or kept
+            with suppress(OSError):
+                self._files.unlink(self._path)
+            return kept
