@@ -79,6 +79,19 @@ def test_what_an_earlier_version_kept_counts_by_its_signature(tmp_path: Path) ->
     assert kids(trust) == [SECOND.key.kid]
 
 
+def test_what_is_kept_and_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """And not passed over: what it revokes would count again."""
+    keeper, trust = started(tmp_path, FIRST)
+    send(keeper, trust, FIRST, SECOND, 1)
+    files = TroubledFiles()
+    files.fail("open", lambda path: True, errno.EIO)
+    keeper = TrustKeeper(troubled_runtime(files), str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    with pytest.raises(OSError, match="error") as failed:
+        list(keeper.newest([json.dumps(FIRST.document()).encode()]))
+    assert str(kept) in str(failed.value.strerror)
+
+
 def test_no_sync_of_the_directory_is_believed_after_one_that_failed(tmp_path: Path) -> None:
     """What was revoked would count again after a power loss."""
     files = TroubledFiles()

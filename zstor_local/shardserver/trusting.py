@@ -12,6 +12,7 @@ from typing import Final
 
 from zstor_local.access.trust import Trust, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, read_trust, verify_trust
+from zstor_local.errors import errno_text
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.disk import Directories, read_file, write_file
 
@@ -36,7 +37,10 @@ class TrustKeeper:
         self._directories.sync(self._directory)
 
     def newest(self, given: Iterable[bytes]) -> Iterator[Trust]:
-        """The documents given at the start, or in place of each the newer one that was sent. InvalidParams for what is none."""
+        """The documents given at the start, or in place of each the newer one that was sent.
+
+        InvalidParams for what is none; OSError where a newer one cannot be read.
+        """
         for text in given:
             trust = parse_trust(text)
             root = self._roots[trust.issuer] = _root(trust)
@@ -48,7 +52,13 @@ class TrustKeeper:
 
     def _read(self, issuer: str) -> tuple[str, str]:
         """A document, and the root of those that led to it."""
-        kept = read_file(self._runtime, self._path(issuer), TRUST_BYTES + _ROOT_BYTES + 2)
+        path = self._path(issuer)
+        try:
+            kept = read_file(self._runtime, path, TRUST_BYTES + _ROOT_BYTES + 2)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # whoever reads that takes it for one of the document given at the start
+            raise OSError(error.errno, f"the newer one that is kept in {path} cannot be read: {errno_text(error)}") from None
         document, _, root = kept.decode("ascii", "replace").partition("\n")
         return document, root.strip()
 
