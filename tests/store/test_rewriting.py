@@ -8,15 +8,18 @@ import pytest
 import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, keys, name, put
-from zstor_local.errors import NotFound, ZstorError
+from zstor_local.errors import Busy, NotFound, ZstorError
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
+from zstor_local.store import rewriting
 from zstor_local.store.caller import Nobody
 from zstor_local.store.links import Previous
-from zstor_local.store.namespaces import REWRITE_TABLE
+from zstor_local.store.namespaces import REWRITE_TABLE, Namespace
 from zstor_local.store.renaming import Renaming
+from zstor_local.store.rewriting import LOOKS, Rewriting
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 from zstor_local.store.writes import WriteOptions
 
 OTHER = Policy(1, 3, chunk_size=2 * CHUNK, compression="none", padding="padme")
@@ -149,6 +152,25 @@ async def test_writers_and_deleters_are_not_disturbed(home: Home) -> None:
             assert await get(store, f"{number:02}") == content(number, 100)
         assert len(await keys(store)) == 30
         assert {store.objects.find(name(key)).record.policy for key in await keys(store)} == {OTHER}
+
+
+async def test_nothing_is_passed_over_while_clients_have_the_memory_for_streams(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Rewriting._again
+    tries = 0
+
+    async def crowded(self: Rewriting, stored: Stored, namespace: Namespace) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2 * LOOKS:
+            raise Busy("too many streams are running")
+        await again(self, stored, namespace)
+
+    monkeypatch.setattr(rewriting, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(Rewriting, "_again", crowded)
+    async with home.open() as store:
+        old = await put(store, "a", content(1, 700_000))
+        assert (await store.rewriting.rewrite("default", Told())).objects == 1
+        assert store.objects.find(name("a")).record.wrapped_key != old.record.wrapped_key
 
 
 async def test_there_must_be_such_a_namespace(home: Home) -> None:

@@ -90,7 +90,8 @@ class Rewriting:
         await self._rows.put(REWRITE_TABLE, namespace.id.hex(), encode({0: 1, 1: after, 2: done}))
 
     async def _renew(self, name: ObjectName, begun_in: Namespace) -> bool:
-        for _ in range(LOOKS):
+        looks = 0
+        while looks < LOOKS:
             namespace = self._namespaces.get(name.namespace)
             if namespace.id != begun_in.id:
                 raise NotFound(f"the namespace {name.namespace} was deleted meanwhile")
@@ -100,8 +101,9 @@ class Rewriting:
             except NotFound:
                 return False
             except Conflict:
+                looks += 1
                 continue
-            except Busy:
+            except Busy:  # for as long as it takes: what is passed over would keep its old data key
                 await trio.sleep(BUSY_SECONDS)
                 continue
             return True
