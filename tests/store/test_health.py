@@ -6,6 +6,7 @@ import errno
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -777,3 +778,10 @@ async def test_many_small_objects_share_thread_calls(home: Home, monkeypatch: py
         else:
             assert (await store.membership.replace("1", f"{home.path}/new", Nobody())).moved == len(many)
         assert calls < len(many)  # there were two for each, and three
+
+
+async def test_what_is_being_deleted_with_its_namespace_is_no_failed_repair(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        await store.namespaces.change("default", lambda record: replace(record, deleting=True))
+        assert (await store.repair_all.run(Nobody())).failed == 0

@@ -21,11 +21,14 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Entry, ScannedEntry, Shard, ShardError
 from zstor_local.store import plausible
-from zstor_local.store.caller import Nobody
+from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.checking import Checked
+from zstor_local.store.health import Health
 from zstor_local.store.pace import Pace
 from zstor_local.store.scrub import DAY, Scrub
 from zstor_local.store.scrubrow import Found, ScrubRow
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 
 
 async def scrubbed(store: Store) -> Found:
@@ -396,6 +399,46 @@ async def test_a_shard_that_tells_no_truth_keeps_the_others_from_nothing(home: H
 def _noted(looked_at: list[str], shard: Shard, *, small: bool) -> Iterator[ShareId]:
     looked_at.append(shard.id)
     return type(shard).held(shard, small=small)
+
+
+async def test_a_shard_without_room_for_the_records_it_lacks_keeps_the_others_from_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        old = await put(store, "a", content(1, 10_000))
+        await put(store, "a", content(2, 10_000))
+        first, *others = store.pool.opened()
+        entries = [*first.scan()]
+        looked_at: list[str] = []
+
+        def forgot() -> Iterator[ScannedEntry]:
+            return (scanned for scanned in entries if scanned.entry.envelope.sequence <= old.envelope.sequence)
+
+        def full(*_: object) -> None:
+            raise ShardError("full", "no space left on device", untouched=True)
+
+        monkeypatch.setattr(first, "scan", forgot)
+        monkeypatch.setattr(first, "append", full)
+        for shard in others:
+            monkeypatch.setattr(shard, "held", partial(_noted, looked_at, shard))
+        await scrubbed(store)
+        assert {*looked_at} == {shard.id for shard in others}
+
+
+async def test_a_namespace_that_is_deleted_meanwhile_holds_nothing_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Health.check
+
+    async def delete_beside(self: Health, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
+        if stored.namespace == "going":
+            await store.namespaces.change("going", lambda record: replace(record, deleting=True))
+        return await check(self, stored, caller, fast=fast)
+
+    monkeypatch.setattr(Health, "check", delete_beside)
+    async with home.open() as store:
+        for key in ("a", "b"):
+            await put(store, key, content(1, 100), namespace="going")
+        await put(store, "a", content(1, 100), namespace="staying")
+        assert (await scrubbed(store)).objects == 1
 
 
 async def test_after_a_rotation_of_the_key_nothing_is_taken_for_damage(home: Home) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from zstor_local.errors import Conflict, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
+from zstor_local.errors import Conflict, NotFound, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import Kind
 from zstor_local.store.caller import Caller, Nobody
@@ -83,8 +83,8 @@ class RepairAll:
         try:
             stored = Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope)
             repaired = await self._health.repair(stored, Nobody())
-        except Conflict:
-            return  # deleted or written again meanwhile
+        except (Conflict, NotFound):
+            return  # deleted, with its namespace perhaps, or written again meanwhile
         except (Unavailable, ShuttingDown, OutcomeUnknown):
             raise  # the store takes no changes any more
         except ZstorError as error:

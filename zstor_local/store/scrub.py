@@ -17,7 +17,7 @@ import trio
 
 from zstor_local import limits
 from zstor_local.config import ScrubConfig
-from zstor_local.errors import CorruptRecord, ZstorError
+from zstor_local.errors import CorruptRecord, NotFound, Unavailable, ZstorError
 from zstor_local.metastore.base import Row
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import StoreRecord
@@ -85,6 +85,7 @@ class Scrub:
         self._runtime = core.runtime
         self._metastore = core.metastore
         self._pool = core.pool
+        self._committer = core.committer
         self._sealer = core.sealer
         self._namespaces = namespaces
         self._rows = rows
@@ -246,7 +247,8 @@ class Scrub:
                 continue
             try:
                 await self._shard(shard, row.found)
-            except ShardError as error:  # as one that is away: the others, and the next pass, do not wait for it
+            except (ShardError, Unavailable) as error:  # as one that is away: the others, and the next pass, do not wait for it
+                self._committer.must_take_changes()
                 log.warning("the scrub leaves out shard %s: %s", shard.id, error)
                 continue
             row.shards.add(number)
@@ -296,6 +298,8 @@ class Scrub:
             found.objects += 1
             found.unreadable += 1
             return OBJECT_BYTES
+        except NotFound:
+            return OBJECT_BYTES  # its namespace is being deleted
         policy, size = stored.record.policy, stored.record.share_bytes * stored.record.policy.m
         if bad := _bad(checked):
             await self._mending.room()
