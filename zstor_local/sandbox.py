@@ -52,7 +52,7 @@ class Sandbox:
     def advice(self, directory: str, *, write: bool) -> str | None:
         """What to change so that the daemon may use a directory; None where the sandbox is not to blame."""
         line = self._line(directory, write=write)
-        return line and f"hand the descriptor over (`fd`), which always works; or {line}"
+        return line and f"open it yourself, where you may, and hand the descriptor over (`fd`); or {line}"
 
     def against_shard(self, root: str) -> str | None:
         """Why no shard can be in a directory, there or not, and what to do; None where the sandbox has nothing against it."""

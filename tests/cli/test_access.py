@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jwt
+import pytest
 
 from tests.cli.test_end_to_end import done, zstor
 from zstor_local.access.trust import parse_trust
@@ -37,6 +38,20 @@ def test_namespaces(daemon: PrivateDaemon) -> None:
     assert zstor(daemon, "namespace", "create", "a", "--quota", "lots").returncode == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--user bbo", "every token of bbo that was signed until now, if there is one"),
+        ("--namespace musci", "every token for musci that was signed until now, if there is one"),
+        ("--user bob --namespace music", "every token of bob for music that was signed until now, if there is one"),
+        ("--jti slip", "the token slip, if there is one"),
+        ("--all", "every token that was signed until now"),
+    ],
+)
+def test_what_is_revoked_is_said_so_that_a_slip_is_seen(arguments: str, said: str, daemon: PrivateDaemon) -> None:
+    assert text(daemon, "token", "revoke", *arguments.split()) == f"revoked {said}\n"
+
+
 def test_permissions_and_tokens(daemon: PrivateDaemon) -> None:
     done(zstor(daemon, "namespace", "create", "music"))
     assert text(daemon, "perm", "give", "music", "bob", "read", "write") == "bob: read, write\n"
@@ -52,7 +67,7 @@ def test_permissions_and_tokens(daemon: PrivateDaemon) -> None:
     assert claims["exp"] - claims["iat"] == 60
     assert text(daemon, "perm", "remove", "music", "bob", "write") == "bob: read\n"
     assert zstor(daemon, "token", "create", "music", "write", "--user", "bob").returncode == 1
-    assert text(daemon, "token", "revoke", "--user", "bob") == "revoked\n"
+    assert text(daemon, "token", "revoke", "--user", "bob") == "revoked every token of bob that was signed until now, if there is one\n"
     assert len(parse_trust(text(daemon, "token", "keys", "--json")).revoked) == 1
     assert len(parse_trust(text(daemon, "token", "keys", "--rotate", "--signs-in", "60")).keys) == 3
     assert zstor(daemon, "token", "revoke").returncode == 3

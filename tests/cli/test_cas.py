@@ -24,6 +24,17 @@ def test_content_goes_in_and_comes_out_by_its_id(daemon: PrivateDaemon) -> None:
     assert done(zstor(daemon, "cas", "verify", FIVE.cid)).decode() == f"{FIVE.cid} is what its id says: 5.0 MiB\n"
 
 
+def test_a_directory_is_refused_with_what_takes_its_place(daemon: PrivateDaemon) -> None:
+    (daemon.home / "five").write_bytes(FIVE.data)
+    done(zstor(daemon, "cas", "put", "five"))
+    assert b"tar c DIRECTORY | zstor cas put -" in zstor(daemon, "cas", "put", ".").stderr
+    assert b"zstor log export" in zstor(daemon, "log", "import", ".").stderr
+    assert b"zstor put -r" in zstor(daemon, "put", ".", "key").stderr
+    for arguments in (["cas", "get", FIVE.cid], ["log", "export"], ["get", "key"]):
+        assert b"there is no directory missing/" in zstor(daemon, *arguments, "missing/").stderr
+    assert not (daemon.home / "missing").exists()
+
+
 def test_contents_are_kept_by_their_owners(daemon: PrivateDaemon) -> None:
     shell(daemon, "echo hello | zstor cas put - --owner alice --reason 'to greet'; echo bye | zstor cas put - --no-pin")
     assert done(zstor(daemon, "cas", "pin", HELLO.cid)).decode() == f"pinned {HELLO.cid}: kept by alice, user\n"

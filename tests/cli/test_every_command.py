@@ -188,6 +188,20 @@ def test_every_command_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("words", TREE)
+def test_help_tells_what_an_option_does_its_default_and_what_may_be_left_out(words: str) -> None:
+    context = click.Context(TREE[words])
+    for parameter in TREE[words].params:
+        if isinstance(parameter, click.Argument):
+            assert parameter.make_metavar(context).startswith("[") is not parameter.required
+            continue
+        assert isinstance(parameter, click.Option)
+        assert parameter.help
+        default = parameter.get_default(context)
+        if default and isinstance(default, (str, int)) and not isinstance(default, bool):  # none, 0 and off need no words
+            assert str(default) in parameter.help
+
+
+@pytest.mark.parametrize("words", TREE)
 def test_every_command_speaks_json_and_says_so(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert any("--json" in parameter.opts for parameter in TREE[words].params)
     assert main([*words.split(), "--no-such-option", "--json"]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zstor_local.cli.handover import destination, source
+from zstor_local.cli.handover import as_io_error, destination, file_to_write, source
 from zstor_local.errors import AlreadyExists, NotFound, PathRefused, ZstorError
 from zstor_local.store.protected import Protected
 
@@ -55,9 +56,23 @@ def test_a_device_is_read_through_a_pipe() -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"there is no .*/missing"), source(str(tmp_path / "missing")):
         pass
-    with pytest.raises(PathRefused, match="is a directory") as caught, source(str(tmp_path)):
+    with pytest.raises(PathRefused, match="is a directory") as caught, source(str(tmp_path), instead="what to do"):
         pass
-    assert caught.value.hint == "`zstor put -r` takes all that is in it; as one object: tar c DIRECTORY | zstor put - KEY"
+    assert caught.value.hint == "what to do"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_what_the_system_refuses_comes_with_a_way_out(number: int) -> None:
+    assert as_io_error(OSError(number, os.strerror(number)), "f").hint
+
+
+def test_a_file_is_not_written_where_a_directory_was_named(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    for name in ("missing/", "f/"):
+        with pytest.raises(NotFound, match="there is no directory"):
+            file_to_write(f"{tmp_path}/{name}")
+    assert file_to_write(f"{tmp_path}/") == tmp_path
+    assert file_to_write("missing") == Path("missing")
 
 
 def test_a_new_file_appears_whole_and_with_the_usual_mode(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.store.test_destination import Random, fill
 from zstor_local.config import Config
-from zstor_local.errors import PathRefused
+from zstor_local.errors import IoError, PathRefused
+from zstor_local.sandbox import Mount, Sandbox
 from zstor_local.store.paths import Paths
 from zstor_local.store.protected import Protected
 from zstor_local.system import RealClientFiles, RealFiles
@@ -61,6 +62,17 @@ def test_who_is_elsewhere_has_the_allowed_roots_alone(file: Path) -> None:
         paths = paths_of(Protected([], []), roots)
         os.close(paths.open_input(str(file), mounts))
         paths.close()
+
+
+def test_a_descriptor_is_promised_only_where_the_client_may_open_it(tmp_path: Path) -> None:
+    """A disk that is mounted read-only, a name that is too long: for the client too."""
+    paths = paths_of(Protected([], []))
+    with pytest.raises(IoError) as caught, paths.destination(str(tmp_path / ("x" * 300)), ours(), "truncate", sync=False):
+        pass
+    assert caught.value.hint == "open it yourself, where you may, and hand the descriptor over (`fd`)"
+    mount = Mount(str(tmp_path), hides=False, read_only=True)
+    assert (Sandbox("zstor.service", [mount]).advice(str(tmp_path), write=True) or "").startswith(f"{caught.value.hint}; or ")
+    paths.close()
 
 
 def test_a_shard_that_was_added_meanwhile_is_nobodys(file: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import parameters
-from zstor_local.cli.handover import destination, source, standard_output
+from zstor_local.cli.handover import destination, file_to_write, source, standard_output
 from zstor_local.cli.interrupting import if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -54,7 +53,7 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
     params = parameters(fd=0, pin=None if pin else False, owner=owner, reason=reason, expected_size=size)
     with options.connect() as client:
         for name in files:
-            with source(name) as given:
+            with source(name, instead="as one content: tar c DIRECTORY | zstor cas put -") as given:
                 total = size if given.size is None else given.size
                 with progress(name, wanted=not options.no_progress, total=total) as shown:
                     stored = cast("Uploaded", client.call("cas.upload", params, fds=[given.fd], progress=shown))
@@ -67,7 +66,7 @@ def put(options: Options, files: tuple[str, ...], pin: bool, owner: str | None, 
 
 @cas.command()
 @click.argument("id_", metavar="ID", shell_complete=completed("contents"))
-@click.argument("file", metavar="[FILE|-]", required=False, type=OUTPUT)
+@click.argument("file", metavar="[FILE|DIRECTORY|-]", required=False, type=OUTPUT)
 @click.option("-f", "--force", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--offset", type=click.IntRange(min=0), metavar="BYTES", help="Leave out the first BYTES.")
 @click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="At most so many bytes.")
@@ -81,7 +80,7 @@ def get(options: Options, id_: str, file: str | None, force: bool, offset: int |
 
     Without FILE: to standard output where that is a file or a pipe, on a terminal to a file named after the ID.
     """
-    path = None if file == "-" or (file is None and not sys.stdout.isatty()) else Path(file or id_)
+    path = None if file == "-" or (file is None and not sys.stdout.isatty()) else file_to_write(file or id_)
     if path is not None and path.is_dir():
         path = path / id_
     if path is None and options.json:

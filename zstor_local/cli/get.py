@@ -11,7 +11,7 @@ import click
 
 from zstor_local.cli import text
 from zstor_local.cli.client import parameters
-from zstor_local.cli.handover import destination, standard_output
+from zstor_local.cli.handover import destination, file_to_write, standard_output
 from zstor_local.cli.options import OUTPUT, Options, as_json, completed, connection, namespace, no_progress, pass_options
 from zstor_local.cli.progress import progress
 
@@ -76,7 +76,7 @@ def _path(key: str, file: str | None) -> Path | None:
     """Where the bytes go; None is standard output."""
     if file == "-" or (file is None and not sys.stdout.isatty()):
         return None
-    path = Path(file or ".")
+    path = file_to_write(file or ".")
     if not path.is_dir():
         return path
     name = PurePosixPath(key).name

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from zstor_local.errors import AlreadyExists, Cancelled, IoError, NotFound, PathRefused, ZstorError, errno_name, errno_text
 from zstor_local.signals import termination_raises
@@ -49,16 +49,16 @@ class Handover:
 
 
 @contextmanager
-def source(name: str) -> Iterator[Handover]:
-    """The bytes of a file, or of standard input for `-`."""
+def source(name: str, *, instead: str = "name a file") -> Iterator[Handover]:
+    """The bytes of a file, or of standard input for `-`; `instead` is what to do with a directory."""
     if name == "-":
-        with _readable(STDIN, "standard input") as handover:
+        with _readable(STDIN, "standard input", instead) as handover:
             yield handover
         return
     with naming_errors(name):
         fd = os.open(name, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        with _readable(fd, name) as handover:
+        with _readable(fd, name, instead) as handover:
             yield handover
     finally:
         os.close(fd)
@@ -126,6 +126,13 @@ def destination(path: Path, *, force: bool, own: Protected) -> Iterator[Handover
             part.unlink()
 
 
+def file_to_write(name: str) -> Path:
+    """The path of that name. NotFound for `missing/`: it names a directory, as it does for every other program."""
+    if name.endswith("/") and not os.path.isdir(name):
+        raise NotFound(f"there is no directory {name}", hint="make it first, or name a file: without the slash")
+    return Path(name)
+
+
 def part_name(name: str) -> str:
     """What a file is called, beside its name, until it is whole: at most 79 bytes, whatever the name is written in."""
     return f".{name[:16]}.{token_hex(4)}.part"
@@ -164,13 +171,11 @@ def _publish(part: Path, path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def _readable(fd: int, name: str) -> Iterator[Handover]:
+def _readable(fd: int, name: str, instead: str) -> Iterator[Handover]:
     with naming_errors(name):
         found = os.fstat(fd)
     if stat.S_ISDIR(found.st_mode):
-        raise PathRefused(
-            f"{name} is a directory", hint="`zstor put -r` takes all that is in it; as one object: tar c DIRECTORY | zstor put - KEY"
-        )
+        raise PathRefused(f"{name} is a directory", hint=instead)
     with naming_errors(name):
         os.read(fd, 0)  # not open for reading: said before anything is sent
     if stat.S_ISREG(found.st_mode):
@@ -276,4 +281,15 @@ def naming_errors(name: str, *, missing: str | None = None) -> Iterator[None]:
 
 
 def as_io_error(error: OSError, name: str) -> ZstorError:
-    return IoError(f"{name}: {errno_text(error)}", errno=errno_name(error))
+    return IoError(f"{name}: {errno_text(error)}", hint=_WAYS_OUT.get(error.errno or 0), errno=errno_name(error))
+
+
+# What to do where the system refuses one of the user's files.
+_WAYS_OUT: Final = {
+    errno.EACCES: "`ls -ld` on it and on its directory shows who may; or name another place",
+    errno.EROFS: "that file system is mounted read-only: name another place",
+    errno.ENOSPC: "free some room there, or name another place",
+    errno.EDQUOT: "free some room there, or name another place",
+    errno.ENOTDIR: "a part of that path is a file and no directory",
+    errno.ENAMETOOLONG: "name a file whose name is shorter",
+}

@@ -60,7 +60,7 @@ def _line(key: str, found: Check) -> str:
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1, shell_complete=completed("keys"))
+@click.argument("keys", metavar="[KEY...]", nargs=-1, shell_complete=completed("keys"))
 @click.option("--all", "everything", is_flag=True, help="All objects of all namespaces.")
 @no_progress
 @as_json

@@ -6,7 +6,6 @@ import base64
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import click
@@ -14,7 +13,7 @@ import click
 from zstor_local import limits
 from zstor_local.cli import text
 from zstor_local.cli.client import Client, Json, parameters
-from zstor_local.cli.handover import bytes_of, destination, naming_errors, source, standard_output
+from zstor_local.cli.handover import bytes_of, destination, file_to_write, naming_errors, source, standard_output
 from zstor_local.cli.interrupting import ends_by_interrupt, if_interrupted
 from zstor_local.cli.options import FILE, OUTPUT, Options, as_json, completed, connection, no_progress, pass_options
 from zstor_local.cli.progress import progress
@@ -43,12 +42,12 @@ def log() -> None:
     type=click.IntRange(1, limits.LOG_PAGE_ENTRIES),
     default=64,
     metavar="N",
-    help="Entries in a page; 1 makes a linked list.",
+    help="Entries in a page (64); 1 makes a linked list.",
 )
 @click.option(
     "--embed-last", type=click.IntRange(0), default=0, metavar="N", help="How many of a page's newest entries carry their content."
 )
-@click.option("--encoding", type=click.Choice(["protobuf", "json"]), default="protobuf", help="How pages are written.")
+@click.option("--encoding", type=click.Choice(["protobuf", "json"]), default="protobuf", help="How pages are written (protobuf).")
 @click.option("--mvds", is_flag=True, help="Only MVDS messages, each under its message id.")
 @as_json
 @connection
@@ -141,7 +140,7 @@ def head(options: Options, log: str) -> None:
 
 
 @log.command()
-@click.argument("page_id", metavar="ID", required=False)
+@click.argument("page_id", metavar="[ID]", required=False)
 @click.option("--seq", type=click.IntRange(1), metavar="N", help="The page with this entry.")
 @a_log
 @as_json
@@ -245,7 +244,7 @@ def export(options: Options, file: str, force: bool, log: str) -> None:
     """Write a whole log as one CAR file that any IPFS tool can read."""
     if file == "-" and options.json:
         raise click.UsageError("--json needs a FILE: standard output has the log's bytes")
-    taker = standard_output() if file == "-" else destination(Path(file), force=force, own=options.daemons_own())
+    taker = standard_output() if file == "-" else destination(file_to_write(file), force=force, own=options.daemons_own())
     with (
         options.connect() as client,
         taker as taken,
@@ -274,7 +273,7 @@ def import_(options: Options, file: str, log: str | None) -> None:
     kept = if_interrupted("the log is as it was; what was read of its content is kept for a while", hint="the same again goes on there")
     with (
         kept,
-        source(file) as given,
+        source(file, instead="name a file that `zstor log export` has written") as given,
         options.connect() as client,
         progress(f"importing {file}", wanted=not options.no_progress, counted=True) as shown,
     ):

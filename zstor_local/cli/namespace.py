@@ -51,7 +51,11 @@ def _policy_options(function: Function) -> Function:
         click.option("-k", type=int, metavar="K", help="Shares that give an object back."),
         click.option("-m", type=int, metavar="M", help="Shares in all, one to a shard."),
         click.option("--chunk-size", type=Size(), metavar="SIZE", help="A power of two from 256K to 4M."),
-        click.option("--compression", type=click.Choice(["zstd", "none"])),
+        click.option(
+            "--compression",
+            type=click.Choice(["zstd", "none"]),
+            help="Of each chunk; with zstd too what does not shrink stays as it is.",
+        ),
         click.option("--padding", type=click.Choice(["none", "padme"]), help="padme hides the exact length of chunks."),
         click.option("--on", "placement", metavar="SHARD|GROUP", multiple=True, help="Where shares go (all shards); may be repeated."),
     ]
@@ -70,7 +74,7 @@ def _policy_options(function: Function) -> Function:
 def create(options: Options, /, name: str, placement: tuple[str, ...], quota: int | None, **policy: Json) -> None:
     """Create the namespace NAME.
 
-    A first write to a new name creates one too, with the configured policy.
+    Its policy is the configured one where no option says otherwise. A first write to a new name creates one too.
     """
     _shown(options, "namespace.create", _params(name, placement, quota, policy))
 

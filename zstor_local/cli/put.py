@@ -94,7 +94,8 @@ def put(
         expected_digest=digest,
     )
     params |= options.place()
-    with source(file) as given, options.connect() as client, _telling_of_a_new_namespace(options):
+    given_source = source(file, instead="`zstor put -r` takes all that is in it; as one object: tar c DIRECTORY | zstor put - KEY")
+    with given_source as given, options.connect() as client, _telling_of_a_new_namespace(options):
         with progress(key, wanted=not options.no_progress, total=size if given.size is None else given.size) as shown:
             answer = client.call(f"object.write_{given.kind}", params, fds=[given.fd], progress=shown)
         _tell(cast("Written", answer)["metadata"], json_wanted=options.json)

@@ -21,7 +21,7 @@ _WORKERS = 40  # worker threads: they wait for disks and compute little
 @click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor shard trust` prints: whose tokens count.")
 @click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
-@click.option("--quota", type=Size(), metavar="SIZE", help="How much each shard of a store may keep here.")
+@click.option("--quota", type=Size(), metavar="SIZE", help="How much each shard of a store may keep here (no limit).")
 @click.option("--plaintext", is_flag=True, help="Listen beyond this machine without TLS: only where the network itself is encrypted.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 def serve(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from zstor_local.cli import text
 from zstor_local.cli.client import parameters
 from zstor_local.cli.options import Options, as_json, completed, connection, pass_options
 from zstor_local.cli.perm import WORDS
@@ -87,4 +88,15 @@ def revoke(options: Options, user: str | None, space: str | None, jti: str | Non
         raise click.UsageError("say which: --user, --namespace, --jti, --key or --all")
     with options.connect() as client:
         answer = client.call("token.revoke", params)
-    click.echo(json.dumps(answer) if options.json else "revoked")
+    click.echo(json.dumps(answer) if options.json else f"revoked {_what(user, space, jti, kid)}")
+
+
+def _what(user: str | None, space: str | None, jti: str | None, kid: str | None) -> str:
+    """What was named, so that a slip is seen: no list of the tokens that were signed is kept, so any user, name or id is taken."""
+    if jti is not None:
+        return f"the token {text.shown(jti)}, if there is one"
+    if kid is not None:
+        return f"the signing key {text.shown(kid)} and every token that it signed"
+    whose = "" if user is None else f" of {text.shown(user)}"
+    where = "" if space is None else f" for {text.shown(space)}"
+    return f"every token{whose}{where} that was signed until now" + (", if there is one" if whose or where else "")

@@ -24,7 +24,7 @@ Mode = Literal["truncate", "append", "exclusive"]
 
 _UNREADABLE_KINDS: Final = frozenset({"proc", "sysfs"})  # files that are no files: reading may have effects, sizes lie
 _SANDBOXED: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})
-_DESCRIPTOR_HINT: Final = "open it yourself and hand the descriptor over (`fd`): that always works"
+_DESCRIPTOR_HINT: Final = "open it yourself, where you may, and hand the descriptor over (`fd`)"
 
 
 class Surroundings(Protocol):
