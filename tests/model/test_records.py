@@ -135,6 +135,14 @@ def test_a_policy_that_cannot_be_is_corrupt(policy: list[object]) -> None:
         ObjectRecord.decode(changed(FULL, {6: policy}))
 
 
+@pytest.mark.parametrize("number", [2, 4, 5, 9])
+def test_a_number_that_not_everybody_can_hold_is_corrupt(number: int) -> None:
+    ObjectRecord.decode(changed(FULL, {number: limits.SAFE_INTEGER}))
+    for beyond in (limits.SAFE_INTEGER + 1, 2**63, 2**64 - 1, -limits.SAFE_INTEGER):
+        with pytest.raises(CorruptRecord):
+            ObjectRecord.decode(changed(FULL, {number: beyond}))
+
+
 @pytest.mark.parametrize("placement", [bytes(3), bytes(7), [0, 1, 2, 3, 4, -5], [0, 1, 2], [0, 1, 2, 3, 4, "5"], b""])
 def test_a_placement_names_one_shard_for_each_share(placement: object) -> None:
     with pytest.raises(CorruptRecord):
@@ -189,6 +197,19 @@ def test_shard_numbers_over_255_are_a_list() -> None:
 def test_what_is_no_record_is_corrupt(data: str) -> None:
     with pytest.raises(CorruptRecord):
         decode(bytes.fromhex(data))
+
+
+TAGS = [*range(300), 1_004, 43_000, 55_799, 2**64 - 1]  # all that mean something to some reader, and some that do not
+
+
+@pytest.mark.parametrize("value", [None, 0, "1", "a", b"", b"1", [], [1, 2], {}])
+def test_a_tag_is_corrupt_whatever_it_means(value: object) -> None:
+    """Times, fractions, patterns, numbers of any length, references to what holds them: no record has one."""
+    for tag in TAGS:
+        tagged = cbor2.dumps(cbor2.CBORTag(tag, value))
+        for data in (b"\xa1\x01" + tagged, b"\xa1\x01\x81" + tagged, b"\xa1" + tagged + b"\x01", tagged):
+            with pytest.raises(CorruptRecord):
+                decode(data)
 
 
 @given(st.binary(max_size=200))

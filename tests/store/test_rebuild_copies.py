@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,23 @@ async def test_a_record_comes_back_whoever_else_says_something_that_does_not_ope
         row = store.rows.get("table", "row")
         assert row is not None
         assert row.value == b"value"
+
+
+@pytest.mark.parametrize("change", [{"user": {"a": b"x"}}, {"user": {"a": nan}}, {"size": 2**64 - 1}, {"created": 2**53}], ids=str)
+async def test_what_no_daemon_writes_is_no_record(home: Home, says: Callable[[Say], None], change: Mapping[str, Any]) -> None:
+    """Who has the record key of a namespace and operates a shard could plant it; nothing that lists it could be answered."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 5_000))
+        await put(store, "b", content(2, 5_000))
+        stored = await put(store, "b", content(3, 5_000))
+        plain = replace(stored.record, **change).encode()
+        header = stored.envelope
+        planted = store.sealer.seal(header.kind, header.namespace, header.key_hash, header.version, header.sequence, plain)
+    says(lambda shard, envelope: planted if envelope.sequence == header.sequence else envelope)
+    lose_metastore(home)
+    assert rebuilt(home.config(), accept_loss=True).damaged == 1
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 5_000)
 
 
 async def test_a_record_that_opens_nowhere_must_be_accepted(home: Home, says: Callable[[Say], None]) -> None:

@@ -5,7 +5,6 @@ Whoever sends some without end gets a part of our disk and half of a thread, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from zstor_local.runtime import Files
 from zstor_local.shards.base import ShardError
 from zstor_local.shards.http.wire import COUNT_MAX, BadWire, parse_batch
 from zstor_local.store.store import Store
-from zstor_local.store.stored import open_object, open_void
+from zstor_local.store.stored import must_be_told, open_object, open_void
 from zstor_local.store.voids import Voids
 
 ROWS: Final = "joined-"  # files in the store's directory, one for each namespace
@@ -163,7 +162,7 @@ class Rows:
         if envelope.kind is Kind.TOMBSTONE:
             return Tombstone.decode(self._sealer.open(envelope)).key
         record = open_object(self._sealer, envelope)
-        _must_be_told(record)
+        must_be_told(record)
         return record.key
 
     def _change(self, key: str, heard: Sequence[Envelope]) -> _Change | None:
@@ -236,16 +235,6 @@ def remove_rows(files: Files, directory: str, given: Pass | None = None) -> None
         for name in files.list(directory):
             if name.startswith(prefix):
                 files.unlink(f"{directory}/{name}")
-
-
-def _must_be_told(record: ObjectRecord) -> None:
-    """CorruptRecord for what no daemon has written: in CBOR there is more than JSON can say, and it would fail whatever lists it."""
-    try:
-        json.dumps(record.user, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise CorruptRecord("what a user said of an object cannot be told") from None
-    if max(record.created, record.modified) > limits.SAFE_INTEGER:
-        raise CorruptRecord("an object was written at no time")
 
 
 def _size(record: ObjectRecord | None) -> int:

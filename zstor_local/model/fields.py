@@ -5,9 +5,9 @@ Maps are canonical in the length-first order (RFC 8949 §4.2.3) and leave out me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import cbor2
 
@@ -22,6 +22,22 @@ T = TypeVar("T")
 Plain = Mapping[int, object]
 
 
+class _Untagged(dict[int, Callable[..., NoReturn]]):
+    """The answer for each tag there is: it is refused. No record has one, and cbor2 makes of them what none holds: patterns, numbers of
+    any length, values that hold themselves.
+    """
+
+    def __missing__(self, tag: int) -> Callable[..., NoReturn]:
+        return _refuse_tag
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise ValueError("a tag")
+
+
+_UNTAGGED: Final = _Untagged()
+
+
 def encode(plain: Plain) -> bytes:
     """Canonical CBOR of a map."""
     return cbor2.dumps(plain, canonical=True)
@@ -30,7 +46,9 @@ def encode(plain: Plain) -> bytes:
 def decode(data: bytes) -> Plain:
     """A CBOR map with integer keys, strictly read; CorruptRecord for anything else."""
     try:
-        plain = cbor2.loads(data, max_depth=16, allow_indefinite=False, allow_duplicate_keys=False, str_errors="strict")
+        plain = cbor2.loads(
+            data, semantic_decoders=_UNTAGGED, max_depth=16, allow_indefinite=False, allow_duplicate_keys=False, str_errors="strict"
+        )
     except (cbor2.CBORDecodeError, ValueError):
         raise CorruptRecord("a record is not CBOR") from None
     if type(plain) is not dict or not _INTEGER.issuperset(map(type, plain)):

@@ -27,6 +27,7 @@ NO_VERSION: Final = Version(bytes(ID_BYTES))
 NO_KEY: Final = KeyHash(bytes(ID_BYTES))
 BLOCK_OVERHEAD_BYTES: Final = 32  # header and tag of a block in a share
 DIGEST_BYTES: Final = 32
+_SAFE_BITS: Final = limits.SAFE_INTEGER.bit_length()
 
 
 class Kind(IntEnum):
@@ -142,8 +143,9 @@ class ObjectRecord:
         if [*map(type, fields)] != _OBJECT_TYPES:
             raise CorruptRecord(_misfit(fields))
         key, size, digest, created, modified, wrapped, share_bytes, table, blob, references, user, previous, following = fields
-        if min(size, created, modified, share_bytes) < 0 or len(digest) != DIGEST_BYTES:
-            raise CorruptRecord("a record has a negative number, or a digest of another length")
+        # Of all at once, as there is one for every read: none is negative, none beyond limits.SAFE_INTEGER.
+        if (size | created | modified | share_bytes) >> _SAFE_BITS or len(digest) != DIGEST_BYTES:
+            raise CorruptRecord("a record has a negative number or one that nobody can count to, or a digest of another length")
         if references:
             take_list(plain, 12, str)
         if user:

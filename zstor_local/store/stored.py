@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from zstor_local import limits
@@ -40,6 +41,14 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
     if any(number >= limits.SHARD_NUMBERS for number in record.placement):  # it would be somebody else's shard
         raise CorruptRecord("a record of another user's namespace names a shard that cannot be")
     return replace(record, placement=tuple(foreign.first + number for number in record.placement))
+
+
+def must_be_told(record: ObjectRecord) -> None:
+    """CorruptRecord for what no daemon writes, but who has the record key may: CBOR says more than JSON, and what lists it fails."""
+    try:
+        json.dumps(record.user, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise CorruptRecord("what a user said of an object cannot be told") from None
 
 
 def open_void(sealer: RecordSealer, envelope: Envelope, space: NamespaceId = STORE_WIDE) -> VoidRecord | None:

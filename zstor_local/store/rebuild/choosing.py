@@ -25,6 +25,7 @@ from zstor_local.store.rebuild.holding import Holding
 from zstor_local.store.rebuild.report import Report
 from zstor_local.store.rebuild.scratch import FoundRow, Scratch, version_of
 from zstor_local.store.sealing import RecordSealer
+from zstor_local.store.stored import must_be_told
 from zstor_local.store.voids import Voids
 
 _AT_ONCE: Final = 500  # rows that are put into the scratch table together
@@ -165,6 +166,7 @@ class Choosing:
             choice.name = Tombstone.decode(choice.plain).key
         else:
             choice.object = record = ObjectRecord.decode(choice.plain)
+            must_be_told(record)
             choice.name = record.key
             choice.lacking = self._holding.lacking(envelope.version, record)
         if choice.ambiguous:
