@@ -11,9 +11,12 @@ import trio
 from tests.remote.house import CHUNK, House, housing
 from tests.shardserver.server import LIMIT
 from tests.store.home import content, get, put
-from zstor_local.errors import NoSpace
+from zstor_local.errors import Conflict, NoSpace
 from zstor_local.metastore.base import CommitRefused, Metastore, Transaction
+from zstor_local.model.ids import ShardUid
 from zstor_local.model.policy import Policy
+from zstor_local.shards.marker import Marker
+from zstor_local.shards.opening import ShardOpener
 from zstor_local.store.caller import Nobody
 
 SMALL, LARGE = content(1, 9_000), content(2, CHUNK + 1_000)
@@ -67,6 +70,26 @@ async def test_a_place_on_a_server_whose_listing_failed_can_be_tried_again(tmp_p
                 with pytest.raises(NoSpace):
                     await store.membership.add(url, None)
             assert store.pool.state((await store.membership.add(url, None)).number) == "ok"
+
+
+async def test_what_an_interrupted_add_left_on_a_server_is_no_obstacle_and_what_was_ever_used_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with housing(tmp_path, near=3, servers=1, policy=Policy(2, 3, chunk_size=CHUNK)) as house:
+        store, url = house.store, house.servers[0].url
+        with trio.fail_after(LIMIT):
+            await store.membership.remove("shard3", Nobody())
+            left = Marker(store.core.sealer.store_id, ShardUid(bytes(16)), 9, 0)
+            await trio.to_thread.run_sync(store.places.opener.create, url, left)
+            added = await store.membership.add(url, None)
+            assert store.pool.state(added.number) == "ok"
+
+            monkeypatch.setattr(ShardOpener, "retire", lambda *_: None)  # as where its server cannot be reached then
+            await store.membership.remove(added.id, Nobody())
+            with pytest.raises(Conflict, match="already another shard") as caught:
+                await store.membership.add(url, None)
+            assert caught.value.hint == "put another name behind the server's URL"
+            assert spaces(house) == [store.core.sealer.store_id.hex()]
 
 
 def store_warnings(caplog: pytest.LogCaptureFixture) -> str:

@@ -116,7 +116,7 @@ class Membership:
         try:
             self._places.opener.create(url, marker)
         except BadMarker as error:
-            raise Conflict(f"{url}: {error}", hint="give an empty directory") from None
+            raise Conflict(f"{url}: {error}", hint=_where_instead(url)) from None
         except ShardError as error:
             hint = None if _on_a_server(url) else "give an empty directory on a disk that is mounted"
             raise IoError(str(error), hint=hint) from None
@@ -143,7 +143,7 @@ class Membership:
         try:
             return await self._runtime.threads.run(self._places.opener.identify, url)
         except BadMarker as error:
-            raise Conflict(f"{url}: {error}", hint="give an empty directory") from None
+            raise Conflict(f"{url}: {error}", hint=_where_instead(url)) from None
         except NoPlace as error:
             raise _no_place(str(error)) from None
         except ShardError as error:
@@ -212,6 +212,10 @@ def _checked(url: str) -> str:
 
 def _on_a_server(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
+
+
+def _where_instead(url: str) -> str:
+    return "put another name behind the server's URL" if _on_a_server(url) else "give an empty directory"
 
 
 def _what_to_look_at(url: str, error: ShardError) -> str:

@@ -111,13 +111,14 @@ class HttpEngine:
     def create(self, url: str, identity: Marker) -> None:
         server, space = self._place(url)
         found = self.identify(url)
-        if found is not None:
-            if found.marker.uid != identity.uid:
-                raise BadMarker("it is already another shard of this store")
+        if found is not None and found.marker.uid == identity.uid:
             return
         body = identity.pack(self._keys, self._runtime.randomness.bytes(_SALT_BYTES))
         peer = Peer(server, self._tokens.of(identity.uid))
         try:
+            if found is not None:
+                uid = ShardUid(found.marker.uid)
+                self._network.run(lambda: self._vacate(Peer(server, self._tokens.of(uid)), space, uid))
             self._network.run(lambda: peer.ask(Ask("PUT", space, body, {DIGEST: digest(body)})))
         except ShareMissing:
             raise ShardError("failed", f"{url} answers something else than was asked") from None
@@ -127,18 +128,24 @@ class HttpEngine:
         try:
             server, space = self._place(url)
             peer = Peer(server, self._tokens.of(ShardUid(entry.uid)))
-            self._network.run(lambda: self._remove(peer, space, entry))
+            self._network.run(lambda: self._remove(peer, space, entry.uid))
         except (ShardError, ShareMissing, BadMarker) as error:
             reason = str(error) or "it answers something else than was asked"
             log.warning("shard %s is no shard any more, but what it holds stays on its server: %s", entry.id, reason)
 
-    async def _remove(self, peer: Peer, space: str, entry: ShardEntry) -> None:
+    async def _vacate(self, peer: Peer, space: str, uid: bytes) -> None:
+        """Take away what an interrupted `create` left, which no life ever wrote to. BadMarker for any other shard."""
+        if (await ask_about(peer, space)).writer:
+            raise BadMarker("it is already another shard of this store")
+        await self._remove(peer, space, uid)
+
+    async def _remove(self, peer: Peer, space: str, uid: bytes) -> None:
         """Take the space over from its opening in this life, then away. ShardError `fenced` if a later life has it."""
         try:
             about = await ask_about(peer, space)
-            if Marker.parse(about.marker, self._keys, self._store_id).uid != entry.uid:
+            if Marker.parse(about.marker, self._keys, self._store_id).uid != uid:
                 return
-            headers = {FENCE: str(self._next_fence(about.writer))}
+            headers = {FENCE: str(self._next_fence(about.writer or 1))}  # no life has 0
             await peer.ask(Ask("POST", f"{space}/writer", headers=headers, expect=(200,), most=ABOUT_BYTES))
             await peer.ask(Ask("DELETE", space, headers=headers, durable=True))
         except ShardError as error:
