@@ -54,7 +54,8 @@ export class Client {
     const long = Buffer.byteLength(socketPath) > 107 // that a socket's address holds
     const directory = long && fs.openSync(path.dirname(socketPath), fs.constants.O_DIRECTORY)
     const socket = net.createConnection(long ? `/proc/self/fd/${directory}/${path.basename(socketPath)}` : socketPath)
-    await once(socket, 'connect').finally(() => long && fs.closeSync(directory))
+    const nobody = ({ code, message }) => Promise.reject(failure(code, `no daemon at ${socketPath}: ${message} (start it: zstor daemon)`))
+    await once(socket, 'connect').catch(nobody).finally(() => long && fs.closeSync(directory))
     return new this(socket, graceSeconds)
   }
 
@@ -81,6 +82,7 @@ export class Client {
     const id = ++this.#lastId
     if (onProgress) params = { ...params, _meta: { ...params._meta, progressToken: id } }
     return new Promise((resolve, reject) => {
+      this.#send({ id, method, params }) // may throw, for what JSON cannot say: nothing has begun then
       let timer
       const giveUp = () => this.#end(failure('ETIMEDOUT', `no answer to ${method}: it may have been done`))
       const { signal, release } = stopper(options, () => {
@@ -90,7 +92,6 @@ export class Client {
       const done = () => (clearTimeout(timer), release())
       const failed = (error) => reject(signal.aborted && error.type === 'cancelled' ? signal.reason : error)
       this.#calls.set(id, { done, resolve, reject: failed, onProgress, onReply })
-      this.#send({ id, method, params })
     })
   }
 
@@ -125,13 +126,13 @@ export class Client {
 
   /** Store what an (async) iterable of strings or bytes gives. If it throws, or the signal aborts, nothing is stored. */
   async writeStream(key, iterable, params = {}, options = {}) {
-    let interrupt
+    let interrupt, stream, writing
     const interrupted = new Promise((_, reject) => (interrupt = reject))
     interrupted.catch(() => {}) // nobody may be waiting for it
+    iterable?.on?.('error', interrupt) // a Readable that fails before it is read would end the program
     const { signal, release } = stopper(options, (reason) => interrupt(reason))
     const lost = () => interrupt(this.#lost)
     this.#socket.once('close', lost)
-    let stream, writing
     try {
       stream = (await this.call('object.write_stream', { key, ...params }, { signal })).stream
       writing = this.#write(stream, iterable, signal)

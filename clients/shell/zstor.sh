@@ -109,6 +109,8 @@ zstor_close() { # what runs on the connection is cancelled
 
 zstor_next() { # what the daemon tells on the open connection, such as stream.data: one line of JSON. zstor_call passes over it
   local line
+  [ -n "${_ZSTOR_IN:-}" ] ||
+    { _zstor_failed '{"message": "no connection is open", "data": {"type": "usage", "hint": "zstor_open makes one"}}' && return 1; }
   IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" line || { _zstor_silence && return 2; }
   printf '%s\n' "$line"
 }
@@ -120,7 +122,7 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
   shift 2
   _ZSTOR_RESULT= ZSTOR_ERROR=
   request=$(_zstor_request "$method" "$id" "$@") ||
-    { _zstor_failed '{"message": "parameters are NAME=TEXT, NAME:=JSON or one JSON object", "data": {"type": "usage"}}' && return 1; }
+    { _zstor_failed '{"message": "parameters are NAME=TEXT, NAME:=JSON or one JSON object; ZSTOR_TIMEOUT is a number", "data": {"type": "usage"}}' && return 1; }
   if [ -n "${_ZSTOR_OUT:-}" ]; then
     (printf '%s\n' "$request" >&"$_ZSTOR_OUT") 2>/dev/null || :
     until case $reply in *"$id"* | *'"id":null}') ;; *) false ;; esac; do

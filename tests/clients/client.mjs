@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { createReadStream, readFileSync } from 'node:fs'
 import net from 'node:net'
+import { Readable } from 'node:stream'
 import { after, before, test } from 'node:test'
 
 const { Client, ZstorError, defaultSocket } = await import(`${process.env.CLIENTS}/js/zstor-client.mjs`)
@@ -50,6 +51,10 @@ test('a source that fails stores nothing', async () => {
     throw new Error('the source broke')
   }
   await assert.rejects(zstor.writeStream('broken', broken()), /the source broke/)
+  await assert.rejects(zstor.call('object.stat', { key: 'broken' }), { type: 'not_found' })
+  await assert.rejects(zstor.writeStream('broken', createReadStream('no such file')), { code: 'ENOENT' })
+  const atOnce = new Readable({ read() {} }).destroy(new Error('before anybody reads it'))
+  await assert.rejects(zstor.writeStream('broken', atOnce), /before anybody reads it/)
   await assert.rejects(zstor.call('object.stat', { key: 'broken' }), { type: 'not_found' })
 })
 
@@ -119,7 +124,7 @@ test('calls run side by side', async () => {
 })
 
 test('a connection that nobody answers, or that is lost, rejects', async () => {
-  await assert.rejects(Client.connect('/no/such/socket'), { code: 'ENOENT' })
+  await assert.rejects(Client.connect('/no/such/socket'), { code: 'ENOENT', message: /no daemon at \/no\/such\/socket: .*zstor daemon/ })
   const server = net.createServer((socket) => socket.once('data', () => socket.destroy())).listen('gone.sock')
   const lost = await Client.connect('gone.sock')
   await assert.rejects(lost.call('rpc.ping'), { code: 'ECONNRESET' })

@@ -235,6 +235,14 @@ def test_an_open_connection_is_used_and_carries_streams(place: Place) -> None:
     assert bash(place, script).stdout == "bytes0\nnot_found\nnot_found\n"
 
 
+def test_without_an_open_connection_there_is_nothing_to_come(place: Place) -> None:
+    assert "zstor_open makes one" in bash(place, "zstor_next", status=1).stderr
+
+
+def test_a_time_that_is_no_number_is_told(place: Place) -> None:
+    assert "ZSTOR_TIMEOUT is a number" in bash(place, "zstor_call rpc.ping", status=1, ZSTOR_TIMEOUT="soon").stderr
+
+
 def test_connections_leave_no_descriptor_and_no_process(place: Place) -> None:
     script = """
     open() { ls "/proc/$$/fd" | wc -l; }

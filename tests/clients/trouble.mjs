@@ -40,6 +40,13 @@ test('keys are any text', async () => {
   zstor = await Client.connect() // what has no id has no call: that connection was ended
 })
 
+test('what JSON cannot say begins nothing, and its time ends nothing', async () => {
+  const own = await Client.connect(undefined, { graceSeconds: 0 })
+  await assert.rejects(own.call('object.stat', { key: 7n }, { timeoutSeconds: 0.001 }), TypeError)
+  await assert.rejects(own.call('ns.fetch', { name: 'nobody', after_seq: 0, wait_seconds: 30, _meta: { timeoutSeconds: 0.1 } }), { type: 'timed_out' })
+  own.close()
+})
+
 test('the largest values fit into a message', async () => {
   const value = 'x'.repeat(8 * 1024 * 1024)
   await zstor.call('object.write', { key: '8 MiB', value })
