@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -45,3 +48,24 @@ def test_what_lies_free_below_a_piece_in_use_is_given_back() -> None:
     full, kept, left = (int(number) // MIB for number in ran.stdout.split())
     assert kept > 150, "nothing to give back"
     assert left < full - 150
+
+
+DUMPABLE = """
+import ctypes, sys
+from zstor_local.cli.root import run
+before = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE of prctl(2)
+run(sys.argv[1:])
+print(before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+SECRET = ["key backup --yes", "key restore", "init", "shard trust", "rebuild", "shard serve --listen unix:s --data d --trust none"]
+
+
+@pytest.mark.parametrize("command", SECRET)
+def test_there_are_no_core_dumps_of_what_has_keys_in_memory(command: str, tmp_path: Path) -> None:
+    """Whatever comes of it; most of these fail here, for want of what they need."""
+    variables = {
+        name: str(tmp_path / name) for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
+    }
+    arguments = [sys.executable, "-c", DUMPABLE, *command.split()]
+    ran = subprocess.run(arguments, input="", cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "1 0", ran.stderr

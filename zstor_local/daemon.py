@@ -77,8 +77,7 @@ class Say(Protocol):
 def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     """Serve until a signal. Refused says why not. `reread` gives the configuration as it is now; it may raise ConfigError."""
     process.log_to_stderr()
-    os.umask(0o077)
-    process.keep_memory_private()
+    process.keep_secrets()
     process.keep_buffers()
     process.allow_descriptors()
     notifier = Notifier.from_environment(os.environ)
@@ -88,7 +87,7 @@ def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
 
 def init_store(config: Config, say: Say) -> None:
     """`zstor init`: make the store and say where it is; what is there stays. Refused says why it cannot be."""
-    os.umask(0o077)
+    process.keep_secrets()
     runtime = real_runtime()
     with _refusing():
         created = trio.run(_with_engines, runtime, config, lambda engines: make_store(runtime, engines, config))
@@ -100,7 +99,7 @@ def init_store(config: Config, say: Say) -> None:
 
 def own_trust(config: Config) -> TrustDocument:
     """`zstor shard trust`: what shard servers must be told. The master key is made if there is none. Refused says why it cannot be."""
-    os.umask(0o077)
+    process.keep_secrets()
     runtime = real_runtime()
     with _refusing():
         ring = known_keys(runtime, SqliteEngines(runtime.files), config)
@@ -109,7 +108,7 @@ def own_trust(config: Config) -> TrustDocument:
 
 def keep_key(path: str, key: MasterKey) -> None:
     """Write a restored master key, 0600 and durable; FileExistsError if there is one."""
-    os.umask(0o077)
+    process.keep_secrets()
     files = real_runtime().files
     make_directories(files, os.path.dirname(path))
     if key_exists(files, path):
@@ -122,7 +121,7 @@ def rebuild_store(config: Config, *, accept_loss: bool, progress: Callable[[str,
     """`zstor rebuild`: a new metastore from the shards and the master key. Refused says why it cannot be."""
     from zstor_local.store.rebuild import rebuild
 
-    os.umask(0o077)
+    process.keep_secrets()
     runtime = real_runtime()
 
     def work(engines: Engines) -> Report:

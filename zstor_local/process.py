@@ -71,8 +71,9 @@ def resident_bytes() -> int:
         return int(numbers.read().split()[1]) * _PAGE_BYTES
 
 
-def keep_memory_private() -> None:
-    """No core dumps and no tracing: keys are in memory."""
+def keep_secrets() -> None:
+    """For whatever has keys or tokens in its memory: no core dumps, no tracing, and files that it makes are for this user alone."""
+    os.umask(0o077)
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

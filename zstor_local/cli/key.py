@@ -31,6 +31,9 @@ def key() -> None:
 
     Whoever loses it loses everything.
     """
+    from zstor_local.process import keep_secrets
+
+    keep_secrets()  # some of these read it themselves, or its words
 
 
 @key.command()

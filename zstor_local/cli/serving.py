@@ -50,7 +50,7 @@ def serve(
     from zstor_local.system import real_runtime
 
     process.log_to_stderr()
-    os.umask(0o077)
+    process.keep_secrets()
     process.allow_descriptors()
 
     def ready(url: str) -> None:
