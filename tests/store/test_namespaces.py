@@ -416,6 +416,45 @@ async def test_a_write_on_its_way_does_not_slip_into_a_deleted_one(home: Home) -
         assert listed(store) == []
 
 
+async def test_nor_where_two_delete_it_at_once(home: Home) -> None:
+    async with home.open() as store:
+        namespace = await store.namespaces.create("photos")
+        refused: list[NotFound] = []
+
+        async def remove_once() -> None:
+            try:
+                await store.namespaces.remove(namespace)
+            except NotFound as error:
+                refused.append(error)
+
+        class Late:
+            left = 700_000
+
+            async def read_into(self, buffer: memoryview) -> int:
+                count = min(self.left, len(buffer))
+                self.left -= count
+                if count == 0:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(remove_once)
+                        nursery.start_soon(remove_once)
+                return count
+
+        with pytest.raises(Conflict, match="being deleted"):
+            await put(store, "a", Late(), namespace="photos")
+        assert len(refused) == 1
+        await put(store, "a", b"another", namespace="photos")
+        assert await get(store, "a", namespace="photos") == b"another"
+
+
+async def test_one_that_was_changed_while_it_was_deleted_can_be_made_anew(home: Home) -> None:
+    async with home.open() as store:
+        namespace = await store.namespaces.create("photos")
+        await store.namespaces.change("photos", lambda record: replace(record, quota=1_000))  # by who comes first
+        await store.namespaces.remove(namespace)
+        await put(store, "a", b"another", namespace="photos")
+        assert await get(store, "a", namespace="photos") == b"another"
+
+
 async def test_names_of_rows_are_names_like_others(home: Home) -> None:
     """A namespace called like a record of the store's own must not take its place in a rebuild."""
     async with home.open() as store:

@@ -277,13 +277,15 @@ class Namespaces:
 
     async def remove(self, namespace: Namespace) -> None:
         """Delete a namespace that has no objects, and everybody's rights in it. NotEmpty if it has some; NotFound if it is gone."""
+        closes = False
 
         def decide(current: Envelope | None) -> Decision:
+            nonlocal closes
             if current is None or self._open(current).id != namespace.id:
                 raise no_namespace(namespace.name)
             if self._metastore.scan(namespace.id, "", None, 1) or self._committer.view.usage(namespace.id).objects > 0:
                 raise NotEmpty(f"the namespace {namespace.name} has objects", hint="delete them, or say force")
-            namespace.gate.closed = True  # for whatever is decided from here on
+            closes, namespace.gate.closed = not namespace.gate.closed, True  # for whatever is decided from here on
             row = row_name(namespace.name)
             tombstone = Tombstone(row, self._runtime.clock.now())
             buried = self._record(row, Kind.TOMBSTONE, tombstone.encode(), current)
@@ -297,14 +299,14 @@ class Namespaces:
                 records.update(self._rows.written(RETIRE_TABLE, namespace.id.hex(), still_there(servers)))
             return Decision(records)
 
-        was_closed = namespace.gate.closed
         try:
             await self._committer.commit(STORE_WIDE, row_name(namespace.name), decide)
         except BaseException:
-            namespace.gate.closed = was_closed
+            if closes:  # and not by another's deletion, which may have come to its end
+                namespace.gate.closed = False
             raise
-        if self._known.get(namespace.name) is namespace or was_closed:
-            self._known.pop(namespace.name, None)
+        if (known := self._known.get(namespace.name)) is not None and known.id == namespace.id:  # remembered anew meanwhile, perhaps
+            del self._known[namespace.name]
 
     def _written(self, record: NamespaceRecord, current: Envelope | None) -> Mapping[RowName, NewRecord]:
         return self._record(row_name(record.name), Kind.NAMESPACE, record.encode(), current)
