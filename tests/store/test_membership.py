@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,16 @@ from zstor_local.errors import (
 )
 from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Transaction
 from zstor_local.model.policy import Policy
+from zstor_local.model.storewide import ShardsRecord
 from zstor_local.shards.marker import Marker
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store import mending
 from zstor_local.store.caller import Caller, Nobody
-from zstor_local.store.draining import Drain, _Cursor
+from zstor_local.store.departures import Departures
+from zstor_local.store.draining import Drain, Drained, _Cursor
 from zstor_local.store.health import Health, Repaired
+from zstor_local.store.jobs import Job
+from zstor_local.store.shard_list import ShardList
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 
@@ -531,6 +536,59 @@ async def test_a_shard_that_is_being_drained_can_be_kept(home: Home, monkeypatch
         assert store.health == "ok"
     async with home.open() as store:
         assert set(store.pool.states()) == {"0", "1", "2", "3"}
+        await check_objects(store)
+
+
+async def test_a_shard_whose_drain_goes_on_while_it_is_taken_back_is_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another shard comes back at that moment, and then all drains go on."""
+    move_all, change = Drain.move_all, ShardList.change
+    kept = trio.Event()
+
+    async def slow(self: Drain, number: int, job: Job) -> Drained:
+        with trio.CancelScope(shield=True):
+            await kept.wait()
+            return await move_all(self, number, job)
+        raise AssertionError
+
+    async def beside(self: ShardList, *args: Any) -> None:
+        store.departures.resume()
+        await trio.testing.wait_all_tasks_blocked()
+        await change(self, *args)
+        kept.set()
+
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        await store.membership._shards.change(partial(_draining, "1"))
+        monkeypatch.setattr(Drain, "move_all", slow)
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardList, "change", beside)
+            await store.membership.add(str(home.root(1)), None)
+        assert store.departures.job_of(1) is None
+        assert set(store.pool.states()) == {"0", "1", "2", "3"}
+        await check_objects(store)
+
+
+def _draining(shard: str, before: ShardsRecord) -> ShardsRecord:
+    return replace(before, shards=tuple(replace(each, draining=each.id == shard) for each in before.shards))
+
+
+async def test_a_shard_that_is_gone_when_it_is_taken_back_is_not_said_to_be_there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Departures.stop
+
+    async def late(self: Departures, number: int) -> None:
+        await drained(store, number)  # it has come to its end just before
+        await stop(self, number)
+
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        await store.membership._shards.change(partial(_draining, "1"))
+        monkeypatch.setattr(Departures, "stop", late)
+        store.departures.resume()
+        with pytest.raises(Conflict, match="just been removed"):
+            await store.membership.add(str(home.root(1)), None)
+        assert set(store.pool.states()) == {"0", "2", "3"}
         await check_objects(store)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from zstor_local.errors import Busy, Conflict, ShuttingDown
+from zstor_local.errors import Busy, Cancelled, Conflict, ShuttingDown
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.store.caller import Follower
@@ -82,7 +82,7 @@ class Departures:
             caller.progress(int(job.done), None if job.total is None else int(job.total))
             with caller.long_poll():
                 await news.wait()
-        if job.error is not None:
+        if job.error is not None and job.state == "failed":
             raise job.error
         if not isinstance(job.result, dict):
             raise Conflict(f"draining shard {entry.id} was cancelled", hint=f"`zstor shard rm {entry.id}` goes on with it")
@@ -124,6 +124,8 @@ class Departures:
         """The list is without the shard from now on, and nothing is owed to it or to be freed on it any more."""
 
         def change(before: ShardsRecord) -> ShardsRecord:
+            if not any(shard.number == entry.number and shard.draining for shard in before.shards):
+                raise Cancelled(f"shard {entry.id} was taken back")
             shards = tuple(shard for shard in before.shards if shard.number != entry.number)
             return replace(before, shards=shards, numbers_used=before.next_number)
 

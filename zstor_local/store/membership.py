@@ -131,10 +131,13 @@ class Membership:
         taken = replace(entry, url=url, group=entry.group if group is None else group, added=True, draining=False)
 
         def change(before: ShardsRecord) -> ShardsRecord:
+            if all(shard.number != taken.number for shard in before.shards):
+                raise Conflict(f"shard {entry.id} has just been removed", hint="give an empty directory", retryable=False)
             shards = (taken if shard.number == taken.number else shard for shard in before.shards)
             return replace(before, shards=tuple(shards), home=self._places.home)
 
         await self._shards.change(change)
+        await self._departures.stop(entry.number)  # a shard that came back may have had the drain go on meanwhile
         await self._presence.look()
         self._on_change()
         return taken
