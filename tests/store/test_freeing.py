@@ -13,8 +13,8 @@ import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, name, put, small_shares
-from zstor_local.errors import Incomplete, Unavailable
-from zstor_local.metastore.base import Garbage
+from zstor_local.errors import Incomplete, NoSpace, Unavailable
+from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer
@@ -69,6 +69,26 @@ async def test_a_write_that_was_refused_at_its_end_leaves_no_share(home: Home, s
         await freed(store)
         assert shares(home, store) == 3
         assert store.metastore.intents() == []
+
+
+async def test_what_a_write_left_on_a_full_disk_is_freed_when_that_has_room(home: Home, autojump_clock: trio.testing.MockClock) -> None:
+    """Nor does a drain wait for it for ever."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+
+        def full(transaction: Transaction) -> None:
+            if transaction.rows or transaction.garbage:
+                raise CommitRefused("the disk is full", no_space=True)
+
+        home.engines.before_commit = full
+        with pytest.raises(NoSpace):
+            await put(store, "large", content(1, 700_000))
+        await freed(store)
+        assert home.share_files()
+        home.heal_commits()
+        await store.membership.add(f"{home.path}/spare", None)
+        assert (await store.membership.remove("1", Nobody())).moved == 1
+        assert home.share_files() == []
 
 
 async def test_what_was_not_freed_in_one_life_is_freed_in_the_next(home: Home) -> None:

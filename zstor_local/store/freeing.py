@@ -18,10 +18,10 @@ import trio
 
 from zstor_local.errors import ZstorError
 from zstor_local.metastore.base import Garbage
-from zstor_local.model.ids import ShareId, Version
+from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Shard, ShardError
-from zstor_local.store.change import Decision
+from zstor_local.store.change import Decide, Decision
 from zstor_local.store.core import Core
 from zstor_local.store.several import for_each
 
@@ -45,12 +45,18 @@ class Freeing:
         self._leases: Counter[Version] = Counter()
         self._passed_over: set[Version] = set()  # that have shares to free and are being read
         self._refused = False
+        self._untaken: list[tuple[NamespaceId, Decide]] = []  # changes that make rows, and that the metastore did not take
         self._first: dict[int, ShareId] = {}  # by shard, where the rows begin that are looked at next, if not with the first
         self._turn = trio.Lock()  # what one has looked at another one does not free meanwhile
         self.lock = trio.Lock()  # held while shares are freed
 
     def wake(self) -> None:
         self._woken.set()
+
+    def later(self, space: NamespaceId, decide: Decide) -> None:
+        """Have a change committed that makes rows, and that the metastore did not take: its disk may have room again."""
+        self._untaken.append((space, decide))
+        self.wake()
 
     @contextmanager
     def lease(self, version: Version) -> Iterator[None]:
@@ -72,7 +78,7 @@ class Freeing:
 
     async def run(self) -> None:
         while True:
-            with trio.move_on_after(AGAIN_SECONDS if self._refused or self._first else math.inf):
+            with trio.move_on_after(AGAIN_SECONDS if self._refused or self._first or self._untaken else math.inf):
                 await self._woken.wait()
             self._woken, self._refused = trio.Event(), False
             while await self.free_some():
@@ -81,9 +87,18 @@ class Freeing:
     async def free_some(self) -> int:
         """Free one batch on every shard that is there. Returns how many shares were freed."""
         async with self._turn:
+            await self._make_rows()
             needless = {row for shard in self._pool.opened() for row in await self._needless(shard)}
             async with self.lock:
                 return await self._free_batch(needless)
+
+    async def _make_rows(self) -> None:
+        untaken, self._untaken = self._untaken, []
+        for space, decide in untaken:
+            try:
+                await self._committer.commit(space, "", decide)
+            except ZstorError:
+                self._untaken.append((space, decide))
 
     async def _needless(self, shard: Shard) -> Sequence[Garbage]:
         """Of the next rows of a shard those whose shares nobody needs. None if there are none at all, or where many of versions that

@@ -237,8 +237,8 @@ class ObjectWriter:
             raise single(error) from None
 
     async def _undo(self, planned: Planned, write: LargeWrite) -> None:
-        """Turn the intent of a write that failed into garbage. If that cannot be committed, the next start does it: also where nobody
-        knows whether the metastore has the write's record, as it takes no changes then.
+        """Turn the intent of a write that failed into garbage. If that cannot be committed, it is tried again; at last the next start
+        does it: also where nobody knows whether the metastore has the write's record, as it takes no changes then.
         """
         await self._runtime.threads.run(write.abort)
 
@@ -249,8 +249,9 @@ class ObjectWriter:
         try:
             await self._committer.commit(planned.namespace.id, "", decide)
         except ZstorError:
-            return
-        self._freeing.wake()
+            self._freeing.later(planned.namespace.id, decide)
+        else:
+            self._freeing.wake()
 
     def _publish(self, namespace: Namespace, name: ObjectName, coded: Coded, options: WriteOptions, caller: Caller) -> Later[Stored]:
         """Commit a coded object as the key's new version: the moment the write happens."""
