@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from zstor_local.cli.backup_words import from_words, to_words
 from zstor_local.coding.keys import KeyRing
 from zstor_local.config import ShardConfig
 from zstor_local.errors import Busy, CorruptRecord, IoError, NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unavailable
-from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.metastore.base import CommitRefused, Row, Transaction
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import NEXT, MasterKey
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
@@ -28,6 +29,8 @@ from zstor_local.shards.base import ScannedEntry
 from zstor_local.store.caller import Nobody
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.metadata import describe
+from zstor_local.store.renaming import Renaming
+from zstor_local.store.rotation import Rotation
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.store import Store
 from zstor_local.store.unlocking import KEYS_ROW
@@ -109,6 +112,33 @@ async def test_a_data_key_is_wrapped_under_the_new_key_alone(home: Home) -> None
         await fill(store)
         await rotate(store)
         stored = store.objects.find(name("large"))
+        after = key_of(home)
+        KeyRing(after.key, after.store_id).namespace(stored.envelope.namespace).unwrap(stored.record.wrapped_key)
+
+
+@pytest.mark.parametrize("change", ["rename", "repair"])
+async def test_so_is_that_of_a_record_that_is_changed_before_its_turn(home: Home, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """It is sealed with the new key by then; the data key in it is as it was."""
+    renew = Rotation._renew
+    changed = False
+
+    async def beside(self: Rotation, space: NamespaceId, rows: Sequence[Row]) -> list[Row]:
+        nonlocal changed
+        if not changed:
+            changed = True
+            if change == "rename":
+                renaming = Renaming(store.core, store.namespaces, store.freeing)
+                await renaming.rename(name("large"), "renamed", None, Nobody(), exclusive=False)
+            else:
+                await store.shares_health.repair(store.objects.find(name("large")), Nobody(), leaving=1)
+        return await renew(self, space, rows)
+
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(f"{home.path}/spare", None)
+        monkeypatch.setattr(Rotation, "_renew", beside)
+        await rotate(store)
+        stored = store.objects.find(name("renamed" if change == "rename" else "large"))
         after = key_of(home)
         KeyRing(after.key, after.store_id).namespace(stored.envelope.namespace).unwrap(stored.record.wrapped_key)
 
