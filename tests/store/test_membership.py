@@ -125,6 +125,19 @@ async def test_only_an_empty_place_becomes_a_shard(home: Home) -> None:
         assert len(store.pool.numbers) == 3
 
 
+async def test_no_shard_lies_within_anothers_directory(home: Home) -> None:
+    """What a removed shard has left may be deleted: the other one would go with it."""
+    async with home.open() as store:
+        for within in (home.root(1) / "inner", home.root(1) / "shares" / "inner"):
+            with pytest.raises(Conflict, match="lies in the directory of shard 1"):
+                await store.membership.add(str(within), None)
+            with pytest.raises(Conflict, match="lies in the directory of shard 1"):
+                await store.membership.replace("0", f"file://{within}", Nobody())
+            assert not within.exists()
+        await store.membership.add(f"{home.root(1)}-beside", None)
+        assert store.pool.states() == dict.fromkeys("0123", "ok")
+
+
 async def test_what_an_interrupted_add_left_is_no_obstacle(home: Home) -> None:
     async with home.open() as store:
         await store.membership.add(str(spare(home)), None)

@@ -77,6 +77,7 @@ class Membership:
             found = await self._look_at(url)
             if found is not None and (known := self._shards.known(found.marker.uid)) is not None:
                 return await self._take_back(known, url, group)
+            self._check_apart(url)
             return await self._add(url, group)
 
     async def _add(self, url: str, group: str | None, *, instead_of: ShardEntry | None = None) -> ShardEntry:
@@ -152,6 +153,13 @@ class Membership:
         except ShardError as error:
             raise Unavailable(str(error), hint=_what_to_look_at(url, error)) from None
 
+    def _check_apart(self, url: str) -> None:
+        """Conflict for a directory within another shard's: whoever deletes what a removed shard has left would delete it too."""
+        for entry in self._shards.record.shards:
+            other = self._places.place(entry).removeprefix("file://")
+            if url.startswith(f"{other}/") and not _on_a_server(url):
+                raise Conflict(f"{url} lies in the directory of shard {entry.id}", hint="give a directory outside of all shards")
+
     def _free_id(self, record: ShardsRecord) -> str:
         taken = {entry.id for entry in record.shards}
         numbers = range(record.next_number, record.next_number + len(taken) + 1)
@@ -166,6 +174,8 @@ class Membership:
         async with self._turn:
             entry = self._shards.find(shard)
             place = _checked(url or self._places.place(entry))
+            if url is not None:
+                self._check_apart(place)
             found = await self._look_at(place)
             if found is not None and (known := self._shards.known(found.marker.uid)) is not None:
                 raise Conflict(
