@@ -88,9 +88,11 @@ class Clients:
 
     @property
     def half_done(self) -> bool:
-        """Whether nobody was told of a change of several rows: only the metastore knows all of it or nothing."""
+        """Whether nobody was told of a change of several rows, or of one that says what another row had then: only the metastore knows
+        all of it or nothing, and that a copy never came to be whose source is gone.
+        """
         linked = self._weights["link"]
-        return any(each.kind in ("rename", "link") or (linked and each.kind.startswith("delete")) for each in self._unsettled)
+        return any(each.kind in ("rename", "copy", "link") or (linked and each.kind.startswith("delete")) for each in self._unsettled)
 
     def settled(self) -> None:
         """The store is open: what nobody was told of has happened by now, or never does."""
