@@ -43,7 +43,6 @@ class Ground:
     failed_sync: bool = False  # a sync of a directory has failed
     exchanged: tuple[str, str] | None = None  # disks that are mounted where the other one was
     unread: set[str] = field(default_factory=set)  # disks of which reads may fail in this life
-    voiding: bool = False  # a log is being told of what never came to be
     can_spare: int = 0  # how many shards might have been away with every object still readable, when the store was last at rest
 
     @property

@@ -47,7 +47,7 @@ from tests.simulation.peace import (
 from tests.simulation.points import PowerLoss, under
 from tests.simulation.swallowed import no_swallowed_faults
 from tests.simulation.sweep import first_error
-from tests.simulation.trouble import LONG, Trouble, Upkeep, compacted, staying, voids_told_apart
+from tests.simulation.trouble import LONG, Trouble, Upkeep, compacted, staying
 from tests.simulation.world import World, run, run_until_power_loss
 from zstor_local.metastore.base import Owed
 from zstor_local.store.faults import StoreFault
@@ -64,7 +64,7 @@ CLIENTS: Final[Mapping[Kind, int]] = {
 }  # fmt: skip
 TROUBLE: Final = {
     "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
-    "copy": 1, "crowded": 1, "read only": 1, "bad page": 1, "no room for voids": 1,
+    "copy": 1, "crowded": 1, "read only": 1, "bad page": 1,
 }  # fmt: skip
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,
@@ -117,7 +117,7 @@ class _Simulation:
 
     def run(self) -> History:
         history, draw = self.history, self.draw
-        with voids_told_apart(self.ground), counted(history.counts), no_swallowed_faults():
+        with counted(history.counts), no_swallowed_faults():
             for life in range(draw.randrange(3, 6)):
                 history.counts["lives"] += 1
                 if self._live():

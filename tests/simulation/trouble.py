@@ -23,7 +23,6 @@ from zstor_local.shards.pool import ShardPool
 from zstor_local.store.caller import Nobody
 from zstor_local.store.jobs import Job
 from zstor_local.store.pace import unpaced
-from zstor_local.store.publishing import Publisher
 from zstor_local.store.store import Store
 
 LONG: Final = 100.0  # seconds after which nobody waits any more for upkeep to come to its end
@@ -73,18 +72,6 @@ class Trouble:
             return
         for operation in ("pwritev", "allocate"):
             self._fail(operation, under(disk), errno.ENOSPC, times=40)
-
-    def _no_room_for_voids(self, _: str) -> None:
-        """Disks are full just when their logs are to be told of what never came to be. An error, so that there is such a thing."""
-        ground = self._ground
-        full = ground.draw.sample(ground.disks, ground.draw.choice([1, 2, len(ground.disks)]))
-
-        def where(path: str) -> bool:
-            return ground.voiding and any(under(disk)(path) for disk in full)
-
-        for operation in ("pwritev", "allocate"):
-            self._fail(operation, where, errno.ENOSPC, times=40)
-        self._error(ground.draw.choice(ground.disks))
 
     def _crowded(self, _: str) -> None:
         """Something else fills a disk, but for so much, until every disk is back."""
@@ -160,26 +147,6 @@ class Trouble:
 
     def _any_disk(self, path: str) -> bool:
         return any(under(disk)(path) for disk in self._ground.disks)
-
-
-@contextmanager
-def voids_told_apart(ground: Ground) -> Iterator[None]:
-    """Whether a log is being told of what never came to be is known while it lasts."""
-
-    def watched(work: Callable[..., object]) -> Callable[..., object]:
-        def voiding(*args: object) -> object:
-            before, ground.voiding = ground.voiding, True
-            try:
-                return work(*args)
-            finally:
-                ground.voiding = before
-
-        return voiding
-
-    with pytest.MonkeyPatch.context() as patch:
-        for method in ("_append_void", "void_on"):
-            patch.setattr(Publisher, method, watched(getattr(Publisher, method)))
-        yield
 
 
 class Upkeep:
