@@ -472,3 +472,18 @@ async def test_no_key_is_made_where_no_job_can_follow(home: Home, monkeypatch: p
         with pytest.raises(Busy):
             await store.rotation.rotate()
         assert key_of(home) == key
+
+
+async def test_no_other_job_takes_the_place_of_the_one_that_follows(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = Rotation._commit
+
+    async def beside(self: Rotation, make: Callable[[KeysRecord | None], KeysRecord]) -> None:
+        if store.rotation.record() is None:
+            with pytest.raises(Busy):
+                store.jobs.start("another", lambda job: trio.sleep_forever())
+        await commit(self, make)
+
+    async with home.open() as store:
+        monkeypatch.setattr(limits, "JOBS_RUNNING", 1)
+        monkeypatch.setattr(Rotation, "_commit", beside)
+        await rotate(store)

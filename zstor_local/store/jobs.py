@@ -7,7 +7,8 @@ own durable state and is started again, as a new job, by whoever owns that state
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 import trio
@@ -97,6 +98,7 @@ class Jobs:
         self._runtime = runtime
         self._jobs: dict[str, Job] = {}  # in the order in which they were started
         self._nursery: trio.Nursery | None = None
+        self._kept = 0  # places of jobs that are still to begin
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until it is cancelled; the running jobs end with it."""
@@ -113,7 +115,7 @@ class Jobs:
 
         Busy if too many run, ShuttingDown at the end.
         """
-        nursery = self.must_take_one_more()
+        nursery = self._must_take_one_more()
         job = Job(self._runtime.randomness.bytes(ID_BYTES).hex(), method, self._runtime.clock.now())
         if cancel is not None:
             job._cancel = cancel
@@ -122,11 +124,21 @@ class Jobs:
         nursery.start_soon(self._run, job, work)
         return job
 
-    def must_take_one_more(self) -> trio.Nursery:
-        """Busy or ShuttingDown as of `start`: for what does something before its job begins. Returns where jobs live."""
+    @contextmanager
+    def place_kept(self) -> Iterator[None]:
+        """For what does something before its job begins: a place that no other job takes. Busy or ShuttingDown as of `start`."""
+        self._must_take_one_more()
+        self._kept += 1
+        try:
+            yield
+        finally:
+            self._kept -= 1
+
+    def _must_take_one_more(self) -> trio.Nursery:
+        """Returns where jobs live."""
         if self._nursery is None:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
-        if sum(job.running for job in self._jobs.values()) >= limits.JOBS_RUNNING:
+        if self._kept + sum(job.running for job in self._jobs.values()) >= limits.JOBS_RUNNING:
             raise Busy(f"{limits.JOBS_RUNNING} jobs run", hint="wait for one of `job.list`, or cancel one", limit=limits.JOBS_RUNNING)
         return self._nursery
 

@@ -93,12 +93,11 @@ class Rotation:
         """
         if self._is_running:
             raise Busy("the records of an earlier rotation are still being sealed anew", hint="try again when `zstor status` says so")
-        with self._alone():
-            self._jobs.must_take_one_more()
-            if self.pending:
+        if self.pending:
+            with self._alone():
                 return self._start(), False
-            with trio.CancelScope(shield=True):
-                await self._rotate()
+        with self._alone(), self._jobs.place_kept(), trio.CancelScope(shield=True):
+            await self._rotate()
         return self._start(), True
 
     def _start(self) -> Job:
