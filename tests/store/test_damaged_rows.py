@@ -21,6 +21,7 @@ from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.store.changes import Changes
 from zstor_local.store.damaged_rows import Damage
 from zstor_local.store.jobs import Job
+from zstor_local.store.namespaces import PERMISSIONS_TABLE
 from zstor_local.store.pace import unpaced
 from zstor_local.store.references import References
 from zstor_local.store.store import Store
@@ -414,3 +415,12 @@ async def test_what_stays_damaged_is_looked_for_again_when_a_shard_is_back(home:
             await get(store, "small")
         await mended(store, [bad])
         await check(store)
+
+
+async def test_rights_that_do_not_open_keep_no_namespace_from_going(home: Home) -> None:
+    async with home.open() as store:
+        namespace = await store.namespaces.create("photos")
+        await store.rows.put(PERMISSIONS_TABLE, "photos", b"rights")
+        spoil(store, next(each for each in rows_of(store) if each.name.endswith(f"{PERMISSIONS_TABLE}/photos")))
+        await store.namespaces.remove(namespace)
+        assert store.rows.names(PERMISSIONS_TABLE) == []

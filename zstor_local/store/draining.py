@@ -275,7 +275,7 @@ class Drain:
 
     def forgotten(self, number: int) -> Mapping[RowName, NewRecord]:
         """What a decision writes so that nothing is known of the drain any more. In the committer's thread."""
-        return {} if self._rows.look(TABLE, str(number)) is None else self._rows.removed(TABLE, str(number))
+        return self._rows.removed(TABLE, str(number)) if self._rows.is_there(TABLE, str(number)) else {}
 
 
 def _not_moved(shard: str, failed: Mapping[str, ZstorError]) -> NotEnoughShards:

@@ -291,7 +291,7 @@ class Namespaces:
             buried = self._record(row, Kind.TOMBSTONE, tombstone.encode(), current)
             records = dict(buried)
             for table, name in ((PERMISSIONS_TABLE, namespace.name), (REWRITE_TABLE, namespace.id.hex())):
-                if self._rows.look(table, name) is not None:
+                if self._rows.is_there(table, name):
                     records.update(self._rows.removed(table, name))
             for invited in self._rows.names(INVITED_TABLE, f"{namespace.id.hex()}/"):
                 records.update(self._rows.removed(INVITED_TABLE, invited))
