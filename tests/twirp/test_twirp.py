@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.formats.vectors import VECTORS
 from tests.store.home import Home
 from zstor_local import limits
 from zstor_local.content.cas import Cas
-from zstor_local.content.contents import content_id
+from zstor_local.content.contents import Content, content_id
 from zstor_local.content.names import Names
 from zstor_local.errors import Busy, Conflict, Internal, NoSpace, NotFound, Unreadable, ZstorError
 from zstor_local.formats import cid as cids
 from zstor_local.rpc import http1
 from zstor_local.store.faults import StoreFault
+from zstor_local.store.sources import BytesSource
 from zstor_local.system import RealFiles
 from zstor_local.twirp import http
 from zstor_local.twirp.listening import serving
@@ -152,6 +154,40 @@ async def test_it_is_served_on_a_unix_socket_too(tmp_path: Path) -> None:
         assert (await here.post(ADD, bytes.fromhex("0a03666f6f"))).status_code == 200
         assert oct((directory / "twirp.sock").stat().st_mode)[-3:] == "600"
     assert not (directory / "twirp.sock").exists()
+
+
+async def test_answers_that_nobody_takes_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPLY_BUDGET_BYTES", 1_500_000)
+    value = os.urandom(1_000_000)  # more than the kernel keeps
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700)
+    place = f"{directory}/twirp.sock"
+    held: list[int] = []
+    read = Cas.read
+
+    async def noted(cas: Cas, content: Content) -> bytes:
+        held.append(content.size)
+        return await read(cas, content)
+
+    monkeypatch.setattr(Cas, "read", noted)
+    async with served(tmp_path, f"unix:{place}") as here:
+        cid = (await here.cas.upload(BytesSource(value))).id
+        body = b"\x0a" + bytes([len(cid.binary)]) + cid.binary
+        head = f"POST {GET} HTTP/1.1\r\nHost: h\r\nconnection: close\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {len(body)}\r\n\r\n"
+        async with AsyncExitStack() as opened:
+            clients = [await opened.enter_async_context(await trio.open_unix_socket(place)) for _ in range(3)]
+            await clients[0].send_all(head.encode() + body)
+            assert await clients[0].receive_some(1)
+            for client in clients[1:]:
+                await client.send_all(head.encode() + body)
+            await trio.testing.wait_all_tasks_blocked()
+            assert held == [len(value)]
+            await clients[1].aclose()  # while it waits for room
+            for client in (clients[0], clients[2]):
+                answer = bytearray()
+                async for piece in client:
+                    answer += piece
+                assert answer.endswith(value)
 
 
 async def test_errors_are_twirps(tmp_path: Path) -> None:

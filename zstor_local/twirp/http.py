@@ -18,6 +18,7 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
+from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.http_connection import HttpConnection, ending
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
@@ -50,6 +51,7 @@ class Server:
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
         self._large = trio.CapacityLimiter(LARGE_BODIES)
+        self._answers = Budget(limits.REPLY_BUDGET_BYTES)
         self._connections = 0
 
     async def serve_client(self, stream: trio.SocketStream, *, may_connect: Callable[[trio.SocketStream], bool], rebound: bool) -> None:
@@ -61,7 +63,7 @@ class Server:
         try:
             async with ending(stream, log):
                 if may_connect(stream):
-                    await _Connection(self._routes, self._large, stream, rebound).serve()
+                    await _Connection(self._routes, self._large, self._answers, stream, rebound).serve()
                 else:
                     log.warning("refused a connection of another user")
         finally:
@@ -71,30 +73,37 @@ class Server:
 class _Connection(HttpConnection):
     """Requests of one client."""
 
-    def __init__(self, routes: Mapping[str, Route], large: trio.CapacityLimiter, stream: trio.SocketStream, rebound: bool) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], large: trio.CapacityLimiter, answers: Budget, stream: trio.SocketStream, rebound: bool
+    ) -> None:  # fmt: skip
         super().__init__(stream, idle_seconds=IDLE_SECONDS, slow_seconds=limits.SLOW_READER_SECONDS)
         self._routes = routes
         self._large = large
+        self._answers = answers
         self._rebound = rebound
 
     async def answer(self, asked: h11.Request) -> None:
-        await self._send(await self._answered(asked))
+        room = Room(self._answers)
+        try:
+            await self._send(await self._answered(asked, room))
+        finally:
+            room.close()
 
     async def refuse(self, status: int, why: str) -> None:
         await self._send(_refused(Refusal("malformed", why), status=status))
 
-    async def _answered(self, request: h11.Request) -> Answer:
+    async def _answered(self, request: h11.Request, room: Room) -> Answer:
         try:
             route, kind = self._route(request)
             size = _header(request, b"content-length")
             if size.isdecimal() and int(size) <= SMALL_BODY_BYTES:
-                return await self._run(route, kind)
+                return await self._run(route, kind, room)
             async with self._large:
-                return await self._run(route, kind)
+                return await self._run(route, kind, room)
         except Refusal as refusal:
             return _refused(refusal)
 
-    async def _run(self, route: Route, kind: str) -> Answer:
+    async def _run(self, route: Route, kind: str, room: Room) -> Answer:
         with trio.move_on_after(BODY_SECONDS) as reading:
             body = await self._body()
         if reading.cancelled_caught:
@@ -103,8 +112,13 @@ class _Connection(HttpConnection):
             message = _parsed(route, kind, body)
         except (Malformed, ValueError, RecursionError) as error:
             raise Refusal("malformed", f"the body is not {route.request.name}: {error}") from None
+
+        async def room_for(size: int) -> None:
+            if size > limits.SMALL_REPLY_BYTES:
+                await room.until(lambda: room.take(size))
+
         try:
-            return _encoded(await route.run(message), kind)
+            return _encoded(await route.run(message, room_for), kind)
         except ZstorError as error:
             raise refusal_of(error) from None
         except Exception:

@@ -25,35 +25,40 @@ from zstor_local.store.sources import BytesSource
 PREFIX: Final = "/twirp/"
 
 
+RoomFor = Callable[[int], Awaitable[None]]  # waits until so much of an answer may be held beside what other clients have yet to take
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """A method: what it takes and what it does with it; a ZstorError if it refuses."""
 
     request: Schema
-    run: Callable[[Message], Awaitable[Message]]
+    run: Callable[[Message, RoomFor], Awaitable[Message]]
 
 
 def routes(cas: Cas, names: Names) -> Mapping[str, Route]:
     """Every method by its path."""
 
-    async def add(request: Message) -> Message:
+    async def add(request: Message, _: RoomFor) -> Message:
         data = request.blob("data")
         if len(data) > limits.INLINE_VALUE_BYTES:
             raise TooLarge(f"the content has {len(data)} bytes", limit=limits.INLINE_VALUE_BYTES, hint="zstor cas put")
         stored = await cas.upload(BytesSource(data), Owner(USER, "twirp"))
         return ADDRESS.make(id=stored.id.binary)
 
-    async def get(request: Message) -> Message:
-        content = cas.contents.find(_cid(request.blob("id")))
-        if content.size > limits.INLINE_VALUE_BYTES:
-            raise TooLarge(f"the content has {content.size} bytes", limit=limits.INLINE_VALUE_BYTES, hint="zstor cas get")
-        return CONTENT.make(data=await cas.read(content))
+    async def get(request: Message, room: RoomFor) -> Message:
+        cid = _cid(request.blob("id"))
+        size = cas.contents.find(cid).size
+        if size > limits.INLINE_VALUE_BYTES:
+            raise TooLarge(f"the content has {size} bytes", limit=limits.INLINE_VALUE_BYTES, hint="zstor cas get")
+        await room(size)
+        return CONTENT.make(data=await cas.read(cas.contents.find(cid)))  # it may have been collected meanwhile
 
-    async def update(request: Message) -> Message:
+    async def update(request: Message, _: RoomFor) -> Message:
         await names.update(request.text("name"), request.blob("content"))
         return RESPONSE.make(data=b"ok")
 
-    async def fetch(request: Message) -> Message:
+    async def fetch(request: Message, _: RoomFor) -> Message:
         return NAME_CONTENT.make(data=names.fetch(request.text("name")).value)
 
     return {
