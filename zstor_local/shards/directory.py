@@ -135,7 +135,7 @@ class DirectoryShard:
         except BadMarker as error:
             raise ShardError("missing", f"{self._root}: {error}") from None
         if found.uid != self._entry.uid:
-            raise ShardError("missing", f"{self._root} is shard {found.number}, not {self._entry.number}")
+            raise ShardError("missing", f"{self._root} is another shard of this store than {self._entry.id}")
         if not self._files.lock(self._lock_fd):
             raise ShardError("failed", f"{self._root} is in use by another process")
         return self._files.status(self._lock_fd)

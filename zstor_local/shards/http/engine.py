@@ -70,7 +70,7 @@ class HttpEngine:
         except BadMarker as error:
             raise ShardError("missing", f"{url}: {error}") from None
         if found.uid != entry.uid:
-            raise ShardError("missing", f"{url} is shard {found.number}, not {entry.number}")
+            raise ShardError("missing", f"{url} is another shard of this store than {entry.id}")
         return HttpShard(entry, url, peer, space, self._network, about, self._next_fence(about.writer), self._is_to_prove)
 
     def _next_fence(self, writer: int) -> Fence:
