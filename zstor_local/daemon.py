@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 import trio
 
 from zstor_local import limits, process
-from zstor_local.access.opening import open_authority
+from zstor_local.access.opening import check_authority, open_authority
 from zstor_local.access.ownership import OwnerKeys, OwnerTokens, owner_document
 from zstor_local.access.trust import TrustDocument
 from zstor_local.activation import inherited_listener
@@ -191,6 +191,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
     inherited = inherited_listener(os.environ)
     if inherited is not None:
         config = replace(config, socket=os.path.abspath(inherited.getsockname()))
+    _check(runtime.files, config)
     listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
     async with open_network() as network, trio.open_nursery() as nursery:
         engines = _engines(runtime, network, config)
@@ -236,6 +237,17 @@ async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListen
         beside.start_soon(parts.cas.keeping.collect_daily, parts.leftovers.let_go)
         await server.serve([socket])
         beside.cancel_scope.cancel()
+
+
+def _check(files: Files, config: Config) -> None:
+    """StoreFault for what would fail once a first start has made store and key: they are made when all else is well."""
+    check_authority(files, config.authority)
+    for root in config.allowed_roots:
+        try:
+            files.close(files.open(root, os.O_PATH | os.O_DIRECTORY))
+        except OSError as error:
+            message = f"allowed_roots: {root} cannot be opened: {errno_text(error)}"
+            raise StoreFault(message, "make or mount it, or take it out of `allowed_roots` in the configuration") from None
 
 
 @asynccontextmanager

@@ -29,11 +29,14 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 @asynccontextmanager
 async def open_itsyouonline(runtime: Runtime, config: AuthorityConfig) -> AsyncIterator[ItsYouOnline]:
     """The authority, until the end. StoreFault for settings that cannot be used."""
-    url = _service_url(config)
-    credentials = _credentials(runtime.files, config)
-    keys = _keys(runtime.files, config)
+    url, credentials, keys = read_settings(runtime.files, config)
     async with http_transport() as transport:
         yield ItsYouOnline(Service(runtime, transport, url, credentials), config.organization, keys)
+
+
+def read_settings(files: Files, config: AuthorityConfig) -> tuple[str, Credentials, Sequence[Mapping[str, str]]]:
+    """The service's URL, our API key and its public keys. StoreFault for what cannot be used."""
+    return _service_url(config), _credentials(files, config), _keys(files, config)
 
 
 def _service_url(config: AuthorityConfig) -> str:
