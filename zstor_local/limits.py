@@ -73,6 +73,7 @@ CHUNK_SIZE_MAX: Final = 4 * MIB
 SHARES_MAX: Final = 255  # m; a block index is one byte
 CHUNKS_MAX: Final = 2**32 - 1  # chunk number 2³² − 1 seals the chunk table
 CHUNK_TABLE_INLINE_BYTES: Final = 32 * KIB  # longer tables become a sealed blob in every share
+FOREIGN_TABLE_BYTES: Final = 64 * MIB  # of an object that others wrote: it is held in memory, and may come from servers of theirs
 
 # --- Directory shards ---
 SMALL_SHARE_BYTES: Final = 64 * KIB  # a share up to this size is a log entry, a larger one a file

@@ -139,6 +139,15 @@ async def test_what_no_reply_can_tell_is_no_record(rows: Rows, change: Mapping[s
     assert shown(rows) == {"b": 2}
 
 
+async def test_no_object_makes_its_reader_hold_a_table_without_end(rows: Rows) -> None:
+    """Its chunk table lies in its shares, on servers that may send all that is asked for."""
+    longest = (limits.FOREIGN_TABLE_BYTES // 4 - 4) * limits.MIB  # of 16 TiB; the seal takes 16 bytes
+    for size in (longest, longest + 1, 2**52):
+        plain = replace(SHORTEST, key=f"{size}", size=size, references=(f"{size}",), table_blob=True).encode()
+        rows.take(page(sealed(Kind.OBJECT, KeyHash(bytes(16)), Version(bytes(16)), size, plain)))
+    assert shown(rows) == {f"{longest}": longest}
+
+
 async def test_a_page_that_could_not_be_kept_is_taken_again(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     rows.take(page(written("a", 1)))
     rows.take(page(written("a", 2)))

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from zstor_local import limits
+from zstor_local.coding.table import sealed_table_length
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Lookups, Owed, Row
 from zstor_local.model.ids import NamespaceId, ObjectName, Version
@@ -40,6 +41,8 @@ def open_object(sealer: RecordSealer, envelope: Envelope) -> ObjectRecord:
         return record
     if any(number >= limits.SHARD_NUMBERS for number in record.placement):  # it would be somebody else's shard
         raise CorruptRecord("a record of another user's namespace names a shard that cannot be")
+    if record.table_blob and sealed_table_length(record.size, record.policy.chunk_size) > limits.FOREIGN_TABLE_BYTES:
+        raise CorruptRecord("an object of another user's namespace has more chunks than are read of others")
     return replace(record, placement=tuple(foreign.first + number for number in record.placement))
 
 
