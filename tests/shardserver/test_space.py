@@ -18,6 +18,7 @@ import pytest
 from tests.descriptors import open_descriptors
 from tests.shardserver.server import LIMIT, MARKER, NAMESPACE, SESSION, scanned, share_file, version
 from tests.troubled_files import TroubledFiles, troubled_runtime
+from zstor_local import limits
 from zstor_local.model.ids import NamespaceId, ShareId
 from zstor_local.runtime import Buffer
 from zstor_local.shards import log_index
@@ -687,6 +688,20 @@ def test_what_is_on_its_way_in_counts_against_the_quota(disk: Disk) -> None:
     assert refused(lambda: space.append(FENCE, 1, batch)) == "quota"
     space.large.abort(SHARE)
     put(space, other, bytes(500), 400)
+
+
+def test_what_lies_there_of_a_batch_that_a_full_disk_broke_off_counts(disk: Disk) -> None:
+    space = disk.open(quota_bytes=1 << 30)
+    space.append(FENCE, 1, Batch([scanned(1, share=b"first")]))
+    (room,) = space.rooms
+    before = room.used_bytes
+    disk.files.fail("allocate", lambda path: True, errno.ENOSPC)
+    later = replace(scanned(3, share=bytes(2 * limits.SEGMENT_STEP_BYTES)), committed=2)
+    assert refused(lambda: space.append(FENCE, 2, Batch([scanned(2, share=b"second"), later]))) == "full"
+    used = room.used_bytes
+    assert used > before
+    (counted,) = disk.only_read().rooms
+    assert counted.used_bytes == used + HEADER_BYTES
 
 
 def test_a_batch_for_several_namespaces_counts_as_a_whole(disk: Disk) -> None:

@@ -226,8 +226,9 @@ class Space:
             room = self.rooms.make(namespace)
             log = touched[room.number] = self.rooms.started(room, self.fence.writer)
             for committed, group in groupby(entries, lambda scanned: scanned.committed):
-                log.append([scanned.entry for scanned in group], committed)
-            self.rooms.account(room, sum(entry_size(scanned.entry) for scanned in entries))
+                appended = [scanned.entry for scanned in group]
+                log.append(appended, committed)
+                self.rooms.account(room, sum(map(entry_size, appended)))  # it lies there whatever becomes of the others
         for log in touched.values():
             log.flush()
         self._append_freed(batch)
