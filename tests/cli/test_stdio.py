@@ -70,7 +70,7 @@ def test_a_full_disk_is_an_error_of_every_command_that_prints(filled: PrivateDae
         with open("/dev/full", "wb", buffering=0) as full:
             ended = zstor(filled, *arguments, stdout=full)
         assert ended.returncode == 1, arguments
-        [line] = [line for line in ended.stderr.decode().splitlines() if not line.startswith("zstor: warning: ")]
+        [line] = [line for line in ended.stderr.decode().splitlines() if not line.startswith(("zstor: warning: ", "  hint: "))]
         message = json.loads(line)["error"]["message"] if "--json" in arguments else line.removeprefix("zstor: error: ")
         assert message in ("the output: No space left on device", "standard output: No space left on device"), arguments
 
@@ -138,6 +138,25 @@ def test_a_closed_standard_input_is_an_error_and_stores_nothing(daemon: PrivateD
 def test_a_closed_standard_error_keeps_the_exit_code(daemon: PrivateDaemon) -> None:
     assert _closed(daemon, 2, "stat", "missing").returncode == 1
     assert _closed(daemon, 2, "ls").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("stat missing", 1),
+        ("stat missing --json", 1),
+        ("no-such", 3),
+        ("--socket /no/such ls", 2),
+        ("daemon", 75),
+        ("put f -n made-by-it", 0),
+    ],
+)
+def test_a_full_standard_error_keeps_the_exit_code(arguments: str, status: int, daemon: PrivateDaemon) -> None:
+    (daemon.home / "f").touch()
+    with open("/dev/full", "wb") as full:
+        command = [*ZSTOR, *arguments.split()]
+        done = subprocess.run(command, cwd=daemon.home, env=daemon.environment, stdout=subprocess.DEVNULL, stderr=full, check=False)
+    assert done.returncode == status
 
 
 def _closed(daemon: PrivateDaemon, fd: int, *arguments: str) -> subprocess.CompletedProcess[bytes]:

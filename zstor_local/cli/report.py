@@ -61,8 +61,18 @@ def _print_text(message: str, hint: str | None) -> None:
 
 
 def _line(label: str, color: str, text: str) -> None:
-    click.echo(stdio.styled(label, sys.stderr, fg=color, bold=True) + safe(text, sys.stderr), err=True)
+    _tell(stdio.styled(label, sys.stderr, fg=color, bold=True) + safe(text, sys.stderr))
 
 
 def _print_json(error: dict[str, object]) -> None:
-    click.echo(jsonlib.dumps({"error": error}), err=True)
+    _tell(jsonlib.dumps({"error": error}))
+
+
+def _tell(line: str) -> None:
+    """Where it cannot be written, as on a full disk, the exit code alone says how it went."""
+    try:
+        click.echo(line, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        stdio.discard(sys.stderr)

@@ -51,7 +51,7 @@ def styled(text: str, stream: IO[str], *, fg: str | None = None, bold: bool | No
 
 def failed(error: OSError) -> IoError:
     """What the system says against the output as a typed error. What could not be written is given up."""
-    _give_up(sys.stdout)
+    discard(sys.stdout)
     where = str(error.filename) if error.filename else "the output"
     return IoError(f"{where}: {errno_text(error)}", errno=errno_name(error))
 
@@ -79,10 +79,11 @@ def give_up() -> None:
         with suppress(BrokenPipeError):
             stream.flush()
             continue
-        _give_up(stream)
+        discard(stream)
 
 
-def _give_up(stream: IO[str]) -> None:
+def discard(stream: IO[str]) -> None:
+    """What was not written there, and what is yet to be, goes nowhere."""
     with suppress(OSError, ValueError):
         fd = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
