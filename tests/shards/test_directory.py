@@ -141,7 +141,7 @@ def test_a_directory_of_another_store_is_not_made_this_ones(real: Ground) -> Non
 def test_a_shard_in_another_shards_place_is_missing(real: Ground) -> None:
     real.create(1)
     Path(real.root(1)).rename(real.root(0))
-    with pytest.raises(ShardError, match="is another shard of this store than 0") as caught:
+    with pytest.raises(ShardError, match="is another shard of this store than shard0") as caught:
         real.open(0)
     assert caught.value.state == "missing"
 
