@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -27,8 +28,11 @@ from zstor_local.model.storewide import KeysRecord
 from zstor_local.shards import pool
 from zstor_local.shards.base import ScannedEntry
 from zstor_local.store.caller import Nobody
+from zstor_local.store.change import Committed
 from zstor_local.store.faults import StoreFault
+from zstor_local.store.later import Later
 from zstor_local.store.metadata import describe
+from zstor_local.store.publishing import built_on_failed
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.rotation import Rotation
 from zstor_local.store.sealing import RecordSealer
@@ -463,6 +467,26 @@ async def test_a_key_that_could_not_be_written_is_gone_and_the_next_try_goes_wel
         assert key_of(home) == key
         await rotate(store)
         await check(store)
+
+
+async def test_a_failed_change_of_others_ends_no_rotation(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await fill(store)
+        commit, space = store.committer.commit, store.namespaces.get("default").id
+        refused: list[NamespaceId] = []
+
+        def refuse_once(at: NamespaceId, *args: Any, **options: Any) -> Later[Committed]:
+            if at != space or refused:
+                return commit(at, *args, **options)
+            refused.append(at)
+            later: Later[Committed] = Later()
+            later.settle(built_on_failed())
+            return later
+
+        monkeypatch.setattr(store.committer, "commit", refuse_once)
+        await rotate(store)
+        assert refused
+        assert not store.rotation.pending
 
 
 async def test_no_key_is_made_where_no_job_can_follow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

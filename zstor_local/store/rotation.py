@@ -23,7 +23,7 @@ from typing import Final
 import trio
 
 from zstor_local.coding.keys import KeyRing
-from zstor_local.errors import Busy, CorruptRecord, IoError, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError, errno_name
+from zstor_local.errors import Busy, Conflict, CorruptRecord, IoError, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError, errno_name
 from zstor_local.metastore.base import Row
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.masterkey import KEY_BYTES, NEXT, MasterKey, OlderKey
@@ -271,8 +271,11 @@ class Rotation:
             return Decision({(space, name): record for name, record in same.items()})
 
         await self._runtime.threads.run(seal)
-        if records:
-            await self._committer.commit(space, "", decide)
+        committed = not records
+        while not committed:
+            with suppress(Conflict):  # a change before this one failed in its group: without it it is decided anew
+                await self._committer.commit(space, "", decide)
+                committed = True
         return damaged
 
     async def _commit(self, make: Callable[[KeysRecord | None], KeysRecord]) -> None:
