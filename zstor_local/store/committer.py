@@ -294,7 +294,7 @@ class Committer:
     def _unavailable(self) -> Unavailable:
         return Unavailable(
             f"the metastore does not take writes: {self.failure or 'it failed'}",
-            hint="see that the disk of the store is well and can be written to, then restart the daemon; reads go on",
+            hint="reads go on; unless that says what to do, see that the disk of the store is well and can be written to, then restart",
             retryable=False,
         )
 
