@@ -250,7 +250,7 @@ class Health:
         def decide(current: Envelope | None) -> Decision:
             if current is None or current.version != stored.version:
                 raise _left_behind(current)
-            rows = [(space, name) for name in self._committer.view.named(space, stored.version) - {key}]
+            rows = [(space, name) for name in sorted(self._committer.view.named(space, stored.version) - {key})]
             others = [envelope for row in rows if (envelope := self._committer.view.look(*row)) is not None]
             own = Entry(current, index, share) if stored.record.small else Entry(current)
             told = {(space, key), *rows}
@@ -302,7 +302,7 @@ class Health:
             debts = self._metastore.debts_of(stored.version)
             copies = {*placement, *record.placement}
             named = self._committer.view.named(namespace.id, stored.version)
-            others = [(namespace.id, name) for name in named - {record.key}]
+            others = [(namespace.id, name) for name in sorted(named - {record.key})]
             records = {
                 row: self._record(namespace, stored, replace(self._other(row), placement=placement), copies | _untold(debts, row))
                 for row in others

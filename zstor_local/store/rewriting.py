@@ -140,7 +140,7 @@ class Rewriting:
         if current is None or current.version != stored.version:
             raise Conflict("the key has left that version behind", current=None if current is None else current.version.hex())
         edits = Edits(self._core, namespace)
-        for key in self._committer.view.named(namespace.id, stored.version):
+        for key in sorted(self._committer.view.named(namespace.id, stored.version)):
             found = edits.find(key)
             if found is not None and found.version == stored.version:
                 edits.put(key, coded.version, _recoded(found.record, coded, namespace))
