@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,10 +86,9 @@ def test_who_waits_for_a_scrub_holds_no_stop_up(new_daemon: Daemon) -> None:
             client.write(f"{number}", LARGE)
         client.request("health.scrub", {"action": "start", "wait": True})
         while other.result("daemon.status")["scrub"]["state"] != "running":
-            time.sleep(0.01)
-        began = time.monotonic()
+            pass
         assert new_daemon.stop() == 0
-        assert time.monotonic() - began < 10
+        assert "had not ended" not in new_daemon.said
         assert error_type(client.reply()) == "shutting_down"
 
 

@@ -148,7 +148,9 @@ async def test_a_stop_lets_running_calls_end_and_takes_no_more(world: World) -> 
         await world.ended.wait()
 
 
-async def test_after_the_grace_running_calls_answer_shutting_down(world: World, mock_clock: trio.testing.MockClock) -> None:
+async def test_after_the_grace_running_calls_answer_shutting_down(
+    world: World, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = Gate(world)
     async with world.serving() as server, world.client() as client:
         await client.request("hold", ["x"])
@@ -156,8 +158,10 @@ async def test_after_the_grace_running_calls_answer_shutting_down(world: World, 
         await gate.until_started(2)
         server.stop()
         await trio.testing.wait_all_tasks_blocked()
+        assert not caplog.messages
         mock_clock.jump(limits.STOP_SECONDS)
         assert error_type(await client.reply()) == "shutting_down"
+        assert caplog.messages == ["calls that had not ended after 20 s are stopped"]
         assert not world.ended.is_set()
         gate.open("y")
         assert await client.reply() == {"jsonrpc": "2.0", "result": "y", "id": "committed"}

@@ -96,8 +96,10 @@ class Server:
     async def _wind_down(self) -> None:
         for connection in [*self._connections]:
             connection.stop()
-        with trio.move_on_after(limits.STOP_SECONDS):
+        with trio.move_on_after(limits.STOP_SECONDS) as grace:
             await self._all_closed()
+        if grace.cancelled_caught:
+            log.warning("calls that had not ended after %.0f s are stopped", limits.STOP_SECONDS)
         for connection in [*self._connections]:
             connection.abort()
         with trio.move_on_after(_LAST_REPLIES_SECONDS):
