@@ -110,6 +110,20 @@ def test_a_wrapped_key_opens_only_whole_and_in_its_namespace() -> None:
             keys.unwrap(data)
 
 
+def test_a_data_key_is_wrapped_anew_with_the_key_that_seals() -> None:
+    ring = KeyRing(MASTER, STORE)
+    keys = ring.namespace(ONE)
+    before = keys.wrap(bytes(32))
+    assert keys.wrap_anew(before) == before
+    ring.announce(bytes(32))
+    assert keys.wrap_anew(before) == before  # as yet
+    ring.switch()
+    after = keys.wrap_anew(before)
+    assert KeyRing(bytes(32), STORE).namespace(ONE).unwrap(after) == bytes(32)
+    assert keys.wrap_anew(after) == after
+    assert keys.wrap_anew(bytes(40)) == bytes(40)  # of no use to anybody, and no reason to refuse a change of its record
+
+
 def test_every_key_is_its_own() -> None:
     keys = {RING.record_keys(ONE)[0], RING.record_keys(TWO)[0], RING._record_key(MASTER, None), MASTER}
     assert len(keys) == 4

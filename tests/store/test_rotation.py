@@ -147,6 +147,23 @@ async def test_so_is_that_of_a_record_that_is_changed_before_its_turn(home: Home
         KeyRing(after.key, after.store_id).namespace(stored.envelope.namespace).unwrap(stored.record.wrapped_key)
 
 
+async def test_a_rotation_ends_though_somebody_writes_all_the_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    renew = Rotation._renew
+    looks = 0
+
+    async def beside(self: Rotation, space: NamespaceId, rows: Sequence[Row]) -> list[Row]:
+        nonlocal looks
+        looks += 1
+        await put(store, f"new {looks}", b"another one")
+        return await renew(self, space, rows)
+
+    async with home.open() as store:
+        await fill(store)
+        monkeypatch.setattr(Rotation, "_renew", beside)
+        await rotate(store)
+        assert looks <= 10
+
+
 async def test_the_new_words_alone_bring_everything_back_elsewhere(home: Home, tmp_path: Path) -> None:
     async with home.open() as store:
         await fill(store)

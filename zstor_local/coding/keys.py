@@ -141,6 +141,16 @@ class NamespaceKeys:
                 return aes_key_unwrap(key.wrapping, wrapped)
         raise _corrupt("a data key failed authentication")
 
+    def wrap_anew(self, wrapped: bytes) -> bytes:
+        """The same data key wrapped with the key that seals now: `wrapped` itself where that did, or where no key opens it."""
+        if len(self._opening) == 1:
+            return wrapped
+        for key in self._opening:
+            with suppress(InvalidUnwrap):
+                data_key = aes_key_unwrap(key.wrapping, wrapped)
+                return wrapped if key is self._sealing else self.wrap(data_key)
+        return wrapped
+
     def _set(self, opening: Sequence[tuple[bytes, int | None]], sealing: int) -> None:
         keys = tuple(_RecordKey(key, through) for key, through in opening)
         self._opening = keys  # opens more, then seals with another: whoever reads in between finds both

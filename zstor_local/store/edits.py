@@ -16,7 +16,7 @@ from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
 from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespace
-from zstor_local.store.stored import open_object
+from zstor_local.store.stored import open_object, under_present_key
 from zstor_local.value import value
 
 Look = Callable[[NamespaceId, str], Envelope | None]
@@ -126,7 +126,7 @@ class Edits:
         # Of the record's copies any count, also where there are more logs than the version has shares: as many as of a write.
         quorum = fresh.quorum if fresh else row.record.policy.write_quorum if insist else 0
         shares = fresh.shares if fresh else {}
-        hashed, plain = self._namespace.key_hash(key), row.record.encode()
+        hashed, plain = self._namespace.key_hash(key), under_present_key(row.record, self._namespace.keys).encode()
         return NewRecord(Kind.OBJECT, hashed, row.version, plain, copies, shares, quorum, row.record.policy.k)
 
     def _left_behind(self, changed: Sequence[Changed]) -> tuple[list[Garbage], list[Debt]]:

@@ -33,7 +33,7 @@ from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.shares import VersionShares
-from zstor_local.store.stored import Stored, open_object, with_debts
+from zstor_local.store.stored import Stored, open_object, under_present_key, with_debts
 from zstor_local.store.turns import Turns
 
 MADE_BYTES: Final = 32 * limits.MIB  # of small shares that wait for their commit; more than those of one object are
@@ -336,7 +336,7 @@ class Health:
             kind=Kind.OBJECT,
             key_hash=namespace.key_hash(record.key),
             version=stored.version,
-            plain=record.encode(),
+            plain=under_present_key(record, namespace.keys).encode(),
             copies=sorted(copies),
             k=record.policy.k,
         )

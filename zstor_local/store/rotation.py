@@ -4,8 +4,8 @@
 2  the record of the older keys, sealed under the next key, in the logs of all shards and the metastore   ← the rotation happens
 3  master.key.next → master.key
 4  the committer seals with the next key; the same record says up to which sequence the old one counts
-5  every record up to that sequence is sealed anew, and with it the data key that it wraps; so is a later one that was changed before
-   its turn, as that keeps the data key as it was wrapped
+5  every record up to that sequence is sealed anew, and with it the data key that it wraps; whoever changes one before its turn does
+   the same (store/stored.py)
 6  the same record says that this is done
 
 A start finds out how far that came (store/unlocking.py) and goes on. No step is ever taken back after 2. A record that does not
@@ -22,7 +22,6 @@ from typing import Final
 
 import trio
 
-from zstor_local.coding.keys import KeyRing
 from zstor_local.errors import Busy, Conflict, CorruptRecord, IoError, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError, errno_name
 from zstor_local.metastore.base import Row
 from zstor_local.model.ids import NamespaceId
@@ -36,7 +35,6 @@ from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.keyfile import drop_next_key, finish_key, key_exists, write_unfinished_key
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.pace import unpaced
-from zstor_local.store.stored import open_object
 from zstor_local.store.unlocking import KEYS_ROW
 
 BATCH: Final = 100  # records sealed anew in one change
@@ -195,12 +193,12 @@ class Rotation:
         for space in self._spaces():
             since = 0
             damaged: list[Row] = []
-            while rows := self._metastore.changes(space, since, BATCH):
+            while rows := [row for row in self._metastore.changes(space, since, BATCH) if row.envelope.sequence <= through]:
                 since = rows[-1].envelope.sequence
                 job.begin_commit()
                 with trio.CancelScope(shield=True):
                     damaged += await self._renew(space, rows)
-                done += sum(row.envelope.sequence <= through for row in rows)
+                done += len(rows)
                 job.progress(done, message="records")
             await self._damaged_rows.mend(damaged, damage, unpaced)
         if damage.stay:
@@ -246,25 +244,14 @@ class Rotation:
         """Returns those that do not open."""
         damaged: list[Row] = []
         records: dict[str, tuple[Envelope, NewRecord]] = {}
-        present = KeyRing(self._sealer.ring.master, self._sealer.store_id).namespace(space)
-
-        def is_anew(envelope: Envelope) -> bool:
-            if not self._sealer.is_sealed_anew(envelope):
-                return False
-            if envelope.kind is Kind.OBJECT:
-                try:
-                    present.unwrap(open_object(self._sealer, envelope).wrapped_key)
-                except CorruptRecord:
-                    return False
-            return True
 
         def seal() -> None:
             for row in rows:
-                try:
-                    if not is_anew(row.envelope):
+                if not self._sealer.is_sealed_anew(row.envelope):
+                    try:
                         records[row.name] = row.envelope, renewed(self._sealer, self._pool, row.envelope)
-                except CorruptRecord:
-                    damaged.append(row)
+                    except CorruptRecord:
+                        damaged.append(row)
 
         def decide(_: Envelope | None) -> Decision:
             same = {name: record for name, (was, record) in records.items() if self._committer.view.newest(space, name) == was}

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from zstor_local import limits
+from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.coding.table import sealed_table_length
 from zstor_local.errors import CorruptRecord, NotFound
 from zstor_local.metastore.base import Lookups, Owed, Row
@@ -52,6 +53,14 @@ def must_be_told(record: ObjectRecord) -> None:
         json.dumps(record.user, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise CorruptRecord("what a user said of an object cannot be told") from None
+
+
+def under_present_key(record: ObjectRecord, keys: NamespaceKeys) -> ObjectRecord:
+    """The record as it is to be written: its data key wrapped with the key that seals now. A rotation of the master key does not look
+    at what was written since it began.
+    """
+    wrapped = keys.wrap_anew(record.wrapped_key)
+    return record if wrapped == record.wrapped_key else replace(record, wrapped_key=wrapped)
 
 
 def open_void(sealer: RecordSealer, envelope: Envelope, space: NamespaceId = STORE_WIDE) -> VoidRecord | None:
