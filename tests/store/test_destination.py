@@ -188,6 +188,44 @@ def test_one_that_came_meanwhile_is_not_replaced_by_an_exclusive_one(paths: Path
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"theirs")]
 
 
+def test_two_that_append_to_a_file_that_was_not_there_both_come_into_it(paths: Paths, tmp_path: Path) -> None:
+    first, second = (paths.destination(str(tmp_path / "f"), None, "append", sync=True) for _ in range(2))
+    with first as one, second as other:
+        os.write(one.fd, b"one, ")
+        os.write(other.fd, b"other")
+        one.finish()
+        other.finish()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"one, other")]
+
+
+def test_what_cannot_be_cleared_away_hides_no_error(tmp_path: Path) -> None:
+    """As of a disk that failed, and that the system made read-only then."""
+    files = TroubledFiles()
+    paths = Paths(files, OldFileSystem(), Random(), Protected(directories=[], files=[]), [])
+
+    def failing(fd: int) -> None:
+        files.fail("unlink", lambda path: True, errno.EROFS)
+        raise IoError("the disk failed")
+
+    with pytest.raises(IoError, match="the disk failed"):
+        fill(paths, tmp_path / "f", "truncate", failing)
+    paths.close()
+
+
+def test_a_file_system_that_changes_no_modes_is_told_of(tmp_path: Path) -> None:
+    class WithoutModes(RealClientFiles):
+        def set_mode(self, fd: int, mode: int) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (tmp_path / "f").write_bytes(b"old")
+    paths = Paths(RealFiles(), WithoutModes(), Random(), Protected(directories=[], files=[]), [])
+    with pytest.raises(IoError) as refused:
+        write(paths, tmp_path / "f", b"new", "truncate")
+    assert refused.value.data["errno"] == "EPERM"
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"old")]
+    paths.close()
+
+
 def test_a_file_that_is_replaced_keeps_its_mode(paths: Paths, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "f").chmod(0o640)

@@ -100,7 +100,7 @@ class Paths:
         """Where to write an object for the file `path`. Nothing happens to that before `finish`, nor where `finish` fails.
 
         `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
-        replacing a link; `append` writes a new file first and then appends its bytes.
+        replacing a link; `append` writes a new file first and then appends its bytes, or gives it the name where nothing has it.
         """
         _must_be_absolute(path)
         name = posixpath.basename(path)
@@ -125,17 +125,23 @@ class Paths:
                         return
                     if sync:
                         self.files.fsync(fd)
-                    self._put_in_place(unnamed, part, target, path, mode)
+                    try:
+                        self._put_in_place(unnamed, part, target, path, replaces=mode == "truncate")
+                    except AlreadyExists:
+                        if mode != "append":
+                            raise
+                        self._append(fd, target, path, sync=sync)  # it came meanwhile, by another append perhaps
                     if sync:
                         sync_directory(self.files, beneath)
 
             try:
                 if existing is not None and existing.is_regular:
-                    self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
+                    with self._errors(path, write=True):
+                        self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
                 yield Destination(fd, finish)
             finally:
                 self.files.close(fd)
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # it is there only after an error, which is the one to tell
                     self.files.unlink(part)
 
     @contextmanager
@@ -184,9 +190,9 @@ class Paths:
             raise own_file(path)
         return existing
 
-    def _put_in_place(self, unnamed: int | None, part: str, target: str, path: str, mode: Mode) -> None:
-        """Give the whole file its name, in one step."""
-        if unnamed is not None and mode == "exclusive":
+    def _put_in_place(self, unnamed: int | None, part: str, target: str, path: str, *, replaces: bool) -> None:
+        """Give the whole file its name, in one step. AlreadyExists if something has it, and is not to be replaced."""
+        if unnamed is not None and not replaces:
             try:
                 self.client_files.name_it(unnamed, target)
             except FileExistsError:
@@ -194,12 +200,12 @@ class Paths:
             return
         if unnamed is not None:
             self.client_files.name_it(unnamed, part)
-        elif mode == "exclusive":
+        elif not replaces:
             self._must_still_be_missing(target, path)
         try:
             self.files.rename(part, target)
         except OSError:
-            if mode == "exclusive":
+            if not replaces:
                 self.files.unlink(target)  # the empty one
             raise
 
