@@ -70,6 +70,11 @@ def test_commas_and_brackets_in_text_are_no_values() -> None:
     assert decode(json.dumps([text]).encode()) == [text]
 
 
+def test_a_string_without_an_end_is_looked_at_once() -> None:
+    with pytest.raises(ParseError):  # each quote in it may look like the beginning of another one
+        decode(b"[" + b"[]," * 100 + b'"' + b'\\"' * 1_000_000)
+
+
 @given(json_values)
 def test_what_is_written_reads_back_and_is_one_line_of_ascii(value: Json) -> None:
     line = encode(value)
