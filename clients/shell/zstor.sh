@@ -95,7 +95,7 @@ zstor_open() {
   { coproc _ZSTOR_SOCAT { _zstor_socat 2>/dev/null; }; } 2>/dev/null
   _ZSTOR_PID=$!
   socat=("${_ZSTOR_SOCAT[@]}") # gone as soon as socat is
-  [ ${#socat[@]} -eq 2 ] && { exec {_ZSTOR_IN}<&"${socat[0]}" {_ZSTOR_OUT}>&"${socat[1]}"; } 2>/dev/null || { _zstor_silence && return 2; }
+  [ ${#socat[@]} -eq 2 ] && { exec {_ZSTOR_IN}<&"${socat[0]}" {_ZSTOR_OUT}>&"${socat[1]}"; } 2>/dev/null || { _zstor_silence; return 2; }
   eval "exec ${socat[0]}<&- ${socat[1]}>&-"
 }
 
@@ -110,8 +110,8 @@ zstor_close() { # what runs on the connection is cancelled
 zstor_next() { # what the daemon tells on the open connection, such as stream.data: one line of JSON. zstor_call passes over it
   local line
   [ -n "${_ZSTOR_IN:-}" ] ||
-    { _zstor_failed '{"message": "no connection is open", "data": {"type": "usage", "hint": "zstor_open makes one"}}' && return 1; }
-  IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" line || { _zstor_silence && return 2; }
+    { _zstor_failed '{"message": "no connection is open", "data": {"type": "usage", "hint": "zstor_open makes one"}}'; return 1; }
+  IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" line || { _zstor_silence; return 2; }
   printf '%s\n' "$line"
 }
 
@@ -122,11 +122,11 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
   shift 2
   _ZSTOR_RESULT= ZSTOR_ERROR=
   request=$(_zstor_request "$method" "$id" "$@") ||
-    { _zstor_failed '{"message": "parameters are NAME=TEXT, NAME:=JSON or one JSON object; ZSTOR_TIMEOUT is a number", "data": {"type": "usage"}}' && return 1; }
+    { _zstor_failed '{"message": "parameters are UTF-8: NAME=TEXT, NAME:=JSON or one JSON object; ZSTOR_TIMEOUT is a number", "data": {"type": "usage"}}'; return 1; }
   if [ -n "${_ZSTOR_OUT:-}" ]; then
     (printf '%s\n' "$request" >&"$_ZSTOR_OUT") 2>/dev/null || :
     until case $reply in *"$id"* | *'"id":null}') ;; *) false ;; esac; do
-      IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" reply || { _zstor_silence && return 2; }
+      IFS= read -r -t "$(_zstor_patience)" -u "$_ZSTOR_IN" reply || { _zstor_silence; return 2; }
     done
   else
     _zstor_connected || return
@@ -140,14 +140,15 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
       fi
       ;;
   esac
-  _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "$filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence && return 2; }
+  _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "$filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence; return 2; }
 }
 
-_zstor_request() { # METHOD ID [JSON | NAME=TEXT | NAME:=JSON]...: the line to send
-  local method=$1 id=$2
+_zstor_request() ( # METHOD ID [JSON | NAME=TEXT | NAME:=JSON]...: the line to send
+  method=$1 id=$2
   shift 2
   [ $# -gt 0 ] || set -- '{}'
-  printf '\0%s' "$@" | jq -Rsc --arg method "$method" --arg id "$id" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" '
+  set -o pipefail # jq takes any bytes, and what is no UTF-8 for others: two keys would become one
+  printf '\0%s' "$@" | iconv -f UTF-8 -t UTF-8 2>/dev/null | jq -Rsc --arg method "$method" --arg id "$id" --argjson seconds "${ZSTOR_TIMEOUT:-3600}" '
     split("\u0000")[1:]
     | map(if startswith("{") then fromjson
           elif contains("=") | not then error("no value")
@@ -156,7 +157,7 @@ _zstor_request() { # METHOD ID [JSON | NAME=TEXT | NAME:=JSON]...: the line to s
           end)
     | add
     | {jsonrpc: "2.0", id: $id, method: $method, params: (. + {_meta: ({timeoutSeconds: $seconds} + (._meta // {}))})}' 2>/dev/null
-}
+)
 
 _zstor_socat() { # stdin to the daemon, its replies to stdout; the subshell that it runs in becomes socat
   local socket name special seconds
@@ -193,5 +194,5 @@ _zstor_silence() {
 _zstor_failed() { # an error, on stderr and in ZSTOR_ERROR
   ZSTOR_ERROR=$1
   printf '%s' "$1" | jq -r '"zstor: \([.message, .data.detail // empty] | join(": "))\(.data.hint // "" | if . == "" then . else " (\(.))" end)"' >&2 ||
-    printf 'zstor: %s\n' "$1" >&2
+    printf 'zstor: %s\n' "$1" >&2 || :
 }

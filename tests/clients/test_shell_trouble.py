@@ -84,6 +84,12 @@ def test_words_are_taken_as_they_are(place: Place, key: str) -> None:
     assert not (place.files / "hit").exists()
 
 
+@pytest.mark.parametrize("call", ["zstor_call object.write value=x key=", "zstor_call object.write key=x value=", "zstor_put large x"])
+def test_what_is_no_utf8_is_refused_and_not_taken_for_something_else(place: Place, call: str) -> None:
+    script = f"""{call}$'\\xe9' 2>/dev/null || {{ status=$?; echo "$ZSTOR_ERROR" | jq -r .data.type; exit $status; }}"""
+    assert bash(place, script, status=1).stdout == "usage\n"
+
+
 @pytest.mark.parametrize("name", ["-n", "two\nlines\n", "a b", "ü:,!"])
 def test_files_of_any_name_are_put_and_got(place: Place, name: str) -> None:
     (place.files / name).write_text("odd")
@@ -124,7 +130,7 @@ def test_the_error_reaches_the_caller_from_every_function(place: Place, call: st
 
 
 def test_no_command_is_given_a_value_as_an_argument(place: Place, tmp_path: Path) -> None:
-    for tool in ("socat", "jq", "base64", "head", "tr", "cat", "printf"):
+    for tool in ("socat", "jq", "iconv", "base64", "head", "tr", "cat", "printf"):
         shim = tmp_path / tool
         shim.write_text(f'#!/bin/sh\necho "$0 $*" >>"$SEEN"\nexec {shutil.which(tool)} "$@"\n')
         shim.chmod(0o755)
@@ -204,6 +210,22 @@ def test_a_daemon_that_dies_in_a_call_or_a_stream_is_an_error(own: Place) -> Non
     assert "no answer" in done.stderr
     own.daemon.restart()
     assert "not_found" in bash(own, 'zstor_call object.stat key=dying || { echo "$ZSTOR_ERROR"; exit 1; }', status=1).stdout
+
+
+@pytest.mark.parametrize("closed", ["2>/dev/full", "2>&-"])
+def test_an_error_that_cannot_be_told_is_one_all_the_same(own: Place, closed: str) -> None:
+    script = f"""
+    zstor_call object.stat 7 {closed}; echo "status $?"
+    zstor_next {closed}; echo "status $?"
+    zstor_open
+    kill -9 "$DAEMON"
+    zstor_call rpc.ping {closed}; echo "status $?"
+    zstor_next {closed}; echo "status $?"
+    zstor_close
+    zstor_call rpc.ping {closed}; echo "status $?"
+    """
+    assert bash(own, script, DAEMON=str(own.daemon.pid)).stdout == "status 1\nstatus 1\n" + "status 2\n" * 3
+    own.daemon.restart()
 
 
 def test_an_input_that_cannot_be_read_stores_nothing(place: Place) -> None:
