@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,15 +17,16 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import Unavailable
 from zstor_local.metastore.base import Owed
-from zstor_local.model.ids import ShareId, Version
+from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.shards.base import Entry, ScannedEntry, Shard, ShardError
 from zstor_local.store import plausible
 from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.checking import Checked
+from zstor_local.store.copies import CopyCheck
 from zstor_local.store.health import Health
-from zstor_local.store.pace import Pace
+from zstor_local.store.pace import Pace, unpaced
 from zstor_local.store.scrub import DAY, Scrub
 from zstor_local.store.scrubrow import Found, ScrubRow
 from zstor_local.store.store import Store
@@ -119,6 +121,22 @@ async def test_records_that_a_log_lost_are_given_back(home: Home) -> None:
         heard = {entry.entry.envelope for entry in shard.scan()}
         assert store.objects.find(name("kept")).envelope in heard
         assert (await scrubbed(store)).lacking_records == 0
+
+
+async def test_namespaces_are_asked_for_in_the_event_loop_alone(home: Home) -> None:
+    """What a thread remembers of one that was made just now might have a gate of its own, which its deletion does not close."""
+    async with home.open() as store:
+        await put(store, "a", b"a")
+        asked_by = set()
+
+        def spaces() -> list[NamespaceId]:
+            asked_by.add(threading.current_thread())
+            return store.namespaces.ids()
+
+        shard = store.pool.get(0)
+        assert shard is not None
+        assert (await CopyCheck(store.core, spaces).compare(shard, unpaced)).unknown == 0
+        assert asked_by == {threading.current_thread()}
 
 
 async def test_what_never_came_to_be_stands_for_no_newer_record(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class Compared:
 
 
 class CopyCheck:
-    """The use case. `spaces` are the ids of all namespaces."""
+    """The use case. `spaces` are the ids of all namespaces, asked for in the event loop."""
 
     def __init__(self, core: Core, spaces: Callable[[], list[NamespaceId]]) -> None:
         self._runtime = core.runtime
@@ -89,7 +89,8 @@ class CopyCheck:
                     if shard.on_disk is None:
                         await self._runtime.threads.run(self._look_for_superseded, rows, table, compared.superseded)
                     await spend(0)
-            compared.unknown = await self._runtime.threads.run(self._unknown, table, voids, until)
+            spaces = {STORE_WIDE, *self._spaces()}  # not in the thread: it would bring the gate of a namespace into being twice
+            compared.unknown = await self._runtime.threads.run(self._unknown, table, voids, spaces, until)
         return compared
 
     def _read(self, shard: Shard, table: sqlite3.Connection, voids: set[VoidRecord]) -> Generator[int, None, None]:
@@ -148,9 +149,8 @@ class CopyCheck:
             if found := [sequence for sequence, kind in older if kind in kinds]:
                 superseded.setdefault(row.space, []).extend(found)
 
-    def _unknown(self, table: sqlite3.Connection, voids: set[VoidRecord], until: int) -> int:
+    def _unknown(self, table: sqlite3.Connection, voids: Set[VoidRecord], spaces: Set[NamespaceId], until: int) -> int:
         """How many keys the metastore should know by what was heard, and does not. Namespaces that are gone took theirs along."""
-        spaces = {STORE_WIDE, *self._spaces()}
         count = 0
         rows = table.execute("select space, sequence from heard where known=0 and kind<>? and sequence<=?", (Kind.TOMBSTONE, until))
         for space, sequence in rows:
