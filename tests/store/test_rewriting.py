@@ -8,8 +8,11 @@ import pytest
 import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, keys, name, put
+from tests.store.test_rotation import broken_off
+from zstor_local import limits
 from zstor_local.errors import Busy, NotFound, ZstorError
 from zstor_local.metastore.base import CommitRefused, Transaction
+from zstor_local.model.fields import encode
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
 from zstor_local.store import rewriting
@@ -18,6 +21,7 @@ from zstor_local.store.links import Previous
 from zstor_local.store.namespaces import REWRITE_TABLE, Namespace
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.rewriting import LOOKS, Rewriting
+from zstor_local.store.rotation import METHOD
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
 from zstor_local.store.writes import WriteOptions
@@ -112,6 +116,24 @@ async def test_it_goes_on_where_it_was_broken_off(home: Home) -> None:
         assert store.objects.find(name("000")).version == first  # done before it was broken off
         assert store.rows.get(REWRITE_TABLE, store.namespaces.get("default").id.hex()) is None
         assert await get(store, "149") == content(149, 10)
+
+
+async def test_more_that_were_broken_off_than_may_run_keep_no_store_from_opening(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a person had many namespaces rewritten while too few shards were there. A rotation of the key goes before them."""
+    names = [f"n{number:02}" for number in range(limits.JOBS_RUNNING + 1)]
+    async with home.open() as store:
+        for namespace in names:
+            await put(store, "a", b"a", namespace=namespace)
+            await store.rows.put(REWRITE_TABLE, store.namespaces.get(namespace).id.hex(), encode({0: 1, 1: None, 2: 0}))
+        await broken_off(store, monkeypatch)
+    async with home.open() as store:
+        methods = [job.method for job in store.jobs.list()]
+        assert sorted(methods) == [METHOD, *["namespace.rewrite"] * (limits.JOBS_RUNNING - 1)]
+    told = [record.getMessage() for record in caplog.records if "is not gone on with yet" in record.getMessage()]
+    assert len(told) == 2
+    assert sum(namespace in line for namespace in names for line in told) == 2
 
 
 async def test_what_cannot_be_read_is_told_and_kept(home: Home) -> None:

@@ -66,11 +66,11 @@ async def open_store(
                         nursery.start_soon(store.removal.run)
                         nursery.start_soon(store.retiring.run)
                         store.removal.wake()
-                        store.go_on_rewriting()
                         store.freeing.wake()
                         store.mending.wake()
                         store.rotation.go_on()
                         store.departures.resume()
+                        store.go_on_rewriting()
                     nursery.start_soon(store.presence.run)
                     yield store
                 finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zstor_local.config import Config
-from zstor_local.errors import CorruptRecord, IoError, ZstorError
+from zstor_local.errors import Busy, CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
@@ -133,9 +133,14 @@ class Store:
         return Strays(self.metastore, self.pool, self.sealer, ours.__contains__)
 
     def go_on_rewriting(self) -> None:
-        """At a start: the rewrites that an earlier life did not come to the end of."""
+        """At a start: the rewrites that an earlier life did not come to the end of, as far as there is room for their jobs. The others
+        are gone on with at another start, or by whoever asks.
+        """
         for name in self.rewriting.broken_off():
-            self.start_rewrite(name)
+            try:
+                self.start_rewrite(name)
+            except Busy:
+                log.warning("the rewrite of namespace %s is not gone on with yet: too many jobs run", name)
 
     def start_rewrite(self, name: str) -> Job:
         """The job that writes a namespace's objects again."""
