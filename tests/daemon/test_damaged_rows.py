@@ -122,3 +122,12 @@ def test_with_every_record_damaged_it_starts_and_a_scrub_brings_all_back(new_dae
         assert client.result("permission.get", namespace="space3", user="ada")["read"]
         client.result("token.create", namespace="space1", permission="read")
         assert client.read("key 4") == b"value"
+
+
+def test_where_the_record_of_the_older_keys_does_not_open_the_status_says_so(new_daemon: Daemon) -> None:
+    daemon = new_daemon.start()
+    with daemon.client() as client:
+        client.result("job.wait", job=client.result("key.rotate")["job"])
+        with closing(sqlite3.connect(daemon.store / "metastore.sqlite", isolation_level=None)) as db:
+            assert db.execute("update record set sealed = zeroblob(200) where name = cast('keys' as blob)").rowcount == 1
+        assert any("older master keys cannot be read" in warning for warning in client.result("daemon.status")["warnings"])

@@ -352,6 +352,38 @@ async def test_a_store_that_is_only_read_does_not_go_on_when_a_shard_comes_back(
         await check(store)
 
 
+@pytest.mark.parametrize("what", ["the key's directory", "the metastore"])
+async def test_where_it_cannot_be_seen_how_far_it_came_a_shard_comes_back_all_the_same(
+    home: Home, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await broken_off(store, monkeypatch)
+        home.take_away(0)
+        await store.presence.look()
+        with monkeypatch.context() as patch:
+            if what == "the metastore":
+                patch.setattr(store.rotation, "record", _no_metastore)
+            else:
+                home.files.fail("path_status", lambda path: path.endswith(NEXT), errno.EACCES, None)
+                with pytest.raises(IoError, match="EACCES"):
+                    await store.rotation.retire()
+            before = len(store.jobs.list())
+            await home.return_to(store, 0)
+            assert (store.pool.state(0), len(store.jobs.list())) == ("ok", before)
+        home.files.heal()
+        home.take_away(0)
+        await store.presence.look()
+        await home.return_to(store, 0)
+        while store.rotation.pending:
+            await store.committer.news().wait()
+        await check(store)
+
+
+def _no_metastore() -> None:
+    raise IoError("the metastore cannot be read: SQLITE_IOERR_READ")
+
+
 async def test_a_shard_that_was_away_is_told_later(home: Home) -> None:
     async with home.open() as store:
         await fill(store)

@@ -14,7 +14,7 @@ import trio
 from zstor_local.access.authority import Authority
 from zstor_local.access.owner import Owner
 from zstor_local.access.ownership import issuer_name
-from zstor_local.errors import NotSupported, ZstorError
+from zstor_local.errors import CorruptRecord, NotSupported, ZstorError
 from zstor_local.model.ids import NamespaceId
 from zstor_local.shards.base import NamespaceNotice, Notices, Shard, ShardError
 from zstor_local.store.store import Store
@@ -86,9 +86,12 @@ class Telling:
     def warnings(self) -> list[str]:
         """Where who has an older master key is let in, with what to do; one line each."""
         store = self._store
-        record = store.rotation.record()
         servers = store.places.on_servers()
-        if record is None or not servers:
+        try:
+            record = store.rotation.record() if servers else None
+        except CorruptRecord:
+            return []  # the store itself tells of that
+        if record is None:
             return []
         if record.retired < len(record.older):
             return [

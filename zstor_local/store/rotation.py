@@ -108,7 +108,12 @@ class Rotation:
 
     @property
     def _in_doubt(self) -> bool:
-        return key_exists(self._runtime.files, self._key_file + NEXT)
+        """Whether an earlier rotation may have been committed or not. IoError where nobody can look."""
+        try:
+            return key_exists(self._runtime.files, self._key_file + NEXT)
+        except OSError as error:
+            name = errno_name(error)
+            raise IoError(f"the directory of the key file {self._key_file} cannot be looked at ({name})", errno=name) from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -171,11 +176,11 @@ class Rotation:
     # --- Afterwards ---
 
     def go_on(self) -> None:
-        """What an earlier life, or an earlier try, did not come to the end of; nothing while it is under way, or in doubt."""
-        if self._changing or self._is_running or self._in_doubt:
-            return
-        with suppress(Busy, ShuttingDown, CorruptRecord):
-            if self.pending:
+        """What an earlier life, or an earlier try, did not come to the end of; nothing while it is under way, or in doubt, or where
+        that cannot be seen.
+        """
+        with suppress(Busy, ShuttingDown, CorruptRecord, IoError):
+            if not (self._changing or self._is_running or self._in_doubt) and self.pending:
                 self._start()
 
     async def _settle(self, job: Job) -> dict[str, int]:
