@@ -93,6 +93,12 @@ def test_progress_is_asked_for_and_shown(tmp_path: Path) -> None:
     assert shown == [(5, 9, "m"), (9, None, "")]
 
 
+def test_what_else_is_asked_of_a_call_stays_beside_its_progress(tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path / "s", pong) as daemon, Client.connect(str(daemon.path)) as client:
+        client.call("object.check", {"key": "a", "_meta": {"detach": True}}, progress=lambda *_: None)
+    assert daemon.peers[0].received[0]["params"] == {"key": "a", "_meta": {"detach": True, "progressToken": 1}}
+
+
 @pytest.mark.parametrize("place", ["missing", "file/s", "stale"])
 def test_without_a_daemon_the_error_says_how_to_start_one(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()

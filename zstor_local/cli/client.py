@@ -102,8 +102,9 @@ class Client:
             raise KeyboardInterrupt
         self._last_id += 1
         _check_text(params)
-        if progress is not None:
-            params = {**params, "_meta": {"progressToken": self._last_id}}
+        meta = params.get("_meta", {})
+        if progress is not None and isinstance(meta, Mapping):
+            params = {**params, "_meta": {**meta, "progressToken": self._last_id}}
         with _Interrupts(self._hanging) as interrupts:
             self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, interrupts, fds)
             while True:
