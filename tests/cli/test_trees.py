@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -254,6 +255,25 @@ def test_rm_r_takes_what_is_named_twice_once_and_with_a_slash_no_object_beside_t
     assert done(zstor(daemon, "rm", "-r", "--yes", "twice/a", "twice/", "twice/", "twice/a/")) == b"deleted 3 objects\n"
     assert done(zstor(daemon, "ls", "twice")) == b"twice\n"
     assert done(zstor(daemon, "rm", "-r", "--yes", "twice", "twice")) == b"deleted 1 object\n"
+
+
+def test_what_does_not_open_is_named_and_the_rest_comes_back_and_goes(daemon: PrivateDaemon, tree: Path) -> None:
+    done(zstor(daemon, "put", "-r", "tree"))
+    before = look(tree)
+    del before["small"]
+    daemon.stop()
+    with closing(sqlite3.connect(daemon.home / "data" / "zstor" / "metastore.sqlite", isolation_level=None)) as db:
+        change = (
+            "update record set sealed = zeroblob(200), sequence = sequence + 1000 where name = cast(? as blob)"  # like no copy of it
+        )
+        assert db.execute(change, ["tree/small"]).rowcount == 1
+    daemon.start()
+    got = zstor(daemon, "get", "-r", "tree", "back")
+    assert (got.returncode, got.stderr.count(b"'tree/small'")) == (1, 1)
+    assert got.stdout.startswith(b"wrote back/: 9 objects")
+    assert look(daemon.home / "back") == before
+    removed = zstor(daemon, "rm", "-r", "--yes", "tree")
+    assert (removed.returncode, removed.stdout, removed.stderr.count(b"'tree/small'")) == (1, b"deleted 9 objects\n", 1)
 
 
 def test_a_tree_that_is_not_there_is_an_error_that_names_what_may_be_meant(daemon: PrivateDaemon, tree: Path) -> None:

@@ -117,22 +117,28 @@ class Client:
                         raise typed_error(fault)
                     return message.get("result")
 
-    def items(self, method: str, params: Object, *, member: str = "items") -> Iterator[Json]:
-        """All items of a list that comes in pages. CorruptRecord behind the last one if some do not open."""
+    def items(
+        self, method: str, params: Object, *, member: str = "items", damaged: Callable[[CorruptRecord], object] | None = None
+    ) -> Iterator[Json]:
+        """All items of a list that comes in pages. What does not open is told to `damaged`; else the first is raised at the end."""
         cursor: dict[str, Json] = {}
-        damaged: CorruptRecord | None = None
+        first: CorruptRecord | None = None
         while cursor.get("cursor", "") is not None:
             try:
                 page = cast("Mapping[str, Sequence[Json]]", self.call(method, {**params, **cursor}))
             except CorruptRecord as error:
                 if not isinstance(behind := error.data.get("cursor"), str):
                     raise
-                damaged, cursor = damaged or error, {"cursor": behind}
+                cursor = {"cursor": behind}
+                if damaged is None:
+                    first = first or error
+                else:
+                    damaged(error)
             else:
                 yield from page[member]
                 cursor = {"cursor": cast("str | None", page["cursor"])}
-        if damaged is not None:
-            raise damaged
+        if first is not None:
+            raise first
 
     def rest(self, seconds: float) -> None:
         """Wait between two calls; KeyboardInterrupt if there was a Ctrl-C, or at once when there is one."""

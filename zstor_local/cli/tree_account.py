@@ -14,7 +14,7 @@ from zstor_local.cli.client import Json
 from zstor_local.cli.client import Progress as Show
 from zstor_local.cli.options import Options
 from zstor_local.counted import counted
-from zstor_local.errors import ZstorError
+from zstor_local.errors import CorruptRecord, ZstorError
 
 
 @dataclass(slots=True)
@@ -41,6 +41,10 @@ class Account:
             click.echo(json.dumps({member: name, **answer}))
         if self.show is not None:
             self.show(self.done if self.counted else self.bytes, self.total, "")
+
+    def damaged(self, error: CorruptRecord) -> None:
+        """One of them is there, but its record does not open."""
+        self.note("key", str(error.data.get("key", "")), error)
 
     def _complain(self, member: str, name: str, error: ZstorError) -> None:
         if self.options.json:

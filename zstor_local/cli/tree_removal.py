@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -33,7 +33,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
         with options.connect() as client:
             _must_be_there(client, options, keys)
             number = size = 0
-            for item in _below(client, options, outermost):
+            for item in _below(client, options, outermost, damaged=lambda _: None):  # it is told where it cannot be deleted
                 number, size = number + 1, size + item["metadata"]["size"]
         what = ", ".join(text.shown(key) for key in keys)
         if not click.confirm(f"Delete {counted(number, 'object')}, {text.size(size)}, below {what}?", err=True):
@@ -49,7 +49,7 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
     ):
         _must_be_there(client, options, keys)
         account = Account(options, show, counted=True, total=number)
-        names = (item["key"] for item in _below(client, options, outermost))
+        names = (item["key"] for item in _below(client, options, outermost, damaged=account.damaged))
         with transfers(options.connect, names, delete) as answers:
             for key, answer in answers:
                 if isinstance(answer, ZstorError):
@@ -62,7 +62,8 @@ def remove_trees(options: Options, keys: tuple[str, ...], *, yes: bool) -> int:
 def _must_be_there(client: Client, options: Options, keys: tuple[str, ...]) -> None:
     """NotFound if one of them is nothing: then none is deleted."""
     for key in keys:
-        if next(_below(client, options, (key,)), None) is None:
+        damaged: list[CorruptRecord] = []
+        if next(_below(client, options, (key,), damaged=damaged.append), None) is None and not damaged:
             raise NotFound(f"there is no key {key!r}, and none below it", hint="`zstor ls` lists the keys", key=key)
 
 
@@ -75,19 +76,18 @@ def _outermost(keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _below(client: Client, options: Options, keys: tuple[str, ...]) -> Iterator[Item]:
-    """With a slash at its end a key means what is below it, and not an object that is called so without one."""
+def _below(client: Client, options: Options, keys: tuple[str, ...], *, damaged: Callable[[CorruptRecord], object]) -> Iterator[Item]:
+    """With a slash at its end a key means what is below it, and not an object that is called so without one. `damaged` is told what
+    does not open.
+    """
     for key in keys:
-        damaged: CorruptRecord | None = None
         if not key.endswith("/"):
             try:
                 metadata = cast("Written", client.call("object.stat", {"key": key, **options.place()}))["metadata"]
             except NotFound:
                 pass
             except CorruptRecord as error:
-                damaged = error
+                damaged(error)
             else:
                 yield {"key": key, "metadata": metadata}
-        yield from items(client, options, f"{key.rstrip('/')}/")
-        if damaged is not None:
-            raise damaged
+        yield from items(client, options, f"{key.rstrip('/')}/", damaged=damaged)

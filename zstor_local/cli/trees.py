@@ -13,6 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -160,9 +161,9 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
     whole = if_interrupted("what was written by then is there, each file whole", hint="the same again with -f writes all of it")
     with whole, progress(name, wanted=not options.no_progress) as show, options.connect() as client:
         account = Account(options, show)
-        found = items(client, options, f"{prefix}/")
-        first = next(found, None)
-        if first is None:
+        found = items(client, options, f"{prefix}/", damaged=account.damaged)
+        first = [*islice(found, 1)]
+        if not first and not account.failed:
             raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
         own = options.daemons_own(client)
         own.check_new(os.path.realpath(top), str(top))
@@ -172,7 +173,7 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         with naming_errors(str(top), missing=f"directory {top.parent}"):
             top.mkdir(mode=0o700, exist_ok=True)
         with Tree(str(top), own=own) as tree:
-            wanted = _files(tree, prefix, _chain(first, found), later, made, account)
+            wanted = _files(tree, prefix, chain(first, found), later, made, account)
             with transfers(options.connect, wanted, fetch) as answers:
                 for one, answer in answers:
                     if isinstance(answer, ZstorError):
@@ -181,11 +182,6 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
                         account.note("key", one.item["key"], {"path": tree.shown(one.path), "bytes": answer["bytes"]}, answer["bytes"])
             _finish(client, options, tree, later, made, account, force=force, outside=outside)
     return account.end(f"wrote {text.shown(str(top))}/: {counted(account.done, 'object')}, {text.size(account.bytes)}")
-
-
-def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
-    yield first
-    yield from rest
 
 
 def _files(
