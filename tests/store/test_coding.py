@@ -15,8 +15,10 @@ from tests.store.home import CHUNK, Home, content, freed, get, put, share_place
 from zstor_local.errors import Busy, Cancelled, IoError, NotEnoughShards, PathRefused
 from zstor_local.metastore.base import CommitRefused, Owed
 from zstor_local.model.policy import Policy
+from zstor_local.shards.base import ShardError
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.caller import Nobody
+from zstor_local.store.coding import LargeWrite, ScratchPool
 from zstor_local.store.sources import FileSource
 from zstor_local.store.store import Store
 from zstor_local.store.stream_budget import STREAM_BUFFERS
@@ -319,3 +321,22 @@ async def test_a_stream_keeps_few_chunks_in_memory(home: Home, monkeypatch: pyte
             assert 30 * CHUNK - source._left == STREAM_BUFFERS * CHUNK
             go_on.set()
         assert await get(store, "a") == bytes(30 * CHUNK)
+
+
+async def test_shards_that_fail_while_others_are_told_of_are_no_fault_of_ours(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a disk with several shards fails, and each thread meets another one of them."""
+    async with home.open() as store:
+        namespace = await store.namespaces.find_or_create("default")
+        write = LargeWrite(store.runtime, store.pool, ScratchPool(), store.writer._plan(namespace))
+        write.begin()
+        write._drop(0, ShardError("failed", "its disk failed"))
+
+        def name(number: int) -> str:
+            write._drop(1, ShardError("failed", "its disk failed"))  # as another thread does just then
+            return str(number)
+
+        monkeypatch.setattr(store.pool, "name", name)
+        with pytest.raises(NotEnoughShards):
+            write._check_quorum()
+        write.abort()
+        assert home.share_files() == []

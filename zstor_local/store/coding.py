@@ -389,6 +389,8 @@ class LargeWrite:
                 self._retired.append(writer)
 
     def _check_quorum(self) -> None:
-        if len(self._writers) < self._planned.quorum:
-            failed = {self._pool.name(self._planned.placement[index]): error for index, error in self._failed.items()}
-            raise not_enough_shards(len(self._writers), self._planned.quorum, failed)
+        with self._lock:  # other threads may find further ones failed meanwhile
+            left, failed = len(self._writers), dict(self._failed)
+        if left < self._planned.quorum:
+            named = {self._pool.name(self._planned.placement[index]): error for index, error in failed.items()}
+            raise not_enough_shards(left, self._planned.quorum, named)
