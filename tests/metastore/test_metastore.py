@@ -231,6 +231,12 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes) -> 
     refused(str(file))
 
 
+@pytest.mark.parametrize("table", ["debt", "tombstone"])
+def test_one_without_a_table_is_refused(path: str, table: str) -> None:
+    tamper(path, f"drop table {table}")
+    refused(path)
+
+
 @pytest.mark.parametrize("length", [1, 100, 511, PAGE, PAGE + 100])
 def test_a_truncated_file_is_refused(path: str, length: int) -> None:
     file = Path(path)

@@ -90,6 +90,9 @@ class SqliteMetastore(SqliteLookups):
             row = reader.execute("select format, store_id from store").fetchone()
             if row is None or row[0] != FORMAT:
                 raise MetastoreDamaged(f"the metastore has format {row and row[0]}, this version reads {FORMAT}")
+            # Each stays false once there were some in this life.
+            self._no_debts = not self._all("select 1 from debt limit 1", ())
+            self._no_tombstones = not self._all("select 1 from tombstone limit 1", ())
         except BaseException as error:
             for db in opened:
                 db.close()
@@ -98,9 +101,6 @@ class SqliteMetastore(SqliteLookups):
             raise
         self._store_id = StoreId(row[1])
         self._committed = SqliteLookups(self._writer)
-        # Each stays false once there were some in this life.
-        self._no_debts = not self._all("select 1 from debt limit 1", ())
-        self._no_tombstones = not self._all("select 1 from tombstone limit 1", ())
 
     @classmethod
     def create(cls, path: str, store_id: StoreId, transactions: Iterable[Transaction] = ()) -> None:
