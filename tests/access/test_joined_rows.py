@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from math import nan
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -17,13 +18,18 @@ from tests.model.samples import SHORTEST
 from tests.store.home import Home
 from zstor_local import limits
 from zstor_local.access import joined_before, joined_rows
+from zstor_local.access.authority import Authority
+from zstor_local.access.joined import Joined
 from zstor_local.access.joined_rows import Rows
 from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.errors import IoError
 from zstor_local.model.ids import KeyHash, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_KEY, NO_VERSION, Envelope, Kind, Tombstone, associated_data
 from zstor_local.model.storewide import VoidRecord
+from zstor_local.runtime import Network
 from zstor_local.shards.base import Entry, ScannedEntry, ShardError
+from zstor_local.shards.http.ask import Ask
 from zstor_local.shards.http.wire import Batch, pack_batch
 from zstor_local.store.changes import Changes
 from zstor_local.store.namespaces import Gate, Namespace
@@ -315,3 +321,19 @@ async def test_a_cursor_from_before_a_restart_is_behind_nothing(store: Store, fo
         again.take(page(written("a", 1)))
         assert (await changed(store, cursor))[0] == {"a": True}
         again.close()
+
+
+async def test_a_letter_that_cannot_be_opened_just_now_waits(store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our private key lies in our own metastore, whose disk may not be there: who follows goes on."""
+    joined = Joined(store, cast("Network", None), cast("Authority", None), "photos", GOOD, 1, rows)
+    (shard,) = joined.shards.values()
+
+    async def reply(ask: Ask) -> SimpleNamespace:
+        return SimpleNamespace(body=b"a letter")
+
+    def gone(table: str, name: str) -> None:
+        raise IoError("the metastore cannot be read")
+
+    monkeypatch.setattr(shard._letters, "ask", reply)
+    monkeypatch.setattr(store.rows, "get", gone)
+    assert await shard.letter(GOOD) is GOOD

@@ -10,7 +10,7 @@ import trio
 
 from zstor_local.access.invitation import Pass, Place, open_letter
 from zstor_local.coding.keys import KEY_BYTES
-from zstor_local.errors import CorruptRecord
+from zstor_local.errors import ZstorError
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Network
 from zstor_local.shards.base import ShardError, ShardState, ShareMissing
@@ -109,7 +109,7 @@ class JoinedShard:
             path = f"{self.space}/letters/{before.letter_id.hex()}"
             reply = await self._letters.ask(Ask("GET", path, expect=(200,), most=LETTER_BYTES))
             return open_letter(reply.body, before, private_key(self._store))
-        except (ShardError, ShareMissing, CorruptRecord):
+        except (ShardError, ShareMissing, ZstorError):  # the last of a letter that does not open, or of our own metastore
             return before
 
     async def look(self, *, wait: int = 0) -> bool:
