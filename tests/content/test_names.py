@@ -126,10 +126,32 @@ async def test_names_are_listed_in_order_without_the_deleted_ones(home: Home) ->
             await names.update(name, name.encode())
         await names.delete("b/2")
         await names.delete("b/3")
-        assert [each.name for each in names.list("", None, 100)] == ["a", "b/1", "b/4", "ü"]
-        assert [each.name for each in names.list("b/", None, 1)] == ["b/1"]
-        assert [each.name for each in names.list("b/", "b/1", 1)] == ["b/4"]
-        assert [each.value for each in names.list("b/", "b/4", 9)] == []
+        assert [each.name async for each in names.list("", None, 100)] == ["a", "b/1", "b/4", "ü"]
+        assert [each.name async for each in names.list("b/", None, 1)] == ["b/1"]
+        assert [each.name async for each in names.list("b/", "b/1", 1)] == ["b/4"]
+        assert [each.value async for each in names.list("b/", "b/4", 9)] == []
+
+
+async def test_others_have_their_turns_while_deleted_names_are_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.content.names.SCAN_ROWS", 1)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with home.open() as store:
+        names = use(store)
+        for number in range(10):
+            await names.update(f"{number}", b"")
+            await names.delete(f"{number}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            assert [each async for each in names.list("", None, 100)] == []
+            nursery.cancel_scope.cancel()
+        assert turns >= 5
 
 
 async def test_what_is_no_name_or_too_large_or_a_logs_is_refused(home: Home) -> None:
@@ -168,7 +190,7 @@ async def test_a_rebuild_brings_names_back_with_their_numbers(home: Home) -> Non
     async with home.open() as store:
         names = use(store)
         assert (names.fetch("kept").value, names.fetch("kept").seq) == (b"c", 3)
-        assert [each.name for each in names.list("", None, 9)] == ["kept"]
+        assert [each.name async for each in names.list("", None, 9)] == ["kept"]
         with pytest.raises(Conflict):
             await names.update("gone", b"", if_seq=1)
         assert (await names.update("gone", b"", if_seq=0)).seq == 3

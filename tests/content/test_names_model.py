@@ -88,10 +88,10 @@ async def live(home: Home, steps: list[Step]) -> None:
     while todo:
         async with home.open() as store:
             names = Names(store.rows)
-            agree(names, model)
+            await agree(names, model)
             while todo and not isinstance(step := todo.pop(0), Restart):
                 await do(names, model, step)
-                agree(names, model)
+                await agree(names, model)
 
 
 async def do(names: Names, model: Model, step: Update | Delete) -> None:
@@ -112,8 +112,8 @@ async def change(names: Names, step: Update | Delete, if_seq: int | None) -> int
     return await names.delete(step.name, if_seq=if_seq)
 
 
-def agree(names: Names, model: Model) -> None:
-    assert {each.name: each.value for each in names.list("", None, 100)} == model.values
+async def agree(names: Names, model: Model) -> None:
+    assert {each.name: each.value async for each in names.list("", None, 100)} == model.values
     for name in NAMES:
         found = names.find(name)
         assert (0 if found is None else found.seq) == model.numbers.get(name, 0)

@@ -7,7 +7,7 @@ name that was deleted keeps its number and goes on from there, so that `if_seq` 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -75,10 +75,11 @@ class Names:
         row = self._rows.get(TABLE, check_name(name))
         return None if row is None else _opened(row)
 
-    def list(self, prefix: str, after: str | None, limit: int) -> Iterator[Name]:
+    async def list(self, prefix: str, after: str | None, limit: int) -> AsyncGenerator[Name, None]:
         """Names that begin with the prefix and come behind `after`, in the order of their UTF-8 bytes."""
         found = 0
         while found < limit:
+            await trio.lowlevel.checkpoint()  # deleted names keep their rows, so there may be any number of them to pass over
             seen = 0
             for row in self._rows.scan(TABLE, prefix, after, SCAN_ROWS):
                 seen, after = seen + 1, row.name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 import trio
 
 from zstor_local import limits
-from zstor_local.content.names import SCAN_ROWS, Name, Names
+from zstor_local.content.names import Name, Names
 from zstor_local.errors import BadEncoding, Busy, Conflict, CorruptRecord, NotFound, ShuttingDown, TooLarge
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
@@ -124,12 +125,11 @@ def register(registry: Registry, names: Names) -> None:
         """List names in the order of their bytes, the heads of logs (log/…) among them."""
         items: list[NameListed] = []
         try:
-            for position, each in enumerate(names.list(prefix, None if cursor is None else key_of(cursor), limit + 1)):
-                if len(items) == limit:
-                    return {"items": items, "cursor": cursor_of(items[-1]["name"])}
-                items.append({"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated})
-                if position % SCAN_ROWS == SCAN_ROWS - 1:
-                    await trio.lowlevel.checkpoint()
+            async with aclosing(names.list(prefix, None if cursor is None else key_of(cursor), limit + 1)) as found:
+                async for each in found:
+                    if len(items) == limit:
+                        return {"items": items, "cursor": cursor_of(items[-1]["name"])}
+                    items.append({"name": each.name, "seq": each.seq, "size": len(each.value), "updated_epoch": each.updated})
         except CorruptRecord as error:
             if not items:
                 raise first_damaged(error) from None
