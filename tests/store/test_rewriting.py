@@ -13,6 +13,7 @@ from zstor_local import limits
 from zstor_local.errors import Busy, NotFound, ZstorError
 from zstor_local.metastore.base import CommitRefused, Transaction
 from zstor_local.model.fields import encode
+from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
 from zstor_local.store import rewriting
@@ -84,6 +85,20 @@ async def test_keys_that_share_a_version_share_the_new_one(home: Home) -> None:
         assert {store.objects.find(name(key)).record.policy for key in "ab"} == {OTHER}
         assert len(home.share_files()) == 3
         assert await get(store, "b") == await get(store, "a") == content(1, 700_000)
+
+
+async def test_the_bytes_that_keys_share_are_written_once(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", content(1, 700_000))
+        for key in "bcd":
+            await Renaming(store.core, store.namespaces, store.freeing).copy(name("a"), key, None, Nobody(), exclusive=False)
+        written: list[Version] = []
+        home.engines.before_commit = lambda transaction: written.extend(intent.version for intent in transaction.intents)
+        assert (await store.rewriting.rewrite("default", Told())).objects == 4
+        assert written == [store.objects.find(name("a")).version]
+        await put(store, "c", content(2, 700_000))
+        assert (await store.rewriting.rewrite("default", Told())).objects == 4
+        assert len(written) == 1 + 1 + 2  # the first rewrite, c, the second one
 
 
 async def test_it_goes_on_where_it_was_broken_off(home: Home) -> None:
@@ -180,12 +195,12 @@ async def test_nothing_is_passed_over_while_clients_have_the_memory_for_streams(
     again = Rewriting._again
     tries = 0
 
-    async def crowded(self: Rewriting, stored: Stored, namespace: Namespace) -> None:
+    async def crowded(self: Rewriting, stored: Stored, namespace: Namespace, shared: set[Version]) -> None:
         nonlocal tries
         tries += 1
         if tries <= 2 * LOOKS:
             raise Busy("too many streams are running")
-        await again(self, stored, namespace)
+        await again(self, stored, namespace, shared)
 
     monkeypatch.setattr(rewriting, "BUSY_SECONDS", 0)
     monkeypatch.setattr(Rewriting, "_again", crowded)

@@ -14,7 +14,7 @@ import trio
 
 from zstor_local.errors import Busy, Conflict, CorruptRecord, NotFound, Unreadable
 from zstor_local.model.fields import decode, encode
-from zstor_local.model.ids import NamespaceId, ObjectName
+from zstor_local.model.ids import NamespaceId, ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Caller, Nobody
@@ -36,6 +36,7 @@ BATCH: Final = 100  # keys between two notes of how far it is
 LOOKS: Final = 5  # at a key that others keep changing
 BUSY_SECONDS: Final = 1.0  # until a look whether clients have left memory for a stream
 TOLD: Final = 100  # keys of unreadable objects that the result names
+REMEMBERED: Final = 100_000  # new versions that further keys share, some 10 MB: of those beyond, each key has them written once more
 
 
 @dataclass(slots=True)
@@ -68,11 +69,12 @@ class Rewriting:
         started = self._rows.get(REWRITE_TABLE, namespace.id.hex())
         after, done = _position(b"" if started is None else started.value)
         result = Rewritten(done)
+        shared: set[Version] = set()  # written by this rewrite, for several keys
         await self._note(namespace, after, done)
         while rows := self._metastore.scan(namespace.id, "", after, BATCH):
             for row in rows:
                 try:
-                    result.objects += await self._renew(ObjectName(name, row.name), namespace)
+                    result.objects += await self._renew(ObjectName(name, row.name), namespace, shared)
                 except (CorruptRecord, Unreadable):
                     result.unreadable += [row.name][: TOLD - len(result.unreadable)]
                 caller.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
@@ -89,7 +91,7 @@ class Rewriting:
     async def _note(self, namespace: Namespace, after: str | None, done: int) -> None:
         await self._rows.put(REWRITE_TABLE, namespace.id.hex(), encode({0: 1, 1: after, 2: done}))
 
-    async def _renew(self, name: ObjectName, begun_in: Namespace) -> bool:
+    async def _renew(self, name: ObjectName, begun_in: Namespace, shared: set[Version]) -> bool:
         looks = 0
         while looks < LOOKS:
             namespace = self._namespaces.get(name.namespace)
@@ -97,7 +99,8 @@ class Rewriting:
                 raise NotFound(f"the namespace {name.namespace} was deleted meanwhile")
             try:
                 stored = self._objects.find(name)
-                await self._again(stored, namespace)
+                if stored.version not in shared:
+                    await self._again(stored, namespace, shared)
             except NotFound:
                 return False
             except Conflict:
@@ -109,14 +112,14 @@ class Rewriting:
             return True
         return False  # written again and again: what is there is new
 
-    async def _again(self, stored: Stored, namespace: Namespace) -> None:
+    async def _again(self, stored: Stored, namespace: Namespace, shared: set[Version]) -> None:
         """One version's bytes as a new version of all its keys; Conflict if the key has moved on."""
 
         async def publish(coded: Coded) -> None:
             if coded.size != stored.record.size or coded.digest != stored.record.digest:
                 raise CorruptRecord(f"{stored.record.key!r} reads other bytes than were written", hint="run `zstor check`")
             await self._committer.commit(
-                namespace.id, stored.record.key, lambda current: self._decide(current, stored, namespace, coded)
+                namespace.id, stored.record.key, lambda current: self._decide(current, stored, namespace, coded, shared)
             )
             self._freeing.wake()
 
@@ -136,11 +139,14 @@ class Rewriting:
         await self._objects.read_to_stream(stored, _Poured(source), stretch(stored.record, None, None), Nobody())
         source.end()
 
-    def _decide(self, current: Envelope | None, stored: Stored, namespace: Namespace, coded: Coded) -> Decision:
+    def _decide(self, current: Envelope | None, stored: Stored, namespace: Namespace, coded: Coded, shared: set[Version]) -> Decision:
         if current is None or current.version != stored.version:
             raise Conflict("the key has left that version behind", current=None if current is None else current.version.hex())
         edits = Edits(self._core, namespace)
-        for key in sorted(self._committer.view.named(namespace.id, stored.version)):
+        keys = sorted(self._committer.view.named(namespace.id, stored.version))
+        if len(keys) > 1 and len(shared) < REMEMBERED:
+            shared.add(coded.version)
+        for key in keys:
             found = edits.find(key)
             if found is not None and found.version == stored.version:
                 edits.put(key, coded.version, _recoded(found.record, coded, namespace))
