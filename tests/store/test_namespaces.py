@@ -45,6 +45,48 @@ def used(store: Store, namespace: str) -> tuple[int, int]:
     return usage.objects, usage.bytes
 
 
+class Compared(bytes):
+    """An id that counts how often it is compared."""
+
+    times = 0
+    __hash__ = bytes.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+
+# --- Many ---
+
+
+async def test_each_of_many_ids_is_looked_for_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        for number in range(30):
+            await put(store, "a", b"", namespace=f"n{number}")
+        usages = {Compared(space): usage for space, usage in store.metastore.usages().items()}
+        monkeypatch.setattr(Compared, "times", 0)
+        monkeypatch.setattr(store.reading, "usages", lambda: usages)
+        assert len(store.namespaces.ids()) == 30
+        assert 0 < Compared.times <= 60
+
+
+async def test_a_deletion_reads_no_other_namespace(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    decode = NamespaceRecord.decode
+
+    def noted(plain: bytes) -> NamespaceRecord:
+        record = decode(plain)
+        read.append(record.name)
+        return record
+
+    async with home.open() as store:
+        for name in ("photos", "films", "songs"):
+            await put(store, "a", b"", namespace=name)
+        monkeypatch.setattr(NamespaceRecord, "decode", noted)
+        await remove(store, "photos")
+        assert {*read} == {"photos"}
+
+
 # --- Create, list, change ---
 
 

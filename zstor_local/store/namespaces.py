@@ -191,13 +191,13 @@ class Namespaces:
 
     def ids(self) -> list[NamespaceId]:
         """Of all namespaces, those included that are being deleted, and those that hold objects though their own row does not open."""
-        known = [namespace.id for namespace in self._every()]
+        known = dict.fromkeys(namespace.id for namespace in self._every())
         others = (space for space in self._metastore.usages() if space not in known)
         return [*known, *(space for space in others if self._metastore.scan(space, "", None, 1))]
 
     def half_deleted(self) -> list[Namespace]:
-        """Those whose deletion has begun."""
-        return [namespace for namespace in self._every() if namespace.gate.closed]
+        """Those whose deletion has begun, of those that were read: a start reads them all (`ids`)."""
+        return [namespace for namespace in self._known.values() if namespace.gate.closed]
 
     def _every(self) -> Iterable[Namespace]:
         after: str | None = None
