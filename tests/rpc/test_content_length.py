@@ -180,7 +180,8 @@ async def test_progress_comes_in_frames_too_and_a_cancel_is_heard(world: World) 
         assert error_type(await read(client)) == "cancelled"
 
 
-async def test_descriptors_come_with_the_first_byte_as_ever(world: World) -> None:
+@pytest.mark.parametrize("with_them", [1, len(b"Content-Length: 12\r\n\r\n")])
+async def test_descriptors_come_with_the_first_byte_as_ever_or_with_the_headers(world: World, with_them: int) -> None:
     @world.registry.method("read")
     async def read_fd(call: Call, /, fd: int) -> str:
         """What a pipe holds."""
@@ -194,8 +195,8 @@ async def test_descriptors_come_with_the_first_byte_as_ever(world: World) -> Non
     os.write(writer, b"through a pipe")
     async with world.serving(), world.client() as client:
         whole = framed(json.loads(request("read", {"fd": 0})))
-        await client.send_with(whole[:1], [reader])
-        await client.send(whole[1:])
+        await client.send_with(whole[:with_them], [reader])
+        await client.send(whole[with_them:])
         assert (await read(client))["result"] == "through a pipe"
     os.close(reader)
     os.close(writer)

@@ -39,8 +39,8 @@ class ContentLengthFramer:
 
     @property
     def pending(self) -> int:
-        """Bytes held for a message that has begun."""
-        return len(self._buffer)
+        """Bytes held for a message that has begun; one at least where its headers are read."""
+        return len(self._buffer) or int(self._body is not None)
 
     def receive(self, data: bytes) -> None:
         """Take what was read."""
