@@ -226,7 +226,9 @@ def test_no_label_of_a_progress_bar_steers_the_terminal_or_fills_it(daemon: Priv
 def test_what_is_not_utf_8_is_named_or_kept_as_it_is(daemon: PrivateDaemon) -> None:
     foreign = os.fsdecode(b"caf\xe9")
     (daemon.home / "f").write_bytes(b"1")
-    for arguments in (["put", "f", foreign], ["put", "f", "--user", f"a={foreign}"], ["ref", "add", "f", foreign], ["ls", foreign]):
+    users = [["put", "f", "--user", f"a={foreign}"], ["put", "f", "--user", f"{foreign}=a"]]
+    logs = [["node", "send", "--log", foreign, "text"], ["node", "receive", "--log", foreign]]
+    for arguments in (["put", "f", foreign], ["ref", "add", "f", foreign], ["ls", foreign], *users, *logs):
         refused = zstor(daemon, *arguments)
         assert refused.returncode == 1
         assert b"is not UTF-8" in refused.stderr

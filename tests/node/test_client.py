@@ -62,6 +62,18 @@ async def test_what_answers_nonsense_is_no_daemon_and_the_line_is_named(line: by
                     await node.call("rpc.ping")
 
 
+async def test_what_the_daemon_cannot_read_leaves_no_call_without_an_answer() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream, trio.open_nursery() as nursery:
+            node = Node(stream)
+            nursery.start_soon(node.receive)
+            theirs.sendall(b'{"id": null, "error": {"code": 303, "message": "it came slowly", "data": {"type": "busy"}}}\n')
+            for _ in range(2):
+                with pytest.raises(Disconnected, match="could not read what was sent: it came slowly"):
+                    await node.call("rpc.ping")
+
+
 async def _cancel_when_stuck(scope: trio.CancelScope) -> None:
     await trio.testing.wait_all_tasks_blocked()
     scope.cancel()

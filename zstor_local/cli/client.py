@@ -101,7 +101,7 @@ class Client:
         if self._interrupted:
             raise KeyboardInterrupt
         self._last_id += 1
-        _check_text(params)
+        check_text(params)
         meta = params.get("_meta", {})
         if progress is not None and isinstance(meta, Mapping):
             params = {**params, "_meta": {**meta, "progressToken": self._last_id}}
@@ -244,8 +244,8 @@ def parameters(**given: Json) -> dict[str, Json]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _check_text(value: Json) -> None:
-    """Python takes bytes of the command line that are not UTF-8 for lone surrogates, which no JSON text can hold."""
+def check_text(value: Json) -> None:
+    """InvalidParams for what is not UTF-8: Python takes such bytes of the command line for lone surrogates, which no JSON holds."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -253,11 +253,10 @@ def _check_text(value: Json) -> None:
             shown = os.fsencode(value).decode(errors="backslashreplace")
             raise InvalidParams(f"'{shown}' is not UTF-8", hint="keys, names and texts are UTF-8; content may be anything") from None
     elif isinstance(value, Mapping):
-        for member in value.values():
-            _check_text(member)
+        check_text([*value.keys(), *value.values()])
     elif isinstance(value, Sequence):
         for item in value:
-            _check_text(item)
+            check_text(item)
 
 
 def _no_connection(path: str, error: OSError, start: str) -> NoDaemon:

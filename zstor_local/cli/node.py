@@ -14,7 +14,7 @@ import click
 import trio
 
 from zstor_local.cli import report, text
-from zstor_local.cli.client import NoDaemon
+from zstor_local.cli.client import NoDaemon, check_text
 from zstor_local.cli.handover import naming_errors
 from zstor_local.cli.interrupting import ends_by_interrupt
 from zstor_local.cli.logs import a_log
@@ -49,6 +49,7 @@ def send_(options: Options, messages: tuple[str, ...], log: str) -> None:
     Content goes into the content store first, then the log's name is told. Each is an MVDS message with an id of its own; done means
     that whoever reads the log later finds it.
     """
+    check_text(log)
     trio.run(_send, options, log, _lines_of_input() if messages == ("-",) else messages)
 
 
@@ -67,6 +68,7 @@ def receive_(options: Options, follow: bool, into: Path | None, since: int, coun
     With --into they are kept in a file, and another time it goes on behind the last of them: none is left out and none comes twice,
     wherever it was broken off. Every page and content is compared with its id.
     """
+    check_text(log)
     if into is not None and since:
         raise click.UsageError("--since and --into stand for each other: the file tells where to begin")
     try:

@@ -153,6 +153,8 @@ class Node:
                     raise _NoMessage("has no end")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except _Refused as error:
+            ended = f"the daemon could not read what was sent: {error}"
         except _NoMessage as error:
             ended = f"what answers at the socket is no zstor daemon: line {self._lines + 1} {error}"
         finally:
@@ -163,6 +165,8 @@ class Node:
     def _take(self, line: bytes) -> None:
         message = _parse(line) if line.strip() else {}
         number = message.get("id") if "method" not in message else None
+        if number is None and "error" in message:  # nobody can tell which call that was
+            raise _Refused(typed_error(message["error"]))
         running = self._running.get(number) if isinstance(number, int) else None
         if running is not None:
             if "result" not in message and "error" not in message:
@@ -170,6 +174,10 @@ class Node:
             running.reply = message
             running.done.set()
         self._lines += 1
+
+
+class _Refused(Exception):
+    """What the daemon says of a message of ours that is no request."""
 
 
 class _NoMessage(Exception):
