@@ -151,9 +151,7 @@ export class Client {
 
   /** The object's bytes, piece by piece: an async iterator of Buffers. */
   async *readStream(key, params = {}, options = {}) {
-    for await (const data of this.#messages('object.read_stream', { key, ...params }, options)) {
-      yield Buffer.from(data.value_b64, 'base64')
-    }
+    for await (const data of this.#messages('object.read_stream', { key, ...params }, options)) yield Buffer.from(data.value_b64, 'base64')
   }
 
   /** Along linked objects from a key on: an async iterator of {key, metadata, references, value_b64?}. */
@@ -234,7 +232,9 @@ export class Client {
   // --- The wire: one line of JSON a message ---
 
   #send(message) {
-    this.#socket.write(`${JSON.stringify({ jsonrpc: '2.0', ...message })}\n`)
+    const line = JSON.stringify({ jsonrpc: '2.0', ...message })
+    if (/(?<!\\)(?:\\\\)*\\ud[89a-f]/.test(line)) throw new TypeError('half of a surrogate pair is no text') // its answer would name no call, and end all
+    this.#socket.write(`${line}\n`)
   }
 
   #take(data) {
