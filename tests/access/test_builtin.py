@@ -20,7 +20,7 @@ from zstor_local.access.owner import Owner
 from zstor_local.access.signing_keys import REVOCATIONS_MAX, SigningKeys
 from zstor_local.access.trust import LEEWAY_SECONDS, Revocation, parse_trust
 from zstor_local.access.verify import TRUST_BYTES, TokenRefused, Verified, verify, verify_trust
-from zstor_local.errors import InvalidParams, NotFound
+from zstor_local.errors import AlreadyExists, InvalidParams, NotFound
 from zstor_local.model.permission import OWNER, Rights
 from zstor_local.runtime import Runtime
 from zstor_local.store.namespaces import PERMISSIONS_TABLE
@@ -53,7 +53,12 @@ class World:
             self.owner,
             organization="local",
             exists=lambda name: store.rows.get(PERMISSIONS_TABLE, name) is not None,
+            must_be_free=self.must_be_free,
         )
+
+    def must_be_free(self, namespace: str) -> None:
+        if self.rows.is_there(PERMISSIONS_TABLE, namespace):
+            raise AlreadyExists(f"there is a namespace {namespace}")
 
     async def check(self, text: str) -> Verified:
         """What a shard server makes of a token that gets the trust document anew for each."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.content.ground import DAY, ContentHome
 from tests.store.home import CHUNK, Home, put
@@ -13,13 +14,14 @@ from tests.store.test_damaged_rows import spoil
 from zstor_local.access.builtin import builtin_authority
 from zstor_local.access.joining import Joining
 from zstor_local.access.letters import Letters
+from zstor_local.access.spaces import Spaces
 from zstor_local.errors import AlreadyExists, CorruptRecord, NotFound
 from zstor_local.metastore.base import Row
 from zstor_local.model.fields import encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.store.namespaces import INVITED_TABLE, JOINED_TABLE, REWRITE_TABLE
+from zstor_local.store.namespaces import INVITED_TABLE, JOINED_TABLE, REWRITE_TABLE, row_name
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
 from zstor_local.store.sources import BytesSource
@@ -116,6 +118,20 @@ async def test_permissions_are_listed_and_a_namespace_is_deleted_with_them(home:
         assert [*await authority.namespaces()] == ["mail", "photos"]
         await store.namespaces.remove(photos)
         assert store.rows.names(INVITED_TABLE) == []
+
+
+async def test_a_name_is_taken_whose_namespace_does_not_open(home: Home) -> None:
+    """Whether it is free is asked where changes are decided, where nobody may be told of a row to mend."""
+    home.brings_back = True
+    async with home.open() as store:
+        await put(store, "a", b"1", namespace="photos")
+        spoil_row(store, STORE_WIDE, row_name("photos"))
+    async with home.open() as store:
+        await wait_all_tasks_blocked()
+        with pytest.raises(AlreadyExists):
+            await Spaces(store, builtin_authority(store)).create("photos", policy=None, quota=None, placement=())
+        await put(store, "a", b"1")
+        assert store.health == "ok"
 
 
 async def test_contents_are_collected(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from zstor_local.access.signing import JTI_BYTES, SEED_BYTES, Claims, SigningKey
 from zstor_local.access.signing_keys import SigningKeys
 from zstor_local.access.trust import AUDIENCE, LEEWAY_SECONDS, TOKEN_SECONDS_MAX, Revocation, TrustDocument
 from zstor_local.config import AuthorityKind
-from zstor_local.errors import AlreadyExists, CorruptRecord, InvalidParams, PermissionDenied
+from zstor_local.errors import CorruptRecord, InvalidParams, PermissionDenied
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import StoreId
 from zstor_local.model.permission import ALL, OWNER, PERMISSIONS, STORE_NAMESPACE, Permission, Rights, scope
@@ -29,7 +29,9 @@ _KEYS: Final = "keys"  # its one row
 
 
 class BuiltInAuthority:
-    """See the laws of access.authority.Authority. `exists` tells whether the store has a namespace of that name."""
+    """See the laws of access.authority.Authority. `exists` tells whether the store has a namespace of that name; `must_be_free` raises
+    AlreadyExists if it has, and is asked in the committer's thread.
+    """
 
     kind: AuthorityKind = "builtin"
 
@@ -42,6 +44,7 @@ class BuiltInAuthority:
         *,
         organization: str,
         exists: Callable[[str], bool],
+        must_be_free: Callable[[str], None],
     ) -> None:
         """`owner` is known to servers beside the authority's own keys."""
         self._runtime = runtime
@@ -50,13 +53,13 @@ class BuiltInAuthority:
         self._issuer = issuer_name(store_id)
         self.organization = organization
         self._exists = exists
+        self._must_be_free = must_be_free
 
     # --- Namespaces and rights ---
 
     async def create(self, namespace: str) -> None:
         def change(_: StoredRow | None) -> bytes:
-            if self._exists(namespace):
-                raise AlreadyExists(f"there is a namespace {namespace} already", hint="`zstor namespace get` shows it")
+            self._must_be_free(namespace)
             return _encode({})  # also over what a creation that was broken off has left
 
         await self._rows.change(PERMISSIONS_TABLE, namespace, change)
@@ -209,6 +212,7 @@ def builtin_authority(store: Store) -> BuiltInAuthority:
         Owner(store),
         organization=store.config.authority.organization,
         exists=lambda name: store.namespaces.find_to_change(name) is not None,
+        must_be_free=store.namespaces.must_be_free,
     )
 
 

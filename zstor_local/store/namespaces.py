@@ -85,7 +85,9 @@ class Namespace:
 
 
 class Namespaces:
-    """All namespaces of a store; each is read once and kept."""
+    """All namespaces of a store; each is read once and kept. What looks for one is for the event loop alone: a thread might make a
+    second gate of the same namespace.
+    """
 
     def __init__(self, core: Core, rows: StoreWide, policy: Policy, on_servers: Callable[[], Sequence[int]]) -> None:
         """`on_servers` tells which shards lie with shard servers."""
