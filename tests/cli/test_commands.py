@@ -503,6 +503,8 @@ def test_scrub_collect_and_repair_all_tell_what_they_did(serve: Serve, capsys: p
     assert main(["scrub"]) == 0
     assert "3 bad shares" in output(capsys)[0]
     assert main(["scrub", "--pause"]) == 0
+    assert main(["scrub", "--resume", "--pause"]) == 3  # which of them is meant is not guessed
+    assert "--pause, --resume and --status stand for each other" in output(capsys)[1]
     assert main(["collect", "--dry-run"]) == 0
     out, err = output(capsys)
     assert "1,200 shares looked at, 0 freed, 5 to be freed, 1 kept" in out

@@ -80,6 +80,7 @@ def test_a_full_disk_is_json_for_programs(filled: PrivateDaemon) -> None:
         ended = zstor(filled, "ls", "--json", stdout=full)
     error = json.loads(ended.stderr)["error"]
     assert (error["code"], error["data"]["type"], error["data"]["errno"]) == (502, "io_error", "ENOSPC")
+    assert error["data"]["hint"] == "free some room there, or name another place"
 
 
 def test_a_reader_that_has_enough_hears_nothing_from_any_command(filled: PrivateDaemon) -> None:

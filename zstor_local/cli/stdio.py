@@ -11,7 +11,7 @@ from typing import IO, Final
 
 import click
 
-from zstor_local.errors import IoError, errno_name, errno_text
+from zstor_local.errors import ZstorError
 
 
 def settle() -> None:
@@ -49,11 +49,12 @@ def styled(text: str, stream: IO[str], *, fg: str | None = None, bold: bool | No
     return click.style(text, fg=fg, bold=bold, dim=dim) if stream.isatty() and not plain() else text
 
 
-def failed(error: OSError) -> IoError:
+def failed(error: OSError) -> ZstorError:
     """What the system says against the output as a typed error. What could not be written is given up."""
+    from zstor_local.cli.handover import as_io_error
+
     discard(sys.stdout)
-    where = str(error.filename) if error.filename else "the output"
-    return IoError(f"{where}: {errno_text(error)}", errno=errno_name(error))
+    return as_io_error(error, str(error.filename) if error.filename else "the output")
 
 
 class Unread(Exception):

@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--pause", "action", flag_value="pause", help="Read nothing until it is resumed, over restarts too.")
-@click.option("--resume", "action", flag_value="resume", help="Go on after a pause.")
-@click.option("--status", "action", flag_value="status", help="Only tell how far it is and what it has found.")
+@click.option("--pause", is_flag=True, help="Read nothing until it is resumed, over restarts too.")
+@click.option("--resume", is_flag=True, help="Go on after a pause.")
+@click.option("--status", is_flag=True, help="Only tell how far it is and what it has found.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the end.")
 @no_progress
 @as_json
 @connection
 @pass_options
-def scrub(options: Options, action: str | None, no_wait: bool) -> int:
+def scrub(options: Options, pause: bool, resume: bool, status: bool, no_wait: bool) -> int:
     """Read and prove everything now, and have repaired what is bad.
 
     The daemon does so by itself too, spread over the days of [scrub]. Ctrl-C ends the waiting, not the scrub. Exits with 1 if
     something was found that cannot be mended.
     """
+    if pause + resume + status > 1:
+        raise click.UsageError("--pause, --resume and --status stand for each other")
+    action = "pause" if pause else "resume" if resume else "start"
     with options.connect() as client:
-        if action == "status":
+        if status:
             found = cast("Status", client.call("daemon.status", {}))["scrub"]
         else:
-            params: Object = {"action": action or "start", "wait": action is None and not no_wait}
+            params: Object = {"action": action, "wait": action == "start" and not no_wait}
             on = if_interrupted("the scrub goes on", hint="`zstor scrub --status` tells how far it is, `zstor scrub --pause` stops it")
             with on, progress("scrub", wanted=not options.no_progress, counted=True) as shown:
                 found = cast("Scrub", client.call("health.scrub", params, progress=shown))
