@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +19,9 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
-from zstor_local.rpc.budget import Budget, Room
+from zstor_local.rpc.budget import Room
 from zstor_local.rpc.http_connection import HttpConnection, ending
+from zstor_local.twirp.crowd import Crowd
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
 
@@ -50,9 +52,16 @@ class Server:
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
-        self._large = trio.CapacityLimiter(LARGE_BODIES)
-        self._answers = Budget(limits.REPLY_BUDGET_BYTES)
+        self._bodies = Crowd(LARGE_BODIES)  # each large one is one of it
+        self._answers = Crowd(limits.REPLY_BUDGET_BYTES)
         self._connections = 0
+
+    async def make_room(self) -> None:
+        """Have clients that hold much and are slow give way to those who have waited for long; for ever."""
+        while True:
+            await trio.sleep(limits.CROWDED_SECONDS)
+            self._bodies.look()
+            self._answers.look()
 
     async def serve_client(self, stream: trio.SocketStream, *, may_connect: Callable[[trio.SocketStream], bool], rebound: bool) -> None:
         """One client until it is gone, or silent for too long. `rebound`: over TCP, where a web page's host may be named in `Host`."""
@@ -63,7 +72,7 @@ class Server:
         try:
             async with ending(stream, log):
                 if may_connect(stream):
-                    await _Connection(self._routes, self._large, self._answers, stream, rebound).serve()
+                    await _Connection(self._routes, self._bodies, self._answers, stream, rebound).serve()
                 else:
                     log.warning("refused a connection of another user")
         finally:
@@ -74,18 +83,22 @@ class _Connection(HttpConnection):
     """Requests of one client."""
 
     def __init__(
-        self, routes: Mapping[str, Route], large: trio.CapacityLimiter, answers: Budget, stream: trio.SocketStream, rebound: bool
+        self, routes: Mapping[str, Route], bodies: Crowd, answers: Crowd, stream: trio.SocketStream, rebound: bool
     ) -> None:  # fmt: skip
         super().__init__(stream, idle_seconds=IDLE_SECONDS, slow_seconds=limits.SLOW_READER_SECONDS)
         self._routes = routes
-        self._large = large
+        self._bodies = bodies
         self._answers = answers
         self._rebound = rebound
 
     async def answer(self, asked: h11.Request) -> None:
-        room = Room(self._answers)
+        room = Room(self._answers.budget)
         try:
-            await self._send(await self._answered(asked, room))
+            answer = await self._answered(asked, room)
+            with self._answers.waited_for() if room.held else trio.CancelScope() as sending:
+                await self._send(answer)
+            if sending.cancelled_caught:
+                raise trio.TooSlowError
         finally:
             room.close()
 
@@ -97,17 +110,21 @@ class _Connection(HttpConnection):
             route, kind = self._route(request)
             size = _header(request, b"content-length")
             if size.isdecimal() and int(size) <= SMALL_BODY_BYTES:
-                return await self._run(route, kind, room)
-            async with self._large:
-                return await self._run(route, kind, room)
+                return await self._run(route, kind, room, trio.move_on_after(BODY_SECONDS))
+            large = Room(self._bodies.budget, 1)
+            try:
+                await large.until(lambda: large.take(1))
+                return await self._run(route, kind, room, self._bodies.waited_for(BODY_SECONDS))
+            finally:
+                large.close()
         except Refusal as refusal:
             return _refused(refusal)
 
-    async def _run(self, route: Route, kind: str, room: Room) -> Answer:
-        with trio.move_on_after(BODY_SECONDS) as reading:
+    async def _run(self, route: Route, kind: str, room: Room, coming: AbstractContextManager[trio.CancelScope]) -> Answer:
+        with coming as reading:
             body = await self._body()
         if reading.cancelled_caught:
-            raise Refusal("deadline_exceeded", f"the body did not come within {BODY_SECONDS:.0f} s")
+            raise Refusal("deadline_exceeded", f"the body did not come within {BODY_SECONDS:.0f} s, or others waited for its room")
         try:
             message = _parsed(route, kind, body)
         except (Malformed, ValueError, RecursionError) as error:

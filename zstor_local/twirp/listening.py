@@ -35,6 +35,7 @@ async def serving(files: Files, places: Sequence[str], routes: Mapping[str, Rout
     shown = []
     with ExitStack() as opened:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.make_room)
             for place in places:
                 if place.startswith(UNIX):
                     listener = opened.enter_context(listening(files, place.removeprefix(UNIX)))
