@@ -148,6 +148,20 @@ def test_what_a_power_cut_leaves_of_a_line_is_dropped(daemon: PrivateDaemon, log
     assert received(file) == [1, 2, 3]
 
 
+def test_a_file_that_somebody_receives_into_is_left_to_him(daemon: PrivateDaemon, log: str, tmp_path: Path) -> None:
+    file = tmp_path / "received"
+    send(daemon, log, "one")
+    command = [*ZSTOR, "node", "receive", "--follow", "--log", log, "--into", str(file), "--count", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=daemon.home, env=daemon.environment) as bob:
+        assert bob.stdout is not None
+        assert bob.stdout.readline() == b"     1  one\n"
+        refused = zstor(daemon, "node", "receive", "--log", log, "--into", str(file), "--json")
+        assert (refused.returncode, json.loads(refused.stderr)["error"]["data"]["type"]) == (1, "busy")
+        send(daemon, log, "two")
+        assert bob.wait(60) == 0
+    assert received(file) == [1, 2]
+
+
 def test_without_a_daemon_it_says_so(tmp_path: Path) -> None:
     finished = subprocess.run(
         [*ZSTOR, "node", "send", "--socket", str(tmp_path / "none"), "x"], capture_output=True, cwd=tmp_path, check=False

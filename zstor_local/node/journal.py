@@ -7,12 +7,14 @@ receiver goes on behind the last whole one. So no entry is left out and none com
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from zstor_local.errors import Busy
 from zstor_local.node.receiving import Position, Received
 
 _TAIL_BYTES: Final = 64 * 1024
@@ -27,10 +29,14 @@ class Journal:
     """The file, open at its end. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes the file; NoJournal, OSError."""
+        """Opens or makes the file; NoJournal, OSError, Busy where another one has it: each would add what the other does."""
         self._file = path.open("a+b")
         try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.position: Final = self._recover()
+        except BlockingIOError:
+            self._file.close()
+            raise Busy(f"somebody receives into {path} already", hint="wait for its end, or give another file") from None
         except BaseException:
             self._file.close()
             raise
