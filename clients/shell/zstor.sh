@@ -140,7 +140,7 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
       fi
       ;;
   esac
-  _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "$filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence; return 2; }
+  _ZSTOR_RESULT=$(printf '%s' "$reply" | jq -c "select(.method == null) | $filter" 2>/dev/null) && [ -n "$_ZSTOR_RESULT" ] || { _zstor_silence; return 2; }
 }
 
 _zstor_request() ( # METHOD ID [JSON | NAME=TEXT | NAME:=JSON]...: the line to send

@@ -257,6 +257,15 @@ def test_an_open_connection_is_used_and_carries_streams(place: Place) -> None:
     assert bash(place, script).stdout == "bytes0\nnot_found\nnot_found\n"
 
 
+def test_what_the_daemon_tells_beside_the_result_is_no_part_of_it(place: Place) -> None:
+    script = """
+    zstor_call object.write key=streamed value=bytes >/dev/null
+    zstor_call object.read_stream key=streamed | jq -r type
+    zstor_call object.check key=streamed _meta:='{"progressToken": 1}' | jq -r type
+    """
+    assert bash(place, script).stdout == "object\n" * 2
+
+
 def test_without_an_open_connection_there_is_nothing_to_come(place: Place) -> None:
     assert "zstor_open makes one" in bash(place, "zstor_next", status=1).stderr
 
