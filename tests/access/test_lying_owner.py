@@ -38,7 +38,6 @@ from zstor_local.shards.base import Entry, ScannedEntry, ShardError
 from zstor_local.shards.http.ask import Ask, Reply
 from zstor_local.shards.http.connections import Connections
 from zstor_local.shards.http.wire import BEGINNING, NEXT, Batch, pack_batch
-from zstor_local.store.caller import Nobody
 from zstor_local.store.namespaces import JOINED_TABLE
 from zstor_local.store.store import Store
 
@@ -256,7 +255,7 @@ async def test_nobody_is_given_anything_in_a_namespace_that_is_another_users(hom
             lambda: authority.token("photos", ["read"], None, 60),
             lambda: Letters(store, authority).invite("photos", "carol", bytes(32)),
             lambda: store.namespaces.change("photos", lambda record: record),
-            lambda: store.rewriting.rewrite("photos", Nobody()),
+            lambda: store.rewriting.start("photos"),
         )
         for attempt in refused:
             with pytest.raises(PermissionDenied, match="another user's"):

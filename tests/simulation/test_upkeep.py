@@ -73,7 +73,7 @@ async def write_beside_collect(client: Client) -> None:
 
 
 async def rewrite(client: Client) -> None:
-    job = client.store.start_rewrite("default")
+    job = await client.store.rewriting.start("default")
     while job.running:
         await job.news().wait()
     assert job.state == "done"

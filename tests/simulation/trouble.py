@@ -230,7 +230,7 @@ class Upkeep:
 
     async def _rewrite(self, store: Store) -> None:
         self._clients.rewritten = True
-        await ended(store.start_rewrite(self._ground.draw.choice(["default", OTHER])))
+        await ended(await store.rewriting.start(self._ground.draw.choice(["default", OTHER])))
 
     def _shard(self, store: Store) -> str:
         """Any but the first: a rebuild begins at a place that the configuration names."""

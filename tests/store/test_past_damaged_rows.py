@@ -21,7 +21,8 @@ from zstor_local.model.fields import encode
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
-from zstor_local.store.namespaces import INVITED_TABLE, JOINED_TABLE, REWRITE_TABLE, row_name
+from zstor_local.store import rewriterow
+from zstor_local.store.namespaces import INVITED_TABLE, JOINED_TABLE, row_name
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
 from zstor_local.store.sources import BytesSource
@@ -57,8 +58,8 @@ async def test_rewrites_go_on_at_a_start(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", b"1")
         space = store.namespaces.get("default").id.hex()
-        await put_one_bad(store, REWRITE_TABLE, space, "0" * 31)
-        assert store.rewriting.broken_off() == ["default"]
+        await put_one_bad(store, rewriterow.TABLE, space, "0" * 31)
+        assert [namespace.name for namespace in store.rewriting.broken_off()] == ["default"]
 
 
 async def test_deleted_namespaces_go_from_servers(home: Home) -> None:

@@ -26,12 +26,13 @@ from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.core import Core
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
+from zstor_local.store.rewriterow import TABLE as REWRITE_TABLE
+from zstor_local.store.rewriterow import RewriteRow
 from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
 INVITED_TABLE: Final = "invited"  # of store-wide rows: the keys of users who were invited, by a namespace's id and the user
 JOINED_TABLE: Final = "joined"  # of store-wide rows: passes for other users' namespaces, by the names that these have here
-REWRITE_TABLE: Final = "rewrite"  # of store-wide rows: how far a namespace's rewrite has come, by its id
 
 
 @dataclass(slots=True, eq=False)
@@ -256,7 +257,7 @@ class Namespaces:
             return Decision()  # another call was faster
 
         await self._committer.commit(STORE_WIDE, row_name(name), decide)
-        return self._committed(name)
+        return self.look_again(name)
 
     async def change(self, name: str, change: Callable[[NamespaceRecord], NamespaceRecord]) -> Namespace:
         """Set the namespace to what `change` makes of its record, which is the newest; NotFound if it is not there, PermissionDenied
@@ -270,12 +271,26 @@ class Namespaces:
                 raise no_namespace(name)
             record = self._open(current)
             changed = change(record)
+            if changed == record:
+                return Decision()
+            records = dict(self._written(changed, current))
             if (changed.policy, changed.placement) != (record.policy, record.placement):
                 self._must_fit(changed)
-            return Decision() if changed == record else Decision(self._written(changed, current))
+                records.update(self._rewritten_once_more(record.id))
+            return Decision(records)
 
         await self._committer.commit(STORE_WIDE, row_name(name), decide)
-        return self._committed(name)
+        return self.look_again(name)
+
+    def _rewritten_once_more(self, namespace: NamespaceId) -> Mapping[RowName, NewRecord]:
+        """In the committer's thread: what was written again by a rewrite that is not at its end has the policy of before."""
+        row = RewriteRow()
+        if not self._rows.is_there(REWRITE_TABLE, namespace.hex()):
+            return {}
+        with suppress(CorruptRecord):  # then from the beginning
+            if (stored := self._rows.look(REWRITE_TABLE, namespace.hex())) is not None:
+                row = RewriteRow.decode(stored.value)
+        return self._rows.written(REWRITE_TABLE, namespace.hex(), row.asked_again().encode())
 
     async def remove(self, namespace: Namespace) -> None:
         """Delete a namespace that has no objects, and everybody's rights in it. NotEmpty if it has some; NotFound if it is gone."""
@@ -342,7 +357,8 @@ class Namespaces:
         """The numbers of the shards that have this name, or are of the group that has it."""
         return [number for number in self._pool.numbers if name in (self._pool.name(number), self._pool.group(number))]
 
-    def _committed(self, name: str) -> Namespace:
+    def look_again(self, name: str) -> Namespace:
+        """The namespace as last committed, for whoever asks for it from now on; NotFound if it is gone."""
         record = self.record(name)
         if record is None:
             raise NotFound(f"the namespace {name} was deleted meanwhile", hint="`zstor namespace ls` lists them")

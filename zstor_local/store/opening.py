@@ -70,7 +70,7 @@ async def open_store(
                         store.mending.wake()
                         store.rotation.go_on()
                         store.departures.resume()
-                        store.go_on_rewriting()
+                        store.rewriting.go_on()
                     nursery.start_soon(store.presence.run)
                     yield store
                 finally:

@@ -1,42 +1,50 @@
 """Writing a namespace's objects again: with its policy as it is now, and with new data keys.
 
 Key, times, references, user members and links stay; only the version is another one. Keys that share a version share the new one. How
-far it has come is a row of the store, so that a rewrite which a stop or crash broke off goes on behind the last key that it noted.
+far it has come is a row of the store, so that a rewrite which a stop or crash broke off goes on behind the last key that it noted. Who
+asks for one that is under way, or gives the namespace another policy, has the row say that it goes over everything once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import trio
 
-from zstor_local.errors import Busy, Conflict, CorruptRecord, NotFound, Unreadable
-from zstor_local.model.fields import decode, encode
+from zstor_local.errors import Busy, Conflict, CorruptRecord, IoError, NotFound, ShuttingDown, Unreadable, ZstorError
 from zstor_local.model.ids import NamespaceId, ObjectName, Version
 from zstor_local.model.record import Envelope, ObjectRecord
 from zstor_local.runtime import Buffer
-from zstor_local.store.caller import Caller, Nobody
+from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.coding import Coded
 from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits
 from zstor_local.store.errorgroups import single
 from zstor_local.store.freeing import Freeing
-from zstor_local.store.namespaces import REWRITE_TABLE, Namespace, Namespaces
+from zstor_local.store.jobs import Job, Jobs
+from zstor_local.store.namespaces import Namespace, Namespaces, no_namespace
 from zstor_local.store.reading import stretch
 from zstor_local.store.reads import Objects
+from zstor_local.store.rewriterow import TABLE, RewriteRow
 from zstor_local.store.sources import BytesSource, ChannelSource
 from zstor_local.store.stored import Stored
-from zstor_local.store.storewide import StoreWide
+from zstor_local.store.storewide import StoredRow, StoreWide
 from zstor_local.store.writes import ObjectWriter
 
+METHOD: Final = "namespace.rewrite"
 BATCH: Final = 100  # keys between two notes of how far it is
 LOOKS: Final = 5  # at a key that others keep changing
 BUSY_SECONDS: Final = 1.0  # until a look whether clients have left memory for a stream
 TOLD: Final = 100  # keys of unreadable objects that the result names
 REMEMBERED: Final = 100_000  # new versions that further keys share, some 10 MB: of those beyond, each key has them written once more
+
+log = logging.getLogger("zstor.store")
 
 
 @dataclass(slots=True)
@@ -48,10 +56,17 @@ class Rewritten:
 
 
 class Rewriting:
-    """The use case. What others write meanwhile has the new policy and a key of its own already."""
+    """The use case, and the jobs that do it. What others write meanwhile has the new policy and a key of its own already."""
 
     def __init__(
-        self, core: Core, namespaces: Namespaces, rows: StoreWide, objects: Objects, writer: ObjectWriter, freeing: Freeing
+        self,
+        core: Core,
+        namespaces: Namespaces,
+        rows: StoreWide,
+        objects: Objects,
+        writer: ObjectWriter,
+        freeing: Freeing,
+        jobs: Jobs,
     ) -> None:
         self._core = core
         self._runtime = core.runtime
@@ -62,34 +77,90 @@ class Rewriting:
         self._objects = objects
         self._writer = writer
         self._freeing = freeing
+        self._jobs = jobs
+        self._jobs_of: dict[NamespaceId, Job] = {}
 
-    async def rewrite(self, name: str, caller: Caller) -> Rewritten:
-        """Write every object of the namespace again, durable each for itself; goes on where an earlier one was broken off."""
+    async def start(self, name: str) -> Job:
+        """Have every object of the namespace written again, durable each for itself: the job that does. Once this returns it goes on
+        over restarts, and by itself where shards were away. One that is not at its end goes over everything once more: what it has done
+        was written with the policy as it was, and whoever could read it then may have its key.
+
+        NotFound, PermissionDenied for another user's, Busy if too many jobs run; CorruptRecord if how far it was does not open.
+        """
         namespace = self._namespaces.own(name)
-        started = self._rows.get(REWRITE_TABLE, namespace.id.hex())
-        after, done = _position(b"" if started is None else started.value)
-        result = Rewritten(done)
-        shared: set[Version] = set()  # written by this rewrite, for several keys
-        await self._note(namespace, after, done)
-        while rows := self._metastore.scan(namespace.id, "", after, BATCH):
-            for row in rows:
+
+        def asked(before: StoredRow | None) -> bytes:
+            if namespace.gate.closed:
+                raise no_namespace(name)
+            return (RewriteRow() if before is None else RewriteRow.decode(before.value).asked_again()).encode()
+
+        with nullcontext() if self._is_running(namespace) else self._jobs.place_kept():
+            await self._rows.change(TABLE, namespace.id.hex(), asked)
+        return self._job(namespace)
+
+    def go_on(self) -> None:
+        """With what an earlier life, or an earlier try, did not come to the end of, as far as there is room for their jobs, and as that
+        can be seen. The others are gone on with when this is called again, or by whoever asks.
+        """
+        with suppress(ShuttingDown, IoError):
+            for namespace in self.broken_off():
                 try:
-                    result.objects += await self._renew(ObjectName(name, row.name), namespace, shared)
-                except (CorruptRecord, Unreadable):
-                    result.unreadable += [row.name][: TOLD - len(result.unreadable)]
-                caller.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
+                    self._job(namespace)
+                except Busy:
+                    log.warning("the rewrite of namespace %s is not gone on with yet: too many jobs run", namespace.name)
+
+    def broken_off(self) -> list[Namespace]:
+        """Those whose rewrite has begun and not ended."""
+        found = (self._namespaces.by_id(NamespaceId(bytes.fromhex(row.name))) for row in self._rows.each(TABLE))
+        return [namespace for namespace in found if namespace is not None and not namespace.gate.closed]
+
+    def _is_running(self, namespace: Namespace) -> bool:
+        job = self._jobs_of.get(namespace.id)
+        return job is not None and job.running
+
+    def _job(self, namespace: Namespace) -> Job:
+        """The one that runs, or a new one."""
+        if not self._is_running(namespace):
+            job = self._jobs_of[namespace.id] = self._jobs.start(METHOD, lambda job: self._work(namespace, job))
+            job.message = namespace.name
+        return self._jobs_of[namespace.id]
+
+    async def _work(self, namespace: Namespace, job: Job) -> dict[str, object]:
+        result = Rewritten()
+        # Looked at with nothing awaited behind it: who asks from here on finds a job that has ended, and begins another.
+        while (row := self._rows.get(TABLE, namespace.id.hex())) is not None:
+            result = await self._once(namespace, RewriteRow.decode(row.value), job)
+        return {"objects": result.objects, "unreadable": result.unreadable}
+
+    async def _once(self, namespace: Namespace, row: RewriteRow, job: Job) -> Rewritten:
+        """Everything behind a position."""
+        self._namespaces.look_again(namespace.name)  # whoever asked for another policy may not have come to do so
+        result, after = Rewritten(row.done), row.after
+        shared: set[Version] = set()  # written now, for several keys
+        while rows := self._metastore.scan(namespace.id, "", after, BATCH):
+            for each in rows:
+                try:
+                    result.objects += await self._renew(ObjectName(namespace.name, each.name), namespace, shared)
+                except (CorruptRecord, Unreadable) as error:
+                    if _may_be_read_again(error):
+                        raise
+                    result.unreadable += [each.name][: TOLD - len(result.unreadable)]
+                job.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
             after = rows[-1].name
-            await self._note(namespace, after, result.objects)
-        await self._rows.remove(REWRITE_TABLE, namespace.id.hex())
+            await self._note(namespace, partial(replace, after=after, done=result.objects))
+        await self._note(namespace, lambda row: RewriteRow() if row.again else None)
         return result
 
-    def broken_off(self) -> list[str]:
-        """The namespaces whose rewrite has begun and not ended."""
-        found = (self._namespaces.by_id(NamespaceId(bytes.fromhex(row.name))) for row in self._rows.each(REWRITE_TABLE))
-        return [namespace.name for namespace in found if namespace is not None and not namespace.gate.closed]
+    async def _note(self, namespace: Namespace, change: Callable[[RewriteRow], RewriteRow | None]) -> None:
+        """Make the row what `change` says, None to remove it. NotFound if the namespace went, and it with it."""
 
-    async def _note(self, namespace: Namespace, after: str | None, done: int) -> None:
-        await self._rows.put(REWRITE_TABLE, namespace.id.hex(), encode({0: 1, 1: after, 2: done}))
+        def noted(before: StoredRow | None) -> bytes | None:
+            if before is None:
+                raise no_namespace(namespace.name)
+            row = change(RewriteRow.decode(before.value))
+            return None if row is None else row.encode()
+
+        await self._rows.change(TABLE, namespace.id.hex(), noted)
 
     async def _renew(self, name: ObjectName, begun_in: Namespace, shared: set[Version]) -> bool:
         looks = 0
@@ -173,9 +244,7 @@ def _recoded(record: ObjectRecord, coded: Coded, namespace: Namespace) -> Object
     return replace(fresh, references=record.references, user=record.user, previous_key=record.previous_key, next_key=record.next_key)
 
 
-def _position(value: bytes) -> tuple[str | None, int]:
-    if not value:
-        return None, 0
-    plain = decode(value)
-    after, done = plain.get(1), plain.get(2)
-    return (after if isinstance(after, str) else None), (done if isinstance(done, int) else 0)
+def _may_be_read_again(error: ZstorError) -> bool:
+    """Whether shards are away that may have what is lacking."""
+    shares = error.data.get("shares")
+    return isinstance(shares, list) and any(share["state"] == "unreachable" for share in shares)

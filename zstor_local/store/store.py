@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zstor_local.config import Config
-from zstor_local.errors import Busy, CorruptRecord, IoError, ZstorError
+from zstor_local.errors import CorruptRecord, IoError, ZstorError
 from zstor_local.metastore.base import (
     CommitRefused,
     CommitUnknown,
@@ -32,7 +32,7 @@ from zstor_local.store.faults import StoreFault
 from zstor_local.store.free_space import FreeSpace
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.health import Health
-from zstor_local.store.jobs import Job, Jobs
+from zstor_local.store.jobs import Jobs
 from zstor_local.store.membership import Membership
 from zstor_local.store.mending import Mending
 from zstor_local.store.namespaces import Namespaces
@@ -106,7 +106,7 @@ class Store:
         self.on_bad_shares: OnBadShares = self.mending.suspect
         self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
         self.retiring = Retiring(core, self.rows)
-        self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing)
+        self.rewriting = Rewriting(core, self.namespaces, self.rows, self.objects, self.writer, self.freeing, self.jobs)
         self.presence = Presence(core, open_shard=places.open, on_return=self._shards_returned, on_older=self._scrub_soon)
         self.rotation = Rotation(core, config.master_key_file, self.jobs, self.namespaces, self.damaged_rows)
         self.repair_all = RepairAll(core, self.namespaces, self.shares_health, self.mending, self.damaged_rows)
@@ -132,27 +132,6 @@ class Store:
         ours = {*self.namespaces.ids()}  # now: threads that ask for one would bring the gate of a namespace into being twice
         return Strays(self.metastore, self.pool, self.sealer, ours.__contains__)
 
-    def go_on_rewriting(self) -> None:
-        """At a start: the rewrites that an earlier life did not come to the end of, as far as there is room for their jobs. The others
-        are gone on with at another start, or by whoever asks.
-        """
-        for name in self.rewriting.broken_off():
-            try:
-                self.start_rewrite(name)
-            except Busy:
-                log.warning("the rewrite of namespace %s is not gone on with yet: too many jobs run", name)
-
-    def start_rewrite(self, name: str) -> Job:
-        """The job that writes a namespace's objects again."""
-
-        async def work(job: Job) -> dict[str, object]:
-            rewritten = await self.rewriting.rewrite(name, job)
-            return {"objects": rewritten.objects, "unreadable": rewritten.unreadable}
-
-        job = self.jobs.start("namespace.rewrite", work)
-        job.message = name
-        return job
-
     async def recover(self) -> None:
         """Begin this life of the store: nothing of an earlier one stays half done. Where that cannot be committed, it is read-only.
 
@@ -176,6 +155,7 @@ class Store:
         self.removal.wake()
         self.departures.resume()
         self.rotation.go_on()
+        self.rewriting.go_on()
 
     async def _scrub_soon(self) -> None:
         """What a shard lacks is found now, not when it is read: until then others are all that is left of it."""

@@ -150,15 +150,17 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         call.begin_commit()
         return _view(await store.namespaces.change(check_namespace(namespace), change))
 
-    @registry.method("namespace.rewrite", errors=[NotFound, PermissionDenied, Busy, ShuttingDown])
+    @registry.method("namespace.rewrite", errors=[NotFound, PermissionDenied, Busy, *CHANGE_ERRORS])
     async def rewrite(call: Call, /, namespace: Name) -> Rewriting:
         """Write every object of a namespace again, with its policy as it is now and with new data keys; the answer names the job.
 
-        Keys, times, references, user members and links stay. It goes on over restarts, and disturbs nobody who writes meanwhile.
+        Keys, times, references, user members and links stay. It goes on over restarts, and by itself when shards that it lacked are
+        back, and disturbs nobody who writes meanwhile. Where it is asked for, or the policy is changed, before it is at its end, it
+        goes over everything once more.
         """
-        found = store.namespaces.own(check_namespace(namespace))
-        running = [job for job in store.jobs.list() if job.running and job.method == "namespace.rewrite" and job.message == found.name]
-        return {"job": running[0].id if running else store.start_rewrite(found.name).id}
+        name = check_namespace(namespace)
+        call.begin_commit()
+        return {"job": (await store.rewriting.start(name)).id}
 
     def _view(namespace: namespaces.Namespace) -> NamespaceView:
         usage, policy = store.namespaces.usage(namespace), namespace.policy
