@@ -9,13 +9,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, get, put
+from zstor_local.config import ShardConfig
 from zstor_local.errors import CorruptRecord, NotFound, Unavailable
 from zstor_local.metastore.base import CommitRefused
 from zstor_local.model.ids import StoreId
@@ -96,6 +99,38 @@ async def test_too_few_shards_for_the_policy_make_no_store(home: Home) -> None:
     assert len(config.shards) == 2
     fault = await refused(home)
     assert "m = 3" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"shards": ("red", "red/blue", "green")}, "shard 1 .* within the directory of shard 0"),
+        ({"shards": ("red/blue", "green", "red")}, "shard 0 .* within the directory of shard 2"),
+        ({"store": "red/zstor"}, "the store .* within the directory of shard 0"),
+        ({"master_key_file": "red/master.key"}, "the master key .* within the directory of shard 0"),
+        ({"master_key_file": "store/master.key"}, "the master key .* within the store"),
+    ],
+)
+async def test_a_new_store_has_its_parts_apart(home: Home, wrong: Mapping[str, Any], named: str) -> None:
+    """Who deletes what a removed shard has left, or gives a copy of the store away, means nothing else."""
+    names = wrong.get("shards", ("red", "blue", "green"))
+    shards = tuple(ShardConfig(str(number), f"{home.path}/{name}") for number, name in enumerate(names))
+    moved: dict[str, Any] = {name: f"{home.path}/{place}" for name, place in wrong.items() if name != "shards"}
+    (home.path / "red").mkdir()
+    before = everything(home)
+    with pytest.raises(StoreFault, match=named):
+        create.look(home.runtime(), home.engines, replace(home.config(), shards=shards, **moved))
+    assert everything(home) == before
+
+
+async def test_a_store_that_is_there_opens_as_it_was_made(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions let the key lie in it."""
+    config = replace(home.config(), master_key_file=f"{home.store}/master.key")
+    monkeypatch.setattr(home, "config", lambda: config)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(create, "_check_apart", lambda config, places: None)
+        await made(home)
+    await check(home)
 
 
 class Stopped(BaseException):

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -99,15 +100,30 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
             f"there is a store at {config.store} but no master key at {config.master_key_file}",
             "bring the key file back, or restore it with `zstor key restore` from the words of `zstor key backup`",
         )
-    for place in shard_places(config):
-        if not place.root.startswith("/"):
-            continue  # a shard server tells strangers nothing
+    places = [place for place in shard_places(config) if place.root.startswith("/")]  # a shard server tells strangers nothing
+    _check_apart(config, places)
+    for place in places:
         if (store := marker_store(files, place.root)) is not None:
             raise StoreFault(
                 f"{place.root} is a shard of store {store.hex()}, but there is neither its key nor its metastore",
                 "bring both back, or start with other directories",
             )
     return "nothing"
+
+
+def _check_apart(config: Config, places: Sequence[ShardPlace]) -> None:
+    """StoreFault where one part of the store would lie within another: what is copied or deleted with the one takes the other along.
+
+    A store that is there already is not asked: it goes on as it is.
+    """
+    outer = [(place.root, f"the directory of shard {place.id}") for place in places]
+    inner = [(place.root, f"shard {place.id}") for place in places]
+    inner += [(config.store, "the store"), (config.master_key_file, "the master key")]
+    for path, name in inner:
+        within = [*outer, (config.store, "the store")] if path == config.master_key_file else outer
+        for directory, whose in within:
+            if path.startswith(f"{directory}/"):
+                raise StoreFault(f"{name} ({path}) would lie within {whose}, {directory}", "give each a place outside of the others")
 
 
 def must_be_known(config: Config) -> None:
