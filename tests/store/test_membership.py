@@ -6,7 +6,7 @@ import errno
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -282,6 +282,7 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
             await store.membership.remove("1", Nobody(), force=True)
         assert caught.value.data["count"] == len(OBJECTS)
         assert "default/small" in str(caught.value.data["objects"])
+        assert not store.pool.draining
         await home.return_to(store, 0)
         removed = await store.membership.remove("1", Nobody(), force=True)
         assert (removed.moved, removed.lacking) == (0, len(OBJECTS))
@@ -293,6 +294,56 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         for key in OBJECTS:
             await store.shares_health.repair(store.objects.find(name(key)), Nobody())
         await check_objects(store)
+
+
+async def test_where_force_is_refused_a_shard_that_is_drained_already_goes_on(home: Home) -> None:
+    async with home.open() as store:
+        await fill(store)
+        await store.membership._shards.change(partial(_draining, "1"))
+        home.take_away(0)
+        await store.presence.look()
+        with pytest.raises(NotEnoughShards, match="could not be read"):
+            await store.membership.remove("1", Nobody(), force=True)
+        assert store.pool.draining == {1}
+        job = store.departures.job_of(1)
+        assert job is not None
+        while job.running:
+            await job.news().wait()
+        assert isinstance(job.error, NotEnoughShards)
+        assert "still have shares" in job.error.message  # a drain's error
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_of_two_that_force_one_shard_the_second_counts(home: Home, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """It ends the job of the first, which leaves the shard as it was."""
+    check_force = Drain.check_force
+    begun = trio.Event()
+
+    async def slow(self: Drain, number: int, job: Job) -> Drained:
+        if not begun.is_set():
+            begun.set()
+            await trio.sleep_forever()
+        return await check_force(self, number, job)
+
+    monkeypatch.setattr(Drain, "check_force", slow)
+    async with home.open() as store:
+        await fill(store)
+        if refused:
+            home.take_away(0)
+            await store.presence.look()
+
+        async def first() -> None:
+            with pytest.raises(Conflict, match="was cancelled"):
+                await store.membership.remove("1", Nobody(), force=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await begun.wait()
+            with pytest.raises(NotEnoughShards, match="could not be read") if refused else nullcontext():
+                await store.membership.remove("1", Nobody(), force=True)
+        assert not store.pool.draining
+        assert store.departures.job_of(1) is None
+        assert (store.pool.entry(1) is not None) is refused
 
 
 async def test_a_shard_goes_by_force_though_another_is_away_and_is_owed_records(home: Home) -> None:

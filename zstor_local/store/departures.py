@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from zstor_local.errors import Busy, Cancelled, Conflict, ShuttingDown
+from zstor_local.errors import Busy, Cancelled, Conflict, ShuttingDown, ZstorError
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.model.storewide import ShardEntry, ShardsRecord
 from zstor_local.store.caller import Follower
@@ -88,15 +88,17 @@ class Departures:
             raise Conflict(f"draining shard {entry.id} was cancelled", hint=f"`zstor shard rm {entry.id}` goes on with it")
         return Removed(**job.result)
 
-    def start(self, entry: ShardEntry, *, force: bool = False) -> Job:
-        """Drain a shard, or go on with it: the job that does. With `force` it is forgotten as it is, unless objects would be lost."""
+    def start(self, entry: ShardEntry, *, force: bool = False, drained_before: bool = True) -> Job:
+        """Drain a shard, or go on with it: the job that does. With `force` it is forgotten as it is, unless objects would be lost: then
+        it stays, and is drained only if it was `drained_before`.
+        """
         running = self.job_of(entry.number)
         if running is not None:
             return running
 
         async def work(job: Job) -> object:
             place = self._places.place(entry)
-            drained = await (self._let_go(entry, job) if force else self._empty(entry, job))
+            drained = await (self._let_go(entry, job, drained_before) if force else self._empty(entry, job))
             lacking = await self._drain.make_whole(entry.number, job)
             await self._runtime.threads.run(self._places.opener.retire, entry, place)
             return {"shard": entry.id, "moved": drained.moved, "lacking": lacking}
@@ -113,12 +115,33 @@ class Departures:
                 await self._forget(entry, drained, force=False)
                 return drained
 
-    async def _let_go(self, entry: ShardEntry, job: Job) -> Drained:
-        """Forget a shard as it is, unless objects would be lost."""
-        async with self._forcing:
-            looked = await self._drain.check_force(entry.number, job)
-            await self._forget(entry, looked, force=True)
-            return looked
+    async def _let_go(self, entry: ShardEntry, job: Job, drained_before: bool) -> Drained:
+        """Forget a shard as it is, unless objects would be lost: then everything is as before."""
+        try:
+            async with self._forcing:
+                looked = await self._drain.check_force(entry.number, job)
+                await self._forget(entry, looked, force=True)
+                return looked
+        except (ZstorError, trio.Cancelled) as error:
+            if not drained_before:
+                await self._keep(entry)
+            elif isinstance(error, ZstorError) and (now := self._shards.known(entry.uid)) is not None and now.draining:
+                del self._jobs_of[entry.number]
+                with suppress(Busy, ShuttingDown):
+                    self.start(now)
+            raise
+
+    async def _keep(self, entry: ShardEntry) -> None:
+        """A shard is drained no more."""
+
+        def change(before: ShardsRecord) -> ShardsRecord:
+            shards = (replace(shard, draining=False) if shard.number == entry.number else shard for shard in before.shards)
+            return replace(before, shards=tuple(shards))
+
+        try:
+            await self._shards.change(change)
+        except ZstorError as error:
+            log.warning("shard %s is drained from now on, though it was refused to forget it: %s", entry.id, error)
 
     async def _forget(self, entry: ShardEntry, drained: Drained, *, force: bool) -> None:
         """The list is without the shard from now on, and nothing is owed to it or to be freed on it any more."""

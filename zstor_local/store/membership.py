@@ -191,9 +191,11 @@ class Membership:
         """Move all that a shard holds to others, then forget it. What was begun goes on without its caller, and after a restart.
 
         With `force` it is forgotten at once, and what it held is made anew as far as there is room: NotEnoughShards, naming them, if
-        objects would fall below k shares.
+        objects would fall below k shares, and then it stays as it was.
         """
         async with self._turn:
+            if force:  # what was begun before may change whether it is drained
+                await self._departures.stop(self._shards.find(shard).number)
             entry = self._shards.find(shard)
             others = len([each for each in self._shards.record.shards if each != entry and not each.draining])
             needed = max((namespace.policy.m for namespace in self._namespaces.all()), default=0)
@@ -203,12 +205,13 @@ class Membership:
                     hint="add one first (`zstor shard add`), or `zstor shard replace`; --force leaves objects with fewer shares",
                     retryable=False,
                 )
-            if not entry.draining:
+            drained_before = entry.draining
+            if not drained_before:
                 await self._shards.change(lambda before: _with(before, replace(entry, draining=True)))
                 entry = replace(entry, draining=True)
-            if force:
+            if force:  # a shard that came back may have had the drain go on meanwhile
                 await self._departures.stop(entry.number)
-            job = self._departures.start(entry, force=force)
+            job = self._departures.start(entry, force=force, drained_before=drained_before)
         return await self._departures.follow(job, entry, caller)
 
 

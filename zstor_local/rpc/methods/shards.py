@@ -77,7 +77,7 @@ def register(registry: Registry, store: Store, *, told: Callable[[], Awaitable[N
         """Move what a shard holds to others, then forget it.
 
         It goes on without its caller, and after a restart; `shard.add` with its url takes the shard back meanwhile. With `force` it is
-        forgotten at once, unless objects would fall below k shares: `data.objects` names them.
+        forgotten at once, unless objects would fall below k shares: `data.objects` names them, and the shard stays as it was.
         """
         removed = await membership.remove(shard, call, force=force)
         await told()
