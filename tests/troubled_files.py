@@ -62,6 +62,10 @@ class TroubledFiles(RealFiles):
         self._paths[fd] = path
         return fd
 
+    def close(self, fd: int) -> None:
+        super().close(fd)
+        self._meet("close", self._paths.pop(fd, ""), changes=False)  # where that fails it is closed all the same
+
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         path = self._paths.get(fd, "")
         self._meet("pread", path, changes=False)

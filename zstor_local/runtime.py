@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
@@ -62,7 +63,10 @@ class Files(Protocol):
     """
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int: ...
-    def close(self, fd: int) -> None: ...
+    def close(self, fd: int) -> None:
+        """The descriptor is gone also where this raises, as it does on a network file system or FUSE that has something to say."""
+        ...
+
     def descriptors(self) -> int:
         """How many may be open at a time in this process."""
         ...
@@ -274,6 +278,12 @@ def read_exactly(files: Files, fd: int, length: int, offset: int) -> bytes:
     while len(data) < length and (more := files.pread(fd, length - len(data), offset + len(data))):
         data += more
     return data
+
+
+def close_anyhow(files: Files, fd: int) -> None:
+    """Close what nothing hangs on any more: what was to be durable was synced, and a disk that has gone away says so of each file."""
+    with suppress(OSError):
+        files.close(fd)
 
 
 def settle_file(files: Files, path: str) -> None:

@@ -27,6 +27,7 @@ from zstor_local.shards.directory import marker_store
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.opening import DirectoryEngine
+from zstor_local.shards.share_files import TEMPORARY
 
 
 class TestOnRealFiles(ShardLaws):
@@ -295,6 +296,18 @@ def test_a_share_is_synced_before_it_gets_its_name_and_the_directory_after(simul
     write_share(shard, SHARE, [b"large"])
     calls = [site.name.rsplit(":", 1)[1].split("#")[0] for site in simulated.faults.sites[before:]]
     assert calls == ["open", "pwritev", "pwritev", "pwritev", "fsync", "rename", "fsync_directory"]
+
+
+def test_a_share_that_says_something_of_being_closed_is_closed_once(real: Ground) -> None:
+    """Its number may be another file's by then."""
+    writer = real.new().begin(ShareId(version(1), 0), NAMESPACE, POLICY)
+    real.faults.fail("close", lambda path: f"/{TEMPORARY}/" in path, errno.EIO)
+    with pytest.raises(ShardError):
+        writer.finish(b"", 0, b"")
+    other = os.open(os.devnull, os.O_RDONLY)
+    writer.abort()
+    os.close(other)
+    assert real.unfinished() == []
 
 
 def test_a_sealed_table_is_found_by_the_footer(real: Ground) -> None:

@@ -57,6 +57,16 @@ def test_a_full_segment_is_followed_by_another(real: Ground, short_segments: int
         assert [found.entry.envelope.sequence for found in opened.scan()] == list(range(1, 51))
 
 
+def test_a_full_segment_that_says_something_of_being_closed_is_done_with(real: Ground, short_segments: int) -> None:
+    """Its number may be another file's by then, which nothing of the log may be written to."""
+    shard = real.new()
+    real.faults.fail("close", lambda path: path.endswith(".log"), errno.EIO, times=None)
+    fill(shard, 1, 50)
+    assert readable(shard, 1, 50) == list(range(1, 51))
+    real.faults.heal()
+    assert readable(real.reopen(), 1, 50) == list(range(1, 51))
+
+
 def test_one_group_may_fill_several_segments(real: Ground, short_segments: int) -> None:
     shard = real.new()
     shard.append([entry(number, content(number)) for number in range(1, 31)], 0)

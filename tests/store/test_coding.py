@@ -340,3 +340,16 @@ async def test_shards_that_fail_while_others_are_told_of_are_no_fault_of_ours(ho
             write._check_quorum()
         write.abort()
         assert home.share_files() == []
+
+
+async def test_a_disk_that_goes_away_midway_says_so_of_closing_too(home: Home) -> None:
+    def unplug() -> None:
+        for operation in ("pwritev", "close"):
+            home.files.fail(operation, lambda path: "/shards/0/tmp/" in path, errno.ENOTCONN, times=None)
+
+    async with home.open() as store:
+        await put(store, "a", OLD)
+        with pytest.raises(NotEnoughShards):
+            await put(store, "a", EndlessStream(unplug))
+        home.files.heal()
+        await check_nothing_changed(home, store)

@@ -212,6 +212,16 @@ def test_what_cannot_be_cleared_away_hides_no_error(tmp_path: Path) -> None:
     paths.close()
 
 
+def test_what_a_file_system_says_at_the_end_is_told(tmp_path: Path) -> None:
+    """As of bytes that a server did not take, where nobody asked for a sync."""
+    files = TroubledFiles()
+    paths = Paths(files, OldFileSystem(), Random(), Protected(directories=[], files=[]), [])
+    files.fail("close", lambda path: path.endswith(".part"), errno.EDQUOT)
+    with pytest.raises(NoSpace):
+        fill(paths, tmp_path / "f", "truncate", lambda fd: os.write(fd, b"new"))
+    paths.close()
+
+
 def test_a_file_system_that_changes_no_modes_is_told_of(tmp_path: Path) -> None:
     class WithoutModes(RealClientFiles):
         def set_mode(self, fd: int, mode: int) -> None:

@@ -372,6 +372,25 @@ async def test_a_copied_store_does_not_take_the_originals_shards(home: Home) -> 
         assert await get(store, "a") == b"1"
 
 
+async def test_a_disk_that_takes_its_file_system_along_ends_nothing_else(home: Home) -> None:
+    """As one behind a program of its own (FUSE): whatever was open on it fails then, also when it is closed."""
+    async with home.open() as store:
+        await put(store, "small", content(1, 10_000))
+        await put(store, "large", content(2, 700_000))
+        for operation in ("*", "open", "close", "pread", "preadv", "preadv_nowait", "list", "path_status"):
+            home.files.fail(operation, lambda path: "/shards/0/" in path, errno.ENOTCONN, times=None)
+        assert await get(store, "small") == content(1, 10_000)
+        await store.presence.look()
+        assert store.pool.state(0) != "ok"
+        await put(store, "large", content(3, 700_000))
+        home.files.heal()
+        await store.presence.look()
+        await store.mending.mend()
+        await freed(store)
+        assert (store.health, store.metastore.debts_count(), store.metastore.garbage_count()) == ("ok", 0, 0)
+        assert await get(store, "large") == content(3, 700_000)
+
+
 async def test_a_look_tells_how_long_it_took(home: Home) -> None:
     async with home.open() as store:
         await store.presence.look()

@@ -19,7 +19,17 @@ from zstor_local.model.ids import NamespaceId, ShareId, StoreId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Files, FileStatus, FileSystem, Randomness, Runtime, read_exactly, sync_directory, write_all
+from zstor_local.runtime import (
+    Files,
+    FileStatus,
+    FileSystem,
+    Randomness,
+    Runtime,
+    close_anyhow,
+    read_exactly,
+    sync_directory,
+    write_all,
+)
 from zstor_local.shards import marker
 from zstor_local.shards.base import Capacity, Entry, Notices, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
@@ -116,13 +126,13 @@ class DirectoryShard:
             self._disk = Disk(self._files, root, self._lock_fd, self._verify(store_id, keys))
             self.log = Log(self._files, f"{root}/{LOG}", shard=entry.number, store_id=store_id, index=index)
         except OSError as error:
-            self._files.close(self._lock_fd)
+            close_anyhow(self._files, self._lock_fd)
             raise ShardError("failed", f"{root}: {errno_name(error)}") from None
         except IndexDamaged as error:
-            self._files.close(self._lock_fd)
+            close_anyhow(self._files, self._lock_fd)
             raise ShardError("failed", str(error)) from None
         except BaseException:
-            self._files.close(self._lock_fd)
+            close_anyhow(self._files, self._lock_fd)
             raise
         self._disk.log_closed = lambda: self.log.closed
         self._shares = ShareFiles(self._files, self._disk, root)
@@ -327,7 +337,7 @@ class DirectoryShard:
             return
         self._open, self._disk.broken = False, self._disk.broken or "missing"
         self.log.close()
-        self._files.close(self._lock_fd)
+        close_anyhow(self._files, self._lock_fd)
 
 
 class _LogShareReader:

@@ -12,7 +12,7 @@ from typing import Final
 from zstor_local import limits
 from zstor_local.model.ids import ID_BYTES, ShareId, StoreId
 from zstor_local.model.record import Envelope, Kind
-from zstor_local.runtime import Files, Randomness, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Files, Randomness, close_anyhow, read_exactly, sync_directory, write_all
 from zstor_local.shards.base import Entry, ScannedEntry
 from zstor_local.shards.log_index import Extent, LogIndex, Progress
 from zstor_local.shards.recovery import CatchingUp, flush_the_end, release_rest
@@ -309,7 +309,7 @@ class Log:
         if self._writer is not None:
             with suppress(OSError):
                 self._files.truncate(self._writer.fd, self._writer.end)
-            self._files.close(self._writer.fd)
+            close_anyhow(self._files, self._writer.fd)
         self._writer, self._closed = None, True
 
     def _current(self) -> SegmentWriter:
@@ -345,9 +345,9 @@ class Log:
             self._files.fdatasync(full.fd)
         except OSError:
             self._closed = True
-            self._files.close(fresh.fd)
+            close_anyhow(self._files, fresh.fd)
             raise
-        self._files.close(full.fd)
+        close_anyhow(self._files, full.fd)
         self._writer = fresh
         self._rolled += 1
 
@@ -362,7 +362,7 @@ class Log:
             write_all(self._files, fd, [header.pack()], 0)
             self._sync_new(fd)
         except OSError:
-            self._files.close(fd)
+            close_anyhow(self._files, fd)
             if not self._closed:
                 self._files.unlink(path)
                 self._readers.forget(number)  # a scan may have come upon it

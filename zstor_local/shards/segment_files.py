@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zstor_local import limits
-from zstor_local.runtime import Files, write_all
+from zstor_local.runtime import Files, close_anyhow, write_all
 from zstor_local.shards.segment import HEADER_BYTES, SegmentHeader
 
 OPEN_SEGMENTS: Final = 256  # older segments kept open for reading, per shard: 2 GiB, as of a million small objects on six shards
@@ -110,14 +110,14 @@ class OpenSegments:
             slot.users -= 1
             if slot.forgotten:
                 if not slot.users:
-                    self._files.close(slot.fd)
+                    close_anyhow(self._files, slot.fd)
             elif len(self._open) > self._keep:
                 self._evict()
 
     def _evict(self) -> None:
         for number in list(self._open)[: len(self._open) - self._keep]:
             if not self._open[number].users:
-                self._files.close(self._open.pop(number).fd)
+                close_anyhow(self._files, self._open.pop(number).fd)
 
     def forget(self, number: int) -> None:
         """The file of this number was removed: another one may bear it some day. Those who are using it go on with theirs."""
@@ -130,7 +130,7 @@ class OpenSegments:
             return
         slot.forgotten = True
         if not slot.users:
-            self._files.close(slot.fd)
+            close_anyhow(self._files, slot.fd)
 
     def close_idle(self) -> None:
         """Close those that nobody is using."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from zstor_local.coding.share import FOOTER_BYTES, SHARE_HEADER_BYTES, ShareHeader, pack_share_header
 from zstor_local.model.ids import ID_BYTES, ShareId, Version
-from zstor_local.runtime import Buffer, Files, read_exactly, sync_directory, write_all
+from zstor_local.runtime import Buffer, Files, close_anyhow, read_exactly, sync_directory, write_all
 from zstor_local.shards.disk import Disk
 from zstor_local.shards.share_claims import Claiming, table_offset
 
@@ -137,14 +137,15 @@ class FileShareWriter:
             sync_directory(self._files, directory)
 
     def abort(self) -> None:
-        self._close()
+        with suppress(OSError):
+            self._close()
         with suppress(OSError):
             self._files.unlink(self._temporary)
 
     def _close(self) -> None:
         if self._fd >= 0:
-            self._files.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
 
 
 class FileShareReader(Claiming):
@@ -173,7 +174,7 @@ class FileShareReader(Claiming):
             return read_exactly(self._files, self._fd, SHARE_HEADER_BYTES, 0)
 
     def close(self) -> None:
-        self._files.close(self._fd)
+        close_anyhow(self._files, self._fd)
 
 
 def _share_named(name: str) -> ShareId | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from zstor_local.errors import AlreadyExists, IoError, NoSpace, PathRefused, ZstorError, errno_name, errno_text
-from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, sync_directory
+from zstor_local.runtime import ClientFiles, Files, FileStatus, Randomness, close_anyhow, sync_directory
 from zstor_local.store.protected import Protected, own_file
 from zstor_local.store.sinks import NO_SPACE
 
@@ -139,8 +139,13 @@ class Paths:
                     with self._errors(path, write=True):
                         self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
                 yield Destination(fd, finish)
+            except BaseException:
+                close_anyhow(self.files, fd)
+                raise
+            else:
+                with self._errors(path, write=True):  # a network file system may say only now what it could not write
+                    self.files.close(fd)
             finally:
-                self.files.close(fd)
                 with suppress(OSError):  # it is there only after an error, which is the one to tell
                     self.files.unlink(part)
 
