@@ -79,6 +79,20 @@ async def test_after_an_outage_in_the_middle_of_a_commit_writes_go_on_when_the_s
             await get(store, "a")
 
 
+async def test_whether_all_were_told_is_asked_while_the_committer_finds_others_that_were_not(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with home.open() as store:
+        untold = store.committer._publisher._untold
+        untold[98] = {}
+
+        def entry(number: int) -> None:
+            untold[number + 1] = {}  # as the committer's thread does just then
+
+        monkeypatch.setattr(store.pool, "entry", entry)
+        assert store.committer.all_told
+
+
 async def test_a_full_disk_under_all_logs_is_told_as_such_and_writes_go_on_when_there_is_room(home: Home) -> None:
     async with home.open() as store:
         before = await store.rows.put("table", "name", b"before")

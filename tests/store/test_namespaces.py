@@ -183,6 +183,14 @@ async def test_shares_go_where_the_namespace_says(home: Home) -> None:
                 assert set(stored.record.placement) == {1, 4}
 
 
+async def test_a_shard_that_comes_while_places_are_chosen_is_none_of_them_yet(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.shards = 4
+    async with home.open() as store:
+        await store.namespaces.create("notes", placement=("disk1", "disk2", "disk3"))
+        monkeypatch.setattr(store.namespaces, "shards_of", lambda placement: [1, 2, 3, 4])
+        assert sorted((await put(store, "a", b"a", namespace="notes")).record.placement) == [1, 2, 3]
+
+
 async def test_a_change_counts_for_new_versions_and_is_kept(home: Home) -> None:
     async with home.open() as store:
         before = await put(store, "a", content(1, 10_000))

@@ -43,7 +43,8 @@ class Placing:
         if full:
             states = {number: "full" if state == "ok" and number in full else state for number, state in states.items()}
         if namespace.placement:
-            states = {number: states[number] for number in self._namespaces.shards_of(namespace.placement)}
+            named = self._namespaces.shards_of(namespace.placement)  # looked up later: another shard may have come meanwhile
+            states = {number: state for number, state in states.items() if number in named}
         placement = self._pool.place(version, namespace.policy.m, states)
         usable = sum(states.get(number) == "ok" for number in placement)
         quorum = self.quorum(namespace)

@@ -79,7 +79,7 @@ class Publisher:
     @property
     def all_told(self) -> bool:
         """No shard of the store has yet to hear of something that never came to be."""
-        return not any(self._pool.entry(number) is not None for number in self._untold)
+        return not any(self._pool.entry(number) is not None for number in [*self._untold])  # also asked by other threads
 
     def begin_life(self) -> range:
         """A higher writer number and fresh sequences. Returns those that an earlier life may have used and never committed.
