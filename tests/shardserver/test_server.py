@@ -530,6 +530,18 @@ def test_what_is_no_certificate_and_no_trust_document_is_told_before_it_listens(
     assert ended.stderr.splitlines()[0] == "zstor: error: /gone: No such file or directory"
 
 
+def test_a_newer_trust_document_that_is_damaged_is_no_silent_return_to_the_one_given(tmp_path: Path) -> None:
+    """What it revokes would count again."""
+    trust, kept, issuer = tmp_path / "trust.json", tmp_path / "data" / "trust", Issuer()
+    trust.write_text(json.dumps(issuer.document()))
+    kept.mkdir(parents=True)
+    TrustKeeper(real_runtime(), str(kept)).keep(str(issuer.document()["issuer"]), b"\0" * 500)
+    ended = refused("--listen", "127.0.0.1:0", "--data", str(tmp_path / "data"), "--trust", str(trust))
+    assert ended.returncode == 78
+    assert "trust.json: the newer one that is kept in" in ended.stderr
+    assert "hint: bring that file back, or delete it" in ended.stderr
+
+
 async def test_a_trust_url_that_never_ends_stops_no_server_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def too_slow(url: str) -> bytes:
         raise trio.TooSlowError

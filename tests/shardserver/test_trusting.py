@@ -14,7 +14,7 @@ from zstor_local.access.signing import sign_trust
 from zstor_local.access.trust import Trust
 from zstor_local.access.verify import verify_trust
 from zstor_local.shardserver.refusal import Refusal
-from zstor_local.shardserver.trusting import TrustKeeper
+from zstor_local.shardserver.trusting import KeptLost, TrustKeeper
 from zstor_local.system import real_runtime
 
 FIRST, SECOND, THIRD = Issuer(STORE), Issuer(STORE), Issuer(STORE)
@@ -90,6 +90,22 @@ def test_what_is_kept_and_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="error") as failed:
         list(keeper.newest([json.dumps(FIRST.document()).encode()]))
     assert str(kept) in str(failed.value.strerror)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 600, b"half", b"a byte", b"the root"])
+def test_what_is_kept_and_damaged_is_named_too(tmp_path: Path, damage: bytes) -> None:
+    keeper, trust = started(tmp_path, FIRST)
+    send(keeper, trust, FIRST, SECOND, 1)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    middle = len(whole) // 2
+    damaged = {b"half": whole[:middle], b"a byte": whole[:middle] + b"\x80" + whole[middle + 1 :], b"the root": whole[:-9]}
+    kept.write_bytes(damaged.get(damage, damage))
+    with pytest.raises(KeptLost, match="is damaged") as failed:
+        started(tmp_path, FIRST)
+    assert str(kept) in str(failed.value.strerror)
+    kept.write_bytes(whole)
+    assert kids(started(tmp_path, FIRST)[1]) == [SECOND.key.kid]
 
 
 def test_no_sync_of_the_directory_is_believed_after_one_that_failed(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def read_trust(document: str, known: Trust) -> Trust:
     return _newer(_parse(document, TRUST_BYTES)[1], known)
 
 
+def is_trust(document: str) -> bool:
+    """Whether that is a signed trust document at all, whoever signed it."""
+    try:
+        parse_trust(json.dumps(_parse(document, TRUST_BYTES)[1]))
+    except (InvalidParams, TokenRefused):
+        return False
+    return True
+
+
 def _newer(claims: Mapping[str, object], known: Trust) -> Trust:
     try:
         trust = parse_trust(json.dumps(claims))

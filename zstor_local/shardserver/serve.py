@@ -225,7 +225,7 @@ async def _load_trust(sources: Sequence[str], keeper: TrustKeeper, verifier: Tok
         except (InvalidParams, OSError, UnicodeError, trio.TooSlowError) as error:
             why = f"it took longer than {FETCH_SECONDS:.0f} s" if isinstance(error, trio.TooSlowError) else _words(error)
             if must:
-                raise ServerFault(f"{source}: {why}", "give what `zstor shard trust` prints") from None
+                raise ServerFault(f"{source}: {why}", getattr(error, "hint", None) or "give what `zstor shard trust` prints") from None
             log.warning("the trust document at %s was not read again: %s", source, why)
 
 

@@ -6,17 +6,26 @@ is kept stands which keys it all began with. Who gives other ones at the start b
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from zstor_local.access.trust import Trust, parse_trust
-from zstor_local.access.verify import TRUST_BYTES, TokenRefused, read_trust, verify_trust
+from zstor_local.access.verify import TRUST_BYTES, TokenRefused, is_trust, read_trust, verify_trust
 from zstor_local.errors import errno_text
 from zstor_local.runtime import Runtime
 from zstor_local.shardserver.disk import Directories, read_file, write_file
 
 _ROOT_BYTES: Final = 64  # a SHA-256 in hex
+_ROOT: Final = re.compile(rf"([0-9a-f]{{{_ROOT_BYTES}}})?")  # versions before 0.2 kept none
+
+
+class KeptLost(OSError):
+    """What is kept cannot be read, or is damaged: whoever passes over it takes the document given at the start for the newest."""
+
+    hint: Final = "bring that file back, or delete it: then what it revokes counts again until the store's daemon has told it anew"
 
 
 class TrustKeeper:
@@ -39,7 +48,7 @@ class TrustKeeper:
     def newest(self, given: Iterable[bytes]) -> Iterator[Trust]:
         """The documents given at the start, or in place of each the newer one that was sent.
 
-        InvalidParams for what is none; OSError where a newer one cannot be read.
+        InvalidParams for what is none; KeptLost where a newer one cannot be read.
         """
         for text in given:
             trust = parse_trust(text)
@@ -51,16 +60,18 @@ class TrustKeeper:
                 yield trust
 
     def _read(self, issuer: str) -> tuple[str, str]:
-        """A document, and the root of those that led to it."""
+        """A document, and the root of those that led to it. FileNotFoundError, KeptLost."""
         path = self._path(issuer)
         try:
             kept = read_file(self._runtime, path, TRUST_BYTES + _ROOT_BYTES + 2)
         except FileNotFoundError:
             raise
-        except OSError as error:  # whoever reads that takes it for one of the document given at the start
-            raise OSError(error.errno, f"the newer one that is kept in {path} cannot be read: {errno_text(error)}") from None
-        document, _, root = kept.decode("ascii", "replace").partition("\n")
-        return document, root.strip()
+        except OSError as error:
+            raise KeptLost(error.errno, f"the newer one that is kept in {path} cannot be read: {errno_text(error)}") from None
+        document, _, root = kept.decode("ascii", "replace").removesuffix("\n").partition("\n")
+        if not (is_trust(document) and _ROOT.fullmatch(root)):
+            raise KeptLost(errno.EBADMSG, f"the newer one that is kept in {path} is damaged")
+        return document, root
 
     def _path(self, issuer: str) -> str:
         return f"{self._directory}/{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
