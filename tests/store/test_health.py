@@ -257,7 +257,11 @@ async def test_a_share_that_is_owed_is_made_although_it_seems_to_be_there(home: 
         made = before.path.stat().st_ino, before.offset
         debt = Debt(stored.record.placement[0], Owed.SHARE, stored.envelope.namespace, "a", stored.version, 0)
         await store.committer.commit(stored.envelope.namespace, "", lambda _: Decision(debts=[debt]))
+        for fast in (True, False):
+            checked = await store.shares_health.check(stored, Nobody(), fast=fast)
+            assert (checked.status, [*checked.states]) == ("valid", ["missing", "ok", "ok"])
         await mended(store)
+        assert (await store.shares_health.check(stored, Nobody())).status == "optimal"
         assert store.metastore.debts_count() == 0
         after = share_place(store, stored, 0)
         assert (after.path.stat().st_ino, after.offset) != made

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from zstor_local.model.ids import ShareId
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import ObjectRecord
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import ShardError, ShareMissing
@@ -28,6 +29,15 @@ class Checked:
     status: Status
     states: Sequence[ShareState]
 
+    @classmethod
+    def of(cls, states: Sequence[ShareState], policy: Policy) -> Checked:
+        good = states.count("ok")
+        return cls("optimal" if good == len(states) else "valid" if good >= policy.k else "invalid", states)
+
+    def without(self, owed: Set[int], policy: Policy) -> Checked:
+        """The same, but that those which look good are missing: nobody knows whether they outlast a power loss."""
+        return Checked.of(["missing" if index in owed and state == "ok" else state for index, state in enumerate(self.states)], policy)
+
 
 class Checker:
     """Looks at shares, in worker threads; changes nothing."""
@@ -46,9 +56,7 @@ class Checker:
             for index in range(record.policy.m):
                 states.append(await self.share_state(record, shares, index, fast=fast))
                 caller.progress(index + 1, record.policy.m)
-        good = states.count("ok")
-        status: Status = "optimal" if good == len(states) else "valid" if good >= record.policy.k else "invalid"
-        return Checked(status, states)
+        return Checked.of(states, record.policy)
 
     async def share_state(self, record: ObjectRecord, shares: VersionShares, index: int, *, fast: bool = False) -> ShareState:
         """Look at one of them."""

@@ -68,9 +68,12 @@ class Health:
         self.turns = Turns()
 
     async def check(self, stored: Stored, caller: Caller, *, fast: bool = False) -> Checked:
-        """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks."""
+        """Look at every share: whether it is there and long enough (`fast`), or open each of its blocks. One that its shard is owed is
+        none that is there.
+        """
         with self._freeing.lease(stored.version), closing(self._shares(stored)) as shares:
-            return await self._checker.check(stored.record, shares, caller, fast=fast)
+            checked = await self._checker.check(stored.record, shares, caller, fast=fast)
+        return checked.without(self._owed(stored), stored.record.policy)
 
     async def is_readable(self, stored: Stored) -> bool:
         """Whether each chunk has k good blocks, whichever shares they are in: of bad ones too."""

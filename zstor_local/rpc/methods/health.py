@@ -16,7 +16,9 @@ from zstor_local.store.store import Store
 
 
 class ShareView(TypedDict):
-    """One share. `stale`: another version's lies in its place; `unreachable`: its shard is away."""
+    """One share. `missing`: it is not there, or not sure to be after a power loss; `stale`: another version's lies in its place;
+    `unreachable`: its shard is away.
+    """
 
     shard: str
     index: int
