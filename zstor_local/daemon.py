@@ -27,6 +27,7 @@ from zstor_local.config import Config, ConfigError
 from zstor_local.content.cas import Cas
 from zstor_local.content.logs.page_index import PageIndex
 from zstor_local.content.names import Names
+from zstor_local.disks import Disks
 from zstor_local.errors import errno_text
 from zstor_local.listener import AlreadyServed, handed_down, listening
 from zstor_local.model.ids import StoreId
@@ -151,10 +152,10 @@ def _refusing() -> Iterator[None]:
 async def _with_engines(runtime: Runtime, config: Config, work: Callable[[Engines], T]) -> T:
     """Work that blocks, with the engines of a daemon."""
     async with open_network() as network:
-        return await runtime.threads.run_commit(work, _engines(runtime, network, config))
+        return await runtime.threads.run_commit(work, _engines(runtime, network, Disks(runtime.files, config.store), config))
 
 
-def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
+def _engines(runtime: Runtime, network: Network, disks: Disks, config: Config) -> Engines:
     """Where everything is kept: SQLite files, directories, and shard servers that the store's own tokens open."""
 
     def remote(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) -> Mapping[str, ShardEngine]:
@@ -162,7 +163,8 @@ def _engines(runtime: Runtime, network: Network, config: Config) -> Engines:
         return dict.fromkeys(SCHEMES, HttpEngine(runtime, network, tokens, store_id, keys))
 
     sandbox = Sandbox.of_this_process()
-    return SqliteEngines(runtime.files, remote, nothing_against if sandbox is None else sandbox.against_shard)
+    against = nothing_against if sandbox is None else sandbox.against_shard
+    return SqliteEngines(runtime.files, remote, disks.device, against)
 
 
 class _Heeding:
@@ -194,12 +196,13 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
     _check(runtime.files, config)
     listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
     async with open_network() as network, trio.open_nursery() as nursery:
-        engines = _engines(runtime, network, config)
+        disks = Disks(runtime.files, config.store)
+        engines = _engines(runtime, network, disks, config)
         with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
             announce = functools.partial(_announce, config, say)
             async with open_store(runtime, engines, config, on_created=announce) as store, open_authority(store) as authority:
-                parts = Parts(store, authority, network, pages)
+                parts = Parts(store, authority, network, pages, disks.real_path)
                 server = Server(
                     methods(parts),
                     runtime.randomness,

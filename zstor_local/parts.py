@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from zstor_local import __version__
 from zstor_local.access.authority import Authority
@@ -52,10 +52,11 @@ from zstor_local.system import RealClientFiles
 class Parts:
     """The use cases above a store and its authority, wired up."""
 
-    def __init__(self, store: Store, authority: Authority, network: Network, pages: PageIndex) -> None:
+    def __init__(self, store: Store, authority: Authority, network: Network, pages: PageIndex, real_path: Callable[[str], str]) -> None:
+        """`real_path` gives a path without links (os.path.realpath)."""
         self.store = store
         self.authority = authority
-        self.paths = _paths(store, store.config)
+        self.paths = _paths(store, store.config, real_path)
         self.names = Names(store.rows)
         self.cas = Cas(store)
         self.logs = Logs(store.runtime, store.rows, self.names, self.cas, pages)
@@ -108,9 +109,9 @@ def methods(parts: Parts) -> Registry:
     return registry
 
 
-def _paths(store: Store, config: Config) -> Paths:
+def _paths(store: Store, config: Config, real_path: Callable[[str], str]) -> Paths:
     """The rules for clients' files."""
-    real = functools.cache(os.path.realpath)
+    real = functools.cache(real_path)
 
     def added() -> Iterator[str]:
         """The directories of all shards as they are now."""
@@ -122,5 +123,5 @@ def _paths(store: Store, config: Config) -> Paths:
                     yield real(root.rstrip("/"))
 
     runtime = store.runtime
-    protected = Protected.of(config, os.path.realpath, added)
+    protected = Protected.of(config, real_path, added)
     return Paths(runtime.files, RealClientFiles(), runtime.randomness, protected, config.allowed_roots, Sandbox.of_this_process())

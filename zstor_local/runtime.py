@@ -13,6 +13,7 @@ import stat
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 from outcome import Outcome
@@ -119,6 +120,43 @@ class Files(Protocol):
     def reopen(self, fd: int, flags: int) -> int:
         """A new open file description of the same file or pipe, so that its offset and O_NONBLOCK are ours alone."""
         ...
+
+
+class DiskStalled(OSError):
+    """A disk did not answer in time, or has yet to answer what was asked before. Until it has, what was asked may still happen."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIMEDOUT, "the disk does not answer")
+
+
+class Device(Protocol):
+    """What a directory shard lies on."""
+
+    @property
+    def files(self) -> Files:
+        """Its files. Where a call takes too long DiskStalled, and for each further one at once until that has come back."""
+        ...
+
+    def begin_fdatasync(self, fd: int) -> Callable[[], None]:
+        """Begin it, so that several devices are waited for at once. What is returned waits for it; call that once."""
+        ...
+
+    def came_back(self) -> bool:
+        """Whether what raised DiskStalled has come to an end since, and every sync among it to a good one."""
+        ...
+
+
+class SteadyDevice:
+    """One that is waited for however long it takes."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def begin_fdatasync(self, fd: int) -> Callable[[], None]:
+        return partial(self.files.fdatasync, fd)
+
+    def came_back(self) -> bool:
+        return True
 
 
 class ClientFiles(Protocol):

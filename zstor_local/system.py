@@ -345,6 +345,25 @@ async def giving_place(places: trio.CapacityLimiter) -> AsyncIterator[None]:
             await places.acquire()
 
 
+@contextmanager
+def lending_place() -> Iterator[None]:
+    """While it lasts, the place that this thread has among those that compute, if it has one, is another's."""
+    places = _PLACES.get()
+    if places is None:
+        yield
+        return
+    trio.from_thread.run_sync(places.release)
+    try:
+        yield
+    finally:
+        trio.from_thread.run(_take_place, places)
+
+
+async def _take_place(places: trio.CapacityLimiter) -> None:
+    with trio.CancelScope(shield=True):
+        await places.acquire()
+
+
 def places_of_thread() -> trio.CapacityLimiter | None:
     """Where the thread that asks has its place, if it is one of RealThreads.run."""
     return _PLACES.get()

@@ -15,11 +15,12 @@ from zstor_local.model.ids import KeyHash, NamespaceId, ShardUid, ShareId, Store
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Runtime, read_exactly, write_all
+from zstor_local.runtime import Runtime, SteadyDevice, read_exactly, write_all
 from zstor_local.shards.base import Entry, Shard, ShareReader
 from zstor_local.shards.directory import DirectoryShard, create_directory_shard
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import Marker
+from zstor_local.shards.opening import Against, DirectoryEngine, nothing_against
 from zstor_local.shards.share_files import TEMPORARY
 
 STORE = StoreId(b"store id 16bytes")
@@ -65,18 +66,29 @@ class Ground:
         self.runtime.files.unlink(f"{self.root(shard.number)}/marker")
 
     def create(self, number: int = 0, *, store: StoreId = STORE) -> None:
-        create_directory_shard(self.runtime, self.root(number), Marker(store, uid(number), number, 1), keys(store=store))
+        create_directory_shard(
+            self.runtime.files, self.runtime.randomness, self.root(number), Marker(store, uid(number), number, 1), keys(store=store)
+        )
 
     def open(self, number: int = 0, *, index: LogIndex | None = None, writer: int | None = 1) -> DirectoryShard:
         """The shard, opened and (with a writer number) started. Without an index everything is read from the log."""
         listed = ShardEntry(number, uid(number), f"shard{number}", self.root(number), "")
         shard = DirectoryShard(
-            self.runtime, listed, self.root(number), store_id=STORE, keys=keys(), index=index or LogIndex(":memory:")
+            SteadyDevice(self.runtime.files),
+            listed,
+            self.root(number),
+            store_id=STORE,
+            keys=keys(),
+            index=index or LogIndex(":memory:"),
         )
         self.opened.append(shard)
         if writer is not None:
             shard.start(writer, self.runtime.randomness)
         return shard
+
+    def engine(self, index: LogIndex, against: Against = nothing_against) -> DirectoryEngine:
+        device = SteadyDevice(self.runtime.files)
+        return DirectoryEngine(lambda _: device, self.runtime.randomness, STORE, keys(), index, against)
 
     def new(self, number: int = 0, *, index: LogIndex | None = None) -> DirectoryShard:
         self.create(number)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.shards.conformance import SHARE, ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, crashed, entry, keys, read_share, uid, version, write_share
+from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, crashed, entry, read_share, uid, version, write_share
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.world import Mount, World
@@ -26,7 +26,6 @@ from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import marker_store
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
-from zstor_local.shards.opening import DirectoryEngine
 from zstor_local.shards.share_files import TEMPORARY
 
 
@@ -101,7 +100,7 @@ def test_a_sandbox_knows_mounts_whose_names_are_no_text(tmp_path: Path, monkeypa
 
 def test_no_shard_is_made_in_a_directory_that_a_sandbox_throws_away(real: Ground) -> None:
     index = LogIndex(":memory:")
-    engine = DirectoryEngine(real.runtime, STORE, keys(), index, lambda root: f"{root} is closed")
+    engine = real.engine(index, lambda root: f"{root} is closed")
     with pytest.raises(ShardError, match="is closed"):
         engine.create(real.root(), Marker(STORE, uid(0), 0, 0))
     assert not Path(real.root()).exists()
@@ -111,7 +110,7 @@ def test_no_shard_is_made_in_a_directory_that_a_sandbox_throws_away(real: Ground
 def test_a_shard_that_a_sandbox_hides_says_what_opens_it(real: Ground) -> None:
     """One that was added before the daemon was a service, or that its units do not name: no disk has to be mounted."""
     index = LogIndex(":memory:")
-    engine = DirectoryEngine(real.runtime, STORE, keys(), index, lambda root: f"{root} is closed")
+    engine = real.engine(index, lambda root: f"{root} is closed")
     with pytest.raises(ShardError, match="is closed") as caught:
         engine.open(ShardEntry(0, uid(0), "shard0", real.root(), ""), real.root())
     assert caught.value.state == "missing"

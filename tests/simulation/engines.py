@@ -14,6 +14,7 @@ from tests.metastore.memory import Cell, MemoryMetastore
 from tests.simulation.indexes import KeptLogIndex, indexes
 from tests.simulation.world import World
 from zstor_local.coding.keys import NamespaceKeys
+from zstor_local.disks import Disks
 from zstor_local.metastore.base import CommitRefused, CommitUnknown, MetastoreDamaged, Transaction
 from zstor_local.model.ids import StoreId
 from zstor_local.runtime import Runtime
@@ -37,6 +38,7 @@ class SimulatedEngines:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._disks = Disks(world.files, "/", start=world.files.ask, patience=0)
 
     def metastore_exists(self, store: str) -> bool:
         return store in self._world.survivors
@@ -58,7 +60,7 @@ class SimulatedEngines:
         return KeptLogIndex(indexes(self._world), f"{store}/{INDEX}")
 
     def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
-        return {FILE: DirectoryEngine(runtime, store_id, keys, index)}
+        return {FILE: DirectoryEngine(self._disks.device, runtime.randomness, store_id, keys, index)}
 
 
 class SimulatedMetastore(MemoryMetastore):

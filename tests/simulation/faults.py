@@ -25,13 +25,18 @@ from zstor_local.shards.directory import LOG
 from zstor_local.shards.share_files import TEMPORARY
 
 TWO: Final = "two shards"
-FLUSHES: Final = ("zstor_local.shards.log.Log.flush:fdatasync", "zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs")
+HANGS: Final = "a disk that does not answer"
+FLUSHES: Final = (
+    "zstor_local.shards.directory.DirectoryShard.start_flush:fdatasync",
+    "zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs",
+    "zstor_local.shards.log.Log.flush:fdatasync",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What goes wrong from a crash point on: the call itself (`once`), every later one too (`all`), or all that has to do with two
-    shards, or with shares on their way into files there.
+    shards, or with shares on their way into files there; or nobody knows, as a disk does not answer.
     """
 
     code: int
@@ -42,6 +47,10 @@ class Fault:
 
     def strike(self, world: World, house: House, number: int) -> None:
         files = world.files
+        if self.kind == HANGS:
+            there = under(house.root(0))
+            files.hang(lambda path: files.points >= number and there(path))
+            return
         if self.kind in ("once", "all"):
             files.fail_at(number, self.code, and_after=self.kind == "all")
             return
@@ -58,6 +67,7 @@ LASTING: Final = [
     Fault(errno.EROFS, "all"),
     Fault(errno.ENOSPC, TWO),
     Fault(errno.ENOSPC, "two shards' shares"),
+    Fault(errno.ETIMEDOUT, HANGS),
 ]
 
 
@@ -109,6 +119,8 @@ def _states(program: Program, number: int, fault: Fault, mutate: Mutate) -> Iter
         await client.store.presence.look()
         await _true_or_typed(client, healed=True)
         answer = await client.put("after", b"the daemon lives")
+        if fault.kind == HANGS and client.store.pool.state(0) != "ok":
+            raise BadState(f"the disk answers again, and its shard is not used: {client.store.pool.reason(0)}")
         enough = len(client.store.pool.usable()) >= program.house.policy.write_quorum  # a log that failed takes nothing in this life
         if isinstance(answer, ZstorError) and enough and client.store.committer.failure is None:
             raise BadState(f"all is well again, and the daemon takes no writes: {answer}")

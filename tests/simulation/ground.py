@@ -69,6 +69,7 @@ class Ground:
             files.put_back(disk)
             files.set_read_only(disk, False)
             files.set_capacity(disk, None)
+        files.answer()
 
     def exchange(self) -> None:
         """Two disks are mounted where the other one was, as after a restart that named them anew."""

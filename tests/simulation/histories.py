@@ -65,7 +65,7 @@ CLIENTS: Final[Mapping[Kind, int]] = {
 }  # fmt: skip
 TROUBLE: Final = {
     "out": 1, "back": 1, "error": 1, "full": 1, "read error": 1, "short": 1, "rot": 1, "metastore": 1, "clock": 1,
-    "copy": 1, "crowded": 1, "read only": 1, "bad page": 1,
+    "copy": 1, "crowded": 1, "read only": 1, "bad page": 1, "hang": 1,
 }  # fmt: skip
 UPKEEP: Final = {
     "compact": 3, "scrub": 1, "repair": 1, "collect": 1, "add": 1, "replace": 1, "remove": 1, "rotate": 1, "rewrite": 1,

@@ -15,13 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FrameType
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn, TypeVar
+
+from outcome import Outcome, capture
 
 from tests.simulation.disk import failure
 
 SKIPPABLE: Final = ("fsync", "fsync_directory", "fdatasync", "syncfs", "rename")
 _WRITES: Final = ("pwritev", "writev")
 _OUTSIDE: Final = (
+    "outcome._impl",
+    "zstor_local.disks",
     "zstor_local.runtime",
     "zstor_local.shardserver.disk",
     "tests.simulation.points",
@@ -29,6 +33,7 @@ _OUTSIDE: Final = (
     "tests.simulation.world",
 )
 
+T = TypeVar("T")
 Where = Callable[[str], bool]
 
 
@@ -65,6 +70,8 @@ class CrashPoints:
         self._torn = False
         self._fail_from: tuple[int, int, bool] | None = None
         self._faults: list[Fault] = []
+        self._hanging: list[Where] = []
+        self._held: list[Callable[[], object]] = []
         self._skipped: set[str] = set()
         self._history = hashlib.blake2b(digest_size=16)
 
@@ -103,10 +110,33 @@ class CrashPoints:
         """Reads or writes (`pwritev`, `preadv`, ... or `*`) move at most so many bytes."""
         self._faults.append(Fault(operation, where, at_most=at_most, times=times))
 
+    def hang(self, where: Where) -> None:
+        """Disks at the paths where `where` holds do not answer: what is asked of them is done once they do."""
+        self._hanging.append(where)
+
+    def ask(self, fn: Callable[[], T], deliver: Callable[[Outcome[T]], object], name: str) -> None:
+        """What asks the disk at the path `name` in place of a thread: see zstor_local.disks.Start."""
+
+        def do() -> None:
+            deliver(capture(fn))
+
+        if any(where(name) for where in self._hanging):
+            self._held.append(do)
+        else:
+            do()
+
+    def answer(self) -> None:
+        """Every disk answers again."""
+        self._hanging.clear()
+        held, self._held = self._held, []
+        for do in held:
+            do()
+
     def heal(self) -> None:
-        """No more crash, no more faults; skipped sites stay skipped."""
+        """No more crash, no more faults, and what was asked of disks that did not answer is done; skipped sites stay skipped."""
         self._crash_at, self._torn, self._fail_from = 0, False, None
         self._faults.clear()
+        self.answer()
 
     def skip(self, site: str) -> None:
         """The call at this site (see `skippable`) does nothing and says that it worked. Stays in force over crash and copy."""

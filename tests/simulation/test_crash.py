@@ -60,6 +60,7 @@ NEEDED: Final = (
     "zstor_local.shards.directory.create_directory_shard:rename",
     "zstor_local.shards.log.Log._sync_new:fsync_directory",
     "zstor_local.shards.log.Log._roll:fdatasync",
+    "zstor_local.shards.directory.DirectoryShard.start_flush:fdatasync",
     "zstor_local.shards.log.Log.flush:fdatasync",
     "zstor_local.store.keyfile.finish_key:rename",
     "zstor_local.store.keyfile.make_directories:fsync_directory#1",

@@ -92,7 +92,7 @@ class Mutant:
 
 
 MUTANTS = {
-    "no fdatasync of logs": Mutant(site="zstor_local.shards.log.Log.flush:fdatasync"),
+    "no fdatasync of logs": Mutant(site="zstor_local.shards.directory.DirectoryShard.start_flush:fdatasync"),
     "no syncfs of logs": Mutant(site="zstor_local.shards.directory.DirectoryShard.flush_file_system:syncfs", house=ONE_DISK),
     "no fsync of share files": Mutant(site="zstor_local.shards.share_files.FileShareWriter.finish:fsync"),
     "no quorum": Mutant(no_quorum_in_groups, house=ONE_DISK),

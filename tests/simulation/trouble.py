@@ -55,6 +55,12 @@ class Trouble:
         self._ground.history.note("every disk is back")
         self._ground.put_back()
 
+    def _hang(self, disk: str) -> None:
+        """A disk does not answer until every disk is back, and does then what it was asked."""
+        if self._ground.apart:
+            self._ground.history.note(f"hangs: {disk}")
+            self._ground.world.files.hang(under(disk))
+
     def _error(self, disk: str, code: int = errno.EIO) -> None:
         ground = self._ground
         operation = ground.draw.choice(["pwritev", "fdatasync", "syncfs", "fsync", "fsync_directory", "rename", "open", "allocate"])

@@ -20,11 +20,12 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import Envelope
 from zstor_local.model.storewide import ShardEntry
 from zstor_local.runtime import (
+    Device,
+    DiskStalled,
     Files,
     FileStatus,
     FileSystem,
     Randomness,
-    Runtime,
     close_anyhow,
     read_exactly,
     sync_directory,
@@ -33,7 +34,7 @@ from zstor_local.runtime import (
 from zstor_local.shards import marker
 from zstor_local.shards.base import Capacity, Entry, Notices, ScannedEntry, ShardError, ShardState, ShareMissing, ShareReader
 from zstor_local.shards.compacting import LogSegments
-from zstor_local.shards.disk import Disk
+from zstor_local.shards.disk import STALLED, Disk
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import Extent, IndexDamaged, LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
@@ -42,13 +43,12 @@ from zstor_local.shards.share_files import SHARES, TEMPORARY, FileShareWriter, S
 LOG: Final = "log"
 
 
-def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: NamespaceKeys) -> None:
+def create_directory_shard(files: Files, randomness: Randomness, root: str, identity: Marker, keys: NamespaceKeys) -> None:
     """Make a directory a shard, durably. What an interrupted earlier try left is completed; another shard's marker is refused.
 
     The parent of `root` must be there and is synced; raises OSError or BadMarker. What was made is taken back where it cannot be made
     durable: after a sync that failed the next one says nothing of what that one was to sync, so the next try makes it again.
     """
-    files = runtime.files
     made: list[str] = []
     for directory in (root, f"{root}/{LOG}", f"{root}/{SHARES}", f"{root}/{TEMPORARY}"):
         with suppress(FileExistsError):
@@ -63,7 +63,7 @@ def create_directory_shard(runtime: Runtime, root: str, identity: Marker, keys: 
         temporary, final = f"{root}/{TEMPORARY}/{marker.NAME}", f"{root}/{marker.NAME}"
         fd = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            write_all(files, fd, [identity.pack(keys, runtime.randomness.bytes(SALT_BYTES))], 0)
+            write_all(files, fd, [identity.pack(keys, randomness.bytes(SALT_BYTES))], 0)
             files.fsync(fd)
         finally:
             files.close(fd)
@@ -111,19 +111,22 @@ class DirectoryShard:
     """See the laws of shards.base.Shard."""
 
     def __init__(
-        self, runtime: Runtime, entry: ShardEntry, root: str, *, store_id: StoreId, keys: NamespaceKeys, index: LogIndex
+        self, device: Device, entry: ShardEntry, root: str, *, store_id: StoreId, keys: NamespaceKeys, index: LogIndex
     ) -> None:
         """Open it and take its lock; ShardError (`missing`, `failed`) with the reason if it is not the shard that `entry` names."""
-        self._files = runtime.files
+        self._device = device
+        self._files = device.files
         self._entry = entry
         self._root = root
         self._open = True
         try:
             self._lock_fd = self._files.open(f"{root}/{marker.NAME}", os.O_RDONLY)
+        except DiskStalled:
+            raise ShardError("failed", f"{root}: {STALLED}") from None
         except OSError as error:
             raise ShardError("missing", f"{root} has no marker ({errno_name(error)}): the disk may not be mounted") from None
         try:
-            self._disk = Disk(self._files, root, self._lock_fd, self._verify(store_id, keys))
+            self._disk = Disk(device, root, self._lock_fd, self._verify(store_id, keys))
             self.log = Log(self._files, f"{root}/{LOG}", shard=entry.number, store_id=store_id, index=index)
         except OSError as error:
             close_anyhow(self._files, self._lock_fd)
@@ -137,6 +140,7 @@ class DirectoryShard:
         self._disk.log_closed = lambda: self.log.closed
         self._shares = ShareFiles(self._files, self._disk, root)
         self._index = index
+        self._flushing: Callable[[], None] | None = None  # waits for what start_flush began
 
     def _verify(self, store_id: StoreId, keys: NamespaceKeys) -> FileStatus:
         data = bytes(read_exactly(self._files, self._lock_fd, marker.MAX_BYTES, 0))
@@ -225,11 +229,14 @@ class DirectoryShard:
             self.log.append(entries, committed)
 
     def start_flush(self) -> None:
-        pass  # the disk is waited for in `flush`
+        if (fd := self.log.written_fd) is not None:
+            with suppress(OSError):  # `flush` will say so
+                self._flushing = self._device.begin_fdatasync(fd)
 
     def flush(self) -> None:
+        flushing, self._flushing = self._flushing, None
         with self._disk.failing(lasting=True):
-            self.log.flush()
+            self.log.flush(flushing)
 
     def flushed_by_file_system(self) -> None:
         self.log.flushed_by_file_system()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from types import TracebackType
+from typing import Final
 
 from zstor_local.errors import errno_name, errno_text
-from zstor_local.runtime import Files, FileStatus, FileSystem
+from zstor_local.runtime import Device, DiskStalled, FileStatus, FileSystem
 from zstor_local.shards import marker
 from zstor_local.shards.base import ShardError, ShardState
 from zstor_local.shards.log import LogClosed, NothingAppended
+
+STALLED: Final = "the disk does not answer"
 
 
 class Disk:
     """One directory by its marker, which `lock_fd` is and `identity` was when the shard was opened. Any thread may ask."""
 
-    def __init__(self, files: Files, root: str, lock_fd: int, identity: FileStatus) -> None:
-        self._files = files
+    def __init__(self, device: Device, root: str, lock_fd: int, identity: FileStatus) -> None:
+        self._device = device
+        self._files = device.files
         self._root = root
         self._lock_fd = lock_fd
         self._identity = identity
@@ -25,6 +29,7 @@ class Disk:
         self.broken: ShardState | None = None  # once it takes nothing more in this process
         self.log_closed: Callable[[], bool] = lambda: False  # whether an error has ended the log
         self._was_gone = False
+        self._stalled = False  # what broke it is that it did not answer
         self._seen: ShardState = "ok"
         self._passing, self._lasting = _Failing(self, lasting=False), _Failing(self, lasting=True)
         self.system = self.file_system()
@@ -35,8 +40,8 @@ class Disk:
 
     def check(self) -> ShardState:
         """Its state, by a look at the marker."""
-        if self.broken is None and self._look() is None:
-            self.broken = "missing"
+        if self.broken is None:
+            self._look()
         self._seen = self.broken or "ok"
         return self._seen
 
@@ -45,8 +50,15 @@ class Disk:
         return self._seen if self._seen == "ok" and self.broken is None else self.check()
 
     def may_return(self) -> bool:
-        """After a failed flush only from another mount: what the kernel has of this one may not be what lies on the disk."""
-        return self.broken in ("missing", "readonly") or self._look() is None or self._was_gone
+        """After a failed flush only from another mount: what the kernel has of this one may not be what lies on the disk. One that did
+        not answer may once it has: what nobody waited for any more did not fail then.
+        """
+        if self.broken in ("missing", "readonly"):
+            return True
+        if self._stalled:
+            return self._device.came_back()
+        self._look()
+        return self._was_gone
 
     def must_be_there(self) -> None:
         """ShardError unless it is good."""
@@ -58,17 +70,24 @@ class Disk:
         """It takes nothing more in this process."""
         self.broken, self.error = "failed", reason
 
-    def _look(self) -> FileStatus | None:
-        """The marker that was there when the shard was opened; None if it is not to be seen any more."""
+    def _look(self) -> None:
+        """Look for the marker that was there when the shard was opened. Without it the shard takes nothing more in this process."""
         try:
             seen = self._files.path_status(f"{self._root}/{marker.NAME}")
+        except DiskStalled:
+            self._stall()
         except OSError as error:
-            self.error, self._was_gone = f"the marker cannot be seen ({errno_name(error)}): unmounted or emptied", True
-            return None
-        if (seen.device, seen.inode) != (self._identity.device, self._identity.inode):
-            self.error, self._was_gone = "another marker lies where this shard's was", True
-            return None
-        return seen
+            self._gone(f"the marker cannot be seen ({errno_name(error)}): unmounted or emptied")
+        else:
+            if (seen.device, seen.inode) != (self._identity.device, self._identity.inode):
+                self._gone("another marker lies where this shard's was")
+
+    def _gone(self, error: str) -> None:
+        self.broken, self.error, self._was_gone = self.broken or "missing", error, True
+
+    def _stall(self) -> None:
+        self._stalled = self._stalled or self.broken is None
+        self.broken, self.error = self.broken or "failed", STALLED
 
     def failing(self, *, lasting: bool = False) -> _Failing:
         """Around work on the disk: the system's errors as ShardErrors.
@@ -83,6 +102,9 @@ class Disk:
         if isinstance(error, LogClosed):
             self.broken = "failed"
             raise ShardError("failed", str(error)) from error
+        if isinstance(error, DiskStalled):
+            self._stall()
+            raise ShardError("failed", STALLED) from error
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             state = _state(error)
             self.error = f"{errno_name(error)}: {errno_text(error)}"

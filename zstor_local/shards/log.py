@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
@@ -157,13 +157,18 @@ class Log:
         """Give back the descriptors that nobody is reading from: they are opened again when they are needed."""
         self._readers.close_idle()
 
-    def flush(self) -> None:
-        """Everything appended is durable when this returns. After an error the log is closed for good."""
+    def flush(self, wait: Callable[[], None] | None = None) -> None:
+        """Everything appended is durable when this returns. After an error the log is closed for good. `wait` waits for an fdatasync of
+        the current segment that began after the last append, if one did.
+        """
         if self._closed:
             self._current()  # raises
         if self._writer is not None:
             try:
-                self._files.fdatasync(self._writer.fd)
+                if wait is None:
+                    self._files.fdatasync(self._writer.fd)
+                else:
+                    wait()
             except OSError:
                 self._closed = True
                 raise
@@ -185,6 +190,11 @@ class Log:
     @property
     def current_fd(self) -> int:
         return self._current().fd
+
+    @property
+    def written_fd(self) -> int | None:
+        """The segment that was appended to last, if it may have to be flushed."""
+        return None if self._closed or self._writer is None else self._writer.fd
 
     def _flushed(self) -> None:
         extents, self._extents = self._extents, []

@@ -13,7 +13,7 @@ from zstor_local.errors import errno_text
 from zstor_local.model.ids import StoreId
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Runtime, sync_directory
+from zstor_local.runtime import Device, Files, Randomness, sync_directory
 from zstor_local.shards.base import NoPlace, Shard, ShardError
 from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
 from zstor_local.shards.log import Log
@@ -102,6 +102,7 @@ def directory_of(url: str) -> str:
     return path
 
 
+DeviceOf = Callable[[str], Device]  # what a directory, there or not, lies on
 Against = Callable[[str], str | None]  # why no shard can be in a directory: what is there is hidden, or what is written thrown away
 
 
@@ -110,12 +111,19 @@ def nothing_against(root: str) -> None:
 
 
 class DirectoryEngine:
-    """Shards that are directories: `/path` or `file:///path`."""
+    """Shards that are directories: `/path` or `file:///path`. `device_of` tells what a directory lies on."""
 
     def __init__(
-        self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex, against: Against = nothing_against
+        self,
+        device_of: DeviceOf,
+        randomness: Randomness,
+        store_id: StoreId,
+        keys: NamespaceKeys,
+        index: LogIndex,
+        against: Against = nothing_against,
     ) -> None:
-        self._runtime = runtime
+        self._device_of = device_of
+        self._randomness = randomness
         self._store_id = store_id
         self._keys = keys
         self._index = index
@@ -124,7 +132,7 @@ class DirectoryEngine:
     def open(self, entry: ShardEntry, url: str) -> Shard:
         root = directory_of(url)
         try:
-            return DirectoryShard(self._runtime, entry, root, store_id=self._store_id, keys=self._keys, index=self._index)
+            return DirectoryShard(self._device_of(root), entry, root, store_id=self._store_id, keys=self._keys, index=self._index)
         except ShardError as error:
             if error.state == "missing" and (reason := self._against(root)) is not None:
                 raise ShardError("missing", reason) from None
@@ -132,21 +140,23 @@ class DirectoryEngine:
 
     def identify(self, url: str) -> Identified | None:
         root = directory_of(url)
+        files = self._device_of(root).files
         try:
-            found = read_identity(self._runtime.files, root, self._keys, self._store_id)
+            found = read_identity(files, root, self._keys, self._store_id)
             if found is None:
                 return None
-            status = self._runtime.files.path_status(f"{root}/{NAME}")
+            status = files.path_status(f"{root}/{NAME}")
         except OSError as error:
             raise ShardError("missing", f"{root}: {errno_text(error)}") from error
         return Identified(found, (status.device, status.inode))
 
     def older_keys(self, url: str) -> Iterator[Envelope]:
-        log_directory = f"{directory_of(url)}/{LOG}"
+        root = directory_of(url)
+        files, log_directory = self._device_of(root).files, f"{root}/{LOG}"
         try:
             with (
                 closing(LogIndex(":memory:")) as index,
-                closing(Log(self._runtime.files, log_directory, shard=0, store_id=self._store_id, index=index)) as log,
+                closing(Log(files, log_directory, shard=0, store_id=self._store_id, index=index)) as log,
             ):
                 yield from (Envelope.parse(record) for record in log.records() if record[0] == Kind.KEYS)
         except OSError as error:
@@ -156,10 +166,11 @@ class DirectoryEngine:
         root = directory_of(url)
         if (reason := self._against(root)) is not None:
             raise ShardError("failed", reason)
+        files = self._device_of(root).files
         try:
-            if not self._is_begun(root, identity):
-                self._must_be_vacant(root)
-            create_directory_shard(self._runtime, root, identity, self._keys)
+            if not self._is_begun(files, root, identity):
+                _must_be_vacant(files, root)
+            create_directory_shard(files, self._randomness, root, identity, self._keys)
         except BadMarker:
             raise
         except FileNotFoundError as error:
@@ -167,25 +178,12 @@ class DirectoryEngine:
         except OSError as error:
             raise ShardError("failed", f"{root}: {errno_text(error)}") from error
 
-    def _is_begun(self, root: str, identity: Marker) -> bool:
+    def _is_begun(self, files: Files, root: str, identity: Marker) -> bool:
         """Whether an interrupted `create` of this very shard came to its marker, and the first start perhaps further."""
         with suppress(BadMarker, FileNotFoundError):
-            found = read_identity(self._runtime.files, root, self._keys, self._store_id)
+            found = read_identity(files, root, self._keys, self._store_id)
             return found is not None and found.uid == identity.uid
         return False
-
-    def _must_be_vacant(self, root: str) -> None:
-        """Nothing lies there but what an interrupted `create` may leave: its marker is taken away."""
-        files = self._runtime.files
-        try:
-            names = files.list(root)
-        except FileNotFoundError:
-            return
-        inner = [name for part in (LOG, SHARES) if part in names for name in files.list(f"{root}/{part}")]
-        if inner or not {*names} <= _OWN:
-            raise ShardError("failed", f"{root} is not empty")
-        if NAME in names:
-            files.unlink(f"{root}/{NAME}")  # for good, once the one that follows has its name
 
     def retire(self, entry: ShardEntry, url: str) -> None:
         """Its marker is put aside; what else lies there is left to whoever owns the disk."""
@@ -194,5 +192,19 @@ class DirectoryEngine:
             if found is None or found.marker.uid != entry.uid:
                 return
             root = directory_of(url)
-            self._runtime.files.rename(f"{root}/{NAME}", f"{root}/{NAME}.removed")
-            sync_directory(self._runtime.files, root)
+            files = self._device_of(root).files
+            files.rename(f"{root}/{NAME}", f"{root}/{NAME}.removed")
+            sync_directory(files, root)
+
+
+def _must_be_vacant(files: Files, root: str) -> None:
+    """Nothing lies there but what an interrupted `create` may leave: its marker is taken away."""
+    try:
+        names = files.list(root)
+    except FileNotFoundError:
+        return
+    inner = [name for part in (LOG, SHARES) if part in names for name in files.list(f"{root}/{part}")]
+    if inner or not {*names} <= _OWN:
+        raise ShardError("failed", f"{root} is not empty")
+    if NAME in names:
+        files.unlink(f"{root}/{NAME}")  # for good, once the one that follows has its name

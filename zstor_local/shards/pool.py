@@ -211,14 +211,13 @@ class ShardPool:
     def flush(self, numbers: Iterable[int]) -> dict[int, ShardError]:
         """Make what was appended to these logs durable. Returns the shards for which it failed."""
         shards = [shard for number in numbers if (shard := self.get(number)) is not None]
-        for shard in shards:
-            shard.start_flush()
         together = self._flushed_together([disk for shard in shards if (disk := shard.on_disk) is not None])
-        failed = self._flush_file_system(together) if together else {}
         done = {disk.number for disk in together}
-        for shard in shards:
-            if shard.number in done:
-                continue
+        alone = [shard for shard in shards if shard.number not in done]
+        for shard in alone:
+            shard.start_flush()
+        failed = self._flush_file_system(together) if together else {}
+        for shard in alone:
             try:
                 shard.flush()
             except ShardError as error:

@@ -14,9 +14,9 @@ from zstor_local.metastore.base import Metastore, MetastoreNotOpened, Transactio
 from zstor_local.metastore.reserve import Reserve
 from zstor_local.metastore.sqlite import SqliteMetastore
 from zstor_local.model.ids import StoreId
-from zstor_local.runtime import Files, Runtime, settle_file, sync_directory
+from zstor_local.runtime import Files, Runtime, SteadyDevice, settle_file, sync_directory
 from zstor_local.shards.log_index import LogIndex
-from zstor_local.shards.opening import FILE, Against, DirectoryEngine, ShardEngine, nothing_against
+from zstor_local.shards.opening import FILE, Against, DeviceOf, DirectoryEngine, ShardEngine, nothing_against
 
 METASTORE: Final = "metastore.sqlite"
 INDEX: Final = "index.sqlite"
@@ -49,12 +49,19 @@ def no_remote_engines(runtime: Runtime, store_id: StoreId, keys: NamespaceKeys) 
 
 
 class SqliteEngines:
-    """SQLite files in the store's directory. `remote` makes the engines of shards on other machines, `against` says where none may be
-    made on this one.
+    """SQLite files in the store's directory. `remote` makes the engines of shards on other machines; of those on this one `device_of`
+    tells what they lie on, and `against` where none may be made.
     """
 
-    def __init__(self, files: Files, remote: RemoteEngines = no_remote_engines, against: Against = nothing_against) -> None:
+    def __init__(
+        self,
+        files: Files,
+        remote: RemoteEngines = no_remote_engines,
+        device_of: DeviceOf | None = None,
+        against: Against = nothing_against,
+    ) -> None:
         self._files = files
+        self._device_of = device_of or (lambda root: SteadyDevice(files))
         self._remote = remote
         self._against = against
 
@@ -107,4 +114,7 @@ class SqliteEngines:
         return LogIndex(f"{store}/{INDEX}")
 
     def shard_engines(self, runtime: Runtime, store_id: StoreId, keys: NamespaceKeys, index: LogIndex) -> Mapping[str, ShardEngine]:
-        return {FILE: DirectoryEngine(runtime, store_id, keys, index, self._against), **self._remote(runtime, store_id, keys)}
+        return {
+            FILE: DirectoryEngine(self._device_of, runtime.randomness, store_id, keys, index, self._against),
+            **self._remote(runtime, store_id, keys),
+        }
