@@ -55,6 +55,20 @@ async def test_a_shard_that_was_away_at_the_start_is_opened_filled_and_told_when
         assert await get(store, "new") == content(2, size)
 
 
+async def test_the_log_tells_once_of_a_shard_that_goes_also_before_the_first_look(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    async with home.open() as store:
+        home.take_away(3)
+        for _ in range(3):
+            await store.presence.look()
+        assert [record.getMessage() for record in caplog.records if "shard 3 is" in record.getMessage()] == [
+            "shard 3 is missing: the marker cannot be seen (ENOENT): unmounted or emptied"
+        ]
+        await home.return_to(store, 3)
+        home.take_away(3)
+        await store.presence.look()
+    assert caplog.text.count("shard 3 is missing") == 2
+
+
 async def test_a_shard_that_missed_a_delete_brings_nothing_back(home: Home) -> None:
     """Together with one other it would be enough to read the deleted object."""
     async with home.open() as store:

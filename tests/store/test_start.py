@@ -346,7 +346,7 @@ async def test_a_metastore_in_which_the_namespaces_cannot_be_read_is_refused_and
     assert "zstor rebuild" in fault.hint
 
 
-async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path) -> None:
+async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await made(home)
     home.copy_metastore(tmp_path / "copy")
     async with home.open() as store:
@@ -356,6 +356,7 @@ async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path) 
     async with home.open() as store:
         assert store.health == "readonly"
         assert "zstor rebuild" in (store.read_only or "")
+        assert f"the store is read-only: {store.read_only}" in caplog.text  # who starts it sees why
         assert await get(store, "a") == content(1, 10_000)
         with pytest.raises(NotFound):
             await get(store, "c")

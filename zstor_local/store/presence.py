@@ -63,6 +63,7 @@ class Presence:
         self._older = False
         self._turn = trio.Lock()
         self._latencies: dict[int, float] = {}  # of the last looks at shards that are there
+        self._told_away: set[int] = set()  # the shards of which the log says that they are not well
 
     def latency_ms(self, number: int) -> float | None:
         """How long the last look at a shard took; None if it is not there."""
@@ -121,9 +122,12 @@ class Presence:
         begin = self._runtime.clock.now()
         state = shard.check()
         if state != "ok":
-            if self._latencies.pop(number, None) is not None:
+            self._latencies.pop(number, None)
+            if number not in self._told_away:
+                self._told_away.add(number)
                 log.warning("shard %s is %s: %s", shard.id, state, shard.last_error() or state)
             return shard.may_return()
+        self._told_away.discard(number)
         with suppress(ShardError):
             self._pool.note_capacity(number, shard.capacity())
         self._latencies[number] = max(0, self._runtime.clock.now() - begin) / 1_000

@@ -88,6 +88,8 @@ class Store:
         self.places = places
         self.index = index
         self.read_only = self.committer.failure = read_only
+        if read_only is not None:
+            log.error("the store is read-only: %s", read_only)
         self.jobs = Jobs(self.runtime)
         self.rows = StoreWide(core)
         self.namespaces = Namespaces(core, self.rows, config.policy, places.on_servers)
