@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.content.ground import HOUR
 from tests.content.logs.ground import Ground, opened, text, texts
 from tests.store.home import Home
 from zstor_local.content.logs.exporting import Exported, Exporting
 from zstor_local.content.logs.held import Held
 from zstor_local.content.logs.importing import Imported, Importing
+from zstor_local.content.logs.logs import Logs
+from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.errors import Conflict, Incomplete, IoError, Unreadable
 from zstor_local.formats import car
@@ -23,6 +27,7 @@ from zstor_local.formats.directory import Tree, directory, parse_directory
 from zstor_local.formats.protobuf import Malformed
 from zstor_local.formats.remotelog import ENCODINGS, Encoding, parse_page
 from zstor_local.formats.unixfs import content_id
+from zstor_local.runtime import SECOND_US
 from zstor_local.store.caller import Nobody
 from zstor_local.store.sinks import MemorySink
 from zstor_local.store.sources import FileSource
@@ -215,6 +220,34 @@ async def test_pages_that_cannot_be_read_right_after_an_import_are_known_all_the
         again = await ground.append(text(1))
         assert (again.seq, again.new) == (1, False)
         assert len(await ground.entries()) == 10
+
+
+async def test_what_a_log_let_go_of_that_was_made_during_an_import_is_put_there_again(
+    home: Home, other: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is known to nobody any more when the import comes to its end: too many others were opened since."""
+    async with opened(home) as ground:
+        await ground.create("l", page_size=2)
+        await ground.append_all(texts(2), "l")
+        data, _ = await export(ground, "l")
+    create = Logs.create
+    monkeypatch.setattr("zstor_local.content.logs.logs.RECENT_LOGS", 1)
+    monkeypatch.setattr("zstor_local.content.logs.leftovers.KEPT", -HOUR * SECOND_US)  # as of an import that was broken off a day ago
+    async with opened(other) as ground:
+
+        async def create_late(self: Logs, name: str, policy: LogPolicy) -> OpenLog:
+            monkeypatch.setattr(Logs, "create", create)
+            await ground.create("l", page_size=2)
+            await ground.append(text(1), "l")
+            assert await ground.leftovers.let_go() == 1
+            await ground.create("another")
+            gc.collect()
+            return await self.create(name, policy)
+
+        monkeypatch.setattr(Logs, "create", create_late)
+        assert (await load(ground, data, tmp_path / "log.car")).entries == 1
+        assert await ground.contents("l") == texts(2)
+        await ground.whole("l")
 
 
 async def _unreadable(self: Held, cid: Cid) -> bytes:

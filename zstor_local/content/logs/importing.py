@@ -183,6 +183,7 @@ class _Import:
         self._done = 0
 
     async def run(self) -> Imported:
+        self._done = 0
         head, cids = await self._chain()
         log = await self._existing()
         if log is not None and log.head.last and await self._stands(log, head):
@@ -288,6 +289,8 @@ class _Import:
             try:
                 log = await self._logs.create(self._name, self._about.policy)
             except AlreadyExists:
+                if log is None:  # whoever made it may have let go of what is pinned here, and may be forgotten again
+                    return await self.run()
                 log = await self._logs.open(self._name)
         async with log.lock:
             await log.load()
