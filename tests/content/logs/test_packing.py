@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,6 +284,24 @@ async def test_no_damaged_file_is_taken(home: Home, other: Home, tmp_path: Path)
             with pytest.raises(Incomplete):
                 await load(ground, damaged, tmp_path / "a.car")
         assert await ground.entries() == []
+
+
+async def test_a_file_of_very_many_blocks_takes_no_more_memory_than_another(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zstor_local.content.logs.importing._WINDOW", 1 << 14)
+    few = {raw(block): block for block in (number.to_bytes(4) for number in range(1_000))}
+    many = {raw(block): block for block in (number.to_bytes(4) for number in range(20_000))}
+    peaks: list[int] = []
+    async with opened(home) as ground:
+        for blocks in (few, few, many):
+            data = repacked(raw(b""), blocks)
+            tracemalloc.start()
+            with pytest.raises(Incomplete, match="lacks the block"):
+                await load(ground, data, tmp_path / "log.car")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[2] < 2 * peaks[1]
 
 
 def _is_directory(block: bytes) -> bool:

@@ -20,6 +20,7 @@ from zstor_local.content.logs.held import ENTRY, PAGE
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.opened import OpenLog
 from zstor_local.content.logs.policy import MESSAGES, LogPolicy, check_log, head_name
+from zstor_local.content.logs.scratch import Scratch, scratch
 from zstor_local.errors import AlreadyExists, Conflict, Incomplete, InvalidParams, NotFound
 from zstor_local.formats import car
 from zstor_local.formats.cid import RAW, Cid, parse
@@ -62,32 +63,36 @@ class Importing:
         A log that is there may only grow by it, else Conflict: nothing is lost or brought back that was scrubbed. Incomplete for a file
         that is damaged, cut off, or not of a log; then nothing has changed but for content that waits for the next try.
         """
-        blocks = _Blocks(self._runtime, source)
-        root = await blocks.scan(caller)
-        about = await _description(blocks, root)
-        return await _Import(self._logs, self._cas, blocks, name or about.log, about, caller).run()
+        with scratch() as notes:
+            blocks = _Blocks(self._runtime, source, notes)
+            root = await blocks.scan(caller)
+            about = await _description(blocks, root)
+            return await _Import(self._logs, self._cas, blocks, name or about.log, about, notes, caller).run()
 
 
 class _Blocks:
     """The blocks of a file, by their id."""
 
-    def __init__(self, runtime: Runtime, source: FileSource) -> None:
+    def __init__(self, runtime: Runtime, source: FileSource, notes: Scratch) -> None:
         self._runtime = runtime
         self._source = source
-        self._places: dict[bytes, tuple[int, int]] = {}  # by digest: where it begins and how long it is
+        self._notes = notes
 
     async def scan(self, caller: Caller) -> Cid:
         """Check every block. Returns the root."""
         reader = car.Reader()
+
+        def scan(at: int) -> int:
+            window = memoryview(bytearray(min(_WINDOW, self._source.size - at)))
+            self._source.read_at(window, at)
+            self._notes.put_places((block.cid.digest, block.offset, len(block.data)) for block in reader.blocks(window))
+            return at + len(window)
+
         at = 0
         try:
             while at < self._source.size:
-                window = await self._read(at, min(_WINDOW, self._source.size - at))
-                for block in reader.blocks(window):
-                    self._places[block.cid.digest] = block.offset, len(block.data)
-                at += len(window)
+                at = await self._runtime.threads.run(scan, at)
                 caller.progress(at // 2, self._source.size)
-                await trio.lowlevel.checkpoint()
             reader.finish()
         except car.BadCar as error:
             raise Incomplete(f"the CAR file is damaged: {error}", hint="export it again") from None
@@ -97,7 +102,7 @@ class _Blocks:
 
     async def get(self, cid: Cid) -> bytes:
         """A block; Incomplete if the file does not have it."""
-        place = self._places.get(cid.digest)
+        place = self._notes.place(cid.digest)
         if place is None:
             raise Incomplete(f"the CAR file lacks the block {cid}", hint="it was cut off, or is not whole: export it again")
         data = await self._read(*place)
@@ -172,53 +177,52 @@ def _policy(plain: Mapping[str, Any]) -> LogPolicy:
 
 
 class _Import:
-    def __init__(self, logs: Logs, cas: Cas, blocks: _Blocks, name: str, about: _About, caller: Caller) -> None:
+    def __init__(self, logs: Logs, cas: Cas, blocks: _Blocks, name: str, about: _About, notes: Scratch, caller: Caller) -> None:
         self._logs = logs
         self._cas = cas
         self._blocks = blocks
         self._name = name
         self._about = about
+        self._notes = notes
         self._caller = caller
         self._stored = 0
         self._done = 0
 
     async def run(self) -> Imported:
         self._done = 0
-        head, cids = await self._chain()
+        self._notes.forget_log()
+        head, pages = await self._chain()
         log = await self._existing()
         if log is not None and log.head.last and await self._stands(log, head):
             return Imported(self._name, 0, 0, 0, "unchanged")
         pinned_at = 0 if log is None else log.let_go_times
         owner = Owner(head_name(self._name), ENTRY)
-        for cid in cids:
+        for cid in self._notes.pages():
             page = await self._page(cid)
             await self._contents(page, owner, head.last)
             await self._keep(cid, Owner(owner.name, PAGE))
         await self._contents(head, owner, head.last)
-        return await self._publish(log, head, cids, pinned_at)
+        return await self._publish(log, head, pages, pinned_at)
 
-    async def _chain(self) -> tuple[Page, list[Cid]]:
-        """The newest page and the ids of the others, oldest first; every page is checked, and that they join."""
+    async def _chain(self) -> tuple[Page, int]:
+        """The newest page and how many others there are, which are noted; every page is checked, and that they join."""
         head = Page() if self._about.head is None else await self._page(self._about.head)
-        cids: list[Cid] = []
-        hashes: set[bytes] = set()
-        page = head
+        page, pages = head, 0
         while True:
             for entry in page.entries:
-                if entry.local_hash in hashes:
+                if self._notes.first(entry.local_hash, entry.seq) != entry.seq:
                     twice = entry.local_hash.hex()
                     raise Incomplete(f"two entries have the local hash {twice}", hint="`zstor log verify` there tells more")
-                hashes.add(entry.local_hash)
             if page.tail is None:
-                return head, cids[::-1]
+                return head, pages
             below = await self._page(page.tail)
             if below.last + 1 != page.first:
                 raise Incomplete(
                     f"pages do not join: one ends with entry {below.last}, the next begins with {page.first}",
                     hint="export it again",
                 )
-            cids.append(page.tail)
-            page = below
+            self._notes.put_page(page.tail)
+            page, pages = below, pages + 1
 
     async def _page(self, cid: Cid) -> Page:
         try:
@@ -281,7 +285,7 @@ class _Import:
             await self._cas.upload(source, owner, expected=Expected(id=cid))
             self._stored += 1
 
-    async def _publish(self, log: OpenLog | None, head: Page, cids: list[Cid], pinned_at: int) -> Imported:
+    async def _publish(self, log: OpenLog | None, head: Page, pages: int, pinned_at: int) -> Imported:
         """Set the log's head, unless the log has changed meanwhile."""
         state: State = "advanced"
         if log is None or not log.record.created:
@@ -302,4 +306,4 @@ class _Import:
             self._caller.begin_commit()
             with trio.CancelScope(shield=True):
                 await log.adopt(head)
-        return Imported(self._name, head.last - before, len(cids) + 1, self._stored, state)
+        return Imported(self._name, head.last - before, pages + 1, self._stored, state)

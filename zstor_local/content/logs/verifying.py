@@ -6,9 +6,7 @@ no local hash may come twice, content must be there and, if asked for, is hashed
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -19,6 +17,7 @@ from zstor_local.content.cas import Cas
 from zstor_local.content.logs.held import Held
 from zstor_local.content.logs.logs import Logs
 from zstor_local.content.logs.policy import LogPolicy, head_name
+from zstor_local.content.logs.scratch import Scratch, scratch
 from zstor_local.errors import CorruptRecord, NotFound, Unreadable
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
@@ -28,7 +27,6 @@ from zstor_local.formats.remotelog import Entry, Page, entries, parse_page
 from zstor_local.store.caller import Caller
 
 _TURN: Final = 50  # entries between two turns of other tasks
-_CACHE_KIB: Final = 16 * 1_024
 
 Kind: TypeAlias = Literal["gap", "fork", "bad_hash", "missing", "malformed"]
 
@@ -72,36 +70,15 @@ class Verifying:
         """
         policy = self._logs.record(name).policy
         head = self._logs.names.find(head_name(name))
-        with closing(_Hashes()) as hashes:
-            check = _Check(Held(self._cas, name), policy, self._cas, caller, contents, known, hashes)
+        with scratch() as notes:
+            check = _Check(Held(self._cas, name), policy, self._cas, caller, contents, known, notes)
             await check.run(b"" if head is None else head.value)
             return check.found
 
 
-class _Hashes:
-    """The local hashes of the entries above. A log may be long, so they are in a temporary file of SQLite's own."""
-
-    def __init__(self) -> None:
-        self._seen = sqlite3.connect("", isolation_level=None)
-        self._seen.execute("create table seen(hash blob primary key, seq text not null) without rowid")
-        self._seen.execute(f"pragma cache_size=-{_CACHE_KIB}")
-        self._seen.execute("begin")
-
-    def first(self, local_hash: bytes, seq: int) -> int:
-        """The number of the entry that this hash was seen at first: this one's, if it was not."""
-        try:
-            self._seen.execute("insert into seen values(?, ?)", (local_hash, str(seq)))  # text: a page may name any number
-        except sqlite3.IntegrityError:
-            return int(self._seen.execute("select seq from seen where hash=?", (local_hash,)).fetchone()[0])
-        return seq
-
-    def close(self) -> None:
-        self._seen.close()
-
-
 class _Check:
     def __init__(
-        self, held: Held, policy: LogPolicy, cas: Cas, caller: Caller, contents: bool, known: tuple[int, bytes] | None, hashes: _Hashes
+        self, held: Held, policy: LogPolicy, cas: Cas, caller: Caller, contents: bool, known: tuple[int, bytes] | None, notes: Scratch
     ) -> None:
         self.found = Verified()
         self._held = held
@@ -110,7 +87,7 @@ class _Check:
         self._caller = caller
         self._contents = contents
         self._known = known
-        self._hashes = hashes
+        self._notes = notes
         self._due: int | None = None  # the number that comes next
 
     async def run(self, head: bytes) -> None:
@@ -170,7 +147,7 @@ class _Check:
             yield Problem("fork", f"entry {entry.seq} comes below entry {self._due + 1}", entry.seq)
         if not entry.local_hash:
             yield Problem("malformed", f"entry {entry.seq} has no local hash", entry.seq)
-        elif (twin := self._hashes.first(entry.local_hash, entry.seq)) != entry.seq:
+        elif (twin := self._notes.first(entry.local_hash, entry.seq)) != entry.seq:
             yield Problem("fork", f"entries {twin} and {entry.seq} have the same local hash", entry.seq)
         if self._known is not None and self._known[0] == entry.seq and self._known[1] != entry.local_hash:
             text = f"entry {entry.seq} is {entry.local_hash.hex()}, it was {self._known[1].hex()} before"
