@@ -211,6 +211,15 @@ async def test_what_is_not_http_gets_a_clear_error_and_the_end(world: World, sen
         assert await browser.client.rest() == b""
 
 
+async def test_what_is_not_http_behind_a_head_has_a_body_in_its_answer(world: World) -> None:
+    async with browsing(world) as browser:
+        await browser.client.send(b"HEAD / HTTP/1.1\r\nHost: zstor\r\n\r\n" + b"nonsense\r\n\r\n")
+        status, _, _ = await browser.response("HEAD")
+        assert status == 405
+        status, reply, _ = await browser.response()
+        assert (status, error_type(reply)) == (400, "invalid_request")
+
+
 async def test_an_input_that_ends_inside_a_body_is_an_error(world: World) -> None:
     async with browsing(world) as browser:
         await browser.client.send(post(PING)[:-3])

@@ -126,7 +126,7 @@ class HttpFramer:
         if message and not self._head:
             response += self._http.send(h11.Data(data=message)) or b""
         response += self._http.send(h11.EndOfMessage()) or b""
-        self._status = _OK
+        self._status, self._head = _OK, False
         if self._http.our_state is h11.DONE:
             self._http = next_request(self._http)
         else:
