@@ -7,6 +7,7 @@ import json
 import socket
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -585,6 +586,26 @@ async def test_a_connection_that_ended_leaves_nothing_large(world: World, what: 
             await trio.testing.wait_all_tasks_blocked()
         held, _ = tracemalloc.get_traced_memory()
         assert held < 500_000
+
+
+@pytest.mark.usefixtures("traced")
+async def test_clients_that_have_been_answered_hold_nothing_large(world: World) -> None:
+    @world.registry.method("long")
+    async def long(call: Call, /, text: str) -> int:
+        """How long it is."""
+        return len(text)
+
+    async with world.serving(), AsyncExitStack() as connected:
+        clients = [await connected.enter_async_context(world.client()) for _ in range(4)]
+        for client in clients:
+            assert await client.result("rpc.ping") == "pong"
+        before, _ = tracemalloc.get_traced_memory()
+        for client in clients:
+            for size in (4_000_000, 100_000):  # the other one comes in one read
+                assert await client.result("long", ["x" * size]) == size
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        held, _ = tracemalloc.get_traced_memory()
+        assert held - before < 200_000
 
 
 async def test_a_slow_client_that_takes_something_is_kept(big: World, mock_clock: trio.testing.MockClock) -> None:

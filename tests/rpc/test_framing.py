@@ -215,12 +215,37 @@ def test_errors_are_parse_errors_with_a_reason() -> None:
     assert event.error.data == {"reason": "syntax"}
 
 
-def test_a_message_that_was_given_leaves_nothing_behind() -> None:
+MANY = 4_000_000
+DEALT_WITH = {
+    "a line": [b'"' + b"x" * MANY + b'"\n'],
+    "a line that comes in two reads": [b'["' + b"x" * MANY, b'"]\n'],
+    "a message without a newline": [b'["' + b"x" * MANY, b'"]'],
+    "a message before the beginning of the next": [b'["' + b"x" * MANY, b'"]\n["'],
+    "garbage": [b"[}" + b"x" * MANY],
+}
+
+
+@pytest.mark.parametrize("case", DEALT_WITH)
+def test_what_was_dealt_with_leaves_nothing_behind(case: str) -> None:
     framer = Framer()
     tracemalloc.start()
-    framer.receive(b'"' + b"x" * 4_000_000 + b'"\n')
-    assert isinstance(framer.next_event(), Message)
+    events = 0
+    for position in range(len(DEALT_WITH[case])):
+        framer.receive(DEALT_WITH[case][position])
+        while framer.next_event() is not None:
+            events += 1
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert events > 0
+    assert held < 100_000
+
+
+def test_a_message_that_was_given_up_leaves_nothing_behind() -> None:
+    framer = Framer()
+    tracemalloc.start()
+    framer.receive(b'["' + b"x" * MANY)
     assert framer.next_event() is None
+    framer.discard()
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 100_000

@@ -167,6 +167,7 @@ class ClientConnection(Connection):
                 await self._take_turns(self._http, data)
             if not data:
                 return
+            del received, data  # not kept until the next bytes come
 
     async def _receive(self) -> tuple[bytes, list[int]] | None:
         """Read once. None where the time is up that the last message's terminator had."""

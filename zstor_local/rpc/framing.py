@@ -112,12 +112,6 @@ class Framer:
 
     def receive(self, data: bytes) -> None:
         """Take what was read."""
-        used = self._start if self._state in (_State.BRACKETS, _State.LINE) else self._position
-        if used:
-            del self._buffer[:used]
-            self._start -= used
-            self._position -= used
-            self._last -= used
         self._buffer += data
 
     def end(self) -> None:
@@ -128,6 +122,7 @@ class Framer:
         """Give up the message that has begun: go on behind the next newline."""
         self._position = len(self._buffer)
         self._state = _State.DISCARD
+        self._let_go()
 
     def next_event(self) -> Event | None:
         """The next event in what was received, or None if it takes more bytes."""
@@ -142,6 +137,7 @@ class Framer:
                     return event
             elif self._state is _State.DISCARD:
                 if not self._skip_line() and not self._ended:
+                    self._let_go()
                     return None
                 self._state, self._fresh = _State.BETWEEN, True
                 if self._undecided:
@@ -150,25 +146,32 @@ class Framer:
                 if self._ended:
                     return None
             else:
-                return self._take_scanned() if self._state is _State.BRACKETS else self._take_line()
+                taken = self._take_scanned() if self._state is _State.BRACKETS else self._take_line()
+                if taken is None:
+                    self._let_go()
+                return taken
+
+    def _let_go(self) -> None:
+        """Keep no byte of what was dealt with: it would stay until the next ones come, which may be never."""
+        used = self._start if self._state in (_State.BRACKETS, _State.LINE) else self._position
+        if used:
+            del self._buffer[:used]
+            self._start -= used
+            self._position -= used
+            self._last -= used
 
     def _begin(self) -> bool:
         """Skip white space; True at the first byte of a message."""
-        position, size = self._position, len(self._buffer)
-        if position == size:
-            if size:  # a large message's bytes would stay until the next one comes
-                self._buffer.clear()
-                self._position = 0
-            return False
-        found = position
-        if self._buffer[found] <= _SPACE:  # it seldom is: a line begins with its message
-            match = _NOT_SPACE.search(self._buffer, position)
+        found, size = self._position, len(self._buffer)
+        if found < size and self._buffer[found] <= _SPACE:  # it seldom is: a line begins with its message
+            position, match = found, _NOT_SPACE.search(self._buffer, found)
             found = match.start() if match else size
             self.scanned += found - position
             self._fresh = self._fresh or self._buffer.find(b"\n", position, found) >= 0
             self._position = found
-            if match is None:
-                return False
+        if found == size:
+            self._let_go()
+            return False
         self._start = found
         if self._buffer[found] in _CLOSER:
             self._state = _State.BRACKETS
