@@ -21,10 +21,13 @@ from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards import pool
+from zstor_local.shards.base import Shard
 from zstor_local.store.caller import Nobody
 from zstor_local.store.pace import unpaced
 from zstor_local.store.placing import Placing
 from zstor_local.store.presence import Presence
+from zstor_local.store.scrub import Scrub
+from zstor_local.store.scrubrow import Found, ScrubRow
 from zstor_local.store.store import Store
 
 
@@ -475,11 +478,15 @@ async def put_older_back(home: Home, store: Store, number: int) -> None:
     assert store.pool.state(number) == "ok"
 
 
+async def scrub_ended(store: Store) -> None:
+    while store.scrub.status().state != "idle":
+        await store.scrub.news().wait()
+
+
 async def test_what_an_older_copy_lacks_is_looked_for_at_once(home: Home) -> None:
     async with home.open() as store:
         await put_older_back(home, store, 3)
-        while store.scrub.status().last_ended is None:
-            await store.scrub.news().wait()
+        await scrub_ended(store)
         assert store.scrub.status().found.bad_shares == 1
 
 
@@ -489,4 +496,37 @@ async def test_and_not_while_the_scrub_is_paused(home: Home) -> None:
         await put_older_back(home, store, 3)
         assert store.scrub.status().state == "paused"
         await store.scrub.resume()
-        assert store.scrub.status().state == "idle"
+        await scrub_ended(store)
+        assert store.scrub.status().found.bad_shares == 1
+
+
+@pytest.mark.parametrize("behind", ["the objects", "the shard"])
+async def test_a_scrub_that_has_come_past_what_an_older_copy_lacks_begins_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch, behind: str
+) -> None:
+    objects, shard = Scrub._objects, Scrub._shard
+    older: list[bool] = []
+
+    async def meanwhile(store: Store) -> None:
+        if not older:
+            older.append(True)
+            await put_older_back(home, store, 0)
+
+    async def behind_the_objects(self: Scrub, row: ScrubRow) -> None:
+        await objects(self, row)
+        await meanwhile(store)
+
+    async def behind_the_shard(self: Scrub, looked_at: Shard, found: Found) -> None:
+        await shard(self, looked_at, found)
+        if looked_at.number == 0:
+            await meanwhile(store)
+
+    if behind == "the objects":
+        monkeypatch.setattr(Scrub, "_objects", behind_the_objects)
+    else:
+        monkeypatch.setattr(Scrub, "_shard", behind_the_shard)
+    async with home.open() as store:
+        await put(store, "before", b"")
+        await store.scrub.start()
+        await scrub_ended(store)
+        assert store.scrub.status().found.bad_shares == 1

@@ -99,6 +99,7 @@ class Scrub:
         self._created = self._store_created()
         self._pace = Pace(config.rate)
         self._asked = trio.Event()
+        self._pass = trio.CancelScope()  # in which the one that is under way goes on
         self._news = trio.Event()
         self._saved = 0.0
         self._saved_row = self._row.encode()
@@ -132,6 +133,20 @@ class Scrub:
         except ZstorError:
             self._row = before  # a store that takes no changes is not scrubbed
             raise
+
+    async def start_anew(self) -> None:
+        """Begin a pass from the beginning, in place of one that is under way: what that has proved may be there no more. Where it is
+        paused this one begins when it is resumed.
+        """
+        before = self._row
+        self._begin(by_hand=True)
+        self._pass.cancel()
+        try:
+            await self._save()
+        except ZstorError:
+            self._row = before
+            raise
+        self._asked.set()
 
     async def pause(self) -> None:
         """Read nothing until it is resumed, over restarts too."""
@@ -196,7 +211,8 @@ class Scrub:
         while True:
             try:
                 await self._wait_until_due()
-                await self._go_through()
+                with trio.CancelScope() as self._pass:
+                    await self._go_through()
             except (ZstorError, ShardError) as error:
                 log.warning("the scrub rests: %s", error)
                 await self._rest_a_while()

@@ -161,11 +161,10 @@ class Store:
 
     async def _scrub_soon(self) -> None:
         """What a shard lacks is found now, not when it is read: until then others are all that is left of it."""
-        if self.scrub.status().state != "paused":
-            try:
-                await self.scrub.start()
-            except ZstorError as error:
-                log.warning("no scrub was started: %s", error)
+        try:
+            await self.scrub.start_anew()
+        except ZstorError as error:
+            log.warning("no scrub was started: %s", error)
 
     async def recover_intents(self) -> None:
         """Large writes that a crash broke off: their shares are garbage."""
