@@ -28,6 +28,9 @@ def complete(options: Options, shell: str) -> None:
     It completes commands, options, their values, files, and what the running daemon has: keys, namespaces, names, logs, contents,
     shards and methods.
     """
+    from zstor_local.cli.completing import keep_options
+
+    keep_options()
     kind = get_completion_class(shell)
     assert kind is not None, "click knows all three"  # noqa: S101 - narrows the type
     script = kind(zstor, {}, "zstor", "_ZSTOR_COMPLETE").source()

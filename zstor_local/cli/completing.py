@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,15 @@ from types import FrameType
 from typing import Final, TypeAlias, cast
 
 import click
-from click.shell_completion import CompletionItem, FishComplete, ShellComplete, ZshComplete, add_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
 
 from zstor_local.cli.client import Client, Json, NoDaemon
 from zstor_local.cli.options import Completed, Options
@@ -24,6 +33,24 @@ _MOST: Final = 200  # more than that nobody reads
 # What every shell takes as one word as it stands: bash does not quote what is completed, so that a key from somebody else may be a
 # command there, and fish's part ends at a comma.
 _PLAIN: Final = re.compile(r"[\w@%+=:./][\w@%+=:./-]*\Z")
+
+
+# click's own hands over words, which bash splits at = and : too, takes a pattern among them for files, and leaves variables behind.
+_BASH: Final = """\
+%(complete_func)s() {
+    local offered
+    COMPREPLY=()
+    while IFS= read -r offered; do
+        case $offered in
+            dir,*) compopt -o dirnames ;;
+            file,*) compopt -o default ;;
+            plain,*) COMPREPLY+=("${offered#plain,}") ;;
+        esac
+    done < <(COMP_LINE=${COMP_LINE:0:COMP_POINT} COMP_PIECE=$2 %(complete_var)s=bash_complete "${1/#~\\//$HOME/}" 2> /dev/null)
+}
+
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
 
 
 class _TooLate(Exception):
@@ -41,6 +68,25 @@ class _OneWord(ShellComplete):
         return [CompletionItem(f"{option}={item.value}", item.type, item.help) if item.type == "plain" else item for item in found]
 
 
+class _Bash(_OneWord, BashComplete):
+    """Reads the line as it stands. What is offered takes the place of a word's last piece: bash splits at = and : too."""
+
+    source_template = _BASH
+    _before = ""  # what of the word stands before that piece
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        if "COMP_LINE" not in os.environ:
+            return super().get_completion_args()  # a script that version 0.2 printed
+        *words, last = split_arg_string(f"{os.environ['COMP_LINE']}x")  # so that there is a last word, be it empty
+        incomplete, piece = last[:-1], os.environ["COMP_PIECE"]
+        if incomplete.endswith(piece):  # it has quotes or backslashes in it otherwise
+            self._before = incomplete[: len(incomplete) - len(piece)]
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.type},{item.value.removeprefix(self._before)}"
+
+
 class _Zsh(_OneWord, ZshComplete):
     pass
 
@@ -50,7 +96,8 @@ class _Fish(_OneWord, FishComplete):
 
 
 def keep_options() -> None:
-    """Have zsh and fish keep `--OPTION=` before what they complete; bash has it in words of its own."""
+    """Have the shells keep `--OPTION=` before what they complete."""
+    add_completion_class(_Bash)
     add_completion_class(_Zsh)
     add_completion_class(_Fish)
 

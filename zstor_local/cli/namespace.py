@@ -57,7 +57,14 @@ def _policy_options(function: Function) -> Function:
             help="Of each chunk; with zstd too what does not shrink stays as it is.",
         ),
         click.option("--padding", type=click.Choice(["none", "padme"]), help="padme hides the exact length of chunks."),
-        click.option("--on", "placement", metavar="SHARD|GROUP", multiple=True, help="Where shares go (all shards); may be repeated."),
+        click.option(
+            "--on",
+            "placement",
+            metavar="SHARD|GROUP",
+            multiple=True,
+            shell_complete=completed("shards"),
+            help="Where shares go (all shards); may be repeated.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)

@@ -18,7 +18,14 @@ _WORKERS = 40  # worker threads: they wait for disks and compute little
 @click.command()
 @click.option("--listen", required=True, metavar="HOST:PORT|unix:PATH", help="Where daemons find it; port 0 takes a free one.")
 @click.option("--data", required=True, metavar="DIR", type=click.Path(file_okay=False), help="Where it keeps what it is given.")
-@click.option("--trust", required=True, multiple=True, metavar="FILE|URL", help="What `zstor shard trust` prints: whose tokens count.")
+@click.option(
+    "--trust",
+    required=True,
+    multiple=True,
+    metavar="FILE|URL",
+    type=click.Path(),
+    help="What `zstor shard trust` prints: whose tokens count.",
+)
 @click.option("--tls-cert", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
 @click.option("--quota", type=Size(), metavar="SIZE", help="How much each shard of a store may keep here (no limit).")
