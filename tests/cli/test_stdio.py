@@ -213,6 +213,14 @@ def test_a_pipe_gets_what_was_stored_byte_for_byte(daemon: PrivateDaemon) -> Non
         assert colored.encode() in done(zstor(daemon, *arguments)), arguments
 
 
+def test_no_result_of_a_call_steers_the_terminal(daemon: PrivateDaemon) -> None:
+    done(zstor(daemon, "put", "-", "red \x9b31m, rot, 赤", stdin=b"1"))  # JSON escapes only the control characters of ASCII
+    drawn = _drawn(daemon, ["call", "object.list"])
+    assert "\x9b" not in drawn
+    assert "赤" in drawn
+    assert "\r\n" in _drawn(daemon, ["call", "help"])
+
+
 def test_no_label_of_a_progress_bar_steers_the_terminal_or_fills_it(daemon: PrivateDaemon) -> None:
     key = "\x1b]0;owned\x07\n" + "k" * 900
     done(zstor(daemon, "put", "-", key, stdin=b"some bytes"))

@@ -10,6 +10,7 @@ from typing import Final, cast
 
 import click
 
+from zstor_local.cli import text
 from zstor_local.cli.client import Json
 from zstor_local.cli.handover import source
 from zstor_local.cli.options import Options, as_json, completed, connection, no_progress, pass_options
@@ -55,7 +56,7 @@ def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
     if options.json or not sys.stdout.isatty():
         click.echo(json.dumps(result))
     else:
-        click.echo(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False))
+        click.echo(text.shown_lines(result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False)))
 
 
 def _split(parameter: str) -> tuple[str, str, str]:
