@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.formats.vectors import BY_NAME, SCHEMAS, VECTORS, message, of_kind, pattern
-from zstor_local.formats import messages
-from zstor_local.formats.protobuf import Malformed, encoded_field, read_varint
+from zstor_local.formats import messages, protobuf
+from zstor_local.formats.protobuf import Malformed, encoded_field, read_varint, records
 from zstor_local.formats.varint import packed as varint
 
 
@@ -119,6 +120,28 @@ def test_a_message_that_comes_twice_is_merged() -> None:
     metadata = messages.MESSAGE.parse(once + again).message("metadata")
     assert metadata is not None
     assert (metadata.blobs("parents"), metadata.number("ephemeral")) == ((b"a", b"b"), 1)
+
+
+def test_pieces_of_a_message_are_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 8 MiB may come in a million pieces: whoever adds each to those before it copies them a million times."""
+    copied = 0
+
+    class Piece(bytes):
+        def __radd__(self, before: bytes) -> bytes:
+            nonlocal copied
+            copied += len(before)
+            return b"".join((before, self))
+
+    def in_pieces(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
+        for number, wire_type, value, raw in records(data):
+            yield number, wire_type, Piece(value) if isinstance(value, bytes) else value, raw
+
+    monkeypatch.setattr(protobuf, "records", in_pieces)
+    once = encoded_field(6004, messages.METADATA.make(parents=(b"a" * 100,)))
+    metadata = messages.MESSAGE.parse(once * 100).message("metadata")
+    assert metadata is not None
+    assert len(metadata.blobs("parents")) == 100
+    assert copied <= len(once) * 100
 
 
 @given(st.integers(0, (1 << 64) - 1))

@@ -64,7 +64,7 @@ class Schema:
         """The message in these bytes, all of them; Malformed."""
         scalars: dict[str, Value] = {}
         repeated: dict[str, list[Value]] = {}
-        nested: dict[str, bytes] = {}
+        nested: dict[str, list[bytes]] = {}
         unknown = bytearray()
         known = {each.number: each for each in self.fields}
         for number, wire_type, value, raw in records(data):
@@ -75,11 +75,11 @@ class Schema:
                 repeated.setdefault(each.name, []).append(_parsed(each.kind, value))
             elif isinstance(each.kind, Schema):
                 # A message that comes twice is merged, which is what its bytes in a row mean.
-                nested[each.name] = nested.get(each.name, b"") + _typed(bytes, value)
+                nested.setdefault(each.name, []).append(_typed(bytes, value))
             else:
                 scalars[each.name] = _parsed(each.kind, value)
-        for name, joined in nested.items():
-            scalars[name] = _parsed(self[name].kind, joined)
+        for name, pieces in nested.items():
+            scalars[name] = _parsed(self[name].kind, b"".join(pieces))
         return Message(self, {**scalars, **{name: tuple(values) for name, values in repeated.items()}}, bytes(unknown))
 
     def make(self, **values: Value | tuple[Value, ...]) -> Message:
