@@ -37,6 +37,11 @@ class Changes:
         self._suspects = core.suspects
         self._namespaces = namespaces
 
+    def are_there(self, namespace_name: str, sequence: int) -> bool:
+        """Whether any key's last change is above this sequence."""
+        namespace = self._namespaces.find(namespace_name)
+        return namespace is not None and bool(self._metastore.arrived(namespace.id, sequence, 1))
+
     async def since(self, namespace_name: str, sequence: int, limit: int) -> AsyncGenerator[Changed, None]:
         """Keys whose last change is above this sequence, lowest first, at most `limit`. A record that does not open ends it with its
         error, whose data has the sequence to go on behind as `cursor`.

@@ -60,14 +60,23 @@ def register(registry: Registry, store: Store) -> None:
             raise InvalidParams(
                 "that cursor is not one of this store's: it is ahead of the last change", hint="begin again with 0", parameter="since"
             )
-        until = trio.current_time() + wait_seconds
-        while True:
-            news = store.committer.news()  # before looking, so that nothing is missed
-            page = await _page(call, name, since, limit)
-            if page["items"] or trio.current_time() >= until:
-                return page
-            with call.long_poll(), trio.move_on_at(until):
+        if wait_seconds:
+            await _news(call, name, since, wait_seconds)
+        if not use.are_there(name, since):
+            return {"items": [], "cursor": since, "more": False}
+        return await _page(call, name, since, limit)
+
+    async def _news(call: Call, namespace: str, since: int, seconds: float) -> None:
+        """Wait for some, for so long at most. Thousands may wait, and every commit wakes them all: none needs room for a page yet."""
+        news = store.committer.news()  # before looking, so that nothing is missed
+        if use.are_there(namespace, since):
+            return
+        with call.long_poll(), trio.move_on_after(seconds):
+            while True:
                 await news.wait()
+                news = store.committer.news()
+                if use.are_there(namespace, since):
+                    return
 
     async def _page(call: Call, namespace: str, since: int, limit: int) -> ChangesPage:
         items, more = await page_of(call, use.since(namespace, since, limit + 1), limit, _size)
