@@ -214,6 +214,16 @@ class MetastoreLaws:
         metastore.commit(Transaction(StoreState(), debts_paid=[share]))
         assert list(metastore.debts(1)) == [record]
 
+    def test_debts_come_in_batches(self, metastore: Metastore) -> None:
+        rows = [Debt(1, Owed.RECORD, SPACE, name, version(number)) for number in range(3) for name in "aé"]
+        rows += [Debt(1, Owed.SHARE, SPACE, "a", version(number), index) for number in range(3) for index in range(2)]
+        metastore.commit(Transaction(StoreState(), debts=[*rows, Debt(2, Owed.SHARE, SPACE, "a", version(1), 0)]))
+        found = [*metastore.debts(1)]
+        assert sorted(found, key=rows.index) == rows
+        assert list(metastore.debts(1, 4)) == found[:4]
+        for at, row in enumerate(found):
+            assert list(metastore.debts(1, 4, row)) == found[at + 1 : at + 5]
+
     def test_what_a_reader_was_given_is_not_changed_by_later_commits(self, metastore: Metastore) -> None:
         metastore.commit(Transaction(StoreState(), [row("a", 1)], [Intent(version(1), (0,))]))
         rows, intents, state = metastore.scan(SPACE, "", None, 10), metastore.intents(), metastore.state()

@@ -26,6 +26,11 @@ from zstor_local.model.record import Envelope, Kind
 _Name = tuple[NamespaceId, str]
 
 
+def _place(debt: Debt) -> tuple[Version, int, int, NamespaceId, bytes]:
+    """What debts of one shard are in the order of."""
+    return debt.version, debt.kind, debt.index, debt.space, debt.name.encode()
+
+
 @dataclass(slots=True)
 class Cell:
     """What would be on the disk. `copy` it to keep a state."""
@@ -125,8 +130,11 @@ class MemoryMetastore:
     def garbage_count(self) -> int:
         return len(self.cell.garbage)
 
-    def debts(self, shard: int | None = None) -> Sequence[Debt]:
-        return [debt for debt in self.cell.debts if shard is None or debt.shard == shard]
+    def debts(self, shard: int | None = None, limit: int | None = None, after: Debt | None = None) -> Sequence[Debt]:
+        if shard is None:
+            return [*self.cell.debts]
+        found = sorted((debt for debt in self.cell.debts if debt.shard == shard), key=_place)
+        return [debt for debt in found if after is None or _place(debt) > _place(after)][:limit]
 
     def debts_count(self) -> int:
         return len(self.cell.debts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares
 from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unreadable
-from zstor_local.metastore.base import Owed
+from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
 from zstor_local.shards.share_files import TEMPORARY
 from zstor_local.store.store import Store
@@ -144,6 +145,27 @@ async def test_a_shard_that_comes_back_while_the_daemon_runs_is_used_again(home:
         await home.return_to(store, 2)
         assert store.health == "ok"
         assert (await put(store, "b", b"2")).owed == 0
+
+
+async def test_what_a_shard_is_owed_after_a_long_absence_is_never_held_all_at_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    async with home.open() as store:
+        home.take_away(2)
+        for number in range(20):
+            await put(store, f"{number}", content(number, 100))
+        debts = store.metastore.debts
+
+        def counted(shard: int | None = None, limit: int | None = None, after: Debt | None = None) -> Sequence[Debt]:
+            found = debts(shard, limit, after)
+            read.append(len(found))
+            return found
+
+        monkeypatch.setattr("zstor_local.store.mending.PAGE", 7)
+        monkeypatch.setattr(store.metastore, "debts", counted)
+        await home.return_to(store, 2)
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+        assert (max(read), sum(read) >= 20) == (7, True)
 
 
 async def test_an_overwrite_pays_the_debts_of_the_version_it_replaces(home: Home) -> None:

@@ -296,6 +296,26 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         await check_objects(store)
 
 
+async def test_what_a_removed_shard_was_owed_and_held_is_struck_out_in_small_changes(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    async with home.open() as store:
+        for number in range(10):
+            await put(store, f"{number}", content(number, 100))
+        home.take_away(1)
+        for number in range(10):
+            await delete(store, f"{number}")
+        assert (len(store.metastore.debts(1)), len(store.metastore.garbage(1))) == (10, 10)
+        monkeypatch.setattr("zstor_local.store.departures.STRUCK_OUT", 3)
+        home.engines.before_commit = lambda each: sizes.extend(
+            sum(row.shard == 1 for row in rows) for rows in (each.debts_paid, each.garbage_freed)
+        )
+        await store.membership.remove("1", Nobody(), force=True)
+        assert (store.metastore.debts(1), store.metastore.garbage(1)) == ([], [])
+    assert max(sizes) == 3
+
+
 async def test_where_force_is_refused_a_shard_that_is_drained_already_goes_on(home: Home) -> None:
     async with home.open() as store:
         await fill(store)

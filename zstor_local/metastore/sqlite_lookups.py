@@ -99,9 +99,14 @@ class SqliteLookups:
     def garbage_count(self) -> int:
         return int(self._all("select count(*) from garbage", ())[0][0])
 
-    def debts(self, shard: int | None = None) -> Sequence[Debt]:
+    def debts(self, shard: int | None = None, limit: int | None = None, after: Debt | None = None) -> Sequence[Debt]:
         columns = "select shard, kind, space, name, version, share from debt"
-        return _parsed(_debt, self._all(columns, ()) if shard is None else self._all(f"{columns} where shard=?", (shard,)))
+        if shard is None:
+            return _parsed(_debt, self._all(columns, ()))
+        order = "version, kind, share, space, name"  # as the index of shards has them
+        last = (b"", -1, -1, b"", b"") if after is None else (after.version, after.kind, after.index, after.space, after.name.encode())
+        query = f"{columns} where shard=? and ({order}) > (?, ?, ?, ?, ?) order by {order} limit ?"
+        return _parsed(_debt, self._all(query, (shard, *last, _most(limit))))
 
     def debts_count(self) -> int:
         return int(self._all("select count(*) from debt", ())[0][0])

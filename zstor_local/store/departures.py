@@ -21,6 +21,7 @@ from zstor_local.store.places import Places
 from zstor_local.store.shard_list import ShardList
 
 DRAIN_JOB: Final = "shard.drain"
+STRUCK_OUT: Final = 1_000  # debts, and shares to free, in one change
 
 log = logging.getLogger("zstor.store")
 
@@ -163,8 +164,14 @@ class Departures:
     async def tidy(self) -> None:
         """Strike out what is owed to, and to be freed on, shards that the store has no more."""
         record = self._shards.record
-        gone = sorted({*range(record.next_number)} - {entry.number for entry in record.shards})
-        debts = [debt for number in gone for debt in self._metastore.debts(number)]
-        garbage = [row for number in gone for row in self._metastore.garbage(number)]
-        if debts or garbage:
-            await self._committer.commit(STORE_WIDE, "", lambda _: Decision(debts_paid=debts, garbage_freed=garbage))
+        for number in sorted({*range(record.next_number)} - {entry.number for entry in record.shards}):
+            while await self._strike_out(number):
+                pass
+
+    async def _strike_out(self, number: int) -> bool:
+        """Some of it; whether there was any. A shard that was away for long may be owed more than one commit should hold."""
+        debts, garbage = self._metastore.debts(number, STRUCK_OUT), self._metastore.garbage(number, STRUCK_OUT)
+        if not debts and not garbage:
+            return False
+        await self._committer.commit(STORE_WIDE, "", lambda _: Decision(debts_paid=debts, garbage_freed=garbage))
+        return True

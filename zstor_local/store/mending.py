@@ -7,8 +7,9 @@ reads or repairs it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Final
 
 import trio
@@ -31,6 +32,7 @@ from zstor_local.store.shares import ShareState
 from zstor_local.store.stored import Stored
 
 BATCH: Final = 200  # debts paid in one change
+PAGE: Final = 1_000  # debts read at once
 REMEMBERED: Final = 10_000  # versions on the repair list at most; a scrub finds the others
 AGAIN_SECONDS: Final = 600.0  # after what could not be mended, and between two looks for debts: a disk may have room by then
 MANY_IN_VAIN: Final = 10  # shares one after the other that a shard does not take: the others wait for the next look
@@ -44,6 +46,7 @@ class Mending:
     def __init__(
         self, core: Core, namespaces: Namespaces, health: Health, free_space: FreeSpace, objects: Objects, damaged_rows: DamagedRows
     ) -> None:
+        self._runtime = core.runtime
         self._metastore = core.metastore
         self._pool = core.pool
         self._committer = core.committer
@@ -121,8 +124,7 @@ class Mending:
 
     async def _pay(self, number: int) -> None:
         """Give a shard the records that it missed, then the shares, as long as it takes them."""
-        owed = self._metastore.debts(number)
-        await self.tell(number, [debt for debt in owed if debt.kind is Owed.RECORD])
+        await self._page_by_page(number, Owed.RECORD, partial(self.tell, number))
         in_vain = 0
         large = trio.Lock()  # each reads all other shares: none begins before the one before it is known to be in vain
 
@@ -138,7 +140,14 @@ class Mending:
                 if takes_more():
                     in_vain = 0 if await self._fill(stored, debt) else in_vain + 1
 
-        await for_each([debt for debt in owed if debt.kind is Owed.SHARE], fill)
+        await self._page_by_page(number, Owed.SHARE, lambda debts: for_each(debts, fill))
+
+    async def _page_by_page(self, number: int, kind: Owed, pay: Callable[[Sequence[Debt]], Awaitable[object]]) -> None:
+        """Have what a shard is owed of that kind paid. After a long absence it is more than anybody should hold at once."""
+        last: Debt | None = None
+        while found := await self._runtime.threads.run(self._metastore.debts, number, PAGE, last):
+            last = found[-1]
+            await pay([debt for debt in found if debt.kind is kind])
 
     async def tell(self, number: int, debts: Sequence[Debt]) -> None:
         """Give a shard the newest records of these rows, whether it was known or not that it lacks them."""

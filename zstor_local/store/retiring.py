@@ -23,7 +23,7 @@ from zstor_local.store.storewide import StoredRow, StoreWide
 TABLE: Final = "retire"  # of store-wide rows, by the id of a namespace that is no more
 EVERY: Final = 60.0  # seconds between two looks
 AGAIN: Final = 3_600.0  # after a server that did not do it: it may take longer than a server is waited for, and would be away each time
-FEW: Final = 1_000  # shares that are still to be freed: of more its server might have to free too many in one request
+FEW: Final = 1_000  # shares that are still to be freed, of more its server might have to free too many in one request; and debts
 SCHEMA: Final = 1
 
 log = logging.getLogger("zstor.store")
@@ -71,9 +71,9 @@ class Retiring:
         """Whether no shard may hold anything that a tombstone of the namespace has yet to bury, nor lack the end of the namespace."""
         if not self._committer.all_told or any(self._pool.state(number) != "ok" for number in self._pool.numbers):
             return False
-        if any(debt.space in (namespace, STORE_WIDE) for debt in self._metastore.debts()):
+        if self._metastore.garbage_count() > FEW or self._metastore.debts_count() > FEW:
             return False
-        return self._metastore.garbage_count() <= FEW
+        return not any(debt.space in (namespace, STORE_WIDE) for debt in self._metastore.debts())
 
     async def _gone(self, number: int, namespace: NamespaceId) -> bool:
         """Remove it there; nothing to do if that shard is none any more."""
