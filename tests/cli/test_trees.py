@@ -283,6 +283,9 @@ def test_a_tree_that_is_not_there_is_an_error_that_names_what_may_be_meant(daemo
         assert refused.returncode == 1
         assert b"phots" in refused.stderr
         assert b"did you mean 'photos/'?" in refused.stderr
+    for missing in ("photos", "photos/sub", "photos/sub//"):
+        assert b"hint: there are keys below it, as 'photos/" in zstor(daemon, "get", missing, "-").stderr
+    assert b"and no pipe" in zstor(daemon, "get", "-r", "photos", "-").stderr
     assert b"photos/\n" in done(zstor(daemon, "ls"))  # nothing was deleted
     assert json.loads(zstor(daemon, "rm", "-r", "--yes", "phots", "--json").stderr)["error"]["data"]["type"] == "not_found"
     remove(tree)

@@ -51,8 +51,10 @@ def get(
     that name yet. Nothing is written outside of it, or through a symbolic link.
     """
     if recursive:
-        if offset is not None or length is not None or file == "-":
+        if offset is not None or length is not None:
             raise click.UsageError("-r makes a directory; it takes neither --offset nor --length")
+        if file == "-":
+            raise click.UsageError("-r makes a directory, and no pipe: name it in place of the -")
         from zstor_local.cli.trees import get_tree
 
         return get_tree(options, key, file, force=force, outside=links_outside)

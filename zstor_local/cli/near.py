@@ -23,6 +23,9 @@ def nearer(error: Error, options: Options) -> Error:
 
         for kind in [kind for kind in _KINDS if kind in error.data]:
             wanted = str(error.data[kind])
+            if kind == "key" and (below := known("keys", options, f"{wanted.rstrip('/')}/")):
+                error.hint = f"there are keys below it, as {below[0]!r}: get and rm take all of them with -r"
+                break
             names = known(_KINDS[kind], options, wanted[:1])
             if wanted not in names and (found := get_close_matches(wanted, names, n=1)):
                 error.hint = f"did you mean {found[0]!r}? " + (error.hint or "")
