@@ -353,7 +353,7 @@ class _Simulation:
             nonlocal shards
             await trio.testing.wait_all_tasks_blocked()
             shards = staying(store)
-            nothing_left(store, cell(self.world, STORE), self.house.policy.m)
+            await nothing_left(store, cell(self.world, STORE), self.house.policy.m)
             await optimal(store, self.clients.names)
             await self.clients.read_all(store)
 

@@ -6,7 +6,8 @@ Each program begins with as many bad shares as may be lost, so that a single goo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -36,8 +37,10 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.health import Health
 from zstor_local.store.pace import unpaced
 from zstor_local.store.reading import stretch
+from zstor_local.store.rewriterow import RewriteRow
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
+from zstor_local.store.stored import Stored
 from zstor_local.store.writes import WriteOptions
 
 DEPTH: Final = Depth(1, torn=False)
@@ -73,10 +76,31 @@ async def write_beside_collect(client: Client) -> None:
 
 
 async def rewrite(client: Client) -> None:
-    job = await client.store.rewriting.start("default")
+    """The policy is changed behind the first object, and before the last one."""
+    store = client.store
+    first = (await objects(store))[0]
+    job = await store.rewriting.start("default")
+    while (await objects(store))[0].version == first.version:
+        await store.committer.news().wait()
+    await store.namespaces.change("default", lambda record: replace(record, policy=replace(record.policy, padding="padme")))
     while job.running:
         await job.news().wait()
     assert job.state == "done"
+
+
+async def objects(store: Store) -> Sequence[Stored]:
+    return [stored async for stored in store.objects.list("default", "", None, 100)]
+
+
+async def of_one_policy(store: Store) -> None:
+    """Whatever policy a namespace was given while it was written again, all of its objects have it."""
+    for job in store.jobs.list():
+        while job.running:
+            await job.news().wait()
+    namespace = store.namespaces.find("default")
+    for stored in await objects(store):
+        if namespace is None or stored.record.policy != namespace.policy:
+            raise BadState(f"{stored.record.key} is stored by {stored.record.policy}")
 
 
 OTHER: Final = {"small": SMALL, "large": LARGE}
@@ -193,6 +217,7 @@ def examine(state: Run, house: House) -> None:
 
     async def upkeep(client: Client) -> None:
         await look(client)
+        await of_one_policy(client.store)
         await repair_all(client)
         await scrub(client)
         await collect(client)
@@ -239,6 +264,12 @@ def free_without_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
         return True
 
     monkeypatch.setattr(Health, "is_needless", is_needless)
+
+
+def test_a_policy_that_is_changed_behind_a_rewrite_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RewriteRow, "asked_again", lambda self: self)
+    with pytest.raises(BadState, match="is stored by"):
+        sweep_upkeep(next(program for program in PROGRAMS if program.name == "rewrite"))
 
 
 def test_a_collect_that_does_not_ask_the_records_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
