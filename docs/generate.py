@@ -178,7 +178,11 @@ def man_of_commands() -> str:
     lines = ['.TH ZSTOR 1 "" "zstor\\-local"', ".SH NAME", "zstor \\- local, private, self\\-healing storage behind one Unix socket"]
     lines += [".SH SYNOPSIS", ".B zstor", "[OPTIONS] COMMAND [ARGS]..."]
     lines += [".SH DESCRIPTION", *_paragraphs(DESCRIPTION)]
-    lines += [".SH OPTIONS", "All commands take these, before or behind their name, but for --version.", *_list(shared)]
+    lines += [
+        ".SH OPTIONS",
+        r"These stand before the name of any command; all but \-\-version behind it too, where they mean something.",
+        *_list(shared),
+    ]
     lines += [".SH COMMANDS", *_commands(zstor, root, shared)]
     lines += [".SH EXIT STATUS", *_list(EXIT_STATUS), ".SH ENVIRONMENT", *_list(ENVIRONMENT), ".SH FILES", *_list(FILES)]
     lines += [".SH SEE ALSO", ".BR zstor\\-api (7), systemctl (1)"]

@@ -62,7 +62,7 @@ def call(options: Options, method: str, parameters: tuple[str, ...]) -> None:
 def _split(parameter: str) -> tuple[str, str, str]:
     found = _PARAMETER.match(parameter)
     if found is None:
-        raise click.UsageError(f"{parameter!r} is not NAME=TEXT, NAME:=JSON or NAME:@FILE")
+        raise click.UsageError(f"{parameter!r} is not NAME=TEXT, NAME:=JSON or fd:@FILE")
     return found["name"], found["sign"], found["value"]
 
 
