@@ -567,17 +567,26 @@ def traced() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("what", ["sent half", "took nothing"])
+@pytest.mark.parametrize("what", ["sent half", "took nothing", "did not wait"])
 async def test_a_connection_that_ended_leaves_nothing_large(world: World, what: str) -> None:
     @world.registry.method("huge")
     async def huge(call: Call, /) -> str:
         """More than the kernel buffers."""
         return "x" * 4_000_000
 
+    @world.registry.method("working")
+    async def working(call: Call, /) -> str:
+        """In the midst of something large."""
+        large = "x" * 4_000_000
+        await trio.sleep_forever()
+        return large
+
     async with world.serving() as server:
         async with world.client() as client:
             if what == "sent half":
                 await client.send('"' + "x" * 4_000_000)
+            elif what == "did not wait":
+                await client.request("working")
             else:
                 await client.request("huge")
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -586,6 +595,7 @@ async def test_a_connection_that_ended_leaves_nothing_large(world: World, what: 
             await trio.testing.wait_all_tasks_blocked()
         held, _ = tracemalloc.get_traced_memory()
         assert held < 500_000
+        assert not any(isinstance(each, Call) for each in gc.get_objects())
 
 
 @pytest.mark.usefixtures("traced")

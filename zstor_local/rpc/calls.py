@@ -152,6 +152,7 @@ class Calls:
         self._queue.clear()
         self._outbox.on_room = None
         self._tasks.clear()
+        self._by_id.clear()
 
     async def reply(self, answer: Answer, identity: Id, reply: bytes | None) -> None:
         """Add a call's reply to its message's answer; with the last one it is sent."""

@@ -107,7 +107,8 @@ class ClientConnection(Connection):
                     await self._finish()
                 finally:
                     self._calls.close()  # before the nursery takes no more tasks
-                self._nursery.cancel_scope.cancel()
+                    # Not by an error that leaves the nursery: what it cancels then refers to itself, with all that calls hold.
+                    self._nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError) as gone:
             log.debug("client %s: %s", self.peer, gone.exceptions[0])
         finally:
