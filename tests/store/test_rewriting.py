@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from zstor_local.store.caller import Nobody
 from zstor_local.store.jobs import Job
 from zstor_local.store.links import Previous
 from zstor_local.store.namespaces import Namespace
+from zstor_local.store.publishing import built_on_failed
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.rewriterow import TABLE, RewriteRow
 from zstor_local.store.rewriting import LOOKS, Rewriting
@@ -391,6 +393,25 @@ async def test_nothing_is_passed_over_while_clients_have_the_memory_for_streams(
         old = await put(store, "a", content(1, 700_000))
         assert (await rewritten(store))["objects"] == 1
         assert store.objects.find(name("a")).record.wrapped_key != old.record.wrapped_key
+
+
+async def test_nothing_is_passed_over_for_changes_of_others_that_fail(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Rewriting._again
+    tries = 0
+
+    async def beside_a_failed_change(self: Rewriting, *args: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2 * LOOKS:
+            raise built_on_failed()
+        await again(self, *args)
+
+    monkeypatch.setattr(Rewriting, "_again", beside_a_failed_change)
+    async with home.open() as store:
+        await put(store, "a", content(1, 10_000))
+        await change_policy(store)
+        assert (await rewritten(store))["objects"] == 1
+        assert await policies(store) == {OTHER}
 
 
 async def test_there_must_be_such_a_namespace(home: Home) -> None:

@@ -163,19 +163,19 @@ class Rewriting:
         await self._rows.change(TABLE, namespace.id.hex(), noted)
 
     async def _renew(self, name: ObjectName, begun_in: Namespace, shared: set[Version]) -> bool:
-        looks = 0
-        while looks < LOOKS:
+        seen: set[Version] = set()  # a conflict may also be with a change of somebody else's that failed
+        while len(seen) < LOOKS:
             namespace = self._namespaces.get(name.namespace)
             if namespace.id != begun_in.id:
                 raise NotFound(f"the namespace {name.namespace} was deleted meanwhile")
             try:
                 stored = self._objects.find(name)
+                seen.add(stored.version)
                 if stored.version not in shared:
                     await self._again(stored, namespace, shared)
             except NotFound:
                 return False
             except Conflict:
-                looks += 1
                 continue
             except Busy:  # for as long as it takes: what is passed over would keep its old data key
                 await trio.sleep(BUSY_SECONDS)
