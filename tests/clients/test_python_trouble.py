@@ -9,6 +9,7 @@ import queue
 import signal
 import socket
 import stat
+import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,14 @@ def client(place: Place) -> Iterator[Client]:
     with Client(place.daemon.socket) as connected:
         connected.call("rpc.ping")  # the daemon has accepted it: from here on it counts among the descriptors held
         yield connected
+
+
+def test_a_daemon_of_a_user_with_a_large_id_is_ones_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = struct.pack("=iII", 1, 3_000_000_000, 0)
+    monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: credentials)
+    monkeypatch.setattr(os, "getuid", lambda: 3_000_000_000)
+    with Client(place.daemon.socket) as connected:
+        assert connected.call("rpc.ping") == "pong"
 
 
 @pytest.fixture

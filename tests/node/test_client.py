@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from zstor_local.node.client import Disconnected, Node
+from tests.cli.fake_daemon import FakeDaemon
+from zstor_local.node.client import Disconnected, Node, connected
 
 
 async def test_after_a_call_that_was_cut_off_halfway_out_no_other_one_waits_for_an_answer() -> None:
@@ -72,6 +74,15 @@ async def test_what_the_daemon_cannot_read_leaves_no_call_without_an_answer() ->
             for _ in range(2):
                 with pytest.raises(Disconnected, match="could not read what was sent: it came slowly"):
                     await node.call("rpc.ping")
+
+
+async def test_a_socket_path_too_long_for_the_kernel_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with FakeDaemon(Path("s"), lambda peer: peer.answer(peer.receive(), {"pong": True})):
+        async with connected(str(deep / "s")) as node:
+            assert await node.call("rpc.ping") == {"pong": True}
 
 
 async def _cancel_when_stuck(scope: trio.CancelScope) -> None:

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Final, Self, TypeAlias, cast
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, InvalidParams, errno_text, typed_error
+from zstor_local.unix_socket import connectable, other_end
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Object: TypeAlias = Mapping[str, Json]
@@ -30,8 +30,6 @@ Progress: TypeAlias = Callable[[int, int | None, str], None]  # bytes done, byte
 
 _READ_BYTES: Final = 256 * limits.KIB
 _PATIENCE_SECONDS: Final = 2.0  # a daemon that is well has answered a cancel long before
-_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un, less its NUL
-_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
 
 
 IN_A_TERMINAL: Final = "start it in another terminal:  zstor daemon"
@@ -65,11 +63,12 @@ class Client:
         """
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _connect(connected, path)
+            with connectable(path) as place:
+                connected.connect(place)
         except OSError as error:
             connected.close()
             raise _no_connection(path, error, start) from None
-        uid = _server_uid(connected)
+        _, uid = other_end(connected)
         if uid != os.getuid():
             connected.close()
             raise NoDaemon(
@@ -267,23 +266,6 @@ def _no_connection(path: str, error: OSError, start: str) -> NoDaemon:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
         return NoDaemon(f"no daemon is running at {path}", hint=start)
     return NoDaemon(f"cannot talk to the daemon at {path}: {errno_text(error)}", hint=f"is it of another user? else {other}")
-
-
-def _connect(unconnected: socket.socket, path: str) -> None:
-    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
-        unconnected.connect(path)
-        return
-    place = Path(path)
-    directory = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        unconnected.connect(f"/proc/self/fd/{directory}/{place.name}")
-    finally:
-        os.close(directory)
-
-
-def _server_uid(connected: socket.socket) -> int:
-    _, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(uid)
 
 
 def _parse(line: bytes) -> Object:

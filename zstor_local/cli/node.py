@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -89,26 +89,31 @@ def _lines_of_input() -> Iterator[str]:
 
 async def _send(options: Options, log: str, lines: Iterable[str]) -> None:
     last = 0
-    try:
-        async with connected(options.load().socket) as node:
-            for line in lines:
-                last = max(time.time_ns() // 1_000_000, last + 1)  # of two equal messages in a millisecond each is one
-                sent = await send(node, log, line.encode(errors="surrogateescape"), timestamp=last)
-                _tell(options, sent)
-    except Disconnected as error:
-        raise NoDaemon(str(error), hint="start it in another terminal:  zstor daemon") from None
+    async with _connected(options) as node:
+        for line in lines:
+            last = max(time.time_ns() // 1_000_000, last + 1)  # of two equal messages in a millisecond each is one
+            sent = await send(node, log, line.encode(errors="surrogateescape"), timestamp=last)
+            _tell(options, sent)
 
 
 async def _receive(options: Options, log: str, into: Path | None, position: Position, wait: float | None, count: int | None) -> None:
+    with nullcontext() if into is None else Journal(into) as journal:
+        async with _connected(options) as node:
+            if journal is None or not journal.position.seq:
+                await _must_be_a_log(options, node, log, waits=wait is not None)
+            entries = receive(node, log, position if journal is None else journal.position, wait=wait)
+            await _keep(options, entries, journal, count)
+
+
+@asynccontextmanager
+async def _connected(options: Options) -> AsyncIterator[Node]:
+    """A connection to the daemon; NoDaemon, with how to start one, also where it breaks."""
+    config = options.load()
     try:
-        with nullcontext() if into is None else Journal(into) as journal:
-            async with connected(options.load().socket) as node:
-                if journal is None or not journal.position.seq:
-                    await _must_be_a_log(options, node, log, waits=wait is not None)
-                entries = receive(node, log, position if journal is None else journal.position, wait=wait)
-                await _keep(options, entries, journal, count)
+        async with connected(config.socket) as node:
+            yield node
     except Disconnected as error:
-        raise NoDaemon(str(error), hint="start it in another terminal:  zstor daemon") from None
+        raise NoDaemon(str(error), hint=options.how_to_start(config)) from None
 
 
 async def _must_be_a_log(options: Options, node: Node, log: str, *, waits: bool) -> None:

@@ -80,9 +80,9 @@ class Options:
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""
         config = self.load()
-        return Client.connect(config.socket, start=self._start(config), hanging=None if self.json else _tell_of_hanging)
+        return Client.connect(config.socket, start=self.how_to_start(config), hanging=None if self.json else _tell_of_hanging)
 
-    def _start(self, config: Config) -> str:
+    def how_to_start(self, config: Config) -> str:
         """How the daemon is started, for people: as it was installed, if it was."""
         from zstor_local.cli.units import installed_socket
 

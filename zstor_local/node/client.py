@@ -13,8 +13,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,10 +24,10 @@ from zstor_local import limits
 from zstor_local.errors import CorruptRecord, errno_text, typed_error
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid, parse
+from zstor_local.unix_socket import connectable, other_end
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
-_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: SO_PEERCRED of unix(7)
 _RECEIVE_BYTES: Final = 64 * limits.KIB
 
 
@@ -198,11 +196,12 @@ def _parse(line: bytes) -> Mapping[str, Any]:
 async def connected(path: str) -> AsyncIterator[Node]:
     """A connection to the daemon at this socket, which must run under our own user id; Disconnected."""
     try:
-        stream = await trio.open_unix_socket(path)
+        with connectable(path) as place:
+            stream = await trio.open_unix_socket(place)
     except OSError as error:
         raise Disconnected(f"no daemon answers at {path}: {errno_text(error)}") from None
     async with stream:
-        _, uid, _ = _UCRED.unpack(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        _, uid = other_end(stream.socket)
         if uid != os.getuid():
             raise Disconnected(f"the socket {path} belongs to a process of user id {uid}, not of yours")
         node = Node(stream)

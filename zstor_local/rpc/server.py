@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,10 +20,10 @@ from zstor_local.rpc.outbox import Cork
 from zstor_local.rpc.registry import Registry
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Jobs
+from zstor_local.unix_socket import Connected, other_end
 
 log = logging.getLogger("zstor.rpc")
 
-_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _UNMAPPED_UID: Final = 65534  # how a user outside our user namespace shows
 _LAST_REPLIES_SECONDS: Final = 1.0  # to send `shutting_down`; clients must not be able to delay the stop
 
@@ -138,7 +136,7 @@ class Server:
             self._closed.set()
 
 
-def peer_of(client: trio.socket.SocketType) -> Peer:
+def peer_of(client: Connected) -> Peer:
     """Who connected. Those are the credentials of connect(2): a descriptor handed on keeps its maker's."""
-    pid, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    pid, uid = other_end(client)
     return Peer(pid, uid)
