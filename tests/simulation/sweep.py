@@ -309,7 +309,8 @@ def first_error(error: BaseException) -> BaseException:
 
 
 async def check(client: Client, world: World, house: House, *, tidy: bool) -> None:
-    """The oracles on a store at rest."""
+    """The oracles on a store at rest: what was read before may have been found bad, and is being mended."""
+    await trio.testing.wait_all_tasks_blocked()
     truth = cell(world, STORE)
     check_logs(client.store, truth)
     check_rows(client.store, truth)

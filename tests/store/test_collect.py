@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from tests.store.test_damaged_rows import row, spoil
 from tests.store.test_scrub import scrubbed
 from zstor_local.errors import NotFound
-from zstor_local.metastore.base import CommitRefused, Intent
+from zstor_local.metastore.base import CommitRefused, Garbage, Intent
+from zstor_local.metastore.sqlite_lookups import SqliteLookups
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE
@@ -45,6 +47,30 @@ async def forget_row(home: Home, store: Store, key: str) -> None:
     """The metastore loses a key: neither its record nor a tombstone is left, as in a file that was restored or damaged."""
     metastore = store.metastore
     metastore._writer.execute("delete from record where name=?", (key.encode(),))  # type: ignore[attr-defined]
+
+
+async def test_what_is_to_be_freed_anyway_is_looked_up_and_not_read_as_a_whole(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a namespace was deleted there may be millions of rows that free its shares."""
+    looks: list[tuple[int | None, bool]] = []
+    garbage = SqliteLookups.garbage
+
+    def noted(self: SqliteLookups, shard: int, limit: int | None = None, first: ShareId | None = None) -> Sequence[Garbage]:
+        looks.append((limit, threading.current_thread() is threading.main_thread()))
+        return garbage(self, shard, limit, first)
+
+    async with home.open() as store:
+        await strays(home, store)
+        await put(store, "read", content(1, 10_000))
+        with store.freeing.lease(store.objects.find(name("read")).version):
+            await delete(store, "read")
+            monkeypatch.setattr(SqliteLookups, "garbage", noted)
+            report = Collected()
+            shard = store.pool.get(0)
+            assert shard is not None
+            await store.collect.shard(shard, Nobody(), report, dry_run=True, accept_loss=False, spend=unpaced)
+        assert (report.looked_at, report.left_behind) == (2, 1)
+    assert (1, False) in looks
+    assert None not in {limit for limit, _ in looks}
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -85,19 +85,15 @@ class Collect:
             caller.progress(report.looked_at, None)
             await spend(0)
             if len(suspects) >= AT_ONCE:
-                await self._settle(shard.number, suspects, report, dry_run=dry_run, accept_loss=accept_loss, spend=spend)
+                await self._settle(suspects, report, dry_run=dry_run, accept_loss=accept_loss, spend=spend)
                 suspects = []
         if suspects:
-            await self._settle(shard.number, suspects, report, dry_run=dry_run, accept_loss=accept_loss, spend=spend)
+            await self._settle(suspects, report, dry_run=dry_run, accept_loss=accept_loss, spend=spend)
 
-    async def _settle(
-        self, number: int, suspects: Iterable[Stray], report: Collected, *, dry_run: bool, accept_loss: bool, spend: Spend
-    ) -> None:
+    async def _settle(self, suspects: Iterable[Stray], report: Collected, *, dry_run: bool, accept_loss: bool, spend: Spend) -> None:
         """Judge suspects when everything that was being written has come to its end, and have freed what is left behind."""
         await self._committer.commit(STORE_WIDE, "", lambda _: Decision())
-        pending = {garbage.share for garbage in self._metastore.garbage(number)}
-        intended = {intent.version for intent in self._metastore.intents()}
-        left = [stray for stray in suspects if stray.share not in pending and stray.share.version not in intended]
+        left = await self._runtime.threads.run(self._without_row, suspects)
         if not left:
             return
         strays = self._strays()
@@ -119,6 +115,16 @@ class Collect:
         kept = [each for each in judged if each.stray not in free]
         report.kept += len(kept)
         report.found += kept[: REPORTED - len(report.found)]
+
+    def _without_row(self, strays: Iterable[Stray]) -> list[Stray]:
+        """Those that no row frees already, nor names as a large write under way."""
+        intended = {intent.version for intent in self._metastore.intents()}
+        rows = self._metastore.garbage
+        return [
+            stray
+            for stray in strays
+            if stray.share.version not in intended and all(row.share != stray.share for row in rows(stray.shard, 1, stray.share))
+        ]
 
     def _still_stray(self, strays: Collection[Stray]) -> list[Garbage]:
         """In the committer's thread: rows for those that no record names even now."""

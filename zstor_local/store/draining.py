@@ -33,7 +33,6 @@ from zstor_local.store.storewide import StoreWide
 TABLE: Final = "drain"
 PAGE: Final = 200  # objects looked at between two notes of how far it has come
 NAMED: Final = 100  # objects that an error names
-ALL: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ class Drain:
         await self._health.turns.wait()  # a repair that is under way may be moving a share to it
         began, until = self._runtime.clock.now(), self._committer.state.sequence
         # A share that was moved elsewhere and is still to be freed here may be the last that is good.
-        moved = self._metastore.garbage(number, ALL) if self._pool.state(number) == "ok" else ()
+        moved = await self._runtime.threads.run(self._metastore.garbage, number) if self._pool.state(number) == "ok" else ()
         here = {row.share.version for row in moved}
         lost: list[str] = []
         seen = 0
