@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -210,6 +211,20 @@ def test_ctrl_c_after_the_commit_gives_the_true_result(tmp_path: Path) -> None:
 
     with FakeDaemon(tmp_path / "s", serve) as daemon, Client.connect(str(daemon.path)) as client:
         assert client.call("object.write_file", {}) == "done"
+
+
+def test_ctrl_c_as_the_answer_is_given_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(dict[str, Any]):
+        def get(self, name: str, default: object = None) -> object:
+            if name == "result":
+                signal.raise_signal(signal.SIGINT)
+            return super().get(name, default)
+
+    monkeypatch.setattr(client_module, "_parse", lambda line: Interrupted(json.loads(line)))
+    with FakeDaemon(tmp_path / "s", pong) as daemon, Client.connect(str(daemon.path)) as client:
+        assert client.call("rpc.ping", {}) == "pong"
+        with pytest.raises(KeyboardInterrupt):
+            client.call("rpc.ping", {})
 
 
 def test_who_waits_for_a_daemon_that_hangs_is_told_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,17 +104,20 @@ class Client:
         meta = params.get("_meta", {})
         if progress is not None and isinstance(meta, Mapping):
             params = {**params, "_meta": {**meta, "progressToken": self._last_id}}
-        with _Interrupts(self._hanging) as interrupts:
-            self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, interrupts, fds)
-            while True:
-                message = self._receive(interrupts)
-                if message.get("method") == "notifications/progress" and progress is not None:
-                    _show(message.get("params"), progress)
-                elif "method" not in message and message.get("id") in (self._last_id, None):
-                    self._interrupted = interrupts.count > 0
-                    if (fault := message.get("error")) is not None:
-                        raise typed_error(fault)
-                    return message.get("result")
+        interrupts = _Interrupts(self._hanging)
+        try:
+            with interrupts:
+                self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params}, interrupts, fds)
+                while True:
+                    message = self._receive(interrupts)
+                    if message.get("method") == "notifications/progress" and progress is not None:
+                        _show(message.get("params"), progress)
+                    elif "method" not in message and message.get("id") in (self._last_id, None):
+                        if (fault := message.get("error")) is not None:
+                            raise typed_error(fault)
+                        return message.get("result")
+        finally:
+            self._interrupted = interrupts.count > 0  # when no more are counted
 
     def items(
         self, method: str, params: Object, *, member: str = "items", damaged: Callable[[CorruptRecord], object] | None = None
@@ -196,9 +199,9 @@ class _Interrupts:
 
     def __init__(self, hanging: Callable[[], None] | None) -> None:
         self._hanging = hanging
+        self.count = 0
 
     def __enter__(self) -> Self:
-        self.count = 0
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._heard = in_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a shell's background job ignores it
