@@ -169,6 +169,14 @@ def test_relative_paths_in_flags_and_environment_are_refused_by_name() -> None:
         load(namespace="No.Dots")
 
 
+def test_paths_that_are_not_utf_8_are_refused_before_anything_is_made_there() -> None:
+    for environment in ({"XDG_DATA_HOME": "/d\udce9"}, {"HOME": "/home/caf\udce9"}, {"ZSTOR_SOCKET": "/\udce9"}):
+        with pytest.raises(ConfigError, match=r"\\udce9.*not UTF-8"):
+            load(**environment)
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load('allowed_roots = ["~/in"]', HOME="/\udce9", XDG_DATA_HOME="/d", XDG_CONFIG_HOME="/c", XDG_RUNTIME_DIR="/r")
+
+
 def test_without_a_home_the_message_says_what_to_set() -> None:
     with pytest.raises(ConfigError, match="set HOME"):
         load_config(text=None, file=FILE, environment={})

@@ -102,7 +102,8 @@ def load_config(
 ) -> Config:
     """The configuration from a file's text (None: there is no file), the environment, and the flags `--socket` and `--namespace`.
 
-    Raises ConfigError for an unknown key, a wrong type, a value out of range, a relative path, or text that is not TOML.
+    Raises ConfigError for an unknown key, a wrong type, a value out of range, a path that is relative or not UTF-8, or text that is not
+    TOML.
     """
     top = Source(file, text or "", home=environment.get("HOME", "")).top()
     policy = _policy(top)
@@ -129,7 +130,17 @@ def load_config(
         file=file,
     )
     top.refuse_the_rest()
+    for path in (config.store, config.socket, config.master_key_file, *config.allowed_roots, *(shard.url for shard in config.shards)):
+        _check_text(path)
     return config
+
+
+def _check_text(path: str) -> None:
+    """ConfigError for a path that is not UTF-8: Python takes such bytes for lone surrogates, which no answer could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the path {path!r} is not UTF-8; name another place in the configuration or the environment") from None
 
 
 def _socket(environment: Mapping[str, str], *, flag: str | None, from_file: str | None) -> str:
