@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from math import nan
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 
 from tests.access.test_lying_owner import GOOD
 from tests.model.samples import SHORTEST
@@ -21,6 +23,7 @@ from zstor_local.access import joined_before, joined_rows
 from zstor_local.access.authority import Authority
 from zstor_local.access.joined import Joined
 from zstor_local.access.joined_rows import Rows
+from zstor_local.access.joining import Joining
 from zstor_local.coding.keys import NamespaceKeys
 from zstor_local.errors import IoError
 from zstor_local.model.ids import KeyHash, Version
@@ -337,3 +340,19 @@ async def test_a_letter_that_cannot_be_opened_just_now_waits(store: Store, rows:
     monkeypatch.setattr(shard._letters, "ask", reply)
     monkeypatch.setattr(store.rows, "get", gone)
     assert await shard.letter(GOOD) is GOOD
+
+
+async def test_what_is_left_is_forgotten_though_who_leaves_it_goes_away(
+    store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining = Joining(store, cast("Authority", None), cast("Network", None))
+    joining._joined["photos"] = Joined(store, cast("Network", None), cast("Authority", None), "photos", GOOD, 1, rows)
+    with trio.CancelScope() as scope:
+
+        async def removed(table: str, name: str) -> None:
+            scope.cancel()  # when its row is gone
+
+        monkeypatch.setattr(store.rows, "remove", removed)
+        await joining.leave("photos")
+    assert SPACE not in store.sealer.foreign
+    assert not Path(rows._path).exists()

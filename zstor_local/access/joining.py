@@ -137,7 +137,8 @@ class Joining:
         for number in joined.shards:
             self._store.pool.joined.pop(number, None)
         self._store.reading.joined.pop(joined.namespace.id, None)
-        await joined.leave()
+        with trio.CancelScope(shield=True):
+            await joined.leave()
         self._store.sealer.foreign.pop(joined.namespace.id, None)
 
     def _must_be_anothers(self, given: Pass) -> None:
