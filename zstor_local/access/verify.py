@@ -172,7 +172,7 @@ def _decode(part: str) -> bytes:
 
 
 def _object(data: bytes, what: str) -> Mapping[str, object]:
-    """A JSON object in UTF-8, without duplicate members, NaN, deep nesting or integers that JSON readers disagree on."""
+    """A JSON object in UTF-8, without duplicate members, NaN or deep nesting."""
     try:
         value = json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_members, parse_constant=_constant)
     except (ValueError, RecursionError):

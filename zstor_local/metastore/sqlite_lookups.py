@@ -10,13 +10,12 @@ from typing import Any, Final, TypeVar
 from zstor_local.errors import DAMAGED_ROW_HINT, IoError, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
-from zstor_local.model.record import Envelope, Kind
+from zstor_local.model.record import KINDS, Envelope, Kind
 
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 _SEQUENCE: Final = 6  # its place behind space and name
 _AT_ONCE: Final = 500  # values in one query
 _ENVELOPE_TYPES: Final[list[type]] = [bytes, bytes, bytes, bytes, int]
-_KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema gives each column its type, unless the file is damaged
 
 T = TypeVar("T")
@@ -160,7 +159,7 @@ def _envelope(kind: int, space: bytes, key_hash: bytes, version: bytes, sequence
     # Every read and write of a small object comes through here: the types are looked at in one go.
     if [type(space), type(key_hash), type(version), type(sealed), type(sequence)] != _ENVELOPE_TYPES or sequence < 0:
         raise ValueError
-    return Envelope(_KINDS[kind], NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
+    return Envelope(KINDS[kind], NamespaceId(space), KeyHash(key_hash), Version(version), sequence, sealed)
 
 
 def _row(space: bytes, name: bytes, *columns: object) -> Row:
