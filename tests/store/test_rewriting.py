@@ -25,7 +25,7 @@ from zstor_local.store.links import Previous
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.publishing import built_on_failed
 from zstor_local.store.renaming import Renaming
-from zstor_local.store.rewriterow import TABLE, RewriteRow
+from zstor_local.store.rewriterow import MOVED, TABLE, RewriteRow
 from zstor_local.store.rewriting import LOOKS, Rewriting
 from zstor_local.store.rotation import METHOD
 from zstor_local.store.store import Store
@@ -261,6 +261,64 @@ async def test_one_that_is_asked_for_at_the_end_of_another_is_carried_out(home: 
         assert (await ended(job)).state == (await ended(*asked)).state == "done"
         assert store.objects.find(name("a")).version != old.version
         assert not is_noted(store)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["to its end", "over a restart"])
+@pytest.mark.parametrize("how", ["renamed", "renamed twice", "renamed and written anew", "copied and overwritten"])
+async def test_what_gets_a_key_that_it_has_come_past_is_not_passed_over(
+    home: Home, monkeypatch: pytest.MonkeyPatch, how: str, again: bool
+) -> None:
+    async with home.open() as store:
+        for key in "mnoz":
+            await put(store, key, content(1, 10_000))
+        known = {store.objects.find(name(key)).version for key in "mnoz"}
+        await change_policy(store)
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
+        with monkeypatch.context() as patch:
+            patch.setattr(rewriting, "BATCH", 1)
+            steps = step_by_step(patch)
+            job = await store.rewriting.start("default")
+            for _ in range(2):
+                await steps.receive()
+            move = renaming.copy if how.startswith("copied") else renaming.rename
+            await move(name("z"), "a", None, Nobody(), exclusive=False)
+            if how == "renamed twice":
+                await renaming.rename(name("a"), "mm", None, Nobody(), exclusive=False)
+            elif how != "renamed":
+                await put(store, "z", b"another")
+            if not again:
+                await go_on(steps, job)
+    async with home.open() as store:
+        for job in store.jobs.list():
+            assert (await ended(job)).state == "done"
+        assert known.isdisjoint({store.objects.find(name(key)).version for key in await keys(store)})
+        assert await policies(store) == {OTHER}
+        assert store.rows.names(MOVED) == store.rows.names(TABLE) == []
+
+
+async def test_once_it_has_come_past_all_keys_it_waits_for_no_end_of_what_others_rename(home: Home) -> None:
+    async with home.open() as store:
+        for key in "yz":
+            await put(store, key, content(1, 10_000))
+        space = store.namespaces.get("default").id.hex()
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
+        await store.rows.put(TABLE, space, RewriteRow().encode())
+        await renaming.rename(name("z"), "b", None, Nobody(), exclusive=False)
+        await store.rows.put(TABLE, space, RewriteRow(past_all=True).encode())
+        await renaming.rename(name("y"), "a", None, Nobody(), exclusive=False)
+        assert store.rows.names(MOVED) == [f"{space}/b"]
+
+
+async def test_what_was_noted_of_other_keys_goes_with_the_namespace(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        for key in "mz":
+            await put(store, key, content(1, 10_000))
+        step_by_step(monkeypatch)
+        await store.rewriting.start("default")
+        await Renaming(store.core, store.namespaces, store.freeing).rename(name("z"), "a", None, Nobody(), exclusive=False)
+        assert len(store.rows.names(MOVED)) == 1
+        await store.removal.remove("default", Nobody())
+        assert store.rows.names(MOVED) == store.rows.names(TABLE) == []
 
 
 async def test_it_goes_by_the_policy_that_is_committed(home: Home) -> None:

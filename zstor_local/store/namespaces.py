@@ -26,8 +26,8 @@ from zstor_local.store.change import Decision, NewRecord, RowName
 from zstor_local.store.core import Core
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there
+from zstor_local.store.rewriterow import MOVED, RewriteRow
 from zstor_local.store.rewriterow import TABLE as REWRITE_TABLE
-from zstor_local.store.rewriterow import RewriteRow
 from zstor_local.store.storewide import StoreWide
 
 PERMISSIONS_TABLE: Final = "permission"  # of store-wide rows: who may do what in a namespace, kept by the built-in authority
@@ -310,8 +310,9 @@ class Namespaces:
             for table, name in ((PERMISSIONS_TABLE, namespace.name), (REWRITE_TABLE, namespace.id.hex())):
                 if self._rows.is_there(table, name):
                     records.update(self._rows.removed(table, name))
-            for invited in self._rows.names(INVITED_TABLE, f"{namespace.id.hex()}/"):
-                records.update(self._rows.removed(INVITED_TABLE, invited))
+            for table in (INVITED_TABLE, MOVED):
+                for name in self._rows.names(table, f"{namespace.id.hex()}/"):
+                    records.update(self._rows.removed(table, name))
             if servers := self._on_servers():
                 records.update(self._rows.written(RETIRE_TABLE, namespace.id.hex(), still_there(servers)))
             return Decision(records)

@@ -18,7 +18,9 @@ from zstor_local.store.edits import Edits, Object
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.links import rename_links, unlink
 from zstor_local.store.namespaces import Namespaces
+from zstor_local.store.rewriterow import moved
 from zstor_local.store.stored import Stored, no_key, open_object, with_debts
+from zstor_local.store.storewide import StoreWide
 from zstor_local.store.writes import check_version
 
 Change = Callable[[Edits, Object], None]
@@ -34,6 +36,7 @@ class Renaming:
         self._committer = core.committer
         self._namespaces = namespaces
         self._freeing = freeing
+        self._rows = StoreWide(core)
 
     async def rename(self, name: ObjectName, new_key: str, if_version: Version | None, caller: Caller, *, exclusive: bool) -> Stored:
         """The object has another key from now on; its version, times, references and place in its list stay."""
@@ -86,9 +89,11 @@ class Renaming:
                 raise AlreadyExists(
                     f"the key {new_key!r} exists already", hint="leave `exclusive` out to replace it", current=target.version.hex()
                 )
-            if new_key != name.key:
-                change(edits, source)
-            return edits.decision(self._runtime.clock.now())
+            if new_key == name.key:
+                return edits.decision(self._runtime.clock.now())
+            change(edits, source)
+            decision = edits.decision(self._runtime.clock.now())
+            return replace(decision, records={**decision.records, **moved(self._rows, namespace.id, name.key, new_key)})
 
         caller.begin_commit()
         committed = await self._committer.commit(namespace.id, new_key, decide)

@@ -31,7 +31,7 @@ from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.namespaces import Namespace, Namespaces, no_namespace
 from zstor_local.store.reading import stretch
 from zstor_local.store.reads import Objects
-from zstor_local.store.rewriterow import TABLE, RewriteRow
+from zstor_local.store.rewriterow import MOVED, TABLE, RewriteRow
 from zstor_local.store.sources import BytesSource, ChannelSource
 from zstor_local.store.stored import Stored
 from zstor_local.store.storewide import StoredRow, StoreWide
@@ -139,17 +139,26 @@ class Rewriting:
         shared: set[Version] = set()  # written now, for several keys
         while rows := self._metastore.scan(namespace.id, "", after, BATCH):
             for each in rows:
-                try:
-                    result.objects += await self._renew(ObjectName(namespace.name, each.name), namespace, shared)
-                except (CorruptRecord, Unreadable) as error:
-                    if _may_be_read_again(error):
-                        raise
-                    result.unreadable += [each.name][: TOLD - len(result.unreadable)]
-                job.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
+                await self._one(each.name, namespace, shared, result, job)
             after = rows[-1].name
             await self._note(namespace, partial(replace, after=after, done=result.objects))
+        await self._note(namespace, partial(replace, past_all=True))
+        prefix = f"{namespace.id.hex()}/"
+        while moved := self._rows.names(MOVED, prefix):
+            for name in moved:
+                await self._one(name.removeprefix(prefix), namespace, shared, result, job)
+                await self._rows.remove(MOVED, name)
         await self._note(namespace, lambda row: RewriteRow() if row.again else None)
         return result
+
+    async def _one(self, key: str, namespace: Namespace, shared: set[Version], result: Rewritten, job: Job) -> None:
+        try:
+            result.objects += await self._renew(ObjectName(namespace.name, key), namespace, shared)
+        except (CorruptRecord, Unreadable) as error:
+            if _may_be_read_again(error):
+                raise
+            result.unreadable += [key][: TOLD - len(result.unreadable)]
+        job.progress(result.objects, max(result.objects, self._metastore.usage(namespace.id).objects))
 
     async def _note(self, namespace: Namespace, change: Callable[[RewriteRow], RewriteRow | None]) -> None:
         """Make the row what `change` says, None to remove it. NotFound if the namespace went, and it with it."""
