@@ -35,7 +35,7 @@ async def test_memory_is_given_back_whenever_some_more_has_become_resident(autoj
         given_back.append(resident // MIB)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(process.give_back_memory, lambda: resident, give_back)
+        nursery.start_soon(process.give_back_memory, lambda: resident, lambda: 0.0, give_back)
         for resident in (100 * MIB, 130 * MIB, 133 * MIB, 134 * MIB, 50 * MIB, 81 * MIB, 83 * MIB):  # noqa: B007 (give_back reads it)
             await trio.sleep(11)
             await trio.testing.wait_all_tasks_blocked()
@@ -43,11 +43,46 @@ async def test_memory_is_given_back_whenever_some_more_has_become_resident(autoj
     assert given_back == [133, 83]
 
 
+async def test_memory_is_given_back_once_after_a_busy_time(autojump_clock: trio.testing.MockClock) -> None:
+    """What was in use when it was last given back is free by then, and nothing grows any more."""
+    worked, given_back = 0.0, []
+
+    def give_back() -> None:
+        given_back.append(worked)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(process.give_back_memory, lambda: 100 * MIB, lambda: worked, give_back)
+        await trio.testing.wait_all_tasks_blocked()
+        for worked in (5.0, 10.0, 10.5, 11.0, 15.0, 15.1, 15.2):  # noqa: B007 (give_back reads it)
+            await trio.sleep(10)
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert given_back == [10.5, 15.1]
+
+
 def test_what_lies_free_below_a_piece_in_use_is_given_back() -> None:
     ran = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True)
     full, kept, left = (int(number) // MIB for number in ran.stdout.split())
     assert kept > 150, "nothing to give back"
     assert left < full - 150
+
+
+OLD = """
+import gc
+from zstor_local.process import collect_seldom
+collect_seldom()
+looks = []
+gc.callbacks.append(lambda phase, info: looks.append(info["generation"]) if phase == "start" else None)
+living = [[] for _ in range(1_000_000)]
+print(looks.count(0), looks.count(2))
+"""
+
+
+def test_what_lives_for_long_is_seldom_looked_through() -> None:
+    ran = subprocess.run([sys.executable, "-c", OLD], capture_output=True, text=True, check=True)
+    young, old = map(int, ran.stdout.split())
+    assert young > 1_000
+    assert old == 0
 
 
 DUMPABLE = """

@@ -80,6 +80,7 @@ def main(config: Config, reread: Callable[[], Config], say: Say) -> None:
     process.log_to_stderr()
     process.keep_secrets()
     process.keep_buffers()
+    process.collect_seldom()
     process.allow_descriptors()
     notifier = Notifier.from_environment(os.environ)
     with _refusing():
@@ -234,7 +235,7 @@ async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListen
         say(_state(store), health=store.health)
         say(f"listening on {config.socket}", listening=config.socket)
         ready()
-        beside.start_soon(process.give_back_memory, process.resident_bytes, process.give_back)
+        beside.start_soon(process.give_back_memory, process.resident_bytes, process.cpu_seconds, process.give_back)
         beside.start_soon(parts.telling.run)
         beside.start_soon(parts.letters.run)
         beside.start_soon(parts.cas.keeping.collect_daily, parts.leftovers.let_go)

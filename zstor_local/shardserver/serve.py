@@ -87,7 +87,7 @@ async def run(runtime: Runtime, settings: Settings, ready: Callable[[str], None]
 
                     heeding = partial(heed, signals, gently=stop, at_once=nursery.cancel_scope.cancel)
                     nursery.start_soon(heeding)
-                    nursery.start_soon(process.give_back_memory, process.resident_bytes, process.give_back)
+                    nursery.start_soon(process.give_back_memory, process.resident_bytes, process.cpu_seconds, process.give_back)
                     nursery.start_soon(Compaction(volume).run)
                     nursery.start_soon(_refresh_trust, [each for each in settings.trust if _is_url(each)], keeper, verifier)
                     ready(_url(settings, listener))
