@@ -29,6 +29,8 @@ from zstor_local.store.faults import StoreFault
 from zstor_local.store.opening import open_store
 from zstor_local.store.pace import unpaced
 from zstor_local.store.rebuild import Report, rebuild
+from zstor_local.store.rewriterow import MOVED
+from zstor_local.store.rewriterow import TABLE as REWRITE
 from zstor_local.store.sources import BytesSource
 from zstor_local.store.store import Store
 from zstor_local.store.unlocking import KEYS_ROW
@@ -81,6 +83,8 @@ async def nothing_left(store: Store, truth: Cell, m: int) -> None:
         raise BadState(f"{len(truth.intents)} intents are left")
     if store.namespaces.half_deleted():
         raise BadState("a namespace is half deleted")
+    if staying(store) >= m and (rows := [*store.rows.names(REWRITE), *store.rows.names(MOVED)]):
+        raise BadState(f"rewrites are not at their end: {rows}; {[job.error for job in store.jobs.list()]}")
     if store.rotation.pending:
         raise BadState("records are still to be sealed anew")
     draining = [entry.id for entry in store.places.record.shards if entry.draining]
