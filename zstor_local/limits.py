@@ -83,6 +83,7 @@ RESERVE_BYTES: Final = 32 * MIB  # of a disk, kept from writes so that deletes g
 METASTORE_RESERVE_BYTES: Final = 8 * MIB  # given up when other programs have filled even that
 ROW_BYTES: Final = MIB  # a store-wide row's value: an eighth of a log segment on every shard
 GROUP_CHANGES: Final = 256  # changes that one group commit takes at most
+ROWS_BYTES: Final = 8 * MIB  # of rows that are read from the metastore at once, but for the last
 GROUP_BYTES: Final = 8 * MIB  # of their records and references, but for the last change's: 10,000 references are some megabytes
 
 # --- Content ---

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from zstor_local import limits
 from zstor_local.metastore.base import (
     Debt,
     Garbage,
@@ -133,6 +134,23 @@ class MetastoreLaws:
             assert len(page) <= 7
             found += page
         assert found == everything
+
+    def test_large_rows_come_a_few_at_a_time(self, metastore: Metastore, monkeypatch: pytest.MonkeyPatch) -> None:
+        everything = [f"key{number:03}" for number in range(25)]
+        metastore.commit(transaction(*[row(name, number + 1) for number, name in enumerate(everything)], sequence=25))
+        size = len(metastore.scan(SPACE, "", None, 1)[0].envelope.sealed)
+        monkeypatch.setattr(limits, "ROWS_BYTES", 3 * size)
+        found: list[str] = []
+        while page := names(metastore.scan(SPACE, "key", found[-1] if found else None, 7)):
+            assert len(page) <= 4
+            found += page
+        assert found == everything
+        since = 0
+        while rows := metastore.changes(SPACE, since, 7):
+            assert len(rows) <= 4
+            assert names(rows) == everything[since : since + len(rows)]
+            since = rows[-1].envelope.sequence
+        assert since == 25
 
     def test_rows_are_found_by_the_version_they_name(self, metastore: Metastore) -> None:
         first, copied = row("a", 1), replace(row("b", 2), envelope=replace(envelope(2), version=version(1)))

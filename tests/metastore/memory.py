@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 
+from zstor_local import limits
 from zstor_local.metastore.base import (
     REPLACING,
     CommitUnknown,
@@ -24,6 +25,18 @@ from zstor_local.model.ids import NamespaceId, ReferenceHash, ShareId, StoreId, 
 from zstor_local.model.record import Envelope, Kind
 
 _Name = tuple[NamespaceId, str]
+
+
+def _some(rows: Sequence[Row]) -> list[Row]:
+    """As many of the first as may be in memory."""
+    size = 0
+    found: list[Row] = []
+    for row in rows:
+        if size >= limits.ROWS_BYTES:
+            break
+        found.append(row)
+        size += len(row.envelope.sealed)
+    return found
 
 
 def _place(debt: Debt) -> tuple[Version, int, int, NamespaceId, bytes]:
@@ -95,7 +108,7 @@ class MemoryMetastore:
         with self._whole:
             found = [Row(*row, envelope) for row, envelope in self.cell.records.items() if row[0] == space]
         wanted = [row for row in found if row.name.startswith(prefix) and (after is None or row.name.encode() > after.encode())]
-        return sorted(wanted, key=lambda row: row.name.encode())[:limit]
+        return _some(sorted(wanted, key=lambda row: row.name.encode())[:limit])
 
     def named(self, version: Version) -> list[Row]:
         with self._whole:
@@ -106,7 +119,7 @@ class MemoryMetastore:
         with self._whole:
             everything = [*self.cell.records.items(), *self.cell.tombstones.items()]
         found = [Row(*row, envelope) for row, envelope in everything if row[0] == space and envelope.sequence > since]
-        return sorted(found, key=lambda row: row.envelope.sequence)[:limit]
+        return _some(sorted(found, key=lambda row: row.envelope.sequence)[:limit])
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
         with self._whole:

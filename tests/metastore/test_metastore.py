@@ -358,6 +358,15 @@ def tamper(path: str, statement: str) -> None:
         db.execute(statement)
 
 
+def test_a_scan_meets_no_row_without_the_prefix(path: str, sqlite: SqliteMetastore) -> None:
+    """They may be large, and there may be many."""
+    sqlite.commit(Transaction(StoreState(), [row("a/1", 1), row("b", 2)]))
+    tamper(path, "update record set name=x'ff' where name=x'62'")
+    assert [each.name for each in sqlite.scan(SPACE, "a/", None, 10)] == ["a/1"]
+    with pytest.raises(MetastoreDamaged):
+        sqlite.scan(SPACE, "", None, 10)
+
+
 # --- Errors of the system ---
 
 

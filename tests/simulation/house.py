@@ -73,12 +73,13 @@ HOUSES: Final = (
 
 @contextmanager
 def small_limits() -> Iterator[None]:
-    """Logs whose segments are soon full, and share files of a few KiB: the same paths for less work."""
+    """Logs whose segments are soon full, share files of a few KiB, and a few rows read at once: the same paths for less work."""
     level = logging.getLogger("zstor").level
     logging.getLogger("zstor").setLevel(logging.CRITICAL + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "SEGMENT_BYTES", 1 << 13)
         patch.setattr(limits, "SMALL_SHARE_BYTES", 1 << 11)
+        patch.setattr(limits, "ROWS_BYTES", 1 << 10)
         try:
             yield
         finally:

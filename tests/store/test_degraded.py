@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, name, put, share_place, small_shares
+from zstor_local import limits
 from zstor_local.errors import NoSpace, NotEnoughShards, NotFound, OutcomeUnknown, Unreadable
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.policy import Policy
@@ -166,6 +167,21 @@ async def test_what_a_shard_is_owed_after_a_long_absence_is_never_held_all_at_on
         await store.mending.mend()
         assert store.metastore.debts_count() == 0
         assert (max(read), sum(read) >= 20) == (7, True)
+
+
+async def test_large_records_are_told_a_few_in_a_commit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    async with home.open() as store:
+        home.take_away(2)
+        for number in range(20):
+            await store.rows.put("name", f"{number}", content(number, 3_000))
+        monkeypatch.setattr(limits, "GROUP_BYTES", 10_000)
+        monkeypatch.setattr(store.mending, "wake", lambda: None)  # the test mends
+        home.engines.before_commit = lambda each: told.append(len(each.debts_paid))
+        await home.return_to(store, 2)
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+        assert max(told) <= 4
 
 
 async def test_an_overwrite_pays_the_debts_of_the_version_it_replaces(home: Home) -> None:

@@ -19,6 +19,7 @@ import trio.testing
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, name, put, share_place, small_shares
 from tests.store.test_scrub import scrubbed
+from zstor_local import limits
 from zstor_local.errors import (
     AlreadyExists,
     Conflict,
@@ -30,7 +31,8 @@ from zstor_local.errors import (
     ShuttingDown,
     Unavailable,
 )
-from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Transaction
+from zstor_local.metastore.base import CommitUnknown, Garbage, Metastore, Row, Transaction
+from zstor_local.model.ids import NamespaceId
 from zstor_local.model.policy import Policy
 from zstor_local.model.storewide import ShardsRecord
 from zstor_local.shards.marker import Marker
@@ -294,6 +296,27 @@ async def test_force_forgets_a_shard_at_once_unless_objects_would_be_lost(home: 
         for key in OBJECTS:
             await store.shares_health.repair(store.objects.find(name(key)), Nobody())
         await check_objects(store)
+
+
+async def test_the_stores_own_records_are_read_a_few_at_a_time_for_a_new_shard(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    async with home.open() as store:
+        for number in range(20):
+            await store.rows.put("name", f"{number}", content(number, 3_000))
+        scan = store.metastore.scan
+
+        def measured(space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
+            rows = scan(space, prefix, after, limit)
+            read.append(sum(len(row.envelope.sealed) for row in rows))
+            return rows
+
+        monkeypatch.setattr(limits, "ROWS_BYTES", 10_000)
+        monkeypatch.setattr(store.metastore, "scan", measured)
+        added = await store.membership.add(str(spare(home)), None)
+        await store.mending.mend()
+        assert store.metastore.debts_count() == 0
+        assert max(read) <= 14_000
+        assert sum(store.pool.state(number) == "ok" for number in store.pool.numbers) == added.number + 1
 
 
 async def test_what_a_removed_shard_was_owed_and_held_is_struck_out_in_small_changes(

@@ -12,9 +12,11 @@ import pytest
 import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, get, keys, name, opened_blocks, put
+from zstor_local import limits
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, Incomplete, NotFound
 from zstor_local.model.policy import Policy
 from zstor_local.store.caller import Nobody
+from zstor_local.store.changes import Changes
 from zstor_local.store.pace import RECORDS_A_TURN
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import FileSink, PipeSink
@@ -371,6 +373,19 @@ async def test_a_list_longer_than_a_turn_is_whole(home: Home) -> None:
             for key in wanted:
                 nursery.start_soon(put, store, key, b"")
         assert await keys(store) == wanted
+
+
+async def test_large_records_are_read_a_few_at_a_time_and_all_are_listed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        for number in range(20):
+            await put(store, f"k/{number:02}", b"", WriteOptions(user={"a": "x" * 3_000}))
+        monkeypatch.setattr(limits, "ROWS_BYTES", 10_000)
+        assert await keys(store) == [f"k/{number:02}" for number in range(20)]
+        assert [each.record.key async for each in store.objects.list("default", "k/", "k/03", 6)] == [f"k/{n:02}" for n in range(4, 10)]
+        changes = Changes(store.core, store.namespaces)
+        found = [each async for each in changes.since("default", 0, 100)]
+        assert [each.key for each in found] == await keys(store)
+        assert [each async for each in changes.since("default", found[4].sequence, 6)] == found[5:11]
 
 
 async def test_a_record_under_another_keys_row_is_corrupt(home: Home) -> None:

@@ -80,14 +80,14 @@ class Names:
         found = 0
         while found < limit:
             await trio.lowlevel.checkpoint()  # deleted names keep their rows, so there may be any number of them to pass over
-            seen = 0
+            before = after
             for row in self._rows.scan(TABLE, prefix, after, SCAN_ROWS):
-                seen, after = seen + 1, row.name
+                after = row.name
                 name = _opened(row)
                 if not name.deleted and found < limit:
                     found += 1
                     yield name
-            if seen < SCAN_ROWS:
+            if after == before:
                 return
 
     async def update(self, name: str, value: bytes, *, if_seq: int | None = None) -> Name:

@@ -173,7 +173,9 @@ class Lookups(Protocol):
     def get(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def tombstone(self, space: NamespaceId, name: str) -> Envelope | None: ...
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
-        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes."""
+        """Rows whose name begins with the prefix and comes behind `after`, in the order of their UTF-8 bytes: as many as the limit, or
+        fewer that are large (limits.ROWS_BYTES), and none only at the end.
+        """
         ...
 
     def named(self, version: Version) -> list[Row]:
@@ -181,7 +183,7 @@ class Lookups(Protocol):
         ...
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
-        """Rows and tombstones with a sequence above `since`, lowest first."""
+        """Rows and tombstones with a sequence above `since`, lowest first; as many as of `scan`."""
         ...
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:

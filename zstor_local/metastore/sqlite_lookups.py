@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any, Final, TypeVar
 
+from zstor_local import limits
 from zstor_local.errors import DAMAGED_ROW_HINT, IoError, ZstorError
 from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
@@ -15,6 +17,17 @@ from zstor_local.model.record import KINDS, Envelope, Kind
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
 _SEQUENCE: Final = 6  # its place behind space and name
 _AT_ONCE: Final = 500  # values in one query
+# In the order of the subquery, which sorts names and numbers alone: records may be large.
+_CHANGES: Final = f"""
+select ?1, at, {", ".join(f"case gone when 0 then record.{column} else tombstone.{column} end" for column in _ROW.split(", "))} from (
+    select * from (
+        select name as at, sequence as place, 0 as gone from record where space=?1 and sequence>?2 order by sequence limit ?3)
+    union all select * from (
+        select name as at, sequence as place, 1 as gone from tombstone where space=?1 and sequence>?2 order by sequence limit ?3)
+    order by place limit ?3)
+left join record on gone=0 and record.space=?1 and record.name=at
+left join tombstone on gone=1 and tombstone.space=?1 and tombstone.name=at
+"""  # noqa: S608 (constants)
 _ENVELOPE_TYPES: Final[list[type]] = [bytes, bytes, bytes, bytes, int]
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema gives each column its type, unless the file is damaged
 
@@ -51,22 +64,15 @@ class SqliteLookups:
     def scan(self, space: NamespaceId, prefix: str, after: str | None, limit: int | None) -> list[Row]:
         beginning = prefix.encode()
         low = beginning if after is None else max(beginning, after.encode() + b"\0")
-        rows = self._all(
-            f"select name, {_ROW} from record where space=? and name>=? order by name limit ?",  # noqa: S608 (constants)
-            (space, low, _most(limit)),
-        )
-        found = _parsed(lambda name, *row: (name.startswith(beginning), _row(space, name, *row)), rows)
-        return [row for wanted, row in found if wanted]
+        query = f"select name, {_ROW} from record where space=? and name>=? {'and name<?' if prefix else ''} order by name limit ?"  # noqa: S608
+        behind = (beginning + b"\xff",) if prefix else ()  # no byte of UTF-8
+        return _parsed(lambda *row: _row(space, *row), self._some(query, (space, low, *behind, _most(limit))))
 
     def named(self, version: Version) -> list[Row]:
         return _parsed(_row, self._all(f"select space, name, {_ROW} from record where version=? and kind=1", (version,)))  # noqa: S608
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
-        parts = [
-            f"select * from (select space as at, name, {_ROW} from {table} where space=?1 and sequence>?2 order by sequence limit ?3)"  # noqa: S608
-            for table in ("record", "tombstone")
-        ]
-        rows = self._all(f"{' union all '.join(parts)} order by sequence limit ?3", (space, since, limit))
+        rows = self._some(_CHANGES, (space, since, limit))
         return _parsed(_row, [row for row in rows if type(row[_SEQUENCE]) is int])  # what is no number comes behind all numbers
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
@@ -117,6 +123,19 @@ class SqliteLookups:
         try:
             with self._asking:
                 return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _not_read(error) from error
+
+    def _some(self, query: str, values: tuple[object, ...]) -> list[SqlRow]:
+        """The first of the rows, which end with a record: as many as may be in memory."""
+        try:
+            with self._asking, closing(self._db.execute(query, values)) as cursor:
+                rows: list[SqlRow] = []
+                size = 0
+                while size < limits.ROWS_BYTES and (row := cursor.fetchone()) is not None:
+                    rows.append(row)
+                    size += len(row[-1]) if isinstance(row[-1], bytes) else 0
+                return rows
         except sqlite3.Error as error:
             raise _not_read(error) from error
 

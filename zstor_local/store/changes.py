@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import Row
 from zstor_local.model.record import Kind
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespaces
@@ -49,16 +50,20 @@ class Changes:
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
             return
-        for position, (place, row) in enumerate(self._metastore.arrived(namespace.id, sequence, limit)):
-            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
-                await trio.lowlevel.checkpoint()
-            stored = None
-            if row.envelope.kind is Kind.OBJECT:
-                try:
-                    record = open_object(self._sealer, row.envelope)
-                except CorruptRecord as error:
-                    error.data.update(key=row.name, cursor=place)
-                    self._suspects.add(row.space, row.name)
-                    raise
-                stored = with_debts(self._metastore, Stored(namespace_name, record, row.envelope))
-            yield Changed(row.name, place, stored)
+        while limit > 0 and (arrived := self._metastore.arrived(namespace.id, sequence, min(limit, RECORDS_A_TURN))):
+            for place, row in arrived:
+                yield Changed(row.name, place, self._stored(namespace_name, place, row))
+            limit, sequence = limit - len(arrived), arrived[-1][0]
+            await trio.lowlevel.checkpoint()
+
+    def _stored(self, namespace_name: str, place: int, row: Row) -> Stored | None:
+        """The version that a change left; None for a deletion."""
+        if row.envelope.kind is not Kind.OBJECT:
+            return None
+        try:
+            record = open_object(self._sealer, row.envelope)
+        except CorruptRecord as error:
+            error.data.update(key=row.name, cursor=place)
+            self._suspects.add(row.space, row.name)
+            raise
+        return with_debts(self._metastore, Stored(namespace_name, record, row.envelope))

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import trio
 
+from zstor_local import limits
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotEnoughShards, Unavailable
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import ID_BYTES, ShardUid
@@ -102,16 +103,19 @@ class Membership:
                 shards.append(entry)
             return replace(before, shards=tuple(shards), numbers_used=number + 1, home=self._places.home)
 
-        def extra() -> Decision:
-            rows = self._metastore.scan(STORE_WIDE, "", None, None)
-            return Decision(debts=[Debt(number, Owed.RECORD, STORE_WIDE, row.name, row.envelope.version) for row in rows])
-
-        await self._shards.change(change, extra)
+        await self._shards.change(change, lambda: Decision(debts=[*self._own_records(number)]))
         self._tried.clear()
         log.debug("added shard %s at %s", entry.id, url)
         await self._presence.look()
         self._on_change()
         return entry
+
+    def _own_records(self, number: int) -> Iterator[Debt]:
+        """All records of the store's own, owed to a shard. Their values may be gigabytes together."""
+        after: str | None = None
+        while rows := self._metastore.scan(STORE_WIDE, "", after, limits.LIST_ITEMS):
+            after = rows[-1].name
+            yield from (Debt(number, Owed.RECORD, STORE_WIDE, row.name, row.envelope.version) for row in rows)
 
     def _create(self, url: str, marker: Marker) -> None:
         try:

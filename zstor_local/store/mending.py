@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from zstor_local import limits
 from zstor_local.errors import NotFound, ZstorError
 from zstor_local.metastore.base import Debt, Owed
 from zstor_local.model.ids import ObjectName, Version
@@ -151,15 +152,28 @@ class Mending:
 
     async def tell(self, number: int, debts: Sequence[Debt]) -> None:
         """Give a shard the newest records of these rows, whether it was known or not that it lacks them."""
-        for start in range(0, len(debts), BATCH):
-            await self._tell(number, debts[start : start + BATCH])
+        start = 0
+        while start < len(debts):
+            start += await self._tell(number, debts[start : start + BATCH])
 
-    async def _tell(self, number: int, debts: Sequence[Debt]) -> None:
+    async def _tell(self, number: int, debts: Sequence[Debt]) -> int:
+        """The same of the first ones; returns of how many. They are as many as one commit should hold."""
+        count = 0
+
         def decide(_: Envelope | None) -> Decision:
-            newest = [self._committer.view.newest(debt.space, debt.name) for debt in debts]
-            return Decision(resend={number: [Entry(envelope) for envelope in newest if envelope is not None]}, debts_paid=debts)
+            nonlocal count
+            entries: list[Entry] = []
+            count = size = 0
+            while count < len(debts) and size < limits.GROUP_BYTES:
+                newest = self._committer.view.newest(debts[count].space, debts[count].name)
+                if newest is not None:
+                    entries.append(Entry(newest))
+                    size += len(newest.sealed)
+                count += 1
+            return Decision(resend={number: entries}, debts_paid=debts[:count])
 
         await self._committer.commit(STORE_WIDE, "", decide)
+        return count
 
     async def _owed(self, debt: Debt) -> Stored | None:
         """The version whose share a shard is owed; nobody is owed one of a version that is gone."""

@@ -115,7 +115,8 @@ class Objects:
         namespace = self._namespaces.find(namespace_name)
         if namespace is None:
             return
-        for position, row in enumerate(self._metastore.scan(namespace.id, prefix, after, limit)):
-            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
-                await trio.lowlevel.checkpoint()
-            yield stored_row(self._core, namespace_name, row)
+        while limit > 0 and (rows := self._metastore.scan(namespace.id, prefix, after, min(limit, RECORDS_A_TURN))):
+            for row in rows:
+                yield stored_row(self._core, namespace_name, row)
+            limit, after = limit - len(rows), rows[-1].name
+            await trio.lowlevel.checkpoint()
