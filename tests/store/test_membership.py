@@ -22,6 +22,7 @@ from tests.store.test_scrub import scrubbed
 from zstor_local import limits
 from zstor_local.errors import (
     AlreadyExists,
+    Busy,
     Conflict,
     InvalidParams,
     IoError,
@@ -354,6 +355,22 @@ async def test_where_force_is_refused_a_shard_that_is_drained_already_goes_on(ho
             await job.news().wait()
         assert isinstance(job.error, NotEnoughShards)
         assert "still have shares" in job.error.message  # a drain's error
+
+
+async def test_where_too_many_jobs_run_no_shard_is_drained_or_replaced(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the place for another one made."""
+    async with home.open() as store:
+        await fill(store)
+        await store.membership.add(str(spare(home)), None)
+        before = store.membership._shards.record
+        monkeypatch.setattr(limits, "JOBS_RUNNING", 0)
+        for force in (False, True):
+            with pytest.raises(Busy):
+                await store.membership.remove("1", Nobody(), force=force)
+        with pytest.raises(Busy):
+            await store.membership.replace("1", str(home.path / "another"), Nobody())
+        assert (store.membership._shards.record, store.pool.draining) == (before, frozenset())
+        assert not (home.path / "another").exists()
 
 
 @pytest.mark.parametrize("refused", [True, False])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -64,6 +64,10 @@ class Departures:
     def last_job_of(self, number: int) -> Job:
         """The one that drains or has drained a shard in this life of the store."""
         return self._jobs_of[number]
+
+    def place_kept(self, number: int) -> AbstractContextManager[None]:
+        """For what has a shard drained before the job begins: its place, Busy if there is none."""
+        return nullcontext() if self.job_of(number) is not None else self._jobs.place_kept()
 
     async def stop(self, number: int) -> None:
         """Cancel the job that drains a shard, if one runs, and wait for its end."""

@@ -185,7 +185,8 @@ class Membership:
                 raise Conflict(
                     f"shard {known.id} lies at {place}", hint="give the url of an empty place, or `zstor shard rm` to drain the shard"
                 )
-            await self._add(place, entry.group or None, instead_of=entry)
+            with self._departures.place_kept(entry.number):
+                await self._add(place, entry.group or None, instead_of=entry)
             old = self._shards.known(entry.uid)
             # The look at the new shard has begun to drain the old one, and that may have come to its end.
             job = self._departures.last_job_of(entry.number) if old is None else self._departures.start(old)
@@ -210,11 +211,12 @@ class Membership:
                     retryable=False,
                 )
             drained_before = entry.draining
-            if not drained_before:
-                await self._shards.change(lambda before: _with(before, replace(entry, draining=True)))
-                entry = replace(entry, draining=True)
-            if force:  # a shard that came back may have had the drain go on meanwhile
-                await self._departures.stop(entry.number)
+            with self._departures.place_kept(entry.number):
+                if not drained_before:
+                    await self._shards.change(lambda before: _with(before, replace(entry, draining=True)))
+                    entry = replace(entry, draining=True)
+                if force:  # a shard that came back may have had the drain go on meanwhile
+                    await self._departures.stop(entry.number)
             job = self._departures.start(entry, force=force, drained_before=drained_before)
         return await self._departures.follow(job, entry, caller)
 
