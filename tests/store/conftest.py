@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,20 @@ import pytest
 
 from tests.descriptors import open_descriptors
 from tests.store.home import Home
+from zstor_local.model.storewide import NamespaceRecord
+from zstor_local.store.namespaces import Namespace, Namespaces
+
+
+@pytest.fixture(autouse=True)
+def namespaces_are_the_event_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that looked for one might make a second gate of it, which its deletion does not close."""
+    remember = Namespaces._remember
+
+    def checked(namespaces: Namespaces, record: NamespaceRecord, *, anew: bool = False) -> Namespace:
+        assert threading.current_thread() is threading.main_thread()
+        return remember(namespaces, record, anew=anew)
+
+    monkeypatch.setattr(Namespaces, "_remember", checked)
 
 
 @pytest.fixture
