@@ -17,7 +17,8 @@ from tests.troubled_files import TroubledFiles
 from zstor_local import limits
 from zstor_local.disks import LOOP_SECONDS, PATIENCE_SECONDS, Disks, WatchedDevice
 from zstor_local.runtime import DiskStalled, SteadyDevice
-from zstor_local.system import RealFiles, RealThreads
+from zstor_local.system import RealFiles
+from zstor_local.threads import RealThreads
 
 T = TypeVar("T")
 

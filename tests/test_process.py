@@ -104,3 +104,18 @@ def test_there_are_no_core_dumps_of_what_has_keys_in_memory(command: str, tmp_pa
     arguments = [sys.executable, "-c", DUMPABLE, *command.split()]
     ran = subprocess.run(arguments, input="", cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "1 0", ran.stderr
+
+
+STUCK = """
+import logging, threading
+from zstor_local.process import end_after, log_to_stderr
+log_to_stderr()
+end_after(0)
+threading.Event().wait()
+"""
+
+
+def test_what_never_ends_does_not_keep_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr

@@ -17,7 +17,8 @@ import trio.testing
 from tests.simulation.points import under
 from tests.simulation.world import Mount, World
 from zstor_local.runtime import read_exactly, read_full, sync_directory, write_all
-from zstor_local.system import RealFiles, RealRandomness, RealThreads, real_runtime
+from zstor_local.system import RealFiles, RealRandomness, real_runtime
+from zstor_local.threads import STUCK_SECONDS, RealThreads
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
@@ -161,6 +162,33 @@ def test_the_kind_of_a_file_system_is_its_name_or_its_number() -> None:
 
 def test_real_randomness_does_not_repeat() -> None:
     assert len({RealRandomness().bytes(16) for _ in range(100)}) == 100
+
+
+async def test_what_hangs_keeps_its_place_from_others_for_a_while_only(mock_clock: trio.testing.MockClock) -> None:
+    threads, release = RealThreads(workers=1), threading.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(threads.run, lambda: release.wait())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(threads.run, release.set)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            assert not release.is_set()
+            mock_clock.jump(STUCK_SECONDS)
+    at_once: list[int] = []
+    running = 0
+
+    def count() -> None:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        os.sched_yield()
+        running -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(threads.run, count)
+    assert at_once == [1] * 20
 
 
 async def test_real_threads_run_elsewhere_and_no_more_than_there_are_workers() -> None:

@@ -65,6 +65,7 @@ _SYSTEM_HINT: Final = "set `store`, `socket` or `master_key_file` in the configu
 
 _RECOVERY_SECONDS: Final = 900.0  # reading the logs of all shards again, on slow disks
 _FLUSH_SECONDS: Final = 60.0  # the last commit
+_CANCEL_SECONDS: Final = 5.0  # until what is cancelled has ended
 
 log = logging.getLogger("zstor.daemon")
 
@@ -181,6 +182,7 @@ class _Heeding:
     def stop(self) -> None:
         self._notifier.stopping()
         self._notifier.extend(limits.STOP_SECONDS + _FLUSH_SECONDS)
+        process.end_after(limits.STOP_SECONDS + _FLUSH_SECONDS)
         self._say("stopping: running calls end first; another signal stops at once", stopping=True)
         self._server.stop()
 
@@ -212,7 +214,10 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     make_way=store.streams.make_way,
                 )
                 heeding = _Heeding(parts, server, reread, notifier, say)
-                at_once = nursery.cancel_scope.cancel
+
+                def at_once() -> None:
+                    process.end_after(_CANCEL_SECONDS)
+                    nursery.cancel_scope.cancel()
 
                 def ready() -> None:
                     notifier.ready(_state(store))

@@ -20,7 +20,7 @@ from outcome import Error, Outcome, Value
 
 from zstor_local import limits
 from zstor_local.runtime import Buffer, Device, DiskStalled, Files, FileStatus, FileSystem, SteadyDevice
-from zstor_local.system import lending_place
+from zstor_local.threads import lending_place
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from zstor_local.system import giving_place, places_of_thread
+from zstor_local.threads import giving_place, places_of_thread
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -103,3 +104,16 @@ def allow_descriptors() -> None:
     """As many as this process may give itself: what systems give at first is meant for select(2), which is not used here."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def end_after(seconds: float) -> None:
+    """End the process even then when it does not end by itself: nothing else ends a thread that waits for a disk that hangs."""
+
+    def end() -> None:
+        logging.getLogger("zstor.daemon").error("something does not end, as a disk does not answer perhaps: ending without it")
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

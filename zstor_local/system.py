@@ -13,17 +13,14 @@ import resource
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
-from outcome import Error, Outcome
 
 from zstor_local.runtime import Buffer, FileStatus, FileSystem, Runtime
+from zstor_local.threads import RealThreads
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -39,8 +36,6 @@ _FILE_SYSTEM_KINDS: Final = {
     0x62656572: "sysfs",
 }  # statfs(2)
 _ALL_USERS: Final = ["0", "0", "4294967295"]  # the initial user namespace: user_namespaces(7)
-_THREADS: Final = 256  # at once, those included that wait for other machines
-_PLACES: Final[ContextVar[trio.CapacityLimiter | None]] = ContextVar("places", default=None)
 _IOV_MAX: Final = 1024  # writev(2)
 _RANDOM_BYTES: Final = 4096  # enough for some fifty small objects
 
@@ -270,103 +265,6 @@ class RealRandomness:
                 self._used = 0
             self._used += count
             return self._drawn[self._used - count : self._used]
-
-
-class RealThreads:
-    """trio's worker threads: as many at once as there are cores compute, and one for the committer.
-
-    Those that wait for another machine (network.py) give their place to others meanwhile, so there may be more of them.
-    """
-
-    def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers or max(2, len(os.sched_getaffinity(0)))
-        self._places = trio.CapacityLimiter(self._workers)
-        self._limiter = trio.CapacityLimiter(_THREADS)
-        self._commits: deque[Callable[[], object]] = deque()  # the first is under way
-
-    @property
-    def workers(self) -> int:
-        return self._workers
-
-    async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
-            await self._places.acquire()
-        before = _PLACES.set(self._places)
-        try:
-            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
-        finally:
-            _PLACES.reset(before)
-            self._places.release()
-
-    def start_commit(self, work: Callable[[], T], done: Callable[[Outcome[T]], object]) -> None:
-        # A fraction of the price of trio.to_thread: what is begun is not cancelled, does not call back and has no task of its own. The
-        # committer is not alone here: freeing, compaction and shards that come back append to logs too, and only one at a time may.
-        token = trio.lowlevel.current_trio_token()
-
-        def deliver(outcome: Outcome[T]) -> None:
-            token.run_sync_soon(arrive, outcome)
-
-        def arrive(outcome: Outcome[T]) -> None:
-            self._commits.popleft()
-            if self._commits:
-                self._commits[0]()
-            done(outcome)
-
-        def begin() -> None:
-            try:
-                trio.lowlevel.start_thread_soon(work, deliver)
-            except RuntimeError as error:  # the system lets us have no more threads
-                deliver(Error(error))
-
-        self._commits.append(begin)
-        if len(self._commits) == 1:
-            self._commits[0]()
-
-    async def run_commit(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        self.start_commit(partial(work, *args), partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()))
-        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
-        return result
-
-
-@asynccontextmanager
-async def giving_place(places: trio.CapacityLimiter) -> AsyncIterator[None]:
-    """While it lasts, the place of the thread that waits for it among those that compute is another's.
-
-    For functions that trio.from_thread.run runs: they are run by the task that waits for the thread.
-    """
-    places.release()
-    try:
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            await places.acquire()
-
-
-@contextmanager
-def lending_place() -> Iterator[None]:
-    """While it lasts, the place that this thread has among those that compute, if it has one, is another's."""
-    places = _PLACES.get()
-    if places is None:
-        yield
-        return
-    trio.from_thread.run_sync(places.release)
-    try:
-        yield
-    finally:
-        trio.from_thread.run(_take_place, places)
-
-
-async def _take_place(places: trio.CapacityLimiter) -> None:
-    with trio.CancelScope(shield=True):
-        await places.acquire()
-
-
-def places_of_thread() -> trio.CapacityLimiter | None:
-    """Where the thread that asks has its place, if it is one of RealThreads.run."""
-    return _PLACES.get()
 
 
 class RealReadiness:

@@ -29,7 +29,8 @@ from zstor_local.shardserver.request import Request
 from zstor_local.shardserver.space import Cursor, Space
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import Volume
-from zstor_local.system import RealThreads, real_runtime
+from zstor_local.system import real_runtime
+from zstor_local.threads import RealThreads
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")

@@ -22,7 +22,8 @@ from zstor_local.store.coding import LargeWrite, ScratchPool
 from zstor_local.store.sources import FileSource
 from zstor_local.store.store import Store
 from zstor_local.store.stream_budget import STREAM_BUFFERS
-from zstor_local.system import RealFiles, RealThreads
+from zstor_local.system import RealFiles
+from zstor_local.threads import RealThreads
 
 OLD = content(1, 700_000)
 

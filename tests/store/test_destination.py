@@ -61,17 +61,14 @@ def paths(request: pytest.FixtureRequest) -> Iterator[Paths]:
 
 def write(paths: Paths, path: Path, data: bytes, mode: Mode) -> list[str]:
     """Write a file as a read does; returns what lay in its directory meanwhile."""
-    with paths.destination(str(path), None, mode, sync=True) as destination:
-        os.write(destination.fd, data)
-        meanwhile = sorted(name.name for name in path.parent.iterdir())
-        destination.finish()
-    return meanwhile
+    with paths.destination(str(path), None, mode, sync=True) as fd:
+        os.write(fd, data)
+        return sorted(name.name for name in path.parent.iterdir())
 
 
 def fill(paths: Paths, path: Path, mode: Mode, work: Callable[[int], object]) -> None:
-    with paths.destination(str(path), None, mode, sync=False) as destination:
-        work(destination.fd)
-        destination.finish()
+    with paths.destination(str(path), None, mode, sync=False) as fd:
+        work(fd)
 
 
 def test_while_it_is_written_nothing_lies_there(tmp_path: Path) -> None:
@@ -151,8 +148,10 @@ async def test_a_descriptors_disk_that_fails_at_last_is_told_as_the_destinations
         cast(Any, SimpleNamespace(**members))
         for members in ({"take_fd": lambda index: fd}, {"read_to_file": lambda *_: trio.lowlevel.checkpoint()}, {})
     )
+    handover = Handover(troubled_runtime(files), paths)
     with pytest.raises(NoSpace):
-        await Handover(troubled_runtime(files), paths).to_file(call, objects, stored, Range(0, 3, 256), 0, sync=True)
+        async with handover.output(call, 0, None, "truncate", stream=False, sync=True) as take:
+            await take(objects, stored, Range(0, 3, 256))
 
 
 @pytest.mark.parametrize("mode", ["truncate", "append", "exclusive"])
@@ -190,12 +189,10 @@ def test_one_that_came_meanwhile_is_not_replaced_by_an_exclusive_one(paths: Path
 
 def test_two_that_append_to_a_file_that_was_not_there_both_come_into_it(paths: Paths, tmp_path: Path) -> None:
     first, second = (paths.destination(str(tmp_path / "f"), None, "append", sync=True) for _ in range(2))
-    with first as one, second as other:
-        os.write(one.fd, b"one, ")
-        os.write(other.fd, b"other")
-        one.finish()
-        other.finish()
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"one, other")]
+    with first as one, second as other:  # that is left first
+        os.write(one, b", one")
+        os.write(other, b"other")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"other, one")]
 
 
 def test_what_cannot_be_cleared_away_hides_no_error(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def ended() -> int:
 def refused(paths: Paths, path: Path | str, mounts: str | None) -> None:
     with pytest.raises(PathRefused):
         paths.open_input(str(path), mounts)
-    with pytest.raises(PathRefused), paths.destination(str(path), mounts, "truncate", sync=False) as destination:
-        destination.finish()
+    with pytest.raises(PathRefused), paths.destination(str(path), mounts, "truncate", sync=False):
+        pass
     paths.close()
 
 

@@ -10,9 +10,8 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from zstor_local.errors import AlreadyExists, IoError, NoSpace, PathRefused, ZstorError, errno_name, errno_text
@@ -37,14 +36,6 @@ class Surroundings(Protocol):
     def advice(self, directory: str, *, write: bool) -> str | None:
         """What to change so that the daemon may use a directory; None where the sandbox is not to blame."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A new file that is written at `fd`. `finish`, which blocks, makes it what is at its path, or appends it there."""
-
-    fd: int
-    finish: Callable[[], None]
 
 
 class Paths:
@@ -96,8 +87,8 @@ class Paths:
             return self.files.reopen(fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
     @contextmanager
-    def destination(self, path: str, mounts: str | None, mode: Mode, *, sync: bool) -> Iterator[Destination]:
-        """Where to write an object for the file `path`. Nothing happens to that before `finish`, nor where `finish` fails.
+    def destination(self, path: str, mounts: str | None, mode: Mode, *, sync: bool) -> Iterator[int]:
+        """A descriptor to write an object to for the file `path`. To that happens nothing before the end, nor where an error comes.
 
         `truncate` and `exclusive` make a new file beside it and rename or create it into place, keeping an existing file's mode and
         replacing a link; `append` writes a new file first and then appends its bytes, or gives it the name where nothing has it.
@@ -138,7 +129,8 @@ class Paths:
                 if existing is not None and existing.is_regular:
                     with self._errors(path, write=True):
                         self.client_files.set_mode(fd, stat.S_IMODE(existing.mode))
-                yield Destination(fd, finish)
+                yield fd
+                finish()
             except BaseException:
                 close_anyhow(self.files, fd)
                 raise

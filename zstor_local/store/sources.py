@@ -40,6 +40,10 @@ class BytesSource:
     def size(self) -> int:
         return len(self.data)
 
+    def read_at(self, buffer: memoryview, position: int) -> None:
+        """Fill the buffer."""
+        buffer[:] = self.data[position : position + len(buffer)]
+
 
 class FileSource:
     """A regular file from `offset` on, read by position, in any order, by any thread.

@@ -57,7 +57,7 @@ class Importing:
         self._logs = logs
         self._cas = cas
 
-    async def import_(self, source: FileSource, name: str | None, caller: Caller) -> Imported:
+    async def import_(self, source: BytesSource | FileSource, name: str | None, caller: Caller) -> Imported:
         """Make the log (under its own name, or another one) what the file says.
 
         A log that is there may only grow by it, else Conflict: nothing is lost or brought back that was scrubbed. Incomplete for a file
@@ -73,7 +73,7 @@ class Importing:
 class _Blocks:
     """The blocks of a file, by their id."""
 
-    def __init__(self, runtime: Runtime, source: FileSource, notes: Scratch) -> None:
+    def __init__(self, runtime: Runtime, source: BytesSource | FileSource, notes: Scratch) -> None:
         self._runtime = runtime
         self._source = source
         self._notes = notes

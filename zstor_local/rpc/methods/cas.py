@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 from zstor_local import limits
@@ -155,9 +155,9 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
 
         if fd is None and path is None:
             return await put(BytesSource(inline(value, value_b64, hint=_HINT)))
-        opened: AbstractContextManager[Source]
+        opened: AbstractAsyncContextManager[Source]
         opened = handover.source(call, fd, stream=True) if fd is not None else handover.file(call, path or "")
-        with opened as source:
+        async with opened as source:
             return await put(source)
 
     @registry.method("cas.fetch", errors=[*READ_ERRORS, *FILE_ERRORS, TooLarge, BadEncoding, AlreadyExists], long=True)
@@ -180,15 +180,16 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
             raise InvalidParams("fd and path exclude each other", hint="give one of them", parameter="path")
         if verify:
             await cas.verify(cas.contents.find(cid), call)
+        if fd is not None or path is not None:
+            cas.contents.find(cid)  # and what is wrong with it is told before anything is made
+            async with handover.output(call, fd, path, mode, stream=True, sync=sync) as take:
+                stored = cas.contents.find(cid).stored
+                part = stretch(stored.record, offset, length)
+                await take(store.objects, stored, part)
+            return {"bytes": part.length}
         while True:
             content = cas.contents.find(cid)
             part = stretch(content.stored.record, offset, length)
-            if fd is not None:
-                await handover.to_either(call, store.objects, content.stored, part, fd, sync=sync)
-                return {"bytes": part.length}
-            if path is not None:
-                await handover.to_path(call, store.objects, content.stored, part, path, mode, sync=sync)
-                return {"bytes": part.length}
             if part.length > limits.INLINE_VALUE_BYTES:
                 raise TooLarge(f"the content has {part.length} bytes", hint=_HINT, limit=limits.INLINE_VALUE_BYTES)
             if await call.reply_room(part.length):

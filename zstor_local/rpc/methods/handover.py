@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from typing import Final, TypeVar
 
+import trio
+
+from zstor_local import limits
 from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
 from zstor_local.runtime import FileStatus, Runtime
@@ -14,8 +18,14 @@ from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
 from zstor_local.store.reads import Objects
 from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink, writing
-from zstor_local.store.sources import FileSource, PipeSource, SocketSource, read_error
+from zstor_local.store.sources import BytesSource, FileSource, PipeSource, SocketSource, read_error
 from zstor_local.store.stored import Stored
+
+T = TypeVar("T")
+Source = BytesSource | FileSource | PipeSource | SocketSource
+Take = Callable[[Objects, Stored, Range], Awaitable[None]]  # writes that part of an object there
+
+_LITTLE_BYTES: Final = 8 * limits.KIB  # read by who opens the file; many may wait then for room in which they are coded
 
 
 class Producer:
@@ -38,24 +48,37 @@ class Producer:
 
 
 class Handover:
-    """Sources and sinks for the calls of one daemon."""
+    """Sources and sinks for the calls of one daemon. Whatever may wait for a client's disk does so in a worker thread."""
 
     def __init__(self, runtime: Runtime, paths: Paths) -> None:
         self._runtime = runtime
         self._files = runtime.files
         self._paths = paths
 
-    @contextmanager
-    def file(self, call: Call, path: str) -> Iterator[FileSource]:
-        """A regular file by its path."""
-        fd = self._paths.open_input(path, call.peer.mounts)
-        with self._closing(fd):
-            yield FileSource(self._files, fd)
+    @asynccontextmanager
+    async def file(self, call: Call, path: str) -> AsyncIterator[FileSource | BytesSource]:
+        """A regular file by its path; of a little one its bytes, for each way to a thread and back is dear to it."""
+        source, close = await self._runtime.threads.run(self._open, path, call.peer.mounts)
+        try:
+            yield source
+        finally:
+            if isinstance(source, FileSource):  # a little one is closed
+                with trio.CancelScope(shield=True):
+                    await self._runtime.threads.run(close)
+
+    def _open(self, path: str, mounts: str | None) -> tuple[FileSource | BytesSource, Callable[[], None]]:
+        """A source, and what closes it unless it has all of its bytes."""
+        with ExitStack() as opened:
+            source = FileSource(self._files, opened.enter_context(self._closing(self._paths.open_input(path, mounts))))
+            little = _little(source)
+            return (source, opened.pop_all().close) if little is None else (little, opened.close)
+
+    def source(self, call: Call, index: int, *, stream: bool) -> AbstractAsyncContextManager[Source]:
+        """A handed-over descriptor to read from. A regular file is read from its offset on, which is set to its end once."""
+        return self._entered(self._source(call.take_fd(index), stream=stream))
 
     @contextmanager
-    def source(self, call: Call, index: int, *, stream: bool) -> Iterator[FileSource | PipeSource | SocketSource]:
-        """A handed-over descriptor to read from. A regular file is read from its offset on, which is set to its end once."""
-        fd = call.take_fd(index)
+    def _source(self, fd: int, *, stream: bool) -> Iterator[Source]:
         with self._closing(fd):
             status = self._paths.check_input(fd, stream=stream)
             if status.is_regular:
@@ -63,7 +86,7 @@ class Handover:
                     source = FileSource(self._files, fd, self._files.seek(fd, 0, os.SEEK_CUR))
                 except OSError as error:  # a namespace, or secret memory: files by their kind, without bytes to read
                     raise read_error(error) from None
-                yield source
+                yield _little(source) or source
                 self._files.seek(fd, source.size, os.SEEK_CUR)
             elif stat.S_ISSOCK(status.mode):
                 yield SocketSource(self._runtime, self._paths.client_files, fd)
@@ -71,10 +94,12 @@ class Handover:
                 with self._closing(self._reopen(fd, os.O_RDONLY)) as own:
                     yield PipeSource(self._runtime, own)
 
-    @asynccontextmanager
-    async def sink(self, call: Call, index: int) -> AsyncIterator[OrderedSink]:
+    def sink(self, call: Call, index: int) -> AbstractAsyncContextManager[OrderedSink]:
         """A handed-over descriptor to write to in order; a regular file is written from its offset on."""
-        fd = call.take_fd(index)
+        return self._entered(self._sink(call.take_fd(index)))
+
+    @contextmanager
+    def _sink(self, fd: int) -> Iterator[OrderedSink]:
         with self._closing(fd), self._in_order(fd, self._paths.check_output(fd, stream=True)) as sink:
             yield sink
 
@@ -91,33 +116,41 @@ class Handover:
     @asynccontextmanager
     async def sink_at(self, call: Call, path: str, mode: Mode) -> AsyncIterator[OrderedSink]:
         """A file of that name to write in order: there whole and durable in the end, or not touched at all."""
-        with self._paths.destination(path, call.peer.mounts, mode, sync=True) as destination:
-            yield AppendSink(self._runtime, destination.fd)
-            await self._runtime.threads.run(destination.finish)
+        async with self._entered(self._paths.destination(path, call.peer.mounts, mode, sync=True)) as fd:
+            yield AppendSink(self._runtime, fd)
 
-    async def to_path(self, call: Call, objects: Objects, stored: Stored, part: Range, path: str, mode: Mode, *, sync: bool) -> None:
-        """The bytes into the file of that name, whole or not at all."""
-        with self._paths.destination(path, call.peer.mounts, mode, sync=sync) as destination:
-            await objects.read_to_file(stored, FileSink(self._files, destination.fd), part, call)
-            await self._runtime.threads.run(destination.finish)
+    def output(
+        self, call: Call, fd: int | None, path: str | None, mode: Mode, *, stream: bool, sync: bool
+    ) -> AbstractAsyncContextManager[Take]:
+        """Where an object is to be written: the descriptor of that index, or the file of that name."""
+        return self._to_path(call, path or "", mode, sync=sync) if fd is None else self._to_fd(call, fd, stream=stream, sync=sync)
 
-    async def to_file(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
-        """The bytes into a handed-over regular file, from its offset on; with O_APPEND in order to its end."""
-        fd = call.take_fd(index)
+    @asynccontextmanager
+    async def _to_path(self, call: Call, path: str, mode: Mode, *, sync: bool) -> AsyncIterator[Take]:
+        """The file is there whole in the end, or not touched at all."""
+        async with self._entered(self._paths.destination(path, call.peer.mounts, mode, sync=sync)) as fd:
+            yield lambda objects, stored, part: objects.read_to_file(stored, FileSink(self._files, fd), part, call)
+
+    @asynccontextmanager
+    async def _to_fd(self, call: Call, index: int, *, stream: bool, sync: bool) -> AsyncIterator[Take]:
+        """A handed-over regular file, from its offset on, or with O_APPEND in order to its end; or else with `stream` whatever takes
+        bytes in order.
+        """
+        async with self._entered(self._output(call.take_fd(index), stream=stream)) as (fd, sink):
+            if sink is None:
+                yield lambda objects, stored, part: self._into_file(call, objects, stored, part, fd, sync=sync)
+            else:
+                yield lambda objects, stored, part: objects.read_to_stream(stored, sink, part, call)
+
+    @contextmanager
+    def _output(self, fd: int, *, stream: bool) -> Iterator[tuple[int, OrderedSink | None]]:
         with self._closing(fd):
-            self._paths.check_output(fd, stream=False)
-            await self._into_file(call, objects, stored, part, fd, sync=sync)
-
-    async def to_either(self, call: Call, objects: Objects, stored: Stored, part: Range, index: int, *, sync: bool) -> None:
-        """The bytes into whatever was handed over: as `to_file` into a regular file, else in order."""
-        fd = call.take_fd(index)
-        with self._closing(fd):
-            status = self._paths.check_output(fd, stream=True)
+            status = self._paths.check_output(fd, stream=stream)
             if status.is_regular:
-                await self._into_file(call, objects, stored, part, fd, sync=sync)
+                yield fd, None
                 return
             with self._in_order(fd, status) as sink:
-                await objects.read_to_stream(stored, sink, part, call)
+                yield fd, sink
 
     async def _into_file(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, *, sync: bool) -> None:
         if self._files.open_flags(fd) & os.O_APPEND:
@@ -142,9 +175,29 @@ class Handover:
         except PermissionError:
             raise PathRefused("the pipe was made by another user", hint="put a pipe of your own between:  | cat |") from None
 
+    @asynccontextmanager
+    async def _entered(self, opened: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """What opens and closes a client's files, entered and left in worker threads."""
+        run = self._runtime.threads.run
+        with trio.CancelScope(shield=True):  # what is never entered closes nothing
+            value = await run(opened.__enter__)
+        try:
+            yield value
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                await run(opened.__exit__, type(error), error, error.__traceback__)
+            raise
+        with trio.CancelScope(shield=True):
+            await run(opened.__exit__, None, None, None)
+
     @contextmanager
     def _closing(self, fd: int) -> Iterator[int]:
         try:
             yield fd
         finally:
             self._files.close(fd)
+
+
+def _little(source: FileSource) -> BytesSource | None:
+    """The bytes of a file that has few."""
+    return BytesSource(bytes(source.read_whole())) if source.size <= _LITTLE_BYTES else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Final, Literal, TypedDict
 
 from zstor_local.content.cas import Cas
@@ -22,7 +22,7 @@ from zstor_local.rpc.methods.objects import Fd, Path
 from zstor_local.rpc.methods.values import exactly_one
 from zstor_local.rpc.registry import Registry
 from zstor_local.store.paths import Mode, Paths
-from zstor_local.store.sources import FileSource
+from zstor_local.store.sources import BytesSource, FileSource
 from zstor_local.store.store import Store
 from zstor_local.store.writes import Source
 
@@ -178,11 +178,11 @@ def register(registry: Registry, store: Store, paths: Paths, logs: Logs, cas: Ca
         exactly_one(path=path, fd=fd)
         name = None if log is None else check_log(log)
         if fd is not None:
-            opened: AbstractContextManager[Source] = handover.source(call, fd, stream=False)
+            opened: AbstractAsyncContextManager[Source] = handover.source(call, fd, stream=False)
         else:
             opened = handover.file(call, path or "")
-        with opened as source:
-            if not isinstance(source, FileSource):
+        async with opened as source:
+            if not isinstance(source, (BytesSource, FileSource)):
                 raise AssertionError("a descriptor that need not be a stream is a file")
             found = await importing.import_(source, name, call)
         return {"log": found.log, "entries": found.entries, "pages": found.pages, "stored": found.stored, "state": found.state}

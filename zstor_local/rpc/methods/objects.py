@@ -149,7 +149,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
     async def store_stream(call: Call, fd: int, name: ObjectName, options: WriteOptions) -> Written:
         await room_for(call, room_to_tell(name, options))
-        with handover.source(call, fd, stream=True) as source:
+        async with handover.source(call, fd, stream=True) as source:
             return await store_it(Producer(call), name, source, options)
 
     @registry.method("object.write", errors=WRITE_ERRORS)
@@ -200,7 +200,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         exactly_one(path=path, fd=fd)
         await room_for(call, room_to_tell(name, options))
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
-        with opened as source:
+        async with opened as source:
             return await store_it(Producer(call), name, source, options)
 
     @registry.method("object.write_stream", errors=WRITE_ERRORS, long=True)
@@ -294,13 +294,12 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """
         exactly_one(path=path, fd=fd)
         await room_for(call, much_known(names.find(key, namespace, metadata)))  # who waits holds nothing
-        stored = names.find(key, namespace, metadata)
-        part = stretch(stored.record, offset, length)
-        with names.still_there(stored, by_metadata=metadata is not None):
-            if fd is None:
-                await handover.to_path(call, objects, stored, part, path or "", mode, sync=sync)
-            else:
-                await handover.to_file(call, objects, stored, part, fd, sync=sync)
+        async with handover.output(call, fd, path, mode, stream=False, sync=sync) as take:
+            # The version is looked up where its bytes are read next: so they cannot be freed in between.
+            stored = names.find(key, namespace, metadata)
+            part = stretch(stored.record, offset, length)
+            with names.still_there(stored, by_metadata=metadata is not None):
+                await take(objects, stored, part)
         return {"metadata": describe(stored, store.pool), "bytes": part.length}
 
     @registry.method("object.read_stream", errors=[*READ_ERRORS, *FILE_ERRORS], long=True)
