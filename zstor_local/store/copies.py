@@ -2,7 +2,7 @@
 
 The log is read once into tables on the side (key → highest sequence, and the sequence of each entry: some 60 bytes each, in a temporary
 file of SQLite's); then the metastore is walked and each row is looked up in them. A shard that lacks the newest record of a key, where
-it ought to have it or has an older one, is owed that record and gets it at once; one that never came to be is no newer one. Keys of
+it ought to have it or has another one, is owed that record and gets it at once; one that never came to be is no newer one. Keys of
 which the metastore knows nothing are counted: it may have lost them.
 
 A shard server is told which records it need not keep: those that are older than the newest one of their row, where its log holds that.
@@ -85,7 +85,7 @@ class CopyCheck:
                 since = 0
                 while rows := await self._runtime.threads.run(self._metastore.changes, space, since, PAGE):
                     since = rows[-1].envelope.sequence
-                    compared.lacking += await self._runtime.threads.run(self._compare, shard.number, rows, until, table, voids)
+                    compared.lacking += await self._runtime.threads.run(self._compare, shard.number, rows, until, table)
                     if shard.on_disk is None:
                         await self._runtime.threads.run(self._look_for_superseded, rows, table, compared.superseded)
                     await spend(0)
@@ -113,21 +113,15 @@ class CopyCheck:
             table.execute("commit")
             yield sum(len(scanned.entry.envelope.sealed) + len(scanned.entry.share) for scanned in page)
 
-    def _compare(self, shard: int, rows: list[Row], until: int, table: sqlite3.Connection, voids: Set[VoidRecord]) -> list[Debt]:
+    def _compare(self, shard: int, rows: list[Row], until: int, table: sqlite3.Connection) -> list[Debt]:
         """What the shard lacks of these rows. Those that changed since the log was read are known, and no more is asked of them."""
         debts = []
         table.execute("begin")
         for row in rows:
             envelope = row.envelope
             at = (row.space, envelope.key_hash)
-            heard = table.execute("select sequence from heard where space=? and key_hash=?", at).fetchone()
-            if heard is not None:
-                table.execute("update heard set known=1 where space=? and key_hash=?", at)
-                newest = heard[0]
-                if newest > envelope.sequence and any(void.covers(newest) for void in voids):  # what never came to be
-                    lacks = table.execute(_HOLDS, (*at, envelope.sequence)).fetchone() is None
-                else:
-                    lacks = newest < envelope.sequence
+            if table.execute("update heard set known=1 where space=? and key_hash=?", at).rowcount:
+                lacks = not table.execute(_HOLDS, (*at, envelope.sequence)).fetchone()
             else:
                 lacks = self._ought(shard, row)
             if lacks and envelope.sequence <= until:
