@@ -108,6 +108,10 @@ class TroubledFiles(RealFiles):
         self._meet("list", path, changes=False)
         return super().list(path)
 
+    def status(self, fd: int) -> FileStatus:
+        self._meet("status", self._paths.get(fd, ""), changes=False)
+        return super().status(fd)
+
     def path_status(self, path: str, *, follow: bool = True) -> FileStatus:
         self._meet("path_status", path, changes=False)
         return super().path_status(path, follow=follow)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from typing import Any, cast
 import pytest
 import trio
 
+from tests.troubled_files import TroubledFiles, troubled_runtime
+from zstor_local.errors import IoError, NoSpace
 from zstor_local.rpc.methods.handover import Handover
 from zstor_local.runtime import Runtime
 from zstor_local.store.paths import Paths
@@ -139,3 +142,38 @@ async def test_an_error_leaves_none_either(ground: Ground) -> None:
         async with ground.handover.output(ground.call, None, str(path), "truncate", stream=False, sync=True):
             raise KeyError
     assert not path.exists()
+
+
+@pytest.fixture
+def troubled(tmp_path: Path) -> Iterator[tuple[TroubledFiles, Ground]]:
+    files = TroubledFiles()
+    ground = Ground(tmp_path)
+    ground.handover = Handover(troubled_runtime(files), ground.paths)
+    yield files, ground
+    ground.paths.close()
+
+
+async def test_what_a_disk_says_as_a_file_is_closed_counts_where_it_was_written_to(troubled: tuple[TroubledFiles, Ground]) -> None:
+    files, ground = troubled
+    files.fail("close", lambda path: True, errno.EDQUOT, times=None)
+    async with ground.handover.source(ground.call, ground.hand_over(9_000, os.O_RDONLY), stream=False) as source:
+        assert isinstance(source, FileSource)
+    for opened in (
+        ground.handover.sink(ground.call, ground.hand_over(0, os.O_WRONLY)),
+        ground.handover.output(ground.call, ground.hand_over(0, os.O_WRONLY), None, "truncate", stream=False, sync=False),
+    ):
+        with pytest.raises(NoSpace):
+            async with opened:
+                pass
+
+
+async def test_a_file_that_its_server_has_forgotten_cannot_be_read(troubled: tuple[TroubledFiles, Ground]) -> None:
+    files, ground = troubled
+    async with ground.handover.source(ground.call, ground.hand_over(9_000, os.O_RDONLY), stream=False) as source:
+        assert isinstance(source, FileSource)
+        files.fail("status", lambda path: True, errno.ESTALE, times=2)
+        with pytest.raises(IoError, match="ESTALE"):
+            source.verify()
+    opened = ground.handover.source(ground.call, ground.hand_over(9_000, os.O_RDONLY), stream=False)
+    with pytest.raises(IoError, match="ESTALE"):
+        await opened.__aenter__()

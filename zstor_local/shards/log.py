@@ -150,8 +150,10 @@ class Log:
         if self._writer is not None and not self._closed:
             self.flush()
             writer, self._writer = self._writer, None
-            self._files.truncate(writer.fd, writer.end)
-            self._files.close(writer.fd)
+            try:
+                self._files.truncate(writer.fd, writer.end)
+            finally:
+                close_anyhow(self._files, writer.fd)
 
     def close_idle(self) -> None:
         """Give back the descriptors that nobody is reading from: they are opened again when they are needed."""

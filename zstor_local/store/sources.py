@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, ZstorError, errno_name, errno_text
+from zstor_local.errors import Incomplete, IoError, PathRefused, TimedOut, errno_name, errno_text
 from zstor_local.runtime import ClientFiles, Files, FileStatus, Runtime, read_full
 
 
@@ -55,15 +56,14 @@ class FileSource:
         self._files = files
         self._fd = fd
         self._offset = offset
-        self._before = files.status(fd)
+        with reading():
+            self._before = files.status(fd)
         self.size = max(0, self._before.size - offset)
 
     def read_at(self, buffer: memoryview, position: int) -> None:
         """Fill the buffer. PathRefused if the file has become shorter, IoError if it cannot be read."""
-        try:
+        with reading():
             count = read_full(self._files, self._fd, buffer, self._offset + position)
-        except OSError as error:
-            raise read_error(error) from error
         if count < len(buffer):
             raise PathRefused("the file became shorter while it was read", hint="store it when nothing writes to it")
 
@@ -76,7 +76,8 @@ class FileSource:
 
     def verify(self) -> None:
         """PathRefused if the file is not the one it was."""
-        now = self._files.status(self._fd)
+        with reading():
+            now = self._files.status(self._fd)
         if _identity(now) != _identity(self._before):
             raise PathRefused("the file changed while it was read; the old value stays", hint="store it when nothing writes to it")
 
@@ -92,12 +93,8 @@ class PipeSource:
     async def read_into(self, buffer: memoryview) -> int:
         while True:
             await self._runtime.readiness.readable(self._fd)
-            try:
+            with suppress(BlockingIOError), reading():
                 return self._runtime.files.readv(self._fd, [buffer])
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise read_error(error) from error
 
 
 class SocketSource:
@@ -111,12 +108,8 @@ class SocketSource:
     async def read_into(self, buffer: memoryview) -> int:
         while True:
             await self._runtime.readiness.readable(self._fd)
-            try:
+            with suppress(BlockingIOError), reading():
                 return self._client_files.receive(self._fd, buffer)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise read_error(error) from error
 
 
 class CountedSource:
@@ -208,10 +201,16 @@ class ChannelSource:
         return count
 
 
-def read_error(error: OSError) -> ZstorError:
-    """The system's error while reading what the caller gave."""
-    name = errno_name(error)
-    return IoError(f"reading failed: {name} ({errno_text(error)})", errno=name)
+@contextmanager
+def reading() -> Iterator[None]:
+    """The system's errors while reading what the caller gave, but for that of what would have to wait."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        name = errno_name(error)
+        raise IoError(f"reading failed: {name} ({errno_text(error)})", errno=name) from error
 
 
 def _identity(status: FileStatus) -> tuple[int, int]:

@@ -13,12 +13,12 @@ import trio
 from zstor_local import limits
 from zstor_local.errors import Cancelled, PathRefused
 from zstor_local.rpc.call import Call
-from zstor_local.runtime import FileStatus, Runtime
+from zstor_local.runtime import FileStatus, Runtime, close_anyhow
 from zstor_local.store.paths import Mode, Paths
 from zstor_local.store.reading import Range
 from zstor_local.store.reads import Objects
 from zstor_local.store.sinks import AppendSink, FileSink, OrderedSink, PipeSink, writing
-from zstor_local.store.sources import BytesSource, FileSource, PipeSource, SocketSource, read_error
+from zstor_local.store.sources import BytesSource, FileSource, PipeSource, SocketSource, reading
 from zstor_local.store.stored import Stored
 
 T = TypeVar("T")
@@ -82,10 +82,9 @@ class Handover:
         with self._closing(fd):
             status = self._paths.check_input(fd, stream=stream)
             if status.is_regular:
-                try:
-                    source = FileSource(self._files, fd, self._files.seek(fd, 0, os.SEEK_CUR))
-                except OSError as error:  # a namespace, or secret memory: files by their kind, without bytes to read
-                    raise read_error(error) from None
+                with reading():  # a namespace, or secret memory: files by their kind, without bytes to read
+                    offset = self._files.seek(fd, 0, os.SEEK_CUR)
+                source = FileSource(self._files, fd, offset)
                 yield _little(source) or source
                 self._files.seek(fd, source.size, os.SEEK_CUR)
             elif stat.S_ISSOCK(status.mode):
@@ -100,7 +99,7 @@ class Handover:
 
     @contextmanager
     def _sink(self, fd: int) -> Iterator[OrderedSink]:
-        with self._closing(fd), self._in_order(fd, self._paths.check_output(fd, stream=True)) as sink:
+        with self._written(fd), self._in_order(fd, self._paths.check_output(fd, stream=True)) as sink:
             yield sink
 
     @contextmanager
@@ -144,7 +143,7 @@ class Handover:
 
     @contextmanager
     def _output(self, fd: int, *, stream: bool) -> Iterator[tuple[int, OrderedSink | None]]:
-        with self._closing(fd):
+        with self._written(fd):
             status = self._paths.check_output(fd, stream=stream)
             if status.is_regular:
                 yield fd, None
@@ -195,6 +194,17 @@ class Handover:
         try:
             yield fd
         finally:
+            close_anyhow(self._files, fd)
+
+    @contextmanager
+    def _written(self, fd: int) -> Iterator[int]:
+        """Closes what was written to: a network file system may say only now what it could not write."""
+        try:
+            yield fd
+        except BaseException:
+            close_anyhow(self._files, fd)
+            raise
+        with writing():
             self._files.close(fd)
 
 
