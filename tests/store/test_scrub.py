@@ -26,6 +26,7 @@ from zstor_local.store.caller import Caller, Nobody
 from zstor_local.store.checking import Checked
 from zstor_local.store.copies import CopyCheck
 from zstor_local.store.health import Health
+from zstor_local.store.namespaces import Namespace
 from zstor_local.store.pace import Pace, unpaced
 from zstor_local.store.scrub import DAY, Scrub
 from zstor_local.store.scrubrow import Found, ScrubRow
@@ -59,6 +60,25 @@ async def test_a_sound_store_is_gone_through_and_nothing_found(home: Home) -> No
         assert (status.state, status.percent, status.overdue) == ("idle", 100, False)
         assert status.last_ended is not None
         assert store.metastore.debts_count() == store.mending.waiting == 0
+
+
+async def test_asking_how_far_it_is_does_not_go_over_all_namespaces(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked after each object where somebody waits for its end."""
+    async with home.open() as store:
+        for number in range(3):
+            await put(store, "a", b"x", namespace=f"n{number}")
+        await store.scrub.start()
+        first = store.scrub.status()
+        went, all_of_them = 0, store.namespaces.all
+
+        def counted() -> list[Namespace]:
+            nonlocal went
+            went += 1
+            return all_of_them()
+
+        monkeypatch.setattr(store.namespaces, "all", counted)
+        assert [store.scrub.status() for _ in range(10)] == [first] * 10
+        assert (first.state, went) == ("running", 0)
 
 
 @pytest.mark.parametrize("size", SMALL_AND_LARGE)

@@ -19,6 +19,7 @@ from zstor_local import limits
 from zstor_local.config import ScrubConfig
 from zstor_local.errors import CorruptRecord, NotFound, Unavailable, ZstorError
 from zstor_local.metastore.base import Row
+from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind
 from zstor_local.model.storewide import StoreRecord
 from zstor_local.shards.base import Shard, ShardError
@@ -98,6 +99,7 @@ class Scrub:
         self._row = self._load()
         self._created = self._store_created()
         self._pace = Pace(config.rate)
+        self._policies: set[Policy] | None = None  # in this pass: to go over many namespaces takes long, and it is asked often
         self._asked = trio.Event()
         self._pass = trio.CancelScope()  # in which the one that is under way goes on
         self._news = trio.Event()
@@ -197,9 +199,10 @@ class Scrub:
     def _total(self) -> int:
         """Bytes of all shares, about, with what looking at them costs."""
         state = self._metastore.state()
-        policies = [namespace.policy for namespace in self._namespaces.all()]
-        blown = max((policy.m / policy.k for policy in policies), default=1.0)
-        shares = max((policy.m for policy in policies), default=1)
+        if self._policies is None:
+            self._policies = {namespace.policy for namespace in self._namespaces.all()}
+        blown = max((policy.m / policy.k for policy in self._policies), default=1.0)
+        shares = max((policy.m for policy in self._policies), default=1)
         return int(state.bytes * blown) + state.objects * shares * OBJECT_BYTES
 
     # --- The task ---
@@ -242,6 +245,7 @@ class Scrub:
         return self._row.started + self._config.days * DAY - now
 
     def _begin(self, *, by_hand: bool) -> None:
+        self._policies = None
         self._row = ScrubRow(
             started=self._runtime.clock.now(), last_ended=self._row.last_ended, paused=self._row.paused, by_hand=by_hand
         )
