@@ -148,6 +148,25 @@ async def test_keys_are_found_in_pages_in_the_order_of_their_bytes(home: Home) -
         assert await referring(store, "key7") == ["key7"]
 
 
+async def test_others_have_their_turns_between_large_records(home: Home) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with home.open() as store:
+        for number in range(10):
+            await put(store, f"{number}", b"", WriteOptions(references=["r", *(f"{each:03}" + "x" * 247 for each in range(250))]))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            assert len(await referring(store, "r")) == 10
+            nursery.cancel_scope.cancel()
+        assert turns >= 5
+
+
 async def test_changes_of_one_group_end_as_the_last_says(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", b"", having("x"))

@@ -14,6 +14,8 @@ from tests.store.test_renaming import rename
 from zstor_local.errors import Conflict, CorruptRecord, NotFound
 from zstor_local.metastore.base import Row, Transaction
 from zstor_local.model.record import Kind, ObjectRecord
+from zstor_local.store.caller import Nobody
+from zstor_local.store.references import References
 from zstor_local.store.store import Store
 from zstor_local.store.walk import Position, Route, Walk
 
@@ -51,6 +53,28 @@ async def test_a_walk_goes_to_the_end_both_ways(home: Home) -> None:
             await walked(store, "nowhere")
     async with home.open() as store:
         assert await walked(store, "a") == "abcde"
+
+
+async def test_others_have_their_turns_between_large_records(home: Home) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with home.open() as store:
+        await put_list(store, *"abcdefghij")
+        for key in "abcdefghij":
+            await References(store.core, store.namespaces).append(
+                name(key), [f"{n:03}" + "x" * 247 for n in range(250)], None, Nobody()
+            )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            assert await walked(store, "a") == "abcdefghij"
+            nursery.cancel_scope.cancel()
+        assert turns >= 5
 
 
 @pytest.mark.parametrize("low", [None, *"abcde"])

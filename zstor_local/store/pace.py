@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-RECORDS_A_TURN: Final = 50  # records opened between two turns of other tasks
+RECORDS_A_TURN: Final = 50  # records opened between two turns of other tasks; each KiB of a large one counts as one
 BURST_SECONDS: Final = 1.0  # what may be read at once after a rest
 
 Spend = Callable[[int], Awaitable[None]]

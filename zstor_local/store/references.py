@@ -79,12 +79,14 @@ class References:
 
 async def referring(core: Core, namespace: Namespace, reference: str, after: str | None, limit: int) -> AsyncGenerator[Stored, None]:
     """Objects behind the key `after` that have the reference, in the order of their keys' bytes, at most `limit`."""
-    found = 0
+    found = looked = 0
     while keys := core.reading.referring(namespace.id, namespace.reference_hash(reference), after, limit):
-        for position, key in enumerate(keys):
-            if position % RECORDS_A_TURN == RECORDS_A_TURN - 1:
+        for key in keys:
+            if looked >= RECORDS_A_TURN:
                 await trio.lowlevel.checkpoint()
+                looked = 0
             stored = stored_at(core, namespace, key)
+            looked += 1 if stored is None else 1 + len(stored.envelope.sealed) // limits.KIB
             if stored is not None and reference in stored.record.references:  # else it was changed meanwhile, or the row is damaged
                 yield stored
                 found += 1

@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from zstor_local import limits
 from zstor_local.errors import Conflict, CorruptRecord
 from zstor_local.model.ids import ObjectName
 from zstor_local.model.record import ObjectRecord
@@ -86,9 +87,10 @@ class Walk:
         while found is not None:
             if route.holds(found.record.created):
                 yield found
-            looked += 1
-            if looked % RECORDS_A_TURN == 0:
+            looked += 1 + len(found.envelope.sealed) // limits.KIB
+            if looked >= RECORDS_A_TURN:
                 await trio.lowlevel.checkpoint()
+                looked = 0
             here = Position.at(found, route)
             found = None if here is None else self._step(namespace, route, here)
 
