@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ import trio.testing
 from tests.rpc.conftest import Client, World, error_type, request
 from zstor_local import limits
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.descriptors import KERNEL_MAX
+from zstor_local.rpc.descriptors import KERNEL_MAX, close_all
 from zstor_local.rpc.strict_json import Json
 
 OpenFds = Callable[[], int]
@@ -237,3 +238,17 @@ def test_a_plain_receive_would_lose_them(open_fds: OpenFds) -> None:
     assert open_fds() == before
     ours.close()
     theirs.close()
+
+
+def test_one_that_has_something_to_say_does_not_keep_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As close(2) of a file on a network file system, or below FUSE: the descriptor is gone all the same."""
+    close = os.close
+
+    def tell(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    fds = [os.open("/", os.O_RDONLY) for _ in range(3)]
+    monkeypatch.setattr(os, "close", tell)
+    close_all([*fds])
+    assert [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")] == []

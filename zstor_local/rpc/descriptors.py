@@ -6,6 +6,7 @@ import array
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -62,9 +63,10 @@ def _descriptors_in(ancillary: list[tuple[int, int, bytes]], flags: int) -> list
 
 
 def close_all(fds: list[int]) -> None:
-    """Close descriptors that nobody wants, and forget them."""
+    """Close descriptors that nobody wants, and forget them: also those of which a network file system or FUSE has something to say."""
     while fds:
-        os.close(fds.pop())
+        with suppress(OSError):
+            os.close(fds.pop())
 
 
 class Descriptors:

@@ -12,7 +12,7 @@ from typing import Final
 
 from zstor_local.coding.share import SHARE_HEADER_BYTES
 from zstor_local.model.ids import NamespaceId, ShareId
-from zstor_local.runtime import Runtime, read_exactly, write_all
+from zstor_local.runtime import Runtime, close_anyhow, read_exactly, write_all
 from zstor_local.shards.http.wire import Fence, share_name
 from zstor_local.shards.share_claims import claimed_header
 from zstor_local.shardserver.disk import SHARES, TEMPORARY, Directories, answering, is_lost, reading_share
@@ -195,7 +195,7 @@ class LargeShares:
         try:
             with upload.lock, answering(), suppress(FileNotFoundError):
                 upload.given_up = True
-                self._files.close(upload.fd)
+                close_anyhow(self._files, upload.fd)
                 self._files.unlink(upload.path)
         finally:
             with self._lock:
@@ -215,7 +215,7 @@ class LargeShares:
                     raise Refusal("not_found", "that share is not here")
                 yield fd, self._files.status(fd).size
             finally:
-                self._files.close(fd)
+                close_anyhow(self._files, fd)
 
     def free(self, fence: Fence, namespace: NamespaceId | None, shares: Sequence[ShareId]) -> None:
         """Remove large shares, durably, also those behind one that cannot be. What is not there is fine, but whoever removed it may not
@@ -280,7 +280,7 @@ class LargeShares:
             try:
                 return self._files.status(fd).size, self._namespace_of(fd) or NamespaceId(b"")
             finally:
-                self._files.close(fd)
+                close_anyhow(self._files, fd)
         except OSError as error:
             if not is_lost(error):
                 raise
