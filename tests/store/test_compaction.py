@@ -21,7 +21,7 @@ from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_renaming import copy
 from zstor_local import limits
-from zstor_local.errors import IoError, NoSpace, NotFound
+from zstor_local.errors import IoError, NoSpace, NotFound, Unreadable
 from zstor_local.metastore.base import CommitRefused, Garbage
 from zstor_local.model.ids import KeyHash, ShareId
 from zstor_local.model.policy import Policy
@@ -319,6 +319,28 @@ async def test_a_disk_that_fails_in_it_keeps_its_log_and_no_other(home: Home, op
         for key in range(5):
             checked = await store.shares_health.check(store.objects.find(name(f"{key}")), Nobody())
             assert checked.status == "optimal"
+
+
+async def test_a_share_that_the_index_missed_stays_and_is_found_again(home: Home) -> None:
+    """The index is lost, and when it is made anew the disks cannot read where the shares lie. Some of the objects are deleted since."""
+    async with home.open() as store:
+        for key in range(20):
+            await put(store, f"{key}", content(key, 4_000))
+    Path(home.store, INDEX).unlink()
+    for log in Path(home.store).glob("shards/*/log"):
+        for segment in sorted(log.iterdir())[1:]:
+            home.files.ruin(str(segment), 0)
+    async with home.open() as store:
+        with pytest.raises(Unreadable):
+            await get(store, "0")
+    home.files.heal()
+    async with home.open() as store:
+        for key in range(0, 20, 2):
+            await delete(store, f"{key}")
+        await freed(store)
+        assert await compact(store)
+        for key in range(1, 20, 2):
+            assert await get(store, f"{key}") == content(key, 4_000)
 
 
 async def test_where_the_index_does_not_tell_what_lies_there_everything_stays(home: Home) -> None:

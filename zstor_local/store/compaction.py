@@ -1,7 +1,8 @@
 """Compaction of the logs while they are used: one segment at a time, the most dead first; what counts is copied, then the segment goes.
 
 What a log says of a key is its newest entry there, and that never becomes older by compaction. An entry may go if
-- its small share, if it has one, was freed or lies elsewhere, or is to be freed and nobody reads it (a full log cannot say so), and
+- its small share, if it has one, is none that a record puts here, or lies elsewhere in the log, or is to be freed and nobody reads it
+  (a full log cannot say so), and
 - its record is not the newest of its key, and the log holds that newest one: where it does not, that is appended first;
 - or it is a tombstone that no shard can need: nobody is owed a record, nothing of its version is still to be freed, and this log has
   nothing older of its key;
@@ -33,6 +34,7 @@ from zstor_local.store.freeing import Freeing
 from zstor_local.store.pace import Pace, Spend
 from zstor_local.store.rownames import row_name_of
 from zstor_local.store.stored import open_void
+from zstor_local.store.strays import Stray, put_here
 
 EVERY: Final = 600.0  # seconds between two looks for something to compact
 RATE: Final = 20 * limits.MIB  # bytes a second that are read
@@ -118,7 +120,7 @@ class Compaction:
                 found.append((dead, number))
         removed = 0
         for dead, number in sorted(found, reverse=True):
-            if await self._compact_segment(segments, number, unwanted, spend, least):
+            if await self._compact_segment(shard.number, segments, number, unwanted, spend, least):
                 removed += 1
                 self._in_vain.pop((shard.number, number), None)
             else:
@@ -161,7 +163,9 @@ class Compaction:
 
         return look
 
-    async def _compact_segment(self, segments: Segments, number: int, unwanted: Unwanted, spend: Spend, least: float) -> bool:
+    async def _compact_segment(
+        self, shard: int, segments: Segments, number: int, unwanted: Unwanted, spend: Spend, least: float
+    ) -> bool:
         entries = await self._runtime.threads.run(segments.read, number)
         if entries is None:
             return False
@@ -171,7 +175,7 @@ class Compaction:
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
         elsewhere.unread = segments.unread() != unread
-        work = await self._runtime.threads.run(_Segment, self._core, segments, number, unwanted, entries, elsewhere)
+        work = await self._runtime.threads.run(_Segment, self._core, shard, segments, number, unwanted, entries, elsewhere)
         dead = await self._runtime.threads.run(work.dead_bytes)
         total = sum(located.end - located.offset for located in entries)
         if total and dead < least * total:
@@ -234,12 +238,20 @@ class _Segment:
     """One segment being compacted. `carry` and `finish` are the committer's thread's: nothing is committed while they look and copy."""
 
     def __init__(
-        self, core: Core, segments: Segments, number: int, unwanted: Unwanted, entries: Sequence[Located], elsewhere: _Elsewhere
+        self,
+        core: Core,
+        shard: int,
+        segments: Segments,
+        number: int,
+        unwanted: Unwanted,
+        entries: Sequence[Located],
+        elsewhere: _Elsewhere,
     ) -> None:
         self._metastore = core.metastore
         self._committer = core.committer
         self._sealer = core.sealer
         self._pool = core.pool
+        self._shard = shard
         self._segments = segments
         self._number = number
         self._unwanted = unwanted()
@@ -283,7 +295,8 @@ class _Segment:
             there = self._elsewhere.unread or item.share in self._elsewhere.shares
             return [item] if there and not self._segments.holds(item.share) else None
         envelope = item.entry.envelope
-        if self._segments.lies_at(self._number, located) and not self._may_go(_small_share(located)):
+        share = _small_share(located)
+        if (self._segments.lies_at(self._number, located) or self._is_missed(share)) and not self._may_go(share):
             return [item]
         bare = item if item.entry.share_index is None else ScannedEntry(Entry(envelope), item.committed)
         if envelope.kind is Kind.VOID:
@@ -296,6 +309,16 @@ class _Segment:
         if key in self._elsewhere.newest or key in self._told or any(sequence in self._current for sequence in self._here[key]):
             return None
         return self._replaced(envelope, key, bare, look_only=look_only)
+
+    def _is_missed(self, share: ShareId | None) -> bool:
+        """Whether a record puts a share here that the index does not know: its disk could not be read when the index was made."""
+        if share is None or self._segments.holds(share):
+            return False
+        rows = self._metastore.named(share.version)
+        try:
+            return put_here((row.envelope for row in rows), Stray(self._shard, share, small=True), self._sealer)
+        except CorruptRecord:
+            return True
 
     def _may_go(self, share: ShareId | None) -> bool:
         """Whether a share is to be freed whatever becomes of others: not one that was made elsewhere, which may be the last."""
