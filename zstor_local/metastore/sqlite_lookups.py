@@ -65,7 +65,7 @@ class SqliteLookups:
         beginning = prefix.encode()
         low = beginning if after is None else max(beginning, after.encode() + b"\0")
         query = f"select name, {_ROW} from record where space=? and name>=? {'and name<?' if prefix else ''} order by name limit ?"  # noqa: S608
-        behind = (beginning + b"\xff",) if prefix else ()  # no byte of UTF-8
+        behind = (beginning[:-1] + bytes([beginning[-1] + 1]),) if prefix else ()  # also of what is no UTF-8 and shows the damage
         return _parsed(lambda *row: _row(space, *row), self._some(query, (space, low, *behind, _most(limit))))
 
     def named(self, version: Version) -> list[Row]:
