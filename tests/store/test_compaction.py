@@ -321,8 +321,8 @@ async def test_a_disk_that_fails_in_it_keeps_its_log_and_no_other(home: Home, op
             assert checked.status == "optimal"
 
 
-async def test_a_share_that_the_index_missed_stays_and_is_found_again(home: Home) -> None:
-    """The index is lost, and when it is made anew the disks cannot read where the shares lie. Some of the objects are deleted since."""
+async def lose_index_while_logs_are_unread(home: Home) -> None:
+    """Twenty objects, and an index that is made anew at the next start, when the disks cannot read where the shares lie."""
     async with home.open() as store:
         for key in range(20):
             await put(store, f"{key}", content(key, 4_000))
@@ -330,16 +330,31 @@ async def test_a_share_that_the_index_missed_stays_and_is_found_again(home: Home
     for log in Path(home.store).glob("shards/*/log"):
         for segment in sorted(log.iterdir())[1:]:
             home.files.ruin(str(segment), 0)
+
+
+async def test_a_share_that_the_index_missed_stays_and_is_found_again(home: Home) -> None:
+    await lose_index_while_logs_are_unread(home)
     async with home.open() as store:
         with pytest.raises(Unreadable):
             await get(store, "0")
-    home.files.heal()
-    async with home.open() as store:
+        home.files.heal()
         for key in range(0, 20, 2):
             await delete(store, f"{key}")
         await freed(store)
         assert await compact(store)
         for key in range(1, 20, 2):
+            assert await get(store, f"{key}") == content(key, 4_000)
+
+
+@pytest.mark.parametrize("writes", [0, 3])
+async def test_a_share_that_the_index_missed_is_found_at_a_start_when_its_disk_can_be_read(home: Home, writes: int) -> None:
+    await lose_index_while_logs_are_unread(home)
+    async with home.open() as store:
+        for key in range(writes):
+            await put(store, f"new {key}", content(key, 4_000))
+    home.files.heal()
+    async with home.open() as store:
+        for key in range(20):
             assert await get(store, f"{key}") == content(key, 4_000)
 
 

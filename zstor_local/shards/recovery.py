@@ -44,7 +44,9 @@ class CatchingUp:
         self.ends: list[tuple[int, int]] = []
 
     def run(self) -> Progress:
-        """Bring the index up to the log's end: only what was appended since its last flush is read."""
+        """Bring the index up to the log's end: only what was appended since its last flush is read, and what was not settled then, for
+        a disk that could not read something may have hidden shares that are to be found now.
+        """
         known = self._index.progress(self._shard)
         if known.segment and not self._holds(known):
             if known.segment >= max(self._segments.numbers(), default=0):  # else compaction took something after the index was written
@@ -56,8 +58,9 @@ class CatchingUp:
             self._index.forget(self._shard)
             known = Progress()
         self._unread = self._segments.unread
-        for number, header in self._segments.headers(known.segment):
-            start = known.offset if number == known.segment else HEADER_BYTES
+        segment, offset = min(known.settled, (known.segment, known.offset))
+        for number, header in self._segments.headers(segment):
+            start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
             known = self._index_segment(number, header, start, known)
         return known
 
