@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import trio
 import trio.testing
@@ -9,6 +11,7 @@ import trio.testing
 from tests.rpc.conftest import World, request
 from zstor_local import limits
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.registry import Soon
 from zstor_local.rpc.turns import TURN_SECONDS, Turns
 
 
@@ -54,6 +57,31 @@ async def test_costly_calls_of_one_client_do_not_keep_another_waiting(
         for _ in range(queued + limits.CALLS_PER_CONNECTION):
             await many.reply()
         assert called == limits.CALLS_PER_CONNECTION
+
+
+async def test_what_waits_when_its_client_leaves_warns_nobody(world: World, mock_clock: trio.testing.MockClock) -> None:
+    called = ended = 0
+
+    async def go_on() -> None:
+        nonlocal ended
+        ended += 1
+
+    @world.registry.method("take_long")
+    def take_long(call: Call, /) -> Soon[None]:
+        """Take long where the request is read, and go on then."""
+        nonlocal called
+        called += 1
+        mock_clock.jump(TURN_SECONDS)
+        return go_on()
+
+    async with world.serving():
+        async with world.client() as many:
+            await many.send("\n".join([request("take_long", id=2)] * limits.CALLS_PER_CONNECTION) + "\n")
+            while called < 2:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+    gc.collect()  # then a coroutine that nobody awaited says so
+    assert ended < called
 
 
 async def test_no_client_goes_on_twice_before_all_others() -> None:

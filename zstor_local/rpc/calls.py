@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Final
 
@@ -207,7 +207,12 @@ class Calls:
 
     async def _run(self, task: _Task, begun: Awaitable[object] | None = None) -> None:
         if not task.urgent and self._dispatcher.turns.crowded:
-            await self._dispatcher.turns.next(self)
+            try:
+                await self._dispatcher.turns.next(self)
+            except BaseException:
+                if isinstance(begun, Coroutine):  # which nobody awaits any more
+                    begun.close()
+                raise
         await self._finish_in_turn(task, await self._dispatcher.run(task.call, begun))
 
     def _come(self, task: _Task, later: Later[object]) -> None:
