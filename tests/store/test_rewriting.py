@@ -296,6 +296,25 @@ async def test_what_gets_a_key_that_it_has_come_past_is_not_passed_over(
         assert store.rows.names(MOVED) == store.rows.names(TABLE) == []
 
 
+@pytest.mark.parametrize("how", ["rename", "copy"])
+async def test_what_gets_a_later_key_that_nothing_had_is_not_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    steps = step_by_step(monkeypatch)
+    async with home.open() as store:
+        for key in "mnoz":
+            await put(store, key, content(1, 10_000))
+        known = {store.objects.find(name(key)).version for key in "mnoz"}
+        await change_policy(store)
+        renaming = Renaming(store.core, store.namespaces, store.freeing)
+        job = await store.rewriting.start("default")
+        await steps.receive()
+        await getattr(renaming, how)(name("o"), "p", None, Nobody(), exclusive=False)
+        if how == "copy":
+            await put(store, "o", b"another")
+        assert (await go_on(steps, job)).state == "done"
+        assert known.isdisjoint({store.objects.find(name(key)).version for key in await keys(store)})
+        assert await policies(store) == {OTHER}
+
+
 async def test_once_it_has_come_past_all_keys_it_waits_for_no_end_of_what_others_rename(home: Home) -> None:
     async with home.open() as store:
         for key in "yz":

@@ -137,12 +137,15 @@ class Rewriting:
         self._namespaces.look_again(namespace.name)  # whoever asked for another policy may not have come to do so
         result, after = Rewritten(row.done), row.after
         shared: set[Version] = set()  # written now, for several keys
-        while rows := self._metastore.scan(namespace.id, "", after, BATCH):
-            for each in rows:
-                await self._one(each.name, namespace, shared, result, job)
-            after = rows[-1].name
-            await self._note(namespace, partial(replace, after=after, done=result.objects))
-        await self._note(namespace, partial(replace, past_all=True))
+        seen = 0
+        # One at a time: of several that were read at once, one might get a key among the others, which none of them has.
+        while rows := self._metastore.scan(namespace.id, "", after, 1):
+            after = rows[0].name
+            await self._one(after, namespace, shared, result, job)
+            seen += 1
+            if seen % BATCH == 0:
+                await self._note(namespace, partial(replace, after=after, done=result.objects))
+        await self._note(namespace, partial(replace, after=after, done=result.objects, past_all=True))
         prefix = f"{namespace.id.hex()}/"
         while moved := self._rows.names(MOVED, prefix):
             for name in moved:
