@@ -386,10 +386,20 @@ def test_thrown_away_it_is_made_from_the_log_with_the_same_places(filled: Ground
         filled.close()
 
 
-def test_up_to_date_it_reads_nothing_of_the_log_again(filled: Ground, path: str) -> None:
+@pytest.mark.parametrize("part", [0.0, 0.3, 1.0])
+def test_what_is_not_settled_is_indexed_where_it_is_not(filled: Ground, path: str, part: float) -> None:
+    """As after a start at which a disk could not read a part of the log. What is known already is not written once more."""
+    random = Random(0)
+    with opened(path) as index:
+        before = extents(index)
+        assert index.progress(0).settled < (2, 0)
+    missed = {version(number) for number in NUMBERS if number not in FREED and random.random() < part}
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executemany("delete from entry where version=?", [(each,) for each in missed])
     with opened(path) as index:
         filled.open(index=index, writer=None)
-        assert index.waiting == 0
+        assert index._waiting.keys() == missed | {version(number) for number in FREED}
+        assert extents(index) == before
         filled.close()
 
 
@@ -420,7 +430,7 @@ def test_a_start_reads_the_end_of_a_log_however_long_it_is(filled: Ground, path:
         assert [each.sequence for each in shard.unsettled()] == [101, 102]
         assert len(shard.log.segments()) > 10
         assert len(headers) == 5
-        assert len(entries) == 4  # those two: the index knows the end of the last one, and what is unsettled is looked at
+        assert len(entries) == 6  # those two: the index knows the end of the last one, and what is unsettled is indexed and looked at
         filled.close()
 
 
@@ -586,7 +596,7 @@ def test_behind_the_log_it_reads_the_rest(filled: Ground, path: str, tmp_path: P
         assert read_share(shard, share(100), small=True) == content(100)
         with pytest.raises(ShareMissing):
             shard.open_share(share(1), small=True)
-        assert index.waiting == 2
+        assert index._waiting.keys() == {version(number) for number in (1, 100, *FREED)}  # of what is known, only what was freed again
         filled.close()
 
 
@@ -743,10 +753,11 @@ def test_behind_a_compaction_that_took_what_says_of_a_share_that_it_was_freed_it
 
 
 def test_a_damaged_index_is_a_failed_shard_for_that_share_and_no_crash(filled: Ground, path: str) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("update entry set places=x'00' where version=?", (version(5),))
     with opened(path) as index:
         shard = filled.open(index=index, writer=None)
+        index.flush()
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("update entry set places=x'00' where version=?", (version(5),))
         with pytest.raises(ShardError, match="restart"):
             shard.open_share(share(5), small=True)
         assert read_share(shard, share(6), small=True) == content(6)

@@ -358,6 +358,25 @@ async def test_a_share_that_the_index_missed_is_found_at_a_start_when_its_disk_c
             assert await get(store, f"{key}") == content(key, 4_000)
 
 
+async def test_starts_that_come_past_the_same_entries_again_leave_the_index_as_it_is(home: Home) -> None:
+    """Each does where a disk cannot read a part of its log, for as long as that is so."""
+    async with home.open() as store:
+        await put(store, "unread", content(0, 4_000))
+    for segment in sorted(Path(home.store, "shards", "0", "log").iterdir())[1:]:
+        home.files.ruin(str(segment), 0)
+    async with home.open() as store:
+        for key in range(5):
+            await put(store, f"{key}", content(key, 4_000))
+    indexed = []
+    for _ in range(3):
+        with closing(sqlite3.connect(Path(home.store, INDEX))) as index:
+            indexed.append(index.execute("select version, places from entry").fetchall())
+        async with home.open():
+            pass
+    assert len(indexed[0]) == 6
+    assert indexed[0] == indexed[1] == indexed[2]
+
+
 async def test_where_the_index_does_not_tell_what_lies_there_everything_stays(home: Home) -> None:
     async with home.open() as store:
         kept = await put(store, "kept", content(0, 4_000))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from zstor_local.model.ids import ShareId
 from zstor_local.runtime import Files, read_exactly, settle_file
-from zstor_local.shards.log_index import FLUSH_AT, Extent, LogIndex, Progress
+from zstor_local.shards.log_index import FLUSH_AT, Extent, IndexDamaged, LogIndex, Progress
 from zstor_local.shards.segment import HEADER_BYTES, Freed, SegmentHeader
 from zstor_local.shards.segment_directory import SegmentDirectory
 
@@ -58,10 +60,11 @@ class CatchingUp:
             self._index.forget(self._shard)
             known = Progress()
         self._unread = self._segments.unread
-        segment, offset = min(known.settled, (known.segment, known.offset))
+        behind = known.segment, known.offset
+        segment, offset = min(known.settled, behind)
         for number, header in self._segments.headers(segment):
             start = max(HEADER_BYTES, offset) if number == segment else HEADER_BYTES
-            known = self._index_segment(number, header, start, known)
+            known = self._index_segment(number, header, start, known, again=(number, start) < behind)
         return known
 
     def _holds(self, known: Progress) -> bool:
@@ -77,13 +80,14 @@ class CatchingUp:
             and self._segments.has_end(known.segment, last, known.offset)
         )
 
-    def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress) -> Progress:
-        extents: list[tuple[ShareId, Extent | None]] = []
+    def _index_segment(self, number: int, header: SegmentHeader, start: int, known: Progress, *, again: bool) -> Progress:
+        """What the log says from `start` on. Of a part that was come past before (`again`) the index knows most."""
+        extents: dict[ShareId, Extent | None] = {}
         end = start
         for located in self._segments.entries(number, header, start):
             end = located.end
             if isinstance(located.item, Freed):
-                extents.append((located.item.share, None))
+                extents[located.item.share] = None
                 continue
             entry, committed = located.item.entry, located.item.committed
             if entry.envelope.sequence > known.sequence:
@@ -93,13 +97,26 @@ class CatchingUp:
                 known = Progress(known.segment, known.segment_id, known.offset, entry.envelope.sequence, committed, *settled)
             if entry.share_index is not None:
                 extent = Extent(number, located.share_offset, located.share_length)
-                extents.append((ShareId(entry.envelope.version, entry.share_index), extent))
+                extents[ShareId(entry.envelope.version, entry.share_index)] = extent
         known = replace(known, segment=number, segment_id=header.id, offset=end)
-        self._index.record(self._shard, extents, known)
+        self._index.record(self._shard, (self._unknown(number, extents) if again else extents).items(), known)
         if self._index.waiting >= FLUSH_AT:
             self._index.flush()
         self.ends.append((number, end))
         return known
+
+    def _unknown(self, number: int, extents: Mapping[ShareId, Extent | None]) -> Mapping[ShareId, Extent | None]:
+        """What the index neither says so nor knows better, from a later segment: were all of it written again, it would grow with each
+        start.
+        """
+        unknown: dict[ShareId, Extent | None] = {}
+        for share, extent in extents.items():
+            with suppress(IndexDamaged):  # whoever looks for a share is told
+                now = self._index.find(self._shard, share)
+                if now == extent or (now is not None and now.segment > number):
+                    continue
+            unknown[share] = extent
+        return unknown
 
 
 def release_rest(files: Files, path: str, end: int) -> None:
