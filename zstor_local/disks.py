@@ -60,6 +60,7 @@ class Disks:
         with suppress(OSError):
             own = self._files.path_status(self._store).device
             if device.look(partial(self._files.path_status, root)).device == own:
+                self._watched.pop(root, None)  # else the next who asks would be given it
                 return SteadyDevice(self._files)
         return device
 
@@ -129,12 +130,12 @@ class WatchedDevice:
         """A call has come back; `lost`: with it what it was to sync. Returns whether anybody waits for it."""
         with self._lock:
             wanted = call not in self._given_up
+            self._lost = self._lost or (lost and not wanted)  # first: `came_back` looks at any moment
             self._out.discard(call)
             self._given_up.discard(call)
             closing: list[int] = []
             if not self._out:
                 closing, self._to_close = self._to_close, closing
-            self._lost = self._lost or (lost and not wanted)
         for fd in closing:
             self._close(fd)
         return wanted
