@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.shards.conformance import SHARE, ShardLaws
-from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, crashed, entry, read_share, uid, version, write_share
+from tests.shards.ground import NAMESPACE, POLICY, STORE, Ground, crashed, entry, keys, read_share, uid, version, write_share
 from tests.simulation.files import SimulatedFiles
 from tests.simulation.outcomes import NOTHING, outcomes
 from tests.simulation.world import Mount, World
@@ -21,9 +22,10 @@ from zstor_local.coding.share import pack_share_end
 from zstor_local.coding.table import pack_chunk_table, parse_chunk_table
 from zstor_local.model.ids import ShareId, StoreId
 from zstor_local.model.storewide import ShardEntry
+from zstor_local.runtime import SteadyDevice
 from zstor_local.sandbox import Sandbox, parse_mounts
 from zstor_local.shards.base import ShardError, ShareMissing
-from zstor_local.shards.directory import marker_store
+from zstor_local.shards.directory import DirectoryShard, marker_store
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import BadMarker, Marker
 from zstor_local.shards.share_files import TEMPORARY
@@ -414,6 +416,26 @@ def test_a_directory_of_shares_that_was_not_synced_for_want_of_descriptors_is_sy
     after = crashed(simulated, NOTHING)
     assert read_share(after.open(writer=2), SHARE, small=False, length=5) == b"large"
     after.close()
+
+
+def test_a_flush_that_was_begun_and_not_waited_for_says_nothing_of_later_entries(real: Ground) -> None:
+    class Begins(SteadyDevice):
+        def begin_fdatasync(self, fd: int) -> Callable[[], None]:
+            self.files.fdatasync(fd)
+            return lambda: None
+
+    real.create()
+    listed = ShardEntry(0, uid(0), "shard0", real.root(), "")
+    device, index = Begins(real.runtime.files), LogIndex(":memory:")
+    shard = DirectoryShard(device, listed, real.root(), store_id=STORE, keys=keys(), index=index)
+    real.opened.append(shard)
+    shard.start(1, real.runtime.randomness)
+    shard.append([entry(1, b"share")], 0)
+    shard.start_flush()
+    shard.append([entry(2, b"share")], 0)
+    real.faults.fail("fdatasync", lambda path: True, errno.EIO)
+    with pytest.raises(ShardError):
+        shard.flush()
 
 
 def test_a_new_shard_has_nothing_to_warn_of(real: Ground, caplog: pytest.LogCaptureFixture) -> None:

@@ -226,9 +226,11 @@ class DirectoryShard:
     def append(self, entries: Sequence[Entry], committed: int) -> None:
         with self._disk.failing():
             self._disk.must_be_there()
+            self._flushing = None  # one that nobody waited for says nothing of what comes now
             self.log.append(entries, committed)
 
     def start_flush(self) -> None:
+        self._flushing = None
         if (fd := self.log.written_fd) is not None:
             with suppress(OSError):  # `flush` will say so
                 self._flushing = self._device.begin_fdatasync(fd)
@@ -327,6 +329,7 @@ class DirectoryShard:
         with self._disk.failing():
             self._disk.must_be_there()
             if small:
+                self._flushing = None
                 self.log.free(shares)
                 return
             self._shares.unlink(shares)
