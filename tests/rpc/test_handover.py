@@ -26,7 +26,7 @@ from zstor_local.system import RealClientFiles, RealFiles, real_runtime
 
 WAITING = {
     "open", "close", "reopen", "status", "path_status", "file_system", "preadv", "pread", "pwritev", "writev", "fsync", "rename",
-    "unlink", "open_unnamed", "name_it", "set_mode", "real_path",
+    "unlink", "open_unnamed", "name_it", "set_mode", "real_path", "seek",
 }  # fmt: skip
 
 

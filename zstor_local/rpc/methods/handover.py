@@ -152,20 +152,27 @@ class Handover:
                 yield fd, sink
 
     async def _into_file(self, call: Call, objects: Objects, stored: Stored, part: Range, fd: int, *, sync: bool) -> None:
+        run = self._runtime.threads.run
         if self._files.open_flags(fd) & os.O_APPEND:
             await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
         else:
+            # In threads: the kernel has a seek wait for a read or write of whoever shares the offset.
             with writing():
-                end = self._files.seek(fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
+                end = await run(self._files.seek, fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
             try:
                 await objects.read_to_file(stored, FileSink(self._files, fd, end - part.length), part, call)
             except BaseException:
-                if self._files.seek(fd, 0, os.SEEK_CUR) == end:
-                    self._files.seek(fd, end - part.length, os.SEEK_SET)
+                with trio.CancelScope(shield=True):
+                    await run(self._seek_back, fd, end, part.length)
                 raise
         if sync:
             with writing():
-                await self._runtime.threads.run(self._files.fsync, fd)
+                await run(self._files.fsync, fd)
+
+    def _seek_back(self, fd: int, end: int, length: int) -> None:
+        """As if nothing had been written, unless somebody else has gone on behind it."""
+        if self._files.seek(fd, 0, os.SEEK_CUR) == end:
+            self._files.seek(fd, end - length, os.SEEK_SET)
 
     def _reopen(self, fd: int, flags: int) -> int:
         """A pipe once more, for O_NONBLOCK must be ours alone."""
