@@ -18,7 +18,7 @@ from tests.simulation.points import under
 from tests.simulation.world import Mount, World
 from zstor_local.runtime import read_exactly, read_full, sync_directory, write_all
 from zstor_local.system import RealFiles, RealRandomness, real_runtime
-from zstor_local.threads import STUCK_SECONDS, RealThreads
+from zstor_local.threads import STUCK_SECONDS, RealThreads, lending_place
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
@@ -189,6 +189,33 @@ async def test_what_hangs_keeps_its_place_from_others_for_a_while_only(mock_cloc
         for _ in range(20):
             nursery.start_soon(threads.run, count)
     assert at_once == [1] * 20
+
+
+async def test_who_lent_a_place_gets_one_back_where_all_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zstor_local.threads.STUCK_SECONDS", 0.01)
+    threads, taken, hanging, over = RealThreads(workers=1), threading.Event(), threading.Event(), trio.Event()
+
+    def lend() -> None:
+        with lending_place():
+            taken.wait()
+
+    def hang() -> None:
+        taken.set()
+        hanging.wait()
+
+    async def lender() -> None:
+        await threads.run(lend)
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lender)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(threads.run, hang)
+        try:
+            with trio.fail_after(20):
+                await over.wait()
+        finally:
+            hanging.set()
 
 
 async def test_real_threads_run_elsewhere_and_no_more_than_there_are_workers() -> None:

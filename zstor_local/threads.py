@@ -18,7 +18,7 @@ Args = TypeVarTuple("Args")
 
 STUCK_SECONDS: Final = 2.0
 _THREADS: Final = 256  # at once, those included that wait for other machines
-_PLACES: Final[ContextVar[trio.CapacityLimiter | None]] = ContextVar("places", default=None)
+_PLACES: Final[ContextVar[RealThreads | None]] = ContextVar("places", default=None)
 
 
 class RealThreads:
@@ -44,11 +44,8 @@ class RealThreads:
 
     async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
-            await self._wait_for_place()
-        before, began = _PLACES.set(self._places), trio.current_time()
+        await self.take_place()
+        before, began = _PLACES.set(self), trio.current_time()
         try:
             return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
         finally:
@@ -57,6 +54,18 @@ class RealThreads:
             if self._left - began >= STUCK_SECONDS and self._places.total_tokens > self._workers:
                 self._places.total_tokens -= 1
             self._places.release()
+
+    async def take_place(self) -> None:
+        """A place among those that compute, for the task that asks."""
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            await self._wait_for_place()
+
+    def lend_place(self) -> None:
+        """That of the task that asks is another's until `take_place`."""
+        self._left = trio.current_time()
+        self._places.release()
 
     async def _wait_for_place(self) -> None:
         self._waiting += 1
@@ -108,17 +117,16 @@ class RealThreads:
 
 
 @asynccontextmanager
-async def giving_place(places: trio.CapacityLimiter) -> AsyncIterator[None]:
+async def giving_place(places: RealThreads) -> AsyncIterator[None]:
     """While it lasts, the place of the thread that waits for it among those that compute is another's.
 
     For functions that trio.from_thread.run runs: they are run by the task that waits for the thread.
     """
-    places.release()
+    places.lend_place()
     try:
         yield
     finally:
-        with trio.CancelScope(shield=True):
-            await places.acquire()
+        await _take_back(places)
 
 
 @contextmanager
@@ -128,18 +136,18 @@ def lending_place() -> Iterator[None]:
     if places is None:
         yield
         return
-    trio.from_thread.run_sync(places.release)
+    trio.from_thread.run_sync(places.lend_place)
     try:
         yield
     finally:
-        trio.from_thread.run(_take_place, places)
+        trio.from_thread.run(_take_back, places)
 
 
-async def _take_place(places: trio.CapacityLimiter) -> None:
+async def _take_back(places: RealThreads) -> None:
     with trio.CancelScope(shield=True):
-        await places.acquire()
+        await places.take_place()
 
 
-def places_of_thread() -> trio.CapacityLimiter | None:
+def places_of_thread() -> RealThreads | None:
     """Where the thread that asks has its place, if it is one of RealThreads.run."""
     return _PLACES.get()
