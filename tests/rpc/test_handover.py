@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,7 @@ class Ground:
     directory: Path
     in_loop: set[str] = field(default_factory=set)  # calls there that may wait
     fds: list[int] = field(default_factory=list)
+    keeping: bool = False  # whether no share of what is read is freed
 
     def __post_init__(self) -> None:
         real = real_runtime()
@@ -66,6 +68,13 @@ class Ground:
     def hand_over(self, size: int, flags: int) -> int:
         self.fds.append(os.open(self.file(size), flags))
         return len(self.fds) - 1
+
+    @contextmanager
+    def kept(self, stored: object) -> Iterator[None]:
+        """As Objects does it."""
+        self.keeping = True
+        yield
+        self.keeping = False
 
     async def read_to_file(self, stored: object, sink: Any, part: Range, call: object) -> None:
         """As Objects does it."""
@@ -123,6 +132,21 @@ async def test_so_is_a_handed_over_one_to_write_to(ground: Ground) -> None:
     assert (ground.directory / "f").read_bytes() == b"bytes"
     async with ground.handover.sink(ground.call, ground.hand_over(0, os.O_WRONLY | os.O_APPEND)) as sink:
         await sink.write([b"more"])
+
+
+async def test_nothing_is_freed_while_the_offset_is_waited_for(ground: Ground) -> None:
+    kept: list[bool] = []
+
+    class Files(RealFiles):
+        def seek(self, fd: int, offset: int, whence: int) -> int:
+            kept.append(ground.keeping)
+            return super().seek(fd, offset, whence)
+
+    real = real_runtime()
+    handover = Handover(Runtime(Files(), real.clock, real.randomness, real.threads, real.readiness), ground.paths)
+    async with handover.output(ground.call, ground.hand_over(0, os.O_RDWR), None, "truncate", stream=False, sync=False) as take:
+        await take(ground.objects, cast(Any, None), Range(0, 5, 256))
+    assert kept == [True]
 
 
 async def test_a_call_that_is_cancelled_leaves_no_descriptor(ground: Ground) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -146,7 +147,7 @@ async def test_a_descriptors_disk_that_fails_at_last_is_told_as_the_destinations
     fd = os.open(tmp_path / "f", os.O_WRONLY | os.O_CREAT)
     call, objects, stored = (
         cast(Any, SimpleNamespace(**members))
-        for members in ({"take_fd": lambda index: fd}, {"read_to_file": lambda *_: trio.lowlevel.checkpoint()}, {})
+        for members in ({"take_fd": lambda index: fd}, {"read_to_file": lambda *_: trio.lowlevel.checkpoint(), "kept": nullcontext}, {})
     )
     handover = Handover(troubled_runtime(files), paths)
     with pytest.raises(NoSpace):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import trio
 
@@ -70,6 +70,10 @@ class Objects:
         if namespace is None or namespace.gate.closed:
             raise NotFound("the namespace of that metadata was deleted", hint="`zstor namespace ls` lists those that are there")
         return with_debts(self._metastore, Stored(namespace.name, record, envelope))
+
+    def kept(self, stored: Stored) -> AbstractContextManager[None]:
+        """While it lasts none of the version's shares is freed: for who waits for something between finding and reading it."""
+        return self._freeing.lease(stored.version)
 
     @contextmanager
     def _reader(self, stored: Stored) -> Iterator[ObjectReader]:

@@ -156,15 +156,16 @@ class Handover:
         if self._files.open_flags(fd) & os.O_APPEND:
             await objects.read_to_stream(stored, AppendSink(self._runtime, fd), part, call)
         else:
-            # In threads: the kernel has a seek wait for a read or write of whoever shares the offset.
-            with writing():
-                end = await run(self._files.seek, fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
-            try:
-                await objects.read_to_file(stored, FileSink(self._files, fd, end - part.length), part, call)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await run(self._seek_back, fd, end, part.length)
-                raise
+            with objects.kept(stored):
+                # In threads: the kernel has a seek wait for a read or write of whoever shares the offset.
+                with writing():
+                    end = await run(self._files.seek, fd, part.length, os.SEEK_CUR)  # first: who shares the offset goes on behind
+                try:
+                    await objects.read_to_file(stored, FileSink(self._files, fd, end - part.length), part, call)
+                except BaseException:
+                    with trio.CancelScope(shield=True):
+                        await run(self._seek_back, fd, end, part.length)
+                    raise
         if sync:
             with writing():
                 await run(self._files.fsync, fd)
