@@ -8,8 +8,10 @@ import json
 import os
 import resource
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -248,7 +250,25 @@ def test_one_that_has_something_to_say_does_not_keep_the_others_open(monkeypatch
         close(fd)
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    fds = [os.open("/", os.O_RDONLY) for _ in range(3)]
+    fds = [*os.pipe(), *os.pipe()]
     monkeypatch.setattr(os, "close", tell)
     close_all([*fds])
     assert [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")] == []
+
+
+def test_files_are_closed_where_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """close(2) waits for what a network file system has yet to be given of the file."""
+    close, asked, closed = os.close, threading.Event(), threading.Event()
+
+    def hang(fd: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        asked.wait()
+        close(fd)
+        closed.set()
+
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", hang)
+        close_all([fd])
+        asked.set()
+        assert closed.wait(20)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
@@ -63,10 +64,36 @@ def _descriptors_in(ancillary: list[tuple[int, int, bytes]], flags: int) -> list
 
 
 def close_all(fds: list[int]) -> None:
-    """Close descriptors that nobody wants, and forget them: also those of which a network file system or FUSE has something to say."""
-    while fds:
+    """Close descriptors that nobody wants, and forget them: also those of which a network file system or FUSE has something to say.
+
+    It may take long to say it, or hang: what is no pipe or socket is closed in a thread, which nobody waits for.
+    """
+    later = [fd for fd in fds if not _closes_at_once(fd)]
+    _close([fd for fd in fds if fd not in later])
+    fds.clear()
+    if later:
+        try:
+            trio.lowlevel.start_thread_soon(partial(_close, later), _done)
+        except RuntimeError:  # the system lets us have no more threads
+            _close(later)
+
+
+def _closes_at_once(fd: int) -> bool:
+    """By its name in procfs: unlike fstat(2) that asks no file system."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(("pipe:", "socket:"))
+    except OSError:
+        return True
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
         with suppress(OSError):
-            os.close(fds.pop())
+            os.close(fd)
+
+
+def _done(_: object) -> None:
+    pass
 
 
 class Descriptors:
