@@ -193,6 +193,18 @@ def test_nothing_is_read_ahead_of_a_disk_that_hangs(ground: Ground) -> None:
     ground.files.close(fd)
 
 
+def test_one_for_which_there_is_no_thread_fails_and_nothing_else(tmp_path: Path) -> None:
+    """An error that a shard takes for its own: one of waiting would go on to the committer, and end all writes."""
+
+    def start(fn: Callable[[], T], deliver: Callable[[Outcome[T]], object], name: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    device = WatchedDevice(RealFiles(), str(tmp_path), start, PATIENCE_SECONDS)
+    with pytest.raises(OSError) as caught:
+        device.begin_fdatasync(0)()
+    assert caught.value.errno == errno.ENOMEM
+
+
 def test_a_slow_disk_has_longer_for_what_it_was_given(tmp_path: Path) -> None:
     device = WatchedDevice(RealFiles(), str(tmp_path), Elsewhere().start, PATIENCE_SECONDS)
     assert device.patience(in_event_loop=False) == PATIENCE_SECONDS

@@ -123,7 +123,7 @@ class WatchedDevice:
         try:
             self._start(work, call.arrive, self._root)
         except RuntimeError as error:  # the system lets us have no more threads
-            call.arrive(Error(BlockingIOError(str(error))))
+            call.arrive(Error(OSError(errno.ENOMEM, str(error))))
         return call
 
     def ended(self, call: object, *, lost: bool) -> bool:
