@@ -226,6 +226,15 @@ def test_the_disk_of_the_store_is_used_as_it_is(tmp_path: Path) -> None:
         assert isinstance(disks.device(f"{tmp_path}"), SteadyDevice)
 
 
+def test_so_is_a_directory_on_it_that_is_made_later(tmp_path: Path) -> None:
+    """As at a store's first start: what is not there yet is no other disk."""
+    disks = Disks(RealFiles(), str(tmp_path), start=Elsewhere().start)
+    root = tmp_path / "shards" / "0"
+    assert isinstance(disks.device(str(root)), SteadyDevice)
+    root.mkdir(parents=True)
+    assert isinstance(disks.device(str(root)), SteadyDevice)
+
+
 @pytest.fixture
 def elsewhere() -> Elsewhere:
     return Elsewhere()

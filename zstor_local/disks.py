@@ -59,10 +59,20 @@ class Disks:
         device = self._watched[root] = self._watch(root)
         with suppress(OSError):
             own = self._files.path_status(self._store).device
-            if device.look(partial(self._files.path_status, root)).device == own:
+            if device.look(partial(self._file_system, root)) == own:
                 self._watched.pop(root, None)  # else the next who asks would be given it
                 return SteadyDevice(self._files)
         return device
+
+    def _file_system(self, path: str) -> int:
+        """That of a directory; what is not there yet will be on that of what is above it."""
+        while True:
+            try:
+                return self._files.path_status(path).device
+            except FileNotFoundError:
+                if path == "/":
+                    raise
+                path = os.path.dirname(path)
 
     def real_path(self, path: str) -> str:
         """The path without links; as it is where a disk on the way does not answer."""
