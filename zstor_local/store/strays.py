@@ -122,10 +122,10 @@ class Strays:
             heard.records[envelope.version].add(envelope)
 
     def judge(self, strays: Iterable[Stray]) -> list[Judged]:
-        """What was heard of each. The metastore is asked for what it has now of their keys."""
-        return [self._judge(stray, self._heard) for stray in strays]
+        """What was heard of each. The metastore is asked for what it has now of their keys: what is no stray by that is left out."""
+        return [judged for stray in strays if (judged := self._judge(stray, self._heard)) is not None]
 
-    def _judge(self, stray: Stray, heard: _Heard) -> Judged:
+    def _judge(self, stray: Stray, heard: _Heard) -> Judged | None:
         opened: list[tuple[Envelope, ObjectRecord]] = []
         for envelope in heard.records[stray.share.version]:
             try:
@@ -134,6 +134,8 @@ class Strays:
                 continue
         if not opened:
             return Judged(stray, "no_record" if self._ours(stray) else "foreign")
+        if any(self._put_here_by_its_key(stray, envelope.namespace, record.key) for envelope, record in opened):
+            return None
         for envelope, record in sorted(opened, key=lambda each: each[0].sequence, reverse=True):
             if not heard.voided(envelope.sequence) and not self._superseded(envelope, record):
                 return Judged(stray, "unknown", envelope.namespace, record.key)
@@ -150,6 +152,18 @@ class Strays:
         except (ShareMissing, ShardError):
             return False
         return claimed is not None and self._has_namespace(claimed)
+
+    def _put_here_by_its_key(self, stray: Stray, space: NamespaceId, key: str) -> bool:
+        """Whether the row of a key puts a share here though nothing was found by its version: a bit that flips in the index by which
+        rows are found so is told by nobody, and hides them.
+        """
+        row = self._metastore.get(space, key)
+        if row is None or row.version != stray.share.version:
+            return False
+        try:
+            return put_here([row], stray, self._sealer)
+        except CorruptRecord:
+            return True
 
     def _superseded(self, envelope: Envelope, record: ObjectRecord) -> bool:
         """Whether the metastore has something later of the record's key, or the same record with another place for its shares."""

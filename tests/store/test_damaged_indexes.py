@@ -1,0 +1,34 @@
+"""An index of the metastore in which a bit has flipped does not lead to a row any more, and SQLite does not say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.store.home import SMALL_AND_LARGE, Home, content, freed, get, name, put
+from tests.store.test_collect import collect
+from zstor_local.store.caller import Nobody
+from zstor_local.store.stored import Stored
+
+
+def flip_in_the_index_of_versions(home: Home, stored: Stored) -> None:
+    """One bit of the entry by which a version's record is found: there the version stands right before the namespace's id."""
+    entry = stored.version + stored.envelope.namespace
+    data = bytearray(home.metastore.read_bytes())
+    assert data.count(entry) == 1
+    data[data.index(entry)] ^= 0x80
+    home.metastore.write_bytes(data)
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+@pytest.mark.parametrize("accept_loss", [False, True])
+async def test_no_share_is_freed_of_a_record_that_is_not_found_by_its_version(home: Home, size: int, accept_loss: bool) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, size))
+    flip_in_the_index_of_versions(home, stored)
+    async with home.open() as store:
+        assert not store.metastore.named(stored.version)
+        report = await collect(store, accept_loss=accept_loss)
+        assert (report.left_behind, report.kept, report.waiting) == (0, 0, 0)
+        await freed(store)
+        assert (await store.shares_health.check(store.objects.find(name("a")), Nobody())).status == "optimal"
+        assert await get(store, "a") == content(1, size)
