@@ -282,7 +282,7 @@ class Calls:
         if identity is not Missing.ID:
             return self._dispatcher.reply(identity, outcome)
         if isinstance(outcome, ZstorError):
-            log.info("notification %s: %s", call.method, outcome.message)
+            log.info("notification %s: %s", call.method, outcome.type)  # its words may name keys
         return None
 
     def _has_room(self, call: Call, line: bytes | None) -> bool:

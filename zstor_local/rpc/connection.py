@@ -317,7 +317,7 @@ class ClientConnection(Connection):
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except ZstorError as error:
             if not request.wants_reply:
-                log.info("notification %s: %s", request.method[:64], error.message)
+                log.info("notification %s: %s", request.method if request.method in self._dispatcher.registry else "?", error.type)
             await self._calls.reply(answer, request.id, error_reply(request.id, error))
 
     # --- Bad input and the end ---
