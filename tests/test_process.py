@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -58,6 +59,25 @@ async def test_memory_is_given_back_once_after_a_busy_time(autojump_clock: trio.
             await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert given_back == [10.5, 15.1]
+
+
+async def test_memory_is_given_back_later_where_nobody_can_tell_of_it_now(autojump_clock: trio.testing.MockClock) -> None:
+    """As where clients have taken all descriptors that the process may have: that is no reason to end it."""
+    known, given_back = [100 * MIB], list[int]()
+
+    def resident() -> int:
+        if not known:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return known[0]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(process.give_back_memory, resident, lambda: 0.0, lambda: given_back.append(resident() // MIB))
+        for size in (None, None, 200):
+            await trio.sleep(11)
+            known[:] = [] if size is None else [size * MIB]
+        await trio.sleep(11)
+        nursery.cancel_scope.cancel()
+    assert given_back == [200]
 
 
 def test_what_lies_free_below_a_piece_in_use_is_given_back() -> None:

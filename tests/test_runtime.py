@@ -295,15 +295,69 @@ async def test_work_on_the_logs_ends_is_done_one_at_a_time() -> None:
     assert done == ["first", *["another"] * 3]
 
 
-async def test_a_commit_that_gets_no_thread_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = RealThreads()
+async def test_a_thread_that_the_system_does_not_give_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing has begun, so nothing need fail: a commit that did took all later ones with it, any other work its task."""
+    threads, refused, done = RealThreads(), list[str](), list[str]()
 
-    def no_thread(*_: object) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        refused.append(self.name)
         raise RuntimeError("can't start new thread")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(trio.lowlevel, "start_thread_soon", no_thread)
-        with pytest.raises(RuntimeError, match="thread"):
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patched:
+            patched.setattr(trio._core._thread_cache, "THREAD_CACHE", trio._core._thread_cache.ThreadCache())  # without idle ones
+            patched.setattr(threading.Thread, "start", no_thread)
+            for run in (threads.run, threads.run_commit, threads.run_commit):
+                nursery.start_soon(run, done.append, run.__name__)
+            await trio.sleep(1)
+            assert len(refused) > 10
+            assert done == []
+        with trio.fail_after(60):
             await threads.run_commit(lambda: None)
-    with trio.fail_after(60):
-        assert await threads.run_commit(lambda: "done") == "done"
+    assert sorted(done) == ["run", "run_commit", "run_commit"]
+
+
+async def test_an_error_of_the_work_is_the_works(autojump_clock: trio.testing.MockClock) -> None:
+    def fail() -> None:
+        begun.append(1)
+        raise RuntimeError("can't start new thread")
+
+    begun: list[int] = []
+    for run in (RealThreads().run, RealThreads().run_commit):
+        with pytest.raises(RuntimeError, match="thread"):
+            await run(fail)
+    assert begun == [1, 1]
+
+
+def test_places_are_watched_in_each_run_of_trio() -> None:
+    """One that ended while somebody had just waited in vain left nobody to look: in the next one all work might wait for good."""
+    threads, clock = RealThreads(workers=1), trio.testing.MockClock()
+
+    async def ended_while_somebody_looked() -> None:
+        release = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(threads.run, release.wait, 20)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0):
+                await threads.take_place()
+            release.set()
+
+    async def another_one() -> None:
+        release = threading.Event()
+        came: list[bool] = []
+
+        async def hang() -> None:
+            came.append(await threads.run(release.wait, 20))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(threads.run, release.set)
+            await trio.testing.wait_all_tasks_blocked()
+            clock.jump(STUCK_SECONDS)
+        assert came == [True]
+
+    trio.run(ended_while_somebody_looked)
+    trio.run(another_one, clock=clock)

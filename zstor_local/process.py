@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -63,16 +64,17 @@ def collect_seldom() -> None:
 async def give_back_memory(resident: Callable[[], int], worked: Callable[[], float], give_back: Callable[[], object]) -> None:
     """Have freed memory given back to the system whenever some more has become resident, and after a busy time; for ever.
 
-    `worked` tells the seconds of work so far.
+    `worked` tells the seconds of work so far. Where `resident` raises OSError, for want of a descriptor say, it is asked another time.
     """
     least, before, busy = resident(), worked(), False
     while True:
         await trio.sleep(_LOOK_SECONDS)
         was_busy, busy, before = busy, worked() - before > _BUSY_SECONDS, worked()
-        if resident() > least + _GROWTH_BYTES or (was_busy and not busy):
-            give_back()
-            least = resident()
-        least = min(least, resident())
+        with suppress(OSError):
+            if resident() > least + _GROWTH_BYTES or (was_busy and not busy):
+                give_back()
+                least = resident()
+            least = min(least, resident())
 
 
 def give_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,14 +12,17 @@ from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
 import trio
-from outcome import Error, Outcome
+from outcome import Outcome
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 STUCK_SECONDS: Final = 2.0
+_LACK_SECONDS: Final = 0.1  # between two tries to get a thread
 _THREADS: Final = 256  # at once, those included that wait for other machines
 _PLACES: Final[ContextVar[RealThreads | None]] = ContextVar("places", default=None)
+
+log = logging.getLogger("zstor.threads")
 
 
 class RealThreads:
@@ -27,6 +31,8 @@ class RealThreads:
     Those that wait for another machine (network.py) or a disk (disks.py) give their place to others meanwhile, so there may be more of
     them. Nobody can tell of a client's file that its disk hangs: where no place came free for STUCK_SECONDS there is one more, until
     something that took as long has ended.
+
+    Where the system lets us have no more threads, they are waited for: nothing has begun, so nothing need fail.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -47,13 +53,30 @@ class RealThreads:
         await self.take_place()
         before, began = _PLACES.set(self), trio.current_time()
         try:
-            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+            return await self._in_thread(partial(work, *args))
         finally:
             _PLACES.reset(before)
             self._left = trio.current_time()
             if self._left - began >= STUCK_SECONDS and self._places.total_tokens > self._workers:
                 self._places.total_tokens -= 1
             self._places.release()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        begun = False
+
+        def begin() -> T:
+            nonlocal begun
+            begun = True
+            return work()
+
+        while True:
+            try:
+                return await trio.to_thread.run_sync(begin, limiter=self._limiter)
+            except RuntimeError as error:
+                if begun:
+                    raise
+                log.warning("waiting for a thread: %s", error)
+            await trio.sleep(_LACK_SECONDS)
 
     async def take_place(self) -> None:
         """A place among those that compute, for the task that asks."""
@@ -79,12 +102,14 @@ class RealThreads:
 
     async def _watch_places(self) -> None:
         """While somebody waits for a place."""
-        while self._waiting:
-            await trio.sleep_until(self._left + STUCK_SECONDS)
-            if self._waiting and trio.current_time() - self._left >= STUCK_SECONDS:
-                self._left = trio.current_time()
-                self._places.total_tokens += 1
-        self._watched = False
+        try:
+            while self._waiting:
+                await trio.sleep_until(self._left + STUCK_SECONDS)
+                if self._waiting and trio.current_time() - self._left >= STUCK_SECONDS:
+                    self._left = trio.current_time()
+                    self._places.total_tokens += 1
+        finally:  # also where a run of trio ends before they do: another one may follow
+            self._watched = False
 
     def start_commit(self, work: Callable[[], T], done: Callable[[Outcome[T]], object]) -> None:
         # A fraction of the price of trio.to_thread: what is begun is not cancelled, does not call back and has no task of its own. The
@@ -103,8 +128,13 @@ class RealThreads:
         def begin() -> None:
             try:
                 trio.lowlevel.start_thread_soon(work, deliver)
-            except RuntimeError as error:  # the system lets us have no more threads
-                deliver(Error(error))
+            except RuntimeError as error:
+                log.warning("a commit waits for a thread: %s", error)
+                trio.lowlevel.spawn_system_task(begin_later)
+
+        async def begin_later() -> None:
+            await trio.sleep(_LACK_SECONDS)
+            begin()
 
         self._commits.append(begin)
         if len(self._commits) == 1:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 import outcome
 import pytest
@@ -298,6 +299,29 @@ async def test_no_life_is_told_while_calls_are_not_answered(
             await trio.sleep_forever()
         assert told == []
         stuck.set()
+        with trio.move_on_after(10):
+            await trio.sleep_forever()
+        assert len(told) >= 5
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_a_descriptor_to_ask_with_there_is_no_proof_of_life_and_no_end(
+    tmp_path: Path, manager: Manager, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pair() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    told: list[str] = []
+    notifier = Notifier(str(tmp_path / "notify"), 2)
+    monkeypatch.setattr(notifier, "alive", lambda: told.append("alive"))
+    server = Server(Registry(), CountingRandomness())
+    async with trio.open_nursery() as nursery:
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.socket, "socketpair", no_pair)
+            nursery.start_soon(keep_telling, notifier, server, InPlace(), lambda: "well")
+            with trio.move_on_after(30):
+                await trio.sleep_forever()
+        assert told == []
         with trio.move_on_after(10):
             await trio.sleep_forever()
         assert len(told) >= 5
