@@ -425,15 +425,47 @@ async def test_a_full_batch_answer_has_an_error_for_each_member_left_over(world:
     @world.registry.method("big")
     async def big(call: Call, /) -> str:
         """Many bytes."""
-        return "x" * 400
+        return "x" * 600
 
-    monkeypatch.setattr(limits, "MESSAGE_BYTES", 1000)
+    monkeypatch.setattr(limits, "MESSAGE_BYTES", 2000)
     async with world.serving(), world.client() as client:
         await client.send("[" + ",".join(request("big", id=number) for number in range(4)) + "]\n")
-        replies = json.loads(await client.line())
+        answer = await client.line()
+    replies = json.loads(answer)
     assert sorted(reply["id"] for reply in replies) == [0, 1, 2, 3]
     assert ["result" in reply for reply in replies] == [True, True, False, False]
     assert error_type(replies[3]) == "too_large"
+    assert len(answer) <= limits.MESSAGE_BYTES
+
+
+async def test_a_full_batch_answer_comes_with_all_of_its_errors(world: World) -> None:
+    """One that they made too large waited for room that no client has, and with it whoever wanted to read on."""
+
+    @world.registry.method("big")
+    def big(call: Call, /) -> str:
+        """Many bytes."""
+        return "x" * 40_000
+
+    async with world.serving() as server, world.client() as client:
+        await client.send("[" + ",".join(request("big", id=number) for number in range(limits.BATCH_ITEMS)) + "]\n")
+        await client.half_close()
+        with trio.fail_after(60):
+            answer = await client.rest()
+        assert len(json.loads(answer)) == limits.BATCH_ITEMS
+        assert limits.MESSAGE_BYTES - 100_000 < len(answer) - 1 <= limits.MESSAGE_BYTES
+        assert server.dispatcher.replies.left == limits.REPLY_BUDGET_BYTES
+
+
+async def test_a_reply_that_its_id_alone_makes_too_large_comes(world: World) -> None:
+    long = "é" * (limits.MESSAGE_BYTES // 5)  # six bytes each in a reply, two in a request
+    async with world.serving() as server, world.client() as client:
+        await client.send('{"jsonrpc": "2.0", "method": "rpc.ping", "id": "' + long + '"}\n')
+        await client.half_close()
+        with trio.fail_after(60):
+            reply = json.loads(await client.rest())
+        assert reply["id"] == long
+        assert error_type(reply) == "too_large"
+        assert server.dispatcher.replies.left == limits.REPLY_BUDGET_BYTES
 
 
 async def test_a_reply_over_the_limit_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,24 @@ async def test_a_stop_lets_running_calls_end_and_takes_no_more(world: World) -> 
         await world.ended.wait()
 
 
+async def test_what_was_read_is_answered_though_the_daemon_stops_meanwhile(world: World) -> None:
+    """Its client had to guess what had been done."""
+
+    @world.registry.method("much")
+    def much(call: Call, /) -> str:
+        """More than the kernel buffers, and than may wait before other replies."""
+        return "x" * 3 * limits.SEND_QUEUE_BYTES
+
+    async with world.serving() as server, world.client() as client:
+        await client.request("much")
+        await client.send('[1, {"jsonrpc": "2.0", "id": 2, "method": "rpc.ping"}]\n')
+        await trio.testing.wait_all_tasks_blocked(0.01)  # what is read waits for room for what it is answered
+        server.stop()
+        _, batch, nothing = (await client.rest()).split(b"\n")
+    assert [error_type(reply) for reply in json.loads(batch)] == ["invalid_request", "shutting_down"]
+    assert nothing == b""
+
+
 async def test_after_the_grace_running_calls_answer_shutting_down(
     world: World, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

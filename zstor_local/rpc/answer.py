@@ -15,6 +15,7 @@ from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.dispatch import Id, Missing, error_reply, reply_too_large
 
 _BRACKETS: Final = 2  # bytes
+_ERROR_BYTES: Final = 256  # of a batch's answer, for each member that is left: one that does not fit is told so, under its id
 
 
 class Ending:
@@ -65,7 +66,7 @@ class Answer:
         """Take a call's reply (None for a notification). With the last one comes the whole, if there is anything to send."""
         self._left -= 1
         if reply is not None and identity is not Missing.ID:
-            if self._lines and not self._has_room(len(reply)):
+            if self._room is not None and not self._has_room(len(reply), self._room):
                 reply = min(reply, error_reply(identity, reply_too_large()), key=len)
             self._size += len(reply) + 1
             self._lines.append(reply)
@@ -85,7 +86,7 @@ class Answer:
             self._room.give(self._size - _BRACKETS)
         self.sent.set()
 
-    def _has_room(self, size: int) -> bool:
+    def _has_room(self, size: int, room: Room) -> bool:
         """Whether a batch may collect so much more: it never waits for others, for those may wait for it."""
-        small = self._size + size <= limits.SMALL_REPLY_BYTES
-        return self._size + size <= limits.MESSAGE_BYTES and (small or self._room is None or self._room.has(size))
+        whole = self._size + size + 1
+        return whole + self._left * _ERROR_BYTES <= limits.MESSAGE_BYTES and (whole <= limits.SMALL_REPLY_BYTES or room.has(size))

@@ -68,7 +68,8 @@ class Room:
         return True
 
     def has(self, size: int) -> bool:
-        """Whether there is room for so many bytes more."""
+        """Whether there is room for so many bytes more, or who wants more than the whole room has it alone."""
+        size = min(size, self._most)
         return self.held + size <= self._most and self.held + size <= self._budget.left
 
     def hold(self, size: int) -> None:

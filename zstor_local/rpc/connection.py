@@ -65,6 +65,7 @@ class ClientConnection(Connection):
         self._costly = 0  # calls in a row that took long: one may be chance
         self._closing = False
         self._stopping = False
+        self._handling = False  # what was read: it is answered, whatever ends the reading
         self._calls = Calls(
             dispatcher, self._intake, self.reply_room, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle
         )
@@ -125,7 +126,7 @@ class ClientConnection(Connection):
         """Take no more requests; close when those that run have been answered. What only waits for news ends now."""
         self._stopping = True
         self.state(LongPolls).end()
-        if self._calls.idle:
+        if self._idling:
             self._reading.cancel()
 
     def abort(self) -> None:
@@ -140,8 +141,14 @@ class ClientConnection(Connection):
 
     # --- Reading ---
 
+    @property
+    def _idling(self) -> bool:
+        """Nothing is done for the client, and nothing that it said waits."""
+        return self._calls.idle and not self._handling
+
     async def _read(self) -> None:
-        while not self._closing:
+        while not self._closing and not (self._stopping and self._calls.idle):
+            self._handling = False
             try:
                 received = await self._receive()
             except Truncated:
@@ -151,6 +158,7 @@ class ClientConnection(Connection):
             if received is None:
                 continue
             data, fds = received
+            self._handling = True
             self._intake.came(len(data))
             self._active = trio.current_time()
             if len(data) > _LITTLE_BYTES:
@@ -367,13 +375,13 @@ class ClientConnection(Connection):
     def _on_idle(self) -> None:
         self._active = trio.current_time()
         self._idle.set()
-        if self._stopping and self._calls.idle:
+        if self._stopping and self._idling:
             self._reading.cancel()
 
     async def _watch_idle(self) -> None:
         while True:
             await trio.sleep_until(self._active + limits.IDLE_CONNECTION_SECONDS)
-            if not self._calls.idle:
+            if not self._idling:
                 self._active = trio.current_time()
             elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
                 log.debug("client %s: idle", self.peer)
