@@ -138,6 +138,8 @@ def test_every_key_of_the_file_arrives() -> None:
         ("default_namespace = 'A.b'", f"{FILE}:1: that is not a namespace name: 'A.b'"),
         ("a = 1\nb = = 2", f"{FILE}:2: this is not TOML: Invalid value"),
         ("a = '''", f"{FILE}:1: "),
+        (f"a = {'9' * 5_000}", f"{FILE}:1: this is not TOML: Exceeds the limit"),
+        (f"a = {'[' * 5_000}", f"{FILE}:1: this is not TOML: maximum recursion depth exceeded"),
         ("socket = '/a'\nsocket = '/b'", f"{FILE}:2: this is not TOML: Cannot overwrite a value"),
     ],
 )

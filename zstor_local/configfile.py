@@ -45,7 +45,7 @@ class Source:
         """The file as a table; ConfigError if the text is not TOML."""
         try:
             return Table(self, (), tomllib.loads(self._text))
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError, and so is that of a number without end
             message = str(error)
             position = _POSITION.search(message)
             line = int(position[1]) if position and position[1] else self._text.count("\n") + 1

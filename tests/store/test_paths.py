@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,36 @@ def test_who_is_elsewhere_has_the_allowed_roots_alone(file: Path) -> None:
         paths = paths_of(Protected([], []), roots)
         os.close(paths.open_input(str(file), mounts))
         paths.close()
+
+
+class OpeningSlowly(RealClientFiles):
+    """Something happens while a file is opened."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self._meanwhile = meanwhile
+
+    def open_beneath(self, root: int, path: str, flags: int, mode: int = 0o600) -> int:
+        self._meanwhile()
+        return super().open_beneath(root, path, flags, mode)
+
+
+def test_roots_that_change_while_a_file_is_opened_are_those_of_before(file: Path) -> None:
+    """A thread opens it, the event loop reads the configuration again: the number of the root's was another file's by then."""
+    others = os.open("/", os.O_PATH)
+
+    def change() -> None:
+        paths.allow([str(file.parent), "/usr"])
+        numbers.append(os.dup(others))
+
+    numbers: list[int] = []
+    paths = Paths(RealFiles(), OpeningSlowly(change), Random(), Protected([], []), [str(file.parent)])
+    fd = paths.open_input(str(file), None)
+    assert os.path.samestat(os.fstat(fd), file.stat())
+    before = len(os.listdir("/proc/self/fd"))
+    paths.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    for each in (others, fd, *numbers):
+        os.close(each)
 
 
 def test_a_descriptor_is_promised_only_where_the_client_may_open_it(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import errno
 import os
 import posixpath
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Final, Literal, Protocol
 
 from zstor_local.errors import AlreadyExists, IoError, NoSpace, PathRefused, ZstorError, errno_name, errno_text
@@ -24,6 +25,18 @@ Mode = Literal["truncate", "append", "exclusive"]
 _UNREADABLE_KINDS: Final = frozenset({"proc", "sysfs"})  # files that are no files: reading may have effects, sizes lie
 _SANDBOXED: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})
 _DESCRIPTOR_HINT: Final = "open it yourself, where you may, and hand the descriptor over (`fd`)"
+
+
+class _Root:
+    """A directory that paths may lie beneath, open for as long as somebody has it: threads may be at work there when others take its
+    place.
+    """
+
+    def __init__(self, files: Files, path: str) -> None:
+        """OSError."""
+        self.path = path
+        self.fd = files.open(path, os.O_PATH | os.O_DIRECTORY)
+        weakref.finalize(self, close_anyhow, files, self.fd)
 
 
 class Surroundings(Protocol):
@@ -56,25 +69,15 @@ class Paths:
         self._randomness = randomness
         self._protected = protected
         self._surroundings = surroundings
-        self._roots: dict[str, int] = {}
         self.allow(allowed_roots)
         self._own_namespace = client_files.mount_namespace(None)
 
     def allow(self, roots: Sequence[str]) -> None:
         """Paths must lie beneath one of these from now on; none: anywhere. OSError, and nothing changed, if one cannot be opened."""
-        with ExitStack() as opened:
-            new = {}
-            for root in roots:
-                new[root] = self.files.open(root, os.O_PATH | os.O_DIRECTORY)
-                opened.callback(self.files.close, new[root])
-            opened.pop_all()
-        self.close()
-        self._roots = new
+        self._roots = tuple(_Root(self.files, root) for root in roots)
 
     def close(self) -> None:
-        for fd in self._roots.values():
-            self.files.close(fd)
-        self._roots.clear()
+        self._roots = ()
 
     # --- Paths ---
 
@@ -147,25 +150,26 @@ class Paths:
         if "\0" in path:
             raise PathRefused("a path holds no NUL", hint=_DESCRIPTOR_HINT)
         with self._errors(path, write=write, directory=path if write else None):
-            fd = self._open_in_root(path, flags) if self._roots or self._is_foreign(mounts) else self.files.open(path, flags)
+            roots = self._roots
+            fd = self._open_in(roots, path, flags) if roots or self._is_foreign(mounts) else self.files.open(path, flags)
         try:
             yield fd
         finally:
             self.files.close(fd)
 
-    def _open_in_root(self, path: str, flags: int) -> int:
+    def _open_in(self, roots: Sequence[_Root], path: str, flags: int) -> int:
         path = posixpath.normpath(path) if ".." not in path.split("/") else path
-        for root, fd in self._roots.items():
-            relative = posixpath.relpath(path, root) if path == root or path.startswith(root.rstrip("/") + "/") else None
+        for root in roots:
+            relative = posixpath.relpath(path, root.path) if f"{path}/".startswith(root.path.rstrip("/") + "/") else None
             if relative is None:
                 continue
             try:
-                return self.client_files.open_beneath(fd, relative, flags)
+                return self.client_files.open_beneath(root.fd, relative, flags)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.EXDEV):
-                    raise PathRefused(f"{path} leaves {root} or passes a symbolic link", hint=_DESCRIPTOR_HINT) from None
+                    raise PathRefused(f"{path} leaves {root.path} or passes a symbolic link", hint=_DESCRIPTOR_HINT) from None
                 raise
-        if not self._roots:
+        if not roots:
             raise PathRefused(
                 f"{path} may be another file for this client than for the daemon (another mount namespace, or none to be seen)",
                 hint=f"{_DESCRIPTOR_HINT}; or name in `allowed_roots` what both see",
