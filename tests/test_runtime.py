@@ -7,7 +7,8 @@ import fcntl
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ import trio.testing
 
 from tests.simulation.points import under
 from tests.simulation.world import Mount, World
-from zstor_local.runtime import read_exactly, read_full, sync_directory, write_all
+from zstor_local.runtime import CLIENT, read_exactly, read_full, sync_directory, write_all
 from zstor_local.system import RealFiles, RealRandomness, real_runtime
-from zstor_local.threads import STUCK_SECONDS, RealThreads, lending_place
+from zstor_local.threads import STUCK_OF_ONE, STUCK_SECONDS, RealThreads, lending_place
 
 NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR
 
@@ -191,6 +192,40 @@ async def test_what_hangs_keeps_its_place_from_others_for_a_while_only(mock_cloc
     assert at_once == [1] * 20
 
 
+async def test_whose_files_hang_keeps_others_waiting_once(mock_clock: trio.testing.MockClock) -> None:
+    threads, release, done = RealThreads(workers=2), threading.Event(), trio.Event()
+
+    async def hang() -> None:
+        CLIENT.set("hanging")
+        await threads.run(release.wait)
+
+    async def work(client: str) -> None:
+        CLIENT.set(client)
+        for _ in range(20):
+            await threads.run(lambda: None)
+        if client == "another":
+            done.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * STUCK_OF_ONE):
+            nursery.start_soon(hang)
+        nursery.start_soon(work, "hanging")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(work, "another")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done.is_set()
+        mock_clock.jump(STUCK_SECONDS)
+        try:
+            while not done.is_set():
+                await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2 * STUCK_OF_ONE):
+                mock_clock.jump(STUCK_SECONDS)
+                await trio.testing.wait_all_tasks_blocked()
+            assert threads._places._taken["hanging"] == STUCK_OF_ONE
+        finally:
+            release.set()
+
+
 async def test_who_lent_a_place_gets_one_back_where_all_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zstor_local.threads.STUCK_SECONDS", 0.01)
     threads, taken, hanging, over = RealThreads(workers=1), threading.Event(), threading.Event(), trio.Event()
@@ -214,6 +249,42 @@ async def test_who_lent_a_place_gets_one_back_where_all_hang(monkeypatch: pytest
         try:
             with trio.fail_after(20):
                 await over.wait()
+        finally:
+            hanging.set()
+
+
+async def test_who_lent_a_place_gets_one_back_before_those_that_wait_for_it_end(mock_clock: trio.testing.MockClock) -> None:
+    """A client's threads pass a section in order, say: the first of them wrote to a slow disk."""
+    threads, taken, hanging, over = RealThreads(workers=1), threading.Event(), threading.Event(), trio.Event()
+
+    def lend() -> None:
+        with lending_place():
+            taken.wait()
+
+    def hang() -> None:
+        taken.set()
+        hanging.wait()
+
+    async def lender() -> None:
+        await threads.run(lend)
+        over.set()
+
+    async def of(client: str, work: Callable[[], Awaitable[object]]) -> None:
+        CLIENT.set(client)
+        await work()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(of, "one", lender)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(of, "one", partial(threads.run, hang))
+        while not threads._places.wanted:
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(of, "another", partial(threads.run, lambda: None))
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(STUCK_SECONDS)
+        try:
+            while not over.is_set():
+                await trio.testing.wait_all_tasks_blocked()
         finally:
             hanging.set()
 
@@ -341,7 +412,7 @@ def test_places_are_watched_in_each_run_of_trio() -> None:
             nursery.start_soon(threads.run, release.wait, 20)
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0):
-                await threads.take_place()
+                await threads.take_place(None)
             release.set()
 
     async def another_one() -> None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from zstor_local.threads import giving_place, places_of_thread
+from zstor_local.threads import giving_place, place_of_thread
 
 T = TypeVar("T")
 
@@ -22,12 +22,12 @@ class RealNetwork:
         self._closing: list[Callable[[], Awaitable[None]]] = []
 
     def run(self, ask: Callable[[], Awaitable[T]]) -> T:
-        places = places_of_thread()
-        if places is None:
+        place = place_of_thread()
+        if place is None:
             return trio.from_thread.run(ask, trio_token=self._token)
 
         async def waiting() -> T:
-            async with giving_place(places):
+            async with giving_place(place):
                 return await ask()
 
         return trio.from_thread.run(waiting)

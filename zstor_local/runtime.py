@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar, TypeVarTuple, runtime_checkable
@@ -216,11 +217,17 @@ class Randomness(Protocol):
     def bytes(self, count: int) -> bytes: ...
 
 
+CLIENT: Final[ContextVar[object]] = ContextVar("client", default=None)  # whose work a task does; None: the store's own
+
+
 class Threads(Protocol):
     """Where blocking work runs. A simulated runtime runs it in place."""
 
     async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """Coding, sealing and file work for one call, at most `workers` at once. It ends before a cancel acts."""
+        """Coding, sealing and file work for one call, at most `workers` at once. It ends before a cancel acts.
+
+        What hangs keeps only its own CLIENT waiting for long.
+        """
         ...
 
     def start_commit(self, work: Callable[[], T], done: Callable[[Outcome[T]], object]) -> None:

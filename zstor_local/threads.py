@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -14,13 +14,15 @@ from typing import Final, TypeVar, TypeVarTuple
 import trio
 from outcome import Outcome
 
+from zstor_local.runtime import CLIENT
+
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 STUCK_SECONDS: Final = 2.0
+STUCK_OF_ONE: Final = 64  # threads of one client that hang: what it asks for then waits until one of them has ended
 _LACK_SECONDS: Final = 0.1  # between two tries to get a thread
 _THREADS: Final = 256  # at once, those included that wait for other machines
-_PLACES: Final[ContextVar[RealThreads | None]] = ContextVar("places", default=None)
 
 log = logging.getLogger("zstor.threads")
 
@@ -37,9 +39,8 @@ class RealThreads:
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or max(2, len(os.sched_getaffinity(0)))
-        self._places = trio.CapacityLimiter(self._workers)
+        self._places = _Places(self._workers)
         self._left = 0.0  # when a place came free last
-        self._waiting = 0  # for a place
         self._watched = False  # whether somebody looks that they do not wait in vain
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._commits: deque[Callable[[], object]] = deque()  # the first is under way
@@ -50,16 +51,14 @@ class RealThreads:
 
     async def run(self, work: Callable[[*Args], T], *args: *Args) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self.take_place()
-        before, began = _PLACES.set(self), trio.current_time()
+        place = Place(self, CLIENT.get())
+        await place.take()
+        before, began = _PLACE.set(place), trio.current_time()
         try:
             return await self._in_thread(partial(work, *args))
         finally:
-            _PLACES.reset(before)
-            self._left = trio.current_time()
-            if self._left - began >= STUCK_SECONDS and self._places.total_tokens > self._workers:
-                self._places.total_tokens -= 1
-            self._places.release()
+            _PLACE.reset(before)
+            place.give(took=trio.current_time() - began)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         begun = False
@@ -78,36 +77,27 @@ class RealThreads:
                 log.warning("waiting for a thread: %s", error)
             await trio.sleep(_LACK_SECONDS)
 
-    async def take_place(self) -> None:
-        """A place among those that compute, for the task that asks."""
-        try:
-            self._places.acquire_nowait()
-        except trio.WouldBlock:
-            await self._wait_for_place()
+    async def take_place(self, client: object) -> None:
+        """A place among those that compute, for a client's task that asks."""
+        if not self._places.take_nowait(client):
+            if not self._watched:
+                self._watched, self._left = True, trio.current_time()
+                trio.lowlevel.spawn_system_task(self._watch_places)
+            await self._places.take(client)
 
-    def lend_place(self) -> None:
-        """That of the task that asks is another's until `take_place`."""
+    def give_place(self, client: object, took: float) -> None:
+        """The client's task needs it no more, after so many seconds."""
         self._left = trio.current_time()
-        self._places.release()
-
-    async def _wait_for_place(self) -> None:
-        self._waiting += 1
-        if not self._watched:
-            self._watched, self._left = True, trio.current_time()
-            trio.lowlevel.spawn_system_task(self._watch_places)
-        try:
-            await self._places.acquire()
-        finally:
-            self._waiting -= 1
+        self._places.give(client, was_stuck=took >= STUCK_SECONDS)
 
     async def _watch_places(self) -> None:
         """While somebody waits for a place."""
         try:
-            while self._waiting:
+            while self._places.wanted:
                 await trio.sleep_until(self._left + STUCK_SECONDS)
-                if self._waiting and trio.current_time() - self._left >= STUCK_SECONDS:
+                if trio.current_time() - self._left >= STUCK_SECONDS:
                     self._left = trio.current_time()
-                    self._places.total_tokens += 1
+                    self._places.add()
         finally:  # also where a run of trio ends before they do: another one may follow
             self._watched = False
 
@@ -146,38 +136,136 @@ class RealThreads:
         return result
 
 
-@asynccontextmanager
-async def giving_place(places: RealThreads) -> AsyncIterator[None]:
-    """While it lasts, the place of the thread that waits for it among those that compute is another's.
+class Place:
+    """A client's among those that compute."""
 
-    For functions that trio.from_thread.run runs: they are run by the task that waits for the thread.
-    """
-    places.lend_place()
+    __slots__ = ("_client", "_threads")
+
+    def __init__(self, threads: RealThreads, client: object) -> None:
+        self._threads = threads
+        self._client = client
+
+    async def take(self) -> None:
+        """Wait for it."""
+        await self._threads.take_place(self._client)
+
+    def give(self, *, took: float = 0.0) -> None:
+        """It is another's, until `take`. `took`: for so many seconds somebody worked there without a pause."""
+        self._threads.give_place(self._client, took)
+
+    async def take_back(self) -> None:
+        """The same, whatever is cancelled. It counts as nobody's from now on: others of its client's may be waiting for it."""
+        self._client = object()
+        with trio.CancelScope(shield=True):
+            await self.take()
+
+
+_PLACE: Final[ContextVar[Place | None]] = ContextVar("place", default=None)
+
+
+@asynccontextmanager
+async def giving_place(place: Place) -> AsyncIterator[None]:
+    """While it lasts, the place of the thread that waits for it among those that compute is another's."""
+    place.give()
     try:
         yield
     finally:
-        await _take_back(places)
+        await place.take_back()
 
 
 @contextmanager
 def lending_place() -> Iterator[None]:
     """While it lasts, the place that this thread has among those that compute, if it has one, is another's."""
-    places = _PLACES.get()
-    if places is None:
+    place = _PLACE.get()
+    if place is None:
         yield
         return
-    trio.from_thread.run_sync(places.lend_place)
+    trio.from_thread.run_sync(place.give)
     try:
         yield
     finally:
-        trio.from_thread.run(_take_back, places)
+        trio.from_thread.run(place.take_back)
 
 
-async def _take_back(places: RealThreads) -> None:
-    with trio.CancelScope(shield=True):
-        await places.take_place()
+def place_of_thread() -> Place | None:
+    """Where the thread that asks computes, if it is one of RealThreads.run."""
+    return _PLACE.get()
 
 
-def places_of_thread() -> RealThreads | None:
-    """Where the thread that asks has its place, if it is one of RealThreads.run."""
-    return _PLACES.get()
+class _Places:
+    """Places by client. One that comes free goes to whoever has the fewest. Who has as many as there are workers, as whose files hang,
+    gets none that was another's: it would be seen too late each time that this one hangs too.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._more = 0  # than there are workers
+        self._free: deque[object] = deque([None] * workers)  # whose each was last
+        self._taken: Counter[object] = Counter()
+        self._waiting: dict[object, deque[trio.lowlevel.Task]] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody waits."""
+        return bool(self._waiting)
+
+    def take_nowait(self, client: object) -> bool:
+        """Take one, or False where none is free for this client."""
+        if not self._may_take(client):
+            return False
+        self._take(client)
+        return True
+
+    async def take(self, client: object) -> None:
+        """Wait for one."""
+        task = trio.lowlevel.current_task()
+        self._waiting.setdefault(client, deque()).append(task)
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            self._waiting[client].remove(task)
+            if not self._waiting[client]:
+                del self._waiting[client]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+
+    def give(self, client: object, *, was_stuck: bool) -> None:
+        """A client has one less. It is free, but where it `was_stuck`, and there is one more for that."""
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]
+        if was_stuck and self._more:
+            self._more -= 1
+        else:
+            self._free.append(client)
+        while self._free and (able := [each for each in self._waiting if self._may_take(each)]):
+            self._hand_on(able)
+
+    def add(self) -> None:
+        """One more, for somebody who waits."""
+        if able := [each for each in self._waiting if self._taken[each] < STUCK_OF_ONE]:
+            self._more += 1
+            self._free.append(client := self._fewest(able))
+            self._hand_on([client])
+
+    def _may_take(self, client: object) -> bool:
+        return bool(self._free) and (self._taken[client] < self._workers or client in self._free)
+
+    def _take(self, client: object) -> None:
+        if client in self._free:
+            self._free.remove(client)
+        else:
+            self._free.popleft()
+        self._taken[client] += 1
+
+    def _fewest(self, clients: Sequence[object]) -> object:
+        """Who of them has the fewest; of several the one that has waited for longer."""
+        return min(clients, key=self._taken.__getitem__)
+
+    def _hand_on(self, able: Sequence[object]) -> None:
+        client = self._fewest(able)
+        tasks = self._waiting.pop(client)
+        self._take(client)
+        trio.lowlevel.reschedule(tasks.popleft())
+        if tasks:
+            self._waiting[client] = tasks  # behind the others

@@ -16,6 +16,7 @@ from tests.rpc.test_connection import Gate
 from zstor_local import limits
 from zstor_local.rpc.call import Call, Peer
 from zstor_local.rpc.server import peer_of
+from zstor_local.runtime import CLIENT
 from zstor_local.system import RealClientFiles
 
 
@@ -76,6 +77,23 @@ async def test_a_peer_of_another_pid_namespace_is_one_of_which_nobody_can_tell(w
     world.registry.method("test.mounts")(mounts)
     async with world.serving(), world.client() as client:
         assert await client.result("test.mounts") == ""
+
+
+async def test_work_is_known_as_that_of_the_clients_process(world: World) -> None:
+    @world.registry.method("whose")
+    async def whose(call: Call, /) -> list[bool]:
+        """Whether it is the client's."""
+        async with trio.open_nursery() as nursery:
+            also = await nursery.start(_whose)
+        return [whose == os.getpid() for whose in (CLIENT.get(), also)]
+
+    async with world.serving(), world.client() as client:
+        assert await client.result("whose") == [True, True]
+    assert CLIENT.get() is None
+
+
+async def _whose(*, task_status: trio.TaskStatus[object]) -> None:
+    task_status.started(CLIENT.get())
 
 
 async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from zstor_local.rpc.library import Left, LibraryRequest, Result, dispatch_reque
 from zstor_local.rpc.registry import Method, Registry, explain
 from zstor_local.rpc.strict_json import Json, JsonObject, encode
 from zstor_local.rpc.turns import Turns
-from zstor_local.runtime import Randomness
+from zstor_local.runtime import CLIENT, Randomness
 from zstor_local.store.jobs import Job, Jobs
 from zstor_local.store.later import Later
 from zstor_local.value import value
@@ -177,7 +177,11 @@ class Dispatcher:
             return self._unexpected(error, call.method)
 
     async def run(self, call: Call, begun: Awaitable[object] | None = None) -> object:
-        """The method's result, or the ZstorError that is the call's outcome. `begun` is what `begin` gave, if it was called."""
+        """The method's result, or the ZstorError that is the call's outcome. `begun` is what `begin` gave, if it was called.
+
+        To be awaited in a task of the call's own.
+        """
+        CLIENT.set(call.peer.pid)
         if begun is None:
             outcome = self.begin(call)
             if not isinstance(outcome, Awaitable):
