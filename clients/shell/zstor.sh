@@ -90,7 +90,7 @@ zstor_write() { # KEY [NAME=TEXT | NAME:=JSON]...: stdin becomes the object; pri
 
 zstor_open() {
   zstor_close
-  _zstor_connected || return
+  _zstor_seconds && _zstor_connected || return
   local socat
   { coproc _ZSTOR_SOCAT { _zstor_socat 2>/dev/null; }; } 2>/dev/null
   _ZSTOR_PID=$!
@@ -121,8 +121,9 @@ _zstor_ask() { # FILTER METHOD [JSON | NAME=TEXT | NAME:=JSON]...: what the filt
   local filter=$1 method=$2 id="$BASHPID-$RANDOM$RANDOM" request reply= error
   shift 2
   _ZSTOR_RESULT= ZSTOR_ERROR=
+  _zstor_seconds || return
   request=$(_zstor_request "$method" "$id" "$@") ||
-    { _zstor_failed '{"message": "parameters are UTF-8: NAME=TEXT, NAME:=JSON or one JSON object; ZSTOR_TIMEOUT is a number", "data": {"type": "usage"}}'; return 1; }
+    { _zstor_failed '{"message": "parameters are UTF-8: NAME=TEXT, NAME:=JSON or one JSON object", "data": {"type": "usage"}}'; return 1; }
   if [ -n "${_ZSTOR_OUT:-}" ]; then
     (printf '%s\n' "$request" >&"$_ZSTOR_OUT") 2>/dev/null || :
     until case $reply in *"$id"* | *'"id":null}') ;; *) false ;; esac; do
@@ -182,9 +183,18 @@ _zstor_connected() { # whether a daemon of ours may listen
   return 2
 }
 
-_zstor_patience() { # whole seconds until a reply is missing
-  local seconds=${ZSTOR_TIMEOUT:-3600}
-  printf '%s\n' $((${seconds%.*} + ${ZSTOR_GRACE:-30}))
+_zstor_seconds() { # whether the two times are some; 1 if not
+  case ${ZSTOR_TIMEOUT:-3600},${ZSTOR_GRACE:-30} in
+    *[!0-9.,]* | *.*.*,* | *,*.*.* | .,* | *,.)
+      _zstor_failed '{"message": "ZSTOR_TIMEOUT and ZSTOR_GRACE are seconds, as 60 or 0.5", "data": {"type": "usage"}}'
+      return 1
+      ;;
+  esac
+}
+
+_zstor_patience() { # whole seconds until a reply is missing, at least one
+  local timeout=${ZSTOR_TIMEOUT:-3600} grace=${ZSTOR_GRACE:-30}
+  printf '%s\n' $((10#0${timeout%%.*} + 10#0${grace%%.*} + 1)) # 10#: without it 08 is octal, and none
 }
 
 _zstor_silence() {

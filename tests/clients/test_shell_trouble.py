@@ -270,8 +270,23 @@ def test_without_an_open_connection_there_is_nothing_to_come(place: Place) -> No
     assert "zstor_open makes one" in bash(place, "zstor_next", status=1).stderr
 
 
-def test_a_time_that_is_no_number_is_told(place: Place) -> None:
-    assert "ZSTOR_TIMEOUT is a number" in bash(place, "zstor_call rpc.ping", status=1, ZSTOR_TIMEOUT="soon").stderr
+@pytest.mark.parametrize("time", ["soon", "1e3", "-5", "1.2.3", "."])
+@pytest.mark.parametrize("name", ["ZSTOR_TIMEOUT", "ZSTOR_GRACE"])
+@pytest.mark.parametrize("call", ["zstor_call rpc.ping", "zstor_open"])
+def test_a_time_that_is_no_number_is_told(place: Place, call: str, name: str, time: str) -> None:
+    assert "ZSTOR_TIMEOUT and ZSTOR_GRACE are seconds" in bash(place, f"{name}={time}; {call}", status=1).stderr
+
+
+@pytest.mark.parametrize("time", ["08", "0060", "60.5", "5.", "20.08"])
+@pytest.mark.parametrize("name", ["ZSTOR_TIMEOUT", "ZSTOR_GRACE"])
+def test_a_time_is_decimal_and_may_have_a_fraction(place: Place, name: str, time: str) -> None:
+    script = f"{name}={time}; zstor_call rpc.ping && zstor_open && zstor_call rpc.ping"
+    assert bash(place, script).stdout == '"pong"\n' * 2
+
+
+def test_times_below_a_second_are_times(place: Place) -> None:
+    script = "zstor_open && zstor_call rpc.ping"
+    assert bash(place, script, ZSTOR_TIMEOUT="0.5", ZSTOR_GRACE=".5").stdout == '"pong"\n'
 
 
 def test_connections_leave_no_descriptor_and_no_process(place: Place) -> None:
