@@ -134,6 +134,7 @@ def test_every_key_of_the_file_arrives() -> None:
         ("[twirp]\nlisten = ['127.0.0.1']", f"{FILE}:2: Twirp is served at"),
         ("[twirp]\nlisten = ['localhost:1']", f"{FILE}:2: Twirp is served at"),
         ("[twirp]\nlisten = 'unix:relative'", f"{FILE}:2: Twirp is served at"),
+        ('[twirp]\nlisten = "unix:/a\\u0000b"', f"{FILE}:2: Twirp is served at"),
         ("[twirp]\nlisten = 5", f"{FILE}:2: listen is a string or a list of strings, not 5"),
         ("default_namespace = 'A.b'", f"{FILE}:1: that is not a namespace name: 'A.b'"),
         ("a = 1\nb = = 2", f"{FILE}:2: this is not TOML: Invalid value"),
@@ -154,6 +155,18 @@ def test_a_file_url_names_just_the_path_behind_it(path: str) -> None:
     assert [shard.url for shard in config.shards] == [path]
     units = drop_ins(config, {"XDG_RUNTIME_DIR": "/run/user/1000"}, flags=(), strict=False)
     assert f"ReadWritePaths=-{path.replace('%', '%%')}\n" in units[SERVICE]
+
+
+def test_the_words_of_a_unit_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """$ begins a variable in the arguments of a command alone, and : parts two paths."""
+    monkeypatch.setattr("sys.argv", ["not the command"])
+    monkeypatch.setattr("sys.executable", "/opt/$HOME/python")
+    environment = {"XDG_RUNTIME_DIR": "/run/user/1000", "XDG_DATA_HOME": "/data/$HOME"}
+    units = drop_ins(load("store = '/disks/a:b $USER'"), environment, flags=["--config", "/etc/$USER/${x}.toml"], strict=True)[SERVICE]
+    assert "\nExecStart=/opt/$HOME/python -m zstor_local --config /etc/$$USER/$${x}.toml daemon\n" in units
+    assert "\nEnvironment=XDG_DATA_HOME=/data/$HOME\n" in units
+    assert '\nBindPaths="/disks/a:b $USER"\n' in units
+    assert '\nReadWritePaths=-"/disks/a:b $USER"\n' in units
 
 
 def test_twirp_is_served_nowhere_but_where_it_is_told() -> None:

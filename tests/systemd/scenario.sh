@@ -89,6 +89,12 @@ systemctl --user reset-failed zstor.service
 systemctl --user restart zstor.service
 step after-watchdog zstor get a -
 
+# Installed with a configuration that the environment names, in a place that has what means something in units.
+odd="$HOME/a:b \$HOME \${x} %h.toml"
+echo 'default_namespace = "elsewhere"' >"$odd"
+step odd-install env ZSTOR_CONFIG="$odd" zstor systemd install --strict
+step odd-write call object.write '{"key": "c", "value": "x"}'
+
 step uninstall zstor systemd uninstall
 step left find .config/systemd -name '*zstor*'
 step kept ls .local/share/zstor/metastore.sqlite

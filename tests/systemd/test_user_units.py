@@ -177,6 +177,13 @@ def test_one_that_hangs_is_started_anew_by_the_watchdog(scenario: Scenario) -> N
     assert scenario["after-watchdog"].out == "text of a file\n"
 
 
+def test_the_service_reads_the_configuration_that_the_environment_named_when_it_was_installed(scenario: Scenario) -> None:
+    assert scenario["odd-install"].rc == 0, scenario["odd-install"]
+    result = scenario.reply("odd-write")["result"]
+    assert isinstance(result, dict)
+    assert result["metadata"]["namespace"] == "elsewhere"
+
+
 def test_uninstall_leaves_the_store_and_nothing_else(scenario: Scenario) -> None:
     assert scenario["uninstall"].rc == 0, scenario["uninstall"]
     assert scenario["left"].out == ""

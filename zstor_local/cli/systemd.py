@@ -47,7 +47,8 @@ def install(options: Options, strict: bool) -> None:
     from zstor_local.daemon import init_store
 
     init_store(config, Announcer(as_json=False))
-    flags = [word for name, value in (("--config", options.config), ("--socket", options.socket)) if value for word in (name, value)]
+    named = config.file if options.config or os.environ.get("ZSTOR_CONFIG") else None  # which the service would not see
+    flags = [word for name, value in (("--config", named), ("--socket", options.socket)) if value for word in (name, value)]
     directory = unit_directory(os.environ)
     fitted = drop_ins(config, os.environ, flags=flags, strict=strict)
     written = []

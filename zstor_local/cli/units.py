@@ -51,7 +51,9 @@ def drop_ins(config: Config, environment: Mapping[str, str], *, flags: Sequence[
     """Unit → what is different on this machine: the program, the places, the socket. `strict` hides the home directory."""
     places = [config.store, *_shard_directories(config)]
     key_directory = os.path.dirname(config.master_key_file)
-    lines = ["[Service]", "ExecStart=", f"ExecStart={' '.join(map(_word, [*program(), *flags, 'daemon']))}"]
+    command, *arguments = map(_word, [*program(), *flags, "daemon"])
+    # $ begins a variable in arguments, but not in the program's name; nor in what Environment= and the paths say.
+    lines = ["[Service]", "ExecStart=", f"ExecStart={' '.join([command, *(word.replace('$', '$$') for word in arguments)])}"]
     lines += [f"Environment={_word(f'{name}={environment[name]}')}" for name in _XDG if environment.get(name)]
     if strict:
         configuration = [config.file] if config.file else []
@@ -106,6 +108,6 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 
 def _word(text: str) -> str:
-    """One word of a unit file (systemd.syntax(7)); % begins a specifier and $ a variable there."""
+    """One word of a unit file (systemd.syntax(7)): % begins a specifier there, and : parts the two paths of BindPaths=."""
     text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if not text.isascii() or any(character in text for character in " \t'\";$\\") else text
+    return f'"{text}"' if not text.isascii() or any(character in text for character in " \t'\";:\\") else text
