@@ -257,7 +257,7 @@ def _twirp(top: Table) -> tuple[str, ...]:
     table = top.table("twirp")
     places = table.texts("listen")
     for place in places:
-        if not place.startswith("unix:/") and not _is_loopback(place):
+        if "\0" in place or not (place.startswith("unix:/") or _is_loopback(place)):
             raise table.error("listen", f"Twirp is served at unix:/PATH, 127.0.0.1:PORT and [::1]:PORT only, not at {place!r}")
     table.refuse_the_rest()
     return places

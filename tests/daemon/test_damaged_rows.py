@@ -131,3 +131,18 @@ def test_where_the_record_of_the_older_keys_does_not_open_the_status_says_so(new
         with closing(sqlite3.connect(daemon.store / "metastore.sqlite", isolation_level=None)) as db:
             assert db.execute("update record set sealed = zeroblob(200) where name = cast('keys' as blob)").rowcount == 1
         assert any("older master keys cannot be read" in warning for warning in client.result("daemon.status")["warnings"])
+
+
+def test_what_waits_is_null_where_it_cannot_be_read_and_the_rest_is_told(new_daemon: Daemon) -> None:
+    with (
+        new_daemon.start().client() as client,
+        closing(sqlite3.connect(new_daemon.store / "metastore.sqlite", isolation_level=None)) as db,
+    ):
+        db.execute("alter table debt rename to lost")
+        status, figures = client.result("daemon.status"), client.result("daemon.metrics")
+        db.execute("alter table lost rename to debt")
+        assert (status["state"], status["queues"]) == ("ok", {"repair": 0, "owed": None, "collect": None})
+        assert any("metastore cannot be read: SQLITE_ERROR; see whether the disk of" in warning for warning in status["warnings"])
+        assert 'zstor_queue{queue="repair"} 0\n' in figures
+        assert "zstor_objects 0\n" in figures
+        assert client.result("daemon.status")["queues"] == {"repair": 0, "owed": 0, "collect": 0}

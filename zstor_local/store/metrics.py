@@ -6,14 +6,35 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import get_args
+from typing import TypedDict, get_args
 
+from zstor_local.errors import ZstorError
 from zstor_local.shards.base import ShardState
 from zstor_local.store.scrub import ScrubState
 from zstor_local.store.scrubrow import WORDS
 from zstor_local.store.store import Store, StoreHealth
 
 Sample = tuple[Mapping[str, str], float | None]
+
+
+class Queues(TypedDict):
+    """Waiting: versions to repair, things shards that were away are owed, shares to free. Null where the metastore cannot be read."""
+
+    repair: int
+    owed: int | None
+    collect: int | None
+
+
+def queues(store: Store) -> tuple[Queues, list[str]]:
+    """With a warning where the metastore cannot be read: who is told of such errors is sent to look at the status."""
+    waiting: Queues = {"repair": store.mending.waiting, "owed": None, "collect": None}
+    try:
+        waiting["owed"], waiting["collect"] = store.metastore.debts_count(), store.metastore.garbage_count()
+    except ZstorError as error:
+        return waiting, [
+            f"{error.message}; see whether the disk of {store.config.store} is there, and what the system's log says of it"
+        ]
+    return waiting, []
 
 
 def metrics(store: Store) -> str:
@@ -27,12 +48,13 @@ def _lines(store: Store) -> Iterator[str]:
     yield from _metric("objects", "gauge", "Objects stored.", [({}, state.objects)])
     yield from _metric("object_bytes", "gauge", "Plain bytes of all objects.", [({}, state.bytes)])
     yield from _metric("sequence", "counter", "Sequence of the last committed change.", [({}, state.sequence)])
-    queues = {
-        "repair": store.mending.waiting,
-        "owed": store.metastore.debts_count(),
-        "collect": store.metastore.garbage_count(),
-    }
-    yield from _metric("queue", "gauge", "What waits to be done.", [({"queue": name}, size) for name, size in queues.items()])
+    waiting, _ = queues(store)
+    sizes: list[Sample] = [
+        ({"queue": "repair"}, waiting["repair"]),
+        ({"queue": "owed"}, waiting["owed"]),
+        ({"queue": "collect"}, waiting["collect"]),
+    ]
+    yield from _metric("queue", "gauge", "What waits to be done.", sizes)
     yield from _metric(
         "shard_state",
         "gauge",

@@ -218,6 +218,8 @@ class Store:
             pending = self.rotation.pending
         except CorruptRecord as error:
             return [f"the record of the older master keys cannot be read: {error.message}; {error.hint}"]
+        except IoError as error:
+            return [f"whether all records are sealed under the newest master key is not known: {error.message}"]
         if not pending:
             return []
         if (trouble := self.rotation.trouble()) is not None:

@@ -12,6 +12,7 @@ from zstor_local.rpc.openrpc import wire_limits
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json
 from zstor_local.shards.base import ShardState
+from zstor_local.store.metrics import Queues, queues
 from zstor_local.store.store import Store, StoreHealth
 
 API = 1  # grows by one when something is added; nothing is ever taken away under the same name
@@ -58,14 +59,6 @@ class MetastoreView(TypedDict):
 
     kind: str
     writable: bool
-
-
-class Queues(TypedDict):
-    """What waits: versions to repair, things shards that were away are owed, shares to free."""
-
-    repair: int
-    owed: int
-    collect: int
 
 
 class Status(TypedDict):
@@ -119,17 +112,14 @@ def register(registry: Registry, store: Store, identity: Identity, warnings: Cal
     async def status(call: Call, /) -> Status:
         """Tell how the store is: its state, its shards, what waits to be done."""
         state = store.committer.state
+        waiting, unread = queues(store)
         return {
             "state": store.health,
             "shards": shard_views(store),
             "metastore": {"kind": store.metastore.kind, "writable": store.health not in ("readonly", "failed")},
             "objects": state.objects,
             "bytes": state.bytes,
-            "queues": {
-                "repair": store.mending.waiting,
-                "owed": store.metastore.debts_count(),
-                "collect": store.metastore.garbage_count(),
-            },
+            "queues": waiting,
             "scrub": scrub_view(store.scrub.status()),
-            "warnings": [*store.warnings(), *warnings()],
+            "warnings": [*unread, *store.warnings(), *warnings()],
         }
