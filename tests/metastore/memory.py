@@ -191,6 +191,9 @@ class MemoryMetastore:
         for space, more in transaction.usage.items():
             cell.usage[space] = cell.usage.get(space, Usage()) + more
 
+    def mend_indexes(self) -> None:
+        """There are none."""
+
     def checkpoint(self) -> None:
         pass
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.store.home import SMALL_AND_LARGE, Home, content, freed, get, name, put
+from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put
 from tests.store.test_collect import collect
+from tests.store.test_renaming import copy
+from tests.store.test_scrub import scrubbed
 from zstor_local.store.caller import Nobody
 from zstor_local.store.stored import Stored
 
@@ -32,3 +34,37 @@ async def test_no_share_is_freed_of_a_record_that_is_not_found_by_its_version(ho
         await freed(store)
         assert (await store.shares_health.check(store.objects.find(name("a")), Nobody())).status == "optimal"
         assert await get(store, "a") == content(1, size)
+
+
+@pytest.mark.parametrize("change", ["overwrite", "delete"])
+async def test_a_change_of_such_a_row_goes_well(home: Home, change: str) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+    flip_in_the_index_of_versions(home, stored)
+    async with home.open() as store:
+        if change == "delete":
+            await delete(store, "a")
+        else:
+            await put(store, "a", b"new")
+            assert await get(store, "a") == b"new"
+        await put(store, "b", b"life goes on")
+        assert not store.metastore.named(stored.version)
+    async with home.open() as store:
+        assert await keys(store) == (["b"] if change == "delete" else ["a", "b"])
+
+
+async def test_a_scrub_makes_indexes_anew_that_do_not_lead_to_an_object(home: Home) -> None:
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        await put(store, "b", content(2, 10_000))
+    flip_in_the_index_of_versions(home, stored)
+    async with home.open() as store:
+        await scrubbed(store)
+        assert [row.name for row in store.metastore.named(stored.version)] == ["a"]
+        assert (store.scrub.status().found.records_mended, store.scrub.status().found.damage) == (1, False)
+        await copy(store, "a", "c")
+        await delete(store, "c")
+        await freed(store)
+        assert await get(store, "a") == content(1, 10_000)
+        await scrubbed(store)
+        assert store.scrub.status().found.records_mended == 0

@@ -210,7 +210,7 @@ class Metastore(Lookups, Protocol):
 
     - `commit` is atomic and durable when it returns. It raises CommitRefused (certainly nothing happened) or CommitUnknown, after
       which every further commit raises MetastoreClosed.
-    - `commit` and `checkpoint` are called by one thread at a time; reads may come from any thread at any time.
+    - `commit`, `checkpoint` and `mend_indexes` are called by one thread at a time; reads may come from any thread at any time.
     - A tombstone takes its object's place: `get` and `scan` no longer show the row, `tombstone` does; a new object removes it.
     """
 
@@ -229,6 +229,12 @@ class Metastore(Lookups, Protocol):
     def commit(self, transaction: Transaction) -> None: ...
     def checkpoint(self) -> None:
         """Housekeeping outside of commits; may raise CommitUnknown."""
+        ...
+
+    def mend_indexes(self) -> None:
+        """Make anew what finds rows by anything but their names, where it does not lead to one that is there: a bit may have flipped in
+        it. A commit that comes upon such a place does so by itself. CommitRefused or CommitUnknown.
+        """
         ...
 
     def close(self) -> None: ...

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import Final, NoReturn
 
 from zstor_local.metastore.base import (
     REPLACING,
@@ -49,12 +51,12 @@ create table debt(
 create table reference(
     space blob not null, hash blob not null, name blob not null, primary key(space, hash, name)) without rowid;
 """
-_INDEXES: Final = """
-create index debt_by_shard on debt(shard);
-create index record_by_version on record(version) where kind = 1;
-create index record_by_sequence on record(space, sequence);
-create index tombstone_by_sequence on tombstone(space, sequence);
-"""
+_INDEXES: Final = {
+    "debt_by_shard": "debt(shard)",
+    "record_by_version": "record(version) where kind = 1",
+    "record_by_sequence": "record(space, sequence)",
+    "tombstone_by_sequence": "tombstone(space, sequence)",
+}
 # Since 0.2: stores that were made before get it when they are opened.
 _USAGE_SCHEMA: Final = """
 create table if not exists usage(space blob primary key, objects integer not null, bytes integer not null) without rowid;
@@ -63,6 +65,8 @@ create table if not exists usage(space blob primary key, objects integer not nul
 # Primary result codes that tell of the system and not of what the file holds. For want of room for -shm the second and third come too.
 _PERHAPS_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _SYSTEM: Final = _PERHAPS_FULL | {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM}
+
+log = logging.getLogger("zstor.store")
 
 
 class SqliteMetastore(SqliteLookups):
@@ -116,7 +120,8 @@ class SqliteMetastore(SqliteLookups):
             with closing(cls(path)) as metastore:
                 for transaction in transactions:
                     metastore.commit(transaction)
-                metastore._writer.executescript(_INDEXES)
+                for name, columns in _INDEXES.items():
+                    metastore._writer.execute(f"create index {name} on {columns}")
                 metastore._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
         except sqlite3.Error as error:
             raise CommitUnknown(f"the metastore cannot be made: {error_name(error)}") from error
@@ -152,9 +157,28 @@ class SqliteMetastore(SqliteLookups):
 
     def _commit(self, transaction: Transaction) -> None:
         try:
-            self._writer.execute("begin immediate")
-            self._apply(transaction)
-            self._writer.execute("commit")
+            self._transact(partial(self._apply, transaction))
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_CORRUPT_INDEX or not self._rolled_back():
+                self._give_up(error)
+            self.mend_indexes()
+            with self._giving_up():
+                self._transact(partial(self._apply, transaction))
+
+    def mend_indexes(self) -> None:
+        log.error("a part of the metastore's indexes is damaged: they are made anew")
+        with self._giving_up():
+            self._transact(lambda: [self._writer.execute(f"reindex {name}") for name in _INDEXES])
+
+    def _transact(self, change: Callable[[], object]) -> None:
+        self._writer.execute("begin immediate")
+        change()
+        self._writer.execute("commit")
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -219,14 +243,17 @@ class SqliteMetastore(SqliteLookups):
                 [(space, name) for space, name, envelope in rows if envelope.kind in REPLACING],
             )
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
-        rolled_back = True
+    def _rolled_back(self) -> bool:
         try:
             if self._writer.in_transaction:
                 self._writer.execute("rollback")
         except sqlite3.Error:
-            rolled_back = False
+            return False
+        return True
+
+    def _give_up(self, error: sqlite3.Error) -> NoReturn:
+        """A full disk is refused and can be tried again once rolled back; after anything else the file is not trusted any more."""
+        rolled_back = self._rolled_back()
         if rolled_back and self._lacks_room(error):
             raise CommitRefused("the disk of the metastore is full", no_space=True) from error
         if primary_code(error) == sqlite3.SQLITE_BUSY and rolled_back:

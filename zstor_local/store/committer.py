@@ -18,7 +18,7 @@ from outcome import Outcome
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
-from zstor_local.metastore.base import CommitUnknown, Metastore, StoreState
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, Metastore, StoreState
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
@@ -217,6 +217,20 @@ class Committer:
         """Unavailable if nothing is committed any more in this life: for what does something before its commit."""
         if self.failure is not None or not self._metastore.writable:
             raise self._unavailable()
+
+    async def mend_indexes(self) -> None:
+        """Have the metastore make its indexes anew. Unavailable where that fails, or nothing is committed any more."""
+        self.must_take_changes()
+        try:
+            await self._runtime.threads.run_commit(self._metastore.mend_indexes)
+        except CommitRefused as error:
+            raise Unavailable(
+                f"the indexes of the metastore are not made anew: {error}", hint="make room on the disk of the store"
+            ) from None
+        except CommitUnknown as error:
+            log.error("the metastore failed: %s", error)
+            self.failure = str(error)
+            raise self._unavailable() from None
 
     def news(self) -> trio.Event:
         """Set when the next group is committed. Take it before looking, then nothing is missed."""

@@ -1,10 +1,11 @@
 """Scrub: everything the store holds is read and proved, again and again, in the background.
 
 A pass opens first every record of the metastore, and brings back from the logs those that do not open (`damaged_rows`). Then it walks
-the objects (every block of every share is opened), then each shard: its log must hold the records that it should (`copies`), and no
-share may lie there that no record names (`strays`). What is bad goes on the repair list, what is lacking is given, what was left behind
-is freed; the rest is counted and told. The position is kept in a store-wide row, so a pass goes on where it was after a restart. A pass
-is spread over the configured days and never reads faster than the configured rate; one that a person has started reads at that rate.
+the objects (the metastore's indexes must lead to each, and every block of every share is opened), then each shard: its log must hold
+the records that it should (`copies`), and no share may lie there that no record names (`strays`). What is bad goes on the repair list,
+what is lacking is given, what was left behind is freed; the rest is counted and told. The position is kept in a store-wide row, so a
+pass goes on where it was after a restart. A pass is spread over the configured days and never reads faster than the configured rate;
+one that a person has started reads at that rate.
 """
 
 from __future__ import annotations
@@ -307,6 +308,7 @@ class Scrub:
             return 0
         try:
             stored = Stored(namespace.name, open_object(self._sealer, at.envelope), at.envelope)
+            await self._lead_to(at, found)
             checked = await self._health.check(stored, Nobody())
             if _bad(checked) and (newest := self._changed(namespace, at)) is not at.envelope:
                 if newest is None or newest.version != at.envelope.version:
@@ -329,6 +331,20 @@ class Scrub:
         found.bad_shares += len(bad)
         found.unreadable += policy.m - len(bad) < policy.k and not await self._health.is_readable(stored)
         return size + OBJECT_BYTES * policy.m
+
+    async def _lead_to(self, at: Row, found: Found) -> None:
+        """Have the metastore's indexes made anew where they do not lead to a row: nothing else notices before it is changed."""
+        if self._is_found(at):
+            return
+        await self._committer.mend_indexes()
+        if self._metastore.get(at.space, at.name) == at.envelope:
+            found.records_mended += 1
+
+    def _is_found(self, at: Row) -> bool:
+        """By its version, and by its sequence; or it is another row by now."""
+        space, sequence = at.space, at.envelope.sequence
+        named = any((row.space, row.name) == (space, at.name) for row in self._metastore.named(at.envelope.version))
+        return (named and sequence in self._metastore.newest(space, [sequence])) or self._metastore.get(space, at.name) != at.envelope
 
     def _changed(self, namespace: Namespace, at: Row) -> Envelope | None:
         """The row as it is now: the same envelope if nothing has changed."""
