@@ -113,3 +113,29 @@ def test_check_and_repair(daemon: PrivateDaemon) -> None:
     assert checked.stdout == b"valid    note  5 of 6 shares are good: missing on shard 2\n"
     assert done(zstor(daemon, "repair", "note")) == b"optimal  note  6 of 6 shares are good\n"
     assert share.exists()
+
+
+def test_where_a_shard_is_lost_those_that_are_left_are_all_that_is_named(private_daemon: PrivateDaemon) -> None:
+    """Elsewhere, as on a new machine: there is no place to name for the one that is gone."""
+    daemon = private_daemon
+    daemon.start()
+    done(zstor(daemon, "put", "-", "note", stdin=b"buy milk"))
+    words = words_of(daemon)
+    daemon.stop()
+    shutil.copytree(daemon.home / "data" / "zstor" / "shards", daemon.home / "disks", ignore=shutil.ignore_patterns("3"))
+    shutil.rmtree(daemon.home / "data")
+    (daemon.home / "config" / "zstor" / "master.key").unlink()
+    shards = [f'[[shard]]\nid = "{disk.name}"\nurl = "{disk}"\n' for disk in sorted((daemon.home / "disks").iterdir())]
+    (daemon.home / "config" / "zstor" / "config.toml").write_text("".join(shards))
+
+    refused = zstor(daemon, "daemon")
+    assert (refused.returncode, b"there is neither its key nor its metastore" in refused.stderr) == (78, True)
+    done(zstor(daemon, "key", "restore", stdin=words))
+    assert b"not seen: shard 3" in done(zstor(daemon, "rebuild", "--accept-loss"))
+    daemon.start()
+    assert done(zstor(daemon, "get", "note", "-")) == b"buy milk"
+    done(zstor(daemon, "shard", "replace", "3", str(daemon.home / "new")))
+    assert done(zstor(daemon, "check", "note")).startswith(b"optimal")
+    daemon.stop()
+    daemon.start()
+    assert json.loads(done(zstor(daemon, "status", "--json")))["state"] == "ok"

@@ -61,14 +61,9 @@ class ShardPlace:
 
 
 def shard_places(config: Config) -> list[ShardPlace]:
-    """The configured shards, or the default store's directories, as many as the policy has shares."""
+    """The configured shards, or the default store's directories."""
     if not config.shards:
         return [ShardPlace(str(i), f"{config.store}/shards/{i}", "", f"shards/{i}") for i in range(config.policy.m)]
-    if len(config.shards) < config.policy.m:
-        raise StoreFault(
-            f"the policy has m = {config.policy.m} shares and the configuration {counted(len(config.shards), 'shard')}",
-            "name more shards, or lower m in [policy]",
-        )
     roots = [_root(shard.url) for shard in config.shards]
     return [ShardPlace(shard.id, root, shard.group or "", root) for shard, root in zip(config.shards, roots, strict=True)]
 
@@ -77,6 +72,15 @@ def _root(url: str) -> str:
     """A directory's path, or the URL of a shard on another machine."""
     path = url.removeprefix("file://")
     return path.rstrip("/") if path.startswith("/") else url
+
+
+def _check_number(config: Config) -> None:
+    """StoreFault where there are fewer shards than an object has shares: of a new store. One that has lost some goes on."""
+    if 0 < len(config.shards) < config.policy.m:
+        raise StoreFault(
+            f"the policy has m = {config.policy.m} shares and the configuration {counted(len(config.shards), 'shard')}",
+            "name more shards, or lower m in [policy]",
+        )
 
 
 def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
@@ -108,6 +112,7 @@ def look(runtime: Runtime, engines: Engines, config: Config) -> Found:
                 f"{place.root} is a shard of store {store.hex()}, but there is neither its key nor its metastore",
                 "bring both back, or start with other directories",
             )
+    _check_number(config)
     return "nothing"
 
 
@@ -146,6 +151,7 @@ def create_store(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
 
 def _create(runtime: Runtime, engines: Engines, config: Config) -> StoreId:
     files = runtime.files
+    _check_number(config)
     places = shard_places(config)
     make_directories(files, os.path.dirname(config.master_key_file))
     make_directories(files, config.store)
