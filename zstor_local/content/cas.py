@@ -42,6 +42,10 @@ class Cas:
         """Store the bytes and pin them for the owner; see content/uploads.py."""
         return await self._uploads.upload(source, owner, expected or Expected(), caller or Nobody())
 
+    async def is_there(self, cid: Cid) -> bool:
+        """Whether a copy is stored that an upload would count on: its bytes need not be given again."""
+        return await self._uploads.is_there(cid)
+
     async def read(self, content: Content, offset: int | None = None, length: int | None = None) -> bytes:
         """The bytes in memory; the caller has checked that they are few."""
         return await self._store.objects.read(content.stored, stretch(content.stored.record, offset, length))

@@ -104,7 +104,7 @@ class Uploads:
 
     async def _keep(self, namespace: Namespace, cid: Cid, owner: Owner | None, expected: Expected, caller: Caller) -> Object | None:
         """Count on the stored copy, if there is one; None if the bytes have to be written."""
-        if self._contents.look(cid) is None or await self._bad_version(cid) is not None:
+        if not await self.is_there(cid):
             return None
         kept: Object | None = None
 
@@ -144,6 +144,10 @@ class Uploads:
         await self._store.committer.commit(namespace.id, str(cid), decide)
         self._store.freeing.wake()
         return Uploaded(cid, coded.size, new)
+
+    async def is_there(self, cid: Cid) -> bool:
+        """Whether a copy is stored that counts: with shares enough, as far as can be told without reading them."""
+        return self._contents.look(cid) is not None and await self._bad_version(cid) is None
 
     async def _bad_version(self, cid: Cid) -> Version | None:
         """The stored copy, if too few of its shares are there, as far as can be told without reading them. Others are repaired."""

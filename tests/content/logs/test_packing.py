@@ -255,6 +255,19 @@ async def _unreadable(self: Held, cid: Cid) -> bytes:
     raise Unreadable("two shards are away")
 
 
+async def test_content_that_became_unreadable_is_stored_anew(home: Home, tmp_path: Path) -> None:
+    """Somebody keeps it, but too many of its shares are gone: the file has its bytes."""
+    async with opened(home) as ground:
+        await history(ground)
+        data, _ = await export(ground)
+        for path in home.share_files()[:2]:
+            Path(path).unlink()
+        with pytest.raises(Unreadable):
+            await ground.contents()
+        assert (await load(ground, data, tmp_path / "log.car", "copy")).stored == 1
+        assert await ground.contents("copy") == await ground.contents() == [*texts(6), LARGE, b"", *texts(10, 9)]
+
+
 async def test_the_blocks_may_come_in_any_order_and_often(home: Home, other: Home, tmp_path: Path) -> None:
     async with opened(home) as ground:
         await history(ground)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -274,16 +275,17 @@ class _Import:
             self._caller.progress(self._done, total)
 
     async def _keep(self, cid: Cid, owner: Owner) -> None:
-        """Have a content stored and pinned."""
-        try:
-            await self._cas.keeping.pin(cid, owner)
-        except NotFound:
-            if cid.codec == RAW:
-                source: BytesSource | _Leaves = BytesSource(await self._blocks.get(cid))
-            else:
-                source = _Leaves(self._blocks.leaves(cid))
-            await self._cas.upload(source, owner, expected=Expected(id=cid))
-            self._stored += 1
+        """Have a content stored and pinned. A stored copy that too many lost disks have made unreadable is none."""
+        if await self._cas.is_there(cid):
+            with suppress(NotFound):  # it was let go of just now
+                await self._cas.keeping.pin(cid, owner)
+                return
+        if cid.codec == RAW:
+            source: BytesSource | _Leaves = BytesSource(await self._blocks.get(cid))
+        else:
+            source = _Leaves(self._blocks.leaves(cid))
+        await self._cas.upload(source, owner, expected=Expected(id=cid))
+        self._stored += 1
 
     async def _publish(self, log: OpenLog | None, head: Page, pages: int, pinned_at: int) -> Imported:
         """Set the log's head, unless the log has changed meanwhile."""
