@@ -31,6 +31,7 @@ PASSED_BY_SECONDS: Final = 1.0  # how long who wants much room for a reply lets 
 CROWDED_SECONDS: Final = 10.0  # how long others wait for what a slow client holds before it is looked at
 CROWDED_BYTES_PER_SECOND: Final = MIB  # that it has to take or give from then on
 IDLE_CONNECTION_SECONDS: Final = 3_600.0
+SILENT_SECONDS: Final = 10.0  # for which a client was silent that has to make way for another one, where there are CONNECTIONS
 STOP_SECONDS: Final = 20.0
 TERMINATOR_GRACE_SECONDS: Final = 0.020
 SEND_QUEUE_MESSAGES: Final = 4

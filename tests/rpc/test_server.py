@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -107,6 +108,108 @@ async def test_a_connection_too_many_is_busy(world: World, monkeypatch: pytest.M
             await trio.testing.wait_all_tasks_blocked()
         async with world.client() as fourth:
             assert await fourth.result("rpc.ping") == "pong"
+
+
+async def test_silent_connections_make_way_for_another_those_of_who_has_many_first(
+    world: World, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    """A program that forgets to close its own kept all others out for an hour."""
+    monkeypatch.setattr(limits, "CONNECTIONS", 4)
+    pids = iter((70, 80, 80, 80, 91, 92, 93, 94, os.getpid()))
+    monkeypatch.setattr("zstor_local.rpc.server.peer_of", lambda _: Peer(next(pids), os.geteuid()))
+    gate = Gate(world)
+
+    async def settle(seconds: float = 0) -> None:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(seconds)
+
+    async with world.serving() as server, AsyncExitStack() as clients:
+        first, second, third, busy = [await clients.enter_async_context(world.client()) for _ in range(4)]
+        await busy.request("hold", ["x"])
+        await gate.until_started(1)
+        await settle(limits.SILENT_SECONDS - 1)
+        assert await third.result("rpc.ping") == "pong"
+        async with world.client() as early:
+            assert error_type(json.loads(await early.rest())) == "busy"
+        await settle(1)
+        for _ in range(2):  # the one that was silent for longest, and then there is room
+            async with world.client() as another:
+                assert await another.result("rpc.ping") == "pong"
+            await settle()
+        assert await second.rest() == b""
+        another = await clients.enter_async_context(world.client())
+        await settle(limits.SILENT_SECONDS)
+        async with world.client() as watchdog:  # which is no client, and comes again and again
+            assert error_type(json.loads(await watchdog.rest())) == "busy"
+        for client in (first, third, another):
+            assert await client.result("rpc.ping") == "pong"
+        gate.open("x")
+        assert (await busy.reply())["result"] == "x"
+        assert server.connections == 4
+
+
+async def test_what_is_left_of_a_client_that_is_gone_keeps_nobody_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call on a disk that hangs."""
+    monkeypatch.setattr(limits, "CONNECTIONS", 1)
+    begun, over = trio.Event(), trio.Event()
+
+    @world.registry.method("hang")
+    async def hang(call: Call, /) -> None:
+        """Nothing ends it."""
+        begun.set()
+        with trio.CancelScope(shield=True):
+            await over.wait()
+
+    async with world.serving() as server:
+        async with world.client() as client:
+            await client.request("hang")
+            await begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        try:
+            async with world.client() as client:
+                assert await client.result("rpc.ping") == "pong"
+                assert server.connections == 2
+        finally:
+            over.set()
+
+
+async def test_clients_that_go_at_once_end_one_after_the_other(world: World) -> None:
+    """Thousands of calls took seconds to end, in which nobody was answered."""
+    turns = Counting()
+    ended: dict[str, set[int]] = {}
+
+    @world.registry.method("wait")
+    async def wait(call: Call, /, client: str) -> None:
+        """For ever."""
+        ended.setdefault(client, set())
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended[client].add(turns.count)
+
+    async with world.serving() as server:
+        async with AsyncExitStack() as opened:
+            clients = {name: await opened.enter_async_context(world.client()) for name in "abc"}
+            for name, client in clients.items():
+                for number in range(limits.CALLS_PER_CONNECTION):
+                    await client.request("wait", [name], id=number)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            trio.lowlevel.add_instrument(turns)
+            for client in clients.values():
+                client.socket.close()
+        while server.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(turns)
+    assert len(ended) == len(set.union(*ended.values())) == 3
+
+
+class Counting(trio.abc.Instrument):
+    """Counts the turns of the event loop."""
+
+    count = 0
+
+    def after_io_wait(self, _timeout: float, /) -> None:
+        self.count += 1
 
 
 async def test_a_client_that_is_refused_and_gone_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ class ClientConnection(Connection):
         self._turns = dispatcher.turns
         self._costly = 0  # calls in a row that took long: one may be chance
         self._closing = False
-        self._stopping = False
+        self.stopping = False  # it takes no more requests
         self._handling = False  # what was read: it is answered, whatever ends the reading
         self._calls = Calls(
             dispatcher, self._intake, self.reply_room, start_soon=self._start_soon, outbox=self._outbox, on_idle=self._on_idle
@@ -96,6 +96,13 @@ class ClientConnection(Connection):
 
     # --- For the server ---
 
+    @property
+    def silent(self) -> float:
+        """For so many seconds its client has said nothing, and waited for nothing; it may have sent half a message."""
+        if not self._idling or not self._outbox.empty or self._intake.waits:
+            return 0.0
+        return trio.current_time() - self._active
+
     async def serve(self) -> None:
         """Until the client ends its input and has its replies, or is gone, or the connection is stopped."""
         try:
@@ -107,6 +114,10 @@ class ClientConnection(Connection):
                         await self._read()
                     await self._finish()
                 finally:
+                    self.stopping = True
+                    if not self._calls.idle:  # many may go at once, with many calls: client by client
+                        with trio.CancelScope(shield=True):
+                            await self._turns.next(self)
                     self._calls.close()  # before the nursery takes no more tasks
                     # Not by an error that leaves the nursery: what it cancels then refers to itself, with all that calls hold.
                     self._nursery.cancel_scope.cancel()
@@ -124,7 +135,7 @@ class ClientConnection(Connection):
 
     def stop(self) -> None:
         """Take no more requests; close when those that run have been answered. What only waits for news ends now."""
-        self._stopping = True
+        self.stopping = True
         self.state(LongPolls).end()
         if self._idling:
             self._reading.cancel()
@@ -147,7 +158,7 @@ class ClientConnection(Connection):
         return self._calls.idle and not self._handling
 
     async def _read(self) -> None:
-        while not self._closing and not (self._stopping and self._calls.idle):
+        while not self._closing and not (self.stopping and self._calls.idle):
             self._handling = False
             try:
                 received = await self._receive()
@@ -316,7 +327,7 @@ class ClientConnection(Connection):
             if call.detach:
                 self._dispatcher.detach(request, call, size)
             urgent = self._dispatcher.registry[request.method].urgent
-            if self._stopping and not urgent:  # urgent ones belong to what runs
+            if self.stopping and not urgent:  # urgent ones belong to what runs
                 raise stopping()
             self._calls.admit(call, request.id, answer, urgent=urgent, size=size)
             self._costly = self._costly + 1 if self._now() - began >= COSTLY_SECONDS else 0
@@ -375,18 +386,14 @@ class ClientConnection(Connection):
     def _on_idle(self) -> None:
         self._active = trio.current_time()
         self._idle.set()
-        if self._stopping and self._idling:
+        if self.stopping and self._idling:
             self._reading.cancel()
 
     async def _watch_idle(self) -> None:
-        while True:
-            await trio.sleep_until(self._active + limits.IDLE_CONNECTION_SECONDS)
-            if not self._idling:
-                self._active = trio.current_time()
-            elif self._active + limits.IDLE_CONNECTION_SECONDS <= trio.current_time():
-                log.debug("client %s: idle", self.peer)
-                self._reading.cancel()
-                return
+        while (left := limits.IDLE_CONNECTION_SECONDS - self.silent) > 0:
+            await trio.sleep(left)
+        log.debug("client %s: idle", self.peer)
+        self._reading.cancel()
 
 
 def _notification(method: str, params: object) -> bytes:

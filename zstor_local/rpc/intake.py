@@ -50,6 +50,11 @@ class Intake:
         """Another call may be admitted, or looked for."""
         return self.small or self._coming > 0 or self._room.has(CALL_BYTES)
 
+    @property
+    def waits(self) -> bool:
+        """Its client is not heard, as there is no room for what it says."""
+        return self._room.since is not None
+
     async def wait(self) -> None:
         """Until it may."""
         await self._room.until(lambda: self.has_room)

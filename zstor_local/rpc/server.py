@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -108,13 +109,29 @@ class Server:
             self._closed = trio.Event()
             await self._closed.wait()
 
+    def _are_full(self) -> bool:
+        """There are as many clients as may be. What is left of one that has gone, such as a call on a disk that hangs, is none."""
+        most = limits.CONNECTIONS
+        return len(self._connections) >= most and sum(not connection.stopping for connection in self._connections) >= most
+
+    def _let_one_go(self) -> bool:
+        """End the connection that has been silent for the longest, of the process that has the most; False where none was."""
+        held = Counter(connection.peer.pid for connection in self._connections)
+        silent = {connection: seconds for connection in self._connections if (seconds := connection.silent) >= limits.SILENT_SECONDS}
+        if not silent:
+            return False
+        longest = max(silent, key=lambda connection: (held[connection.peer.pid], silent[connection]))
+        log.info("%s was silent for %.0f s and makes way for another client", longest.peer, silent[longest])
+        longest.stop()
+        return True
+
     async def serve_client(self, stream: trio.SocketStream) -> None:
         """One client until it is gone."""
         refusal: ZstorError | None = None
         peer = peer_of(stream.socket)
         if peer.uid != self._uid or peer.uid == _UNMAPPED_UID:
             refusal = PermissionDenied("this socket is for its owner alone", hint="run your own daemon, or be the same user")
-        elif len(self._connections) >= limits.CONNECTIONS:
+        elif self._are_full() and (peer.pid == os.getpid() or not self._let_one_go()):
             refusal = Busy(f"{limits.CONNECTIONS} clients are connected", hint="try again when one is gone", limit=limits.CONNECTIONS)
         if refusal is not None:
             log.warning("refused %s: %s", peer, refusal.message)
