@@ -7,11 +7,11 @@ from typing import Annotated, Final, Literal, TypedDict, cast
 
 from zstor_local.access.authority import Authority, Revoked
 from zstor_local.access.trust import TOKEN_SECONDS, TOKEN_SECONDS_MAX
-from zstor_local.errors import CorruptRecord, InvalidParams, NotFound, NotSupported, PermissionDenied, Unauthenticated, Unavailable
+from zstor_local.errors import InvalidParams, NotFound, NotSupported, PermissionDenied, Unauthenticated, Unavailable
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.permission import OWNER, Permission, Rights, check_user
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.namespaces import Name
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -20,7 +20,7 @@ from zstor_local.runtime import SECOND_US
 Words = Annotated[Permission | list[Permission], "read, write, delete, admin (which is all of them), or a list"]
 User = Annotated[str, "the user's name: 1 to 255 of A-Z, a-z, 0-9 and . _ @ + -"]
 
-ERRORS: Final[Failures] = [NotFound, PermissionDenied, Unauthenticated, Unavailable, CorruptRecord]
+ERRORS: Final[Failures] = [NotFound, PermissionDenied, Unauthenticated, Unavailable, *METASTORE_ERRORS]
 CHANGE_ERRORS: Final[Failures] = [*ERRORS, *COMMIT_ERRORS]
 
 

@@ -15,7 +15,6 @@ from zstor_local.errors import (
     AlreadyExists,
     BadEncoding,
     Busy,
-    CorruptRecord,
     Incomplete,
     InvalidParams,
     NotFound,
@@ -24,7 +23,7 @@ from zstor_local.errors import (
     Unreadable,
 )
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, METASTORE_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.objects import Count, Digest, Fd, Offset, Path, Size
 from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of
@@ -41,8 +40,6 @@ from zstor_local.store.writes import Source
 Id = Annotated[str, "the content's id, as cas.upload answered it (in any base; CIDv0 too)"]
 OwnerIn = Annotated[str, f"whose pin it is; “{USER}” if not given, and “{LOGS}…” are those of logs", Length(1, limits.REFERENCE_BYTES)]
 Reason = Annotated[str, "why, for whoever wonders later", Length(0, limits.PIN_REASON_BYTES)]
-
-CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, CorruptRecord]
 
 _HINT: Final = "hand over a descriptor, or give a path"
 _LIST_BYTES_OF_A_PIN: Final = 6 * (limits.REFERENCE_BYTES + limits.PIN_REASON_BYTES) + 60  # at most, escaped
@@ -122,7 +119,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
 
     @registry.method(
         "cas.upload",
-        errors=[*CHANGE_ERRORS, Incomplete, PathRefused, TooLarge, Busy, Unreadable],
+        errors=[*COMMIT_ERRORS, Incomplete, PathRefused, TooLarge, Busy, Unreadable],
         long=True,
     )
     async def upload(
@@ -197,7 +194,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         data = await store.objects.read(content.stored, part)
         return {"value_b64": Base64(data)} if encoding is None else {"value": text_of(data)}
 
-    @registry.method("cas.stat", errors=[NotFound, CorruptRecord])
+    @registry.method("cas.stat", errors=[NotFound, *METASTORE_ERRORS])
     async def stat(call: Call, /, id: Id) -> ContentView:  # noqa: A002
         """Tell what is known of a content, without reading it."""
         return _view(cas.contents.find(content_id(id)))
@@ -209,12 +206,12 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         await cas.verify(content, call)
         return {"id": str(content.id), "size": content.size, "verified": True}
 
-    @registry.method("cas.pin", errors=[NotFound, TooLarge, *CHANGE_ERRORS])
+    @registry.method("cas.pin", errors=[NotFound, TooLarge, *COMMIT_ERRORS])
     async def pin_(call: Call, /, id: Id, owner: OwnerIn | None = None, reason: Reason = "") -> ContentView:  # noqa: A002
         """Keep a content until its owner unpins it. The same pin again changes its reason only."""
         return _view(await cas.keeping.pin(content_id(id), _owner(owner, reason), call))
 
-    @registry.method("cas.unpin", errors=[NotFound, *CHANGE_ERRORS])
+    @registry.method("cas.unpin", errors=[NotFound, *COMMIT_ERRORS])
     async def unpin(
         call: Call,
         /,
@@ -226,7 +223,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         content = await cas.keeping.unpin(content_id(id), _owner(owner, "").name, call, forget=forget)
         return {"deleted": content is None, "content": None if content is None else _view(content)}
 
-    @registry.method("cas.list", errors=[CorruptRecord])
+    @registry.method("cas.list", errors=METASTORE_ERRORS)
     async def list_(
         call: Call,
         /,
@@ -240,7 +237,7 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
         items = [_view(content) for content in page]
         return {"items": items, "cursor": cursor_of(items[-1]["id"]) if more else None}
 
-    @registry.method("cas.collect", errors=CHANGE_ERRORS, long=True)
+    @registry.method("cas.collect", errors=COMMIT_ERRORS, long=True)
     async def collect(call: Call, /, dry_run: Annotated[bool, "only count what would be deleted"] = False) -> CollectedView:
         """Delete the contents that nobody keeps. Reads and writes go on meanwhile; what is pinned or uploaded before its turn stays."""
         if not dry_run:

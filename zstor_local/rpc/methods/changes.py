@@ -7,8 +7,9 @@ from typing import Annotated, NotRequired, TypedDict
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import Busy, CorruptRecord, InvalidParams, ShuttingDown
+from zstor_local.errors import Busy, InvalidParams, ShuttingDown
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import METASTORE_ERRORS
 from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
@@ -40,7 +41,7 @@ def register(registry: Registry, store: Store) -> None:
     names = Naming(store)
     use = Changes(store.core, store.namespaces)
 
-    @registry.method("object.changes", errors=[CorruptRecord, Busy, ShuttingDown])
+    @registry.method("object.changes", errors=[*METASTORE_ERRORS, Busy, ShuttingDown])
     async def changes(
         call: Call,
         /,

@@ -1,4 +1,4 @@
-"""Errors that many methods have in common: of whatever commits a change, reads an object's bytes, or uses a client's file."""
+"""Errors that many methods have in common: of whatever asks the metastore, commits a change, reads objects, or uses a client's file."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from zstor_local.errors import (
 
 Failures: TypeAlias = list[type[ZstorError]]
 
-COMMIT_ERRORS: Final[Failures] = [NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable, IoError]
-READ_ERRORS: Final[Failures] = [NotFound, Unreadable, CorruptRecord]
+METASTORE_ERRORS: Final[Failures] = [CorruptRecord, IoError]  # a part of it is damaged, or its disk does not read it
+COMMIT_ERRORS: Final[Failures] = [NotEnoughShards, NoSpace, OutcomeUnknown, Unavailable, *METASTORE_ERRORS]
+READ_ERRORS: Final[Failures] = [NotFound, Unreadable, *METASTORE_ERRORS]
 FILE_ERRORS: Final[Failures] = [PathRefused, IoError, NoSpace, Busy]

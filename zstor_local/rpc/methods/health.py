@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypedDict
 
 from zstor_local.errors import Conflict, CorruptRecord, NotFound, PermissionDenied
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, READ_ERRORS
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import much_known, room_for
 from zstor_local.rpc.registry import Registry
@@ -42,7 +42,7 @@ def register(registry: Registry, store: Store) -> None:
     """Add the methods."""
     names = Naming(store)
 
-    @registry.method("object.check", errors=[NotFound, CorruptRecord], long=True)
+    @registry.method("object.check", errors=[NotFound, *METASTORE_ERRORS], long=True)
     async def check(
         call: Call,
         /,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, TypedDict
 
 from zstor_local import limits
-from zstor_local.errors import CorruptRecord, NotFound
+from zstor_local.errors import NotFound
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.methods.failures import METASTORE_ERRORS
 from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import cursor_of, key_of, page_of, reply_bytes
 from zstor_local.rpc.registry import Registry
@@ -33,7 +34,7 @@ def register(registry: Registry, store: Store) -> None:
     """Add the method."""
     names = Naming(store)
 
-    @registry.method("object.list", errors=[NotFound, CorruptRecord])
+    @registry.method("object.list", errors=[NotFound, *METASTORE_ERRORS])
     async def list_(
         call: Call,
         /,

@@ -15,7 +15,7 @@ from zstor_local.content.logs.scrubbing import Scrubbing
 from zstor_local.content.logs.verifying import Problem, Verifying
 from zstor_local.errors import AlreadyExists, Incomplete, InvalidParams, NotFound
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import FILE_ERRORS, Failures
+from zstor_local.rpc.methods.failures import FILE_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover
 from zstor_local.rpc.methods.logs import CHANGE_ERRORS, LocalHash, LogIn, Seq
 from zstor_local.rpc.methods.objects import Fd, Path
@@ -97,7 +97,7 @@ def register(registry: Registry, store: Store, paths: Paths, logs: Logs, cas: Ca
     exporting = Exporting(logs, cas)
     importing = Importing(store.runtime, logs, cas)
 
-    @registry.method("log.verify", errors=[NotFound], long=True)
+    @registry.method("log.verify", errors=[NotFound, *METASTORE_ERRORS], long=True)
     async def verify(
         call: Call,
         /,

@@ -21,7 +21,6 @@ from zstor_local.errors import (
     Conflict,
     CorruptRecord,
     InvalidParams,
-    IoError,
     NotFound,
     ShuttingDown,
     TooLarge,
@@ -40,8 +39,7 @@ LogIn = Annotated[str, "the log; left out, the default one"]
 LocalHash = Annotated[bytes, "the hash that writers and readers know the entry by (in MVDS the message id), up to 64 bytes"]
 Seq = Annotated[int, "an entry's sequence number; the first entry has 1", Range(1)]
 
-LOG_ERRORS: Final[Failures] = [*READ_ERRORS, IoError]
-CHANGE_ERRORS: Final[Failures] = [*LOG_ERRORS, Conflict, *COMMIT_ERRORS]
+CHANGE_ERRORS: Final[Failures] = [*READ_ERRORS, Conflict, *COMMIT_ERRORS]
 
 _ENTRY_BYTES: Final = 400  # about what an entry takes in a reply beside its value
 
@@ -157,7 +155,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
         call.begin_commit()
         return view(await logs.create(log, LogPolicy(page_size, embed_last, encoding, messages)))
 
-    @registry.method("log.list", errors=LOG_ERRORS)
+    @registry.method("log.list", errors=READ_ERRORS)
     async def list_(
         call: Call,
         /,
@@ -199,7 +197,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
         appended = await appending.append(log, NewEntry(content, local_hash_b64, embed), call)
         return {"seq": appended.seq, "id": str(appended.cid), "head": str(appended.head), "new": appended.new}
 
-    @registry.method("log.read", errors=[BadEncoding, Busy, ShuttingDown, *LOG_ERRORS])
+    @registry.method("log.read", errors=[BadEncoding, Busy, ShuttingDown, *READ_ERRORS])
     async def read(
         call: Call,
         /,
@@ -239,12 +237,12 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             entries = await _valued(found, encoding)
         return {"entries": entries, "next": entries[-1]["seq"] if entries else since}
 
-    @registry.method("log.head", errors=LOG_ERRORS)
+    @registry.method("log.head", errors=READ_ERRORS)
     async def head(call: Call, /, log: LogIn = DEFAULT_LOG) -> LogHead:
         """Tell of a log, and give its newest page."""
         return {"log": view(await logs.open(log)), "page": await _page(log)}
 
-    @registry.method("log.page", errors=LOG_ERRORS)
+    @registry.method("log.page", errors=READ_ERRORS)
     async def page(
         call: Call,
         /,
@@ -257,7 +255,7 @@ def register(registry: Registry, logs: Logs, cas: Cas) -> None:
             raise InvalidParams("id and seq stand for each other", hint="give one of them", parameter="seq")
         return await _page(log, id, seq)
 
-    @registry.method("log.missing", errors=LOG_ERRORS)
+    @registry.method("log.missing", errors=READ_ERRORS)
     async def missing(
         call: Call,
         /,

@@ -8,12 +8,12 @@ from typing import Annotated, Final, Literal, NotRequired, TypedDict
 from zstor_local import limits
 from zstor_local.access.joining import Joining
 from zstor_local.access.spaces import Spaces
-from zstor_local.errors import AlreadyExists, Busy, CorruptRecord, InvalidParams, NotEmpty, NotFound, PermissionDenied, ShuttingDown
+from zstor_local.errors import AlreadyExists, Busy, InvalidParams, NotEmpty, NotFound, PermissionDenied, ShuttingDown
 from zstor_local.model.ids import check_namespace
 from zstor_local.model.policy import Policy
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.pages import cursor_of, key_of, short_page_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
@@ -27,7 +27,7 @@ Placement = Annotated[
     list[Annotated[str, Length(1, 63)]] | None, "the shards or groups that shares go to, by name; empty: all shards", Length(0, 255)
 ]
 
-CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, CorruptRecord, ShuttingDown]
+CHANGE_ERRORS: Final[Failures] = [*COMMIT_ERRORS, ShuttingDown]
 
 
 class PolicyIn(TypedDict, total=False):
@@ -108,7 +108,7 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
             return {"deleted": True, "objects": 0, "left": True}
         return {"deleted": True, "objects": await spaces.delete(check_namespace(namespace), call, force=force)}
 
-    @registry.method("namespace.list", errors=[CorruptRecord])
+    @registry.method("namespace.list", errors=METASTORE_ERRORS)
     async def list_(
         call: Call,
         /,
@@ -119,7 +119,7 @@ def register(registry: Registry, store: Store, spaces: Spaces, joining: Joining)
         found, more = short_page_of(store.namespaces.in_order(None if cursor is None else key_of(cursor)), limit)
         return {"items": [_view(each) for each in found], "cursor": cursor_of(found[-1].name) if more else None}
 
-    @registry.method("namespace.get", errors=[NotFound, CorruptRecord])
+    @registry.method("namespace.get", errors=[NotFound, *METASTORE_ERRORS])
     async def get(call: Call, /, namespace: Name) -> NamespaceView:
         """Tell a namespace's policy and quota, and what it holds."""
         return _view(store.namespaces.get(check_namespace(namespace)))

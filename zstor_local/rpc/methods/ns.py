@@ -11,7 +11,7 @@ from zstor_local import limits
 from zstor_local.content.names import Name, Names
 from zstor_local.errors import BadEncoding, Busy, Conflict, CorruptRecord, NotFound, ShuttingDown, TooLarge
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.pages import cursor_of, first_damaged, key_of
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry
@@ -24,7 +24,7 @@ Encoding = Annotated[Literal["utf-8"] | None, "give the bytes as text"]
 WaitSeconds = Annotated[float, "wait so long for news, if there are none", Range(0, limits.LONG_POLL_SECONDS)]
 
 CHANGE_ERRORS: Final[Failures] = [Conflict, TooLarge, *COMMIT_ERRORS]
-POLL_ERRORS: Final[Failures] = [CorruptRecord, BadEncoding, Busy, ShuttingDown]
+POLL_ERRORS: Final[Failures] = [*METASTORE_ERRORS, BadEncoding, Busy, ShuttingDown]
 
 
 class NameUpdated(TypedDict):
@@ -114,7 +114,7 @@ def register(registry: Registry, names: Names) -> None:
                 with call.long_poll(), trio.move_on_at(until):
                     await news.wait()
 
-    @registry.method("ns.list", errors=[CorruptRecord])
+    @registry.method("ns.list", errors=METASTORE_ERRORS)
     async def list_(
         call: Call,
         /,

@@ -10,10 +10,8 @@ from zstor_local.errors import (
     BadEncoding,
     Busy,
     Conflict,
-    CorruptRecord,
     Incomplete,
     InvalidParams,
-    IoError,
     NoSpace,
     NotFound,
     OutcomeUnknown,
@@ -25,7 +23,7 @@ from zstor_local.errors import (
 from zstor_local.model.ids import ObjectName, Version
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references, checked_user
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, READ_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, METASTORE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import much_changed, much_known, room_for
@@ -62,7 +60,6 @@ WRITE_ERRORS: Final[Failures] = [
     NotFound,
     AlreadyExists,
     Conflict,
-    CorruptRecord,
     PermissionDenied,
     TooLarge,
     Incomplete,
@@ -70,7 +67,7 @@ WRITE_ERRORS: Final[Failures] = [
     Busy,
     *COMMIT_ERRORS,
 ]
-DELETE_ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, IoError]
+DELETE_ERRORS: Final[Failures] = [NotFound, Conflict, PermissionDenied, NoSpace, OutcomeUnknown, Unavailable, *METASTORE_ERRORS]
 
 
 class WriteIn(TypedDict, total=False):
@@ -351,7 +348,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         owed = await writer.delete(name, wanted, call, None if metadata is None else names.find(None, namespace, metadata))
         return {"deleted": True, "owed": owed}
 
-    @registry.method("object.stat", errors=[NotFound, CorruptRecord])
+    @registry.method("object.stat", errors=[NotFound, *METASTORE_ERRORS])
     def stat(
         call: Call, /, key: Key | None = None, namespace: Namespace | None = None, metadata: MetadataIn | None = None
     ) -> Written | Soon[Written]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Final, TypedDict
 
 from zstor_local import limits
-from zstor_local.errors import Conflict, CorruptRecord, InvalidParams, NotFound, PermissionDenied, TooLarge
+from zstor_local.errors import Conflict, InvalidParams, NotFound, PermissionDenied, TooLarge
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
-from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
+from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.pages import cursor_of, key_of, much_changed, page_of, room_for
 from zstor_local.rpc.registry import Registry
@@ -19,7 +19,7 @@ from zstor_local.store.store import Store
 
 Given = Annotated[list[Annotated[str, Length(1, limits.REFERENCE_BYTES)]], "1 to 255 bytes of UTF-8 each"]
 
-CHANGE_ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, PermissionDenied, TooLarge, *COMMIT_ERRORS]
+CHANGE_ERRORS: Final[Failures] = [NotFound, Conflict, PermissionDenied, TooLarge, *COMMIT_ERRORS]
 
 
 class Appended(TypedDict):
@@ -80,7 +80,7 @@ def register(registry: Registry, store: Store) -> None:
         left = await use.remove(name, _given(references), version, call)
         return {"references": [*left], "remaining": len(left)}
 
-    @registry.method("reference.find", errors=[NotFound, CorruptRecord])
+    @registry.method("reference.find", errors=[NotFound, *METASTORE_ERRORS])
     async def find(
         call: Call,
         /,

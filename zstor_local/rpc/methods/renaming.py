@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NotFound, PermissionDenied
+from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, NotFound, PermissionDenied
 from zstor_local.model.ids import check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
@@ -20,7 +20,7 @@ from zstor_local.store.store import Store
 NewKey = Annotated[str, "the other key, in the same namespace"]
 Exclusive = Annotated[bool, "refuse to replace an object"]
 
-ERRORS: Final[Failures] = [NotFound, AlreadyExists, Conflict, CorruptRecord, PermissionDenied, *COMMIT_ERRORS]
+ERRORS: Final[Failures] = [NotFound, AlreadyExists, Conflict, PermissionDenied, *COMMIT_ERRORS]
 
 
 def register(registry: Registry, store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, TypedDict, cast
 from zstor_local import limits
 from zstor_local.errors import Cancelled, Conflict, NotFound, TimedOut
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.methods.failures import Failures
+from zstor_local.rpc.methods.failures import READ_ERRORS, Failures
 from zstor_local.rpc.methods.objects import WRITE_ERRORS, Written
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
@@ -55,7 +55,7 @@ def register(registry: Registry) -> None:
         await call.connection.state(OwnStreams).any(stream).abort()
         return {"stream": stream}
 
-    @registry.method("stream.ack", errors=errors, urgent=True)
+    @registry.method("stream.ack", errors=[*errors, *READ_ERRORS], urgent=True)
     async def ack(call: Call, /, stream: StreamId, seq: Seq) -> Passed:
         """Tell that the piece of a read has been taken, so that more of them come. A seq that is not due aborts the stream."""
         await call.connection.state(OwnStreams).of(Outgoing, stream).acknowledge(seq)

@@ -8,11 +8,11 @@ from contextlib import aclosing
 from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
 from zstor_local import limits
-from zstor_local.errors import Conflict, CorruptRecord, InvalidParams, NotFound, Unreadable, ZstorError
+from zstor_local.errors import Conflict, InvalidParams, ZstorError
 from zstor_local.model.ids import ObjectName, check_key
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
-from zstor_local.rpc.methods.failures import Failures
+from zstor_local.rpc.methods.failures import READ_ERRORS, Failures
 from zstor_local.rpc.methods.names import Namespace, Naming
 from zstor_local.rpc.methods.pages import reply_bytes, room_for, room_for_page
 from zstor_local.rpc.registry import Registry
@@ -27,7 +27,7 @@ from zstor_local.store.walk import Position, Route, Walk
 
 Direction = Literal["forward", "backward"]
 
-ERRORS: Final[Failures] = [NotFound, Conflict, CorruptRecord, Unreadable]
+ERRORS: Final[Failures] = [*READ_ERRORS, Conflict]
 
 
 class WalkItem(TypedDict):
