@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import base64
+import io
 import json
 import os
 import socket
@@ -44,8 +45,7 @@ class ZstorError(Exception):
     def __init__(self, code: int, message: str, data: Object) -> None:
         super().__init__(code, message, data)
         self.code, self.message, self.data = code, message, data
-        self.type, self.hint = data.get("type"), data.get("hint")
-        self.retryable = bool(data.get("retryable"))
+        self.type, self.hint, self.retryable = data.get("type"), data.get("hint"), bool(data.get("retryable"))
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -167,14 +167,11 @@ class Client:
         if isinstance(source, (str, os.PathLike)):
             with open(source, "rb") as file:
                 return self.put(key, file, **params)
-        if hasattr(source, "encoding"):
-            raise TypeError("open the file in binary mode: a text file's place is not that of its descriptor")
         regular = _is_regular(source)
         if regular and not isinstance(source, (int, socket.socket)):
             source.flush()
             os.lseek(source.fileno(), source.tell(), os.SEEK_SET)  # what was read ahead is not to be missing
-        method = "object.write_file" if regular else "object.write_stream"
-        return dict(self.call(method, fds=[source], key=key, fd=0, **params)["metadata"])
+        return dict(self.call(f"object.write_{'file' if regular else 'stream'}", fds=[source], key=key, fd=0, **params)["metadata"])
 
     def get(self, key: str, to: Place | File | None = None, **params: Any) -> Any:
         """The object's bytes; or with `to`, a path or an open file, pipe or socket, write them there and answer the metadata.
@@ -193,8 +190,8 @@ class Client:
                 return self.get(key, pipe, **params)
         if hasattr(to, "flush"):
             to.flush()
-        method = "object.read_file" if _is_regular(to) else "object.read_stream"
-        return self.call(method, fds=[to], key=key, fd=0, **params)["metadata"]
+        regular = _is_regular(getattr(to, "buffer", to))  # a text file's, which has nothing more to write
+        return self.call(f"object.read_{'file' if regular else 'stream'}", fds=[to], key=key, fd=0, **params)["metadata"]
 
     def walk(self, key: str, **params: Any) -> Iterator[Object]:
         """Along linked objects from a key on: an item {key, metadata, references, value_b64?} each. `params`: those of object.walk."""
@@ -259,8 +256,7 @@ class Client:
             elif "method" in message:
                 self._told.append(message)
             elif message.get("id") in (self._id, None):
-                if "error" in message:
-                    error = message["error"]
+                if error := message.get("error"):
                     data = error.get("data") or {}
                     raise _CLASSES.get(str(data.get("type")), ZstorError)(error["code"], data.get("detail", error["message"]), data)
                 return message["result"]
@@ -297,4 +293,8 @@ def _number(file: File) -> int:
 
 
 def _is_regular(file: File) -> bool:
+    """TypeError for what has other bytes than its descriptor, as text files, gzip's and HTTP answers have, or none."""
+    itself = isinstance(getattr(file, "raw", file), (int, io.FileIO, socket.socket, socket.SocketIO)) or hasattr(file, "rollover")
+    if not itself and (hasattr(file, "read") or hasattr(file, "write") or not hasattr(file, "fileno")):
+        raise TypeError(f"{type(file).__name__} has no descriptor of its bytes: give them, a path, or a binary file, pipe or socket")
     return stat.S_ISREG(os.fstat(_number(file)).st_mode)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import gzip
+import http.client
+import io
 import os
 import queue
 import signal
@@ -223,6 +226,35 @@ def test_what_a_python_file_has_not_written_yet_is_stored_too(client: Client, pl
 def test_text_files_are_refused_for_nobody_knows_where_they_are(client: Client, place: Place) -> None:
     with open(place.files / "large", encoding="latin-1") as file, pytest.raises(TypeError, match="binary"):
         client.put("text", file)
+
+
+def test_what_has_other_bytes_than_its_descriptor_is_refused(client: Client, place: Place) -> None:
+    """It was stored as the descriptor has it: compressed, or without what had been read ahead."""
+    with gzip.open(place.files / "packed.gz", "wb") as packed:
+        packed.write(b"text")
+        with pytest.raises(TypeError, match="GzipFile has no descriptor of its bytes"):
+            client.get("refused", packed)  # type: ignore[arg-type]
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ntext\r\n0\r\n\r\n")
+        answer = http.client.HTTPResponse(here)
+        answer.begin()
+        with gzip.open(place.files / "packed.gz") as packed, tempfile.SpooledTemporaryFile() as spooled:
+            for source in (packed, answer, io.BytesIO(b"text"), None, [b"text"]):
+                with pytest.raises(TypeError, match="has no descriptor of its bytes"):
+                    client.put("refused", source)  # type: ignore[arg-type]
+            assert packed.read() == answer.read() == b"text"
+            spooled.write(b"spooled")
+            spooled.seek(2)
+            assert client.put("spooled", spooled)["size"] == 5
+    with pytest.raises(NotFound):
+        client.get("refused")
+    for written in (io.BytesIO(), io.StringIO()):
+        with pytest.raises(TypeError, match="has no descriptor of its bytes"):
+            client.get("spooled", written)
+    with open(place.files / "text file", "w") as file:
+        client.get("spooled", file)
+    assert (place.files / "text file").read_text() == "ooled"
 
 
 def test_what_is_written_around_a_get_stands_around_it(client: Client, place: Place) -> None:
