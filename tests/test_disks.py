@@ -15,7 +15,7 @@ from outcome import Outcome, capture
 
 from tests.troubled_files import TroubledFiles
 from zstor_local import limits
-from zstor_local.disks import LOOP_SECONDS, PATIENCE_SECONDS, Disks, WatchedDevice
+from zstor_local.disks import LOOP_SECONDS, PATIENCE_AT_MOST, PATIENCE_SECONDS, Disks, WatchedDevice, WatchedFileSystem
 from zstor_local.runtime import DiskStalled, SteadyDevice
 from zstor_local.system import RealFiles
 from zstor_local.threads import RealThreads
@@ -55,7 +55,7 @@ class Ground:
         self.root = root
         self.elsewhere = Elsewhere()
         self.raw = TroubledFiles()
-        self.device = WatchedDevice(self.raw, str(root), self.elsewhere.start, patience=0)
+        self.device = WatchedDevice(WatchedFileSystem(self.raw, self.elsewhere.start, patience=0), str(root))
         self.files = self.device.files
 
     def path(self, name: str) -> str:
@@ -199,25 +199,66 @@ def test_one_for_which_there_is_no_thread_fails_and_nothing_else(tmp_path: Path)
     def start(fn: Callable[[], T], deliver: Callable[[Outcome[T]], object], name: str) -> None:
         raise RuntimeError("can't start new thread")
 
-    device = WatchedDevice(RealFiles(), str(tmp_path), start, PATIENCE_SECONDS)
+    device = WatchedDevice(WatchedFileSystem(RealFiles(), start, PATIENCE_SECONDS), str(tmp_path))
     with pytest.raises(OSError) as caught:
         device.begin_fdatasync(0)()
     assert caught.value.errno == errno.ENOMEM
 
 
+def test_what_could_not_be_closed_for_lack_of_threads_is_closed_behind_the_next_call(tmp_path: Path) -> None:
+    """The lock of a shard's directory would be held as long as we live."""
+    elsewhere, lacking = Elsewhere(), [True]
+
+    def start(fn: Callable[[], T], deliver: Callable[[Outcome[T]], object], name: str) -> None:
+        if lacking:
+            raise RuntimeError("can't start new thread")
+        elsewhere.start(fn, deliver, name)
+
+    device = WatchedDevice(WatchedFileSystem(RealFiles(), start, PATIENCE_SECONDS), str(tmp_path))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(OSError):
+        device.files.close(fd)
+    assert is_open(fd)
+    lacking.clear()
+    device.files.list(str(tmp_path))
+    assert not is_open(fd)
+
+
 def test_a_slow_disk_has_longer_for_what_it_was_given(tmp_path: Path) -> None:
-    device = WatchedDevice(RealFiles(), str(tmp_path), Elsewhere().start, PATIENCE_SECONDS)
-    assert device.patience(in_event_loop=False) == PATIENCE_SECONDS
-    fd = device.files.open(str(tmp_path / "a"), os.O_RDWR | os.O_CREAT)
-    for _ in range(32):
-        device.files.pwritev(fd, [bytes(limits.MIB)], 0)
-    assert device.patience(in_event_loop=False) == 2 * PATIENCE_SECONDS
-    assert device.patience(in_event_loop=True) == LOOP_SECONDS
-    device.files.fdatasync(fd)
-    assert device.patience(in_event_loop=False) == PATIENCE_SECONDS
-    device.files.pwritev(fd, [bytes(limits.MIB)], 0)
-    device.files.close(fd)
-    assert device.patience(in_event_loop=False) == PATIENCE_SECONDS
+    system = WatchedFileSystem(RealFiles(), Elsewhere().start, PATIENCE_SECONDS)
+    one, other = (WatchedDevice(system, str(tmp_path / name)).files for name in "ab")
+    assert system.patience(in_event_loop=False) == PATIENCE_SECONDS
+    fd = one.open(str(tmp_path / "a"), os.O_RDWR | os.O_CREAT)
+    for _ in range(16):
+        one.pwritev(fd, [bytes(limits.MIB)], 0)
+        other.pwritev(fd, [bytes(limits.MIB)], 0)
+    assert system.patience(in_event_loop=False) == 2 * PATIENCE_SECONDS
+    assert system.patience(in_event_loop=True) == LOOP_SECONDS
+    one.fdatasync(fd)
+    assert system.patience(in_event_loop=False) == PATIENCE_SECONDS
+    one.pwritev(fd, [bytes(limits.MIB)], 0)
+    one.close(fd)
+    assert system.patience(in_event_loop=False) == PATIENCE_SECONDS
+
+
+def test_no_disk_has_very_long(tmp_path: Path) -> None:
+    """In the middle of a large write one that hangs would have hours, and whoever writes waits for it."""
+    system = WatchedFileSystem(RealFiles(), Elsewhere().start, PATIENCE_SECONDS)
+    system.wrote(0, 1024 * limits.MIB)
+    assert system.patience(in_event_loop=False) == PATIENCE_AT_MOST
+
+
+def test_those_that_were_begun_together_are_given_up_together(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the flushes of several disks: each of them would be waited for in its turn."""
+    now = 0.0
+    monkeypatch.setattr("zstor_local.disks.time.monotonic", lambda: now)
+    monkeypatch.setattr("zstor_local.disks.PATIENCE_AT_MOST", threading.TIMEOUT_MAX)
+    device = WatchedDevice(WatchedFileSystem(RealFiles(), ground.elsewhere.start, threading.TIMEOUT_MAX), str(ground.root))
+    ground.hang()
+    wait = device.begin_fdatasync(0)
+    now = threading.TIMEOUT_MAX
+    with pytest.raises(DiskStalled):
+        wait()
 
 
 def test_the_disk_of_the_store_is_used_as_it_is(tmp_path: Path) -> None:
@@ -255,18 +296,58 @@ def test_a_directory_that_hangs_is_looked_at_once(disks: Disks, elsewhere: Elsew
             disks.device(str(tmp_path)).files.list(str(tmp_path))
     assert elsewhere.asked == 1
     elsewhere.answer()
-    assert disks.device(str(tmp_path)) is device
-    assert device.files.list(str(tmp_path)) == []
+    assert device.came_back()
+    assert disks.device(str(tmp_path)).files.list(str(tmp_path)) == []
+
+
+def test_directories_on_one_file_system_hang_together(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """Else each of them would be waited for, one after the other."""
+    one, other = (disks.device(str(tmp_path / name)) for name in "ab")
+    elsewhere.hangs = True
+    with pytest.raises(DiskStalled):
+        one.files.list(str(tmp_path))
+    asked = elsewhere.asked
+    for device in (other, disks.device(str(tmp_path / "a"))):
+        with pytest.raises(DiskStalled):
+            device.files.list(str(tmp_path))
+    assert elsewhere.asked == asked
+    assert not other.came_back()
+    elsewhere.answer()
+    assert other.came_back()
+    assert other.files.list(str(tmp_path)) == []
+
+
+def test_a_first_look_that_takes_too_long_is_one_directorys_alone(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """It is waited for less than what goes on there."""
+    known = disks.device(str(tmp_path / "a"))
+    elsewhere.hangs = True
+    assert not disks.device(str(tmp_path / "b")).came_back()
+    elsewhere.hangs = False
+    assert known.files.list(str(tmp_path)) == []
+
+
+def test_another_file_system_in_its_place_is_another_disk(
+    disks: Disks, elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = disks.device(str(tmp_path))
+    monkeypatch.setattr(Disks, "_file_system", lambda self, path: -1)
+    now = disks.device(str(tmp_path))
+    elsewhere.hangs = True
+    with pytest.raises(DiskStalled):
+        before.files.list(str(tmp_path))
+    assert not before.came_back()
+    assert now.came_back()
 
 
 def test_a_lost_sync_counts_until_the_directory_is_opened_anew(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:
-    device = disks.device(str(tmp_path))
+    device, other = (disks.device(str(tmp_path / name)) for name in "ab")
     elsewhere.hangs = True
     with pytest.raises(DiskStalled):
         device.files.fsync(-1)
     elsewhere.answer()
     assert not device.came_back()
-    assert disks.device(str(tmp_path)).came_back()
+    assert other.came_back()  # of which nothing is lost
+    assert disks.device(str(tmp_path / "a")).came_back()
 
 
 def test_links_are_resolved_as_far_as_disks_answer(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:

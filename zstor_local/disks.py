@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,7 @@ Args = TypeVarTuple("Args")
 
 PATIENCE_SECONDS: Final = 30.0  # as long as the kernel waits for a drive before it resets it
 PATIENCE_BYTES: Final = 32 * limits.MIB  # written and not synced: a disk has as long again for them, even a slow one is done then
+PATIENCE_AT_MOST: Final = 300.0  # whatever was written: for so long the writes of all may wait for one disk
 LOOK_SECONDS: Final = 5.0  # for a first look at a directory
 LOOP_SECONDS: Final = 2.0  # in the event loop, where everybody waits
 _AT_ONCE: Final = 0.02  # what takes no longer keeps its place among those that compute
@@ -49,19 +51,21 @@ class Disks:
         self._store = store
         self._start = start
         self._patience = patience
-        self._watched: dict[str, WatchedDevice] = {}
+        self._watched: dict[str, WatchedDevice] = {}  # by directory, as each was when it was last asked for
+        self._systems: dict[int, WatchedFileSystem] = {}
 
     def device(self, root: str) -> Device:
-        """The device under a directory, there or not."""
+        """The device under a directory, there or not. Another file system may be mounted there by now: it is looked at each time."""
         known = self._watched.get(root)
-        if known is not None and (known.stalled or known.came_back()):
+        if known is not None and known.stalled:
             return known
-        device = self._watched[root] = self._watch(root)
+        device = self._watched[root] = self._alone(root)  # a look that takes too long stalls nobody else
         with suppress(OSError):
             own = self._files.path_status(self._store).device
-            if device.look(partial(self._file_system, root)) == own:
-                self._watched.pop(root, None)  # else the next who asks would be given it
+            system = device.look(partial(self._file_system, root))
+            if system == own:
                 return SteadyDevice(self._files)
+            device = self._watched[root] = WatchedDevice(self._systems.setdefault(system, self._new()), root)
         return device
 
     def _file_system(self, path: str) -> int:
@@ -77,29 +81,32 @@ class Disks:
     def real_path(self, path: str) -> str:
         """The path without links; as it is where a disk on the way does not answer."""
         try:
-            return self._watch(path).look(lambda: str(os.path.realpath(path)))
+            return self._alone(path).look(lambda: str(os.path.realpath(path)))
         except DiskStalled:
             return os.path.normpath(path)
 
-    def _watch(self, path: str) -> WatchedDevice:
-        return WatchedDevice(self._files, path, self._start, self._patience)
+    def _alone(self, path: str) -> WatchedDevice:
+        return WatchedDevice(self._new(), path)
+
+    def _new(self) -> WatchedFileSystem:
+        return WatchedFileSystem(self._files, self._start, self._patience)
 
 
-class WatchedDevice:
-    """See runtime.Device. What is asked of it runs in other threads, the raw `files` are used there alone."""
+class WatchedFileSystem:
+    """A file system, under all the directories there that are used: what is under way, and whether it answers.
 
-    def __init__(self, files: Files, root: str, start: Start, patience: float) -> None:
+    What is asked of it runs in other threads, the raw `files` are used there alone.
+    """
+
+    def __init__(self, files: Files, start: Start, patience: float) -> None:
         """`patience`: how many seconds a call may take."""
         self.raw = files
-        self.files: Files = _WatchedFiles(self)
-        self._root = root
         self._start = start
         self._patience = patience
         self._lock = threading.Lock()
         self._out: set[object] = set()  # calls under way
         self._given_up: set[object] = set()  # those of them that nobody waits for
-        self._to_close: list[int] = []  # once none is under way: none may come upon another file under its descriptor's number
-        self._lost = False  # a sync that was given up failed
+        self._to_close: list[int] = []  # once none of those is left: none may come upon another file under its descriptor's number
         self._unsynced: dict[int, int] = {}  # bytes by descriptor
 
     @property
@@ -107,47 +114,36 @@ class WatchedDevice:
         """Whether a call that was given up has not come back."""
         return bool(self._given_up)
 
-    def came_back(self) -> bool:
-        return not self._given_up and not self._lost
-
-    def begin_fdatasync(self, fd: int) -> Callable[[], None]:
-        call = self.start(partial(self.raw.fdatasync, fd), syncs=True)
-
-        def wait() -> None:
-            call.wait()
-            self.synced(fd)
-
-        return wait
-
-    def look(self, work: Callable[[], T]) -> T:
-        """What a first look tells, or OSError."""
-        return self.start(work).within(min(LOOK_SECONDS, self._patience))
-
-    def start(self, work: Callable[[], T], *, syncs: bool = False, undo: Callable[[T], object] | None = None) -> _Call[T]:
-        """Begin a call; `undo` takes back what it brings once nobody waits for it. DiskStalled where others wait in vain."""
-        call = _Call(self, syncs=syncs, undo=undo)
+    def begin(self, call: _Call[T], work: Callable[[], T], name: str, closes: int | None) -> None:
+        """Begin a call. DiskStalled where others wait in vain: a descriptor that it was to close is closed after them."""
         with self._lock:
             if self._given_up:
+                if closes is not None:
+                    self._to_close.append(closes)
                 raise DiskStalled
             self._out.add(call)
         try:
-            self._start(work, call.arrive, self._root)
+            self._start(work, call.arrive, name)
         except RuntimeError as error:  # the system lets us have no more threads
             call.arrive(Error(OSError(errno.ENOMEM, str(error))))
-        return call
+            if closes is not None:
+                with self._lock:
+                    self._to_close.append(closes)  # behind the next call: here somebody may not wait
 
-    def ended(self, call: object, *, lost: bool) -> bool:
+    def ended(self, call: _Call[T], *, lost: bool) -> bool:
         """A call has come back; `lost`: with it what it was to sync. Returns whether anybody waits for it."""
         with self._lock:
             wanted = call not in self._given_up
-            self._lost = self._lost or (lost and not wanted)  # first: `came_back` looks at any moment
+            if lost and not wanted:
+                call.device.lost = True  # first: `came_back` looks at any moment
             self._out.discard(call)
             self._given_up.discard(call)
             closing: list[int] = []
-            if not self._out:
+            if not self._given_up:
                 closing, self._to_close = self._to_close, closing
         for fd in closing:
-            self._close(fd)
+            with suppress(OSError):
+                self.raw.close(fd)
         return wanted
 
     def give_up(self, call: object) -> bool:
@@ -158,25 +154,12 @@ class WatchedDevice:
             self._given_up.add(call)
             return True
 
-    def close(self, fd: int) -> None:
-        with self._lock:
-            self._unsynced.pop(fd, None)
-            if self._given_up:
-                self._to_close.append(fd)
-                return
-        with suppress(DiskStalled):  # then it ends as that call does
-            self.start(partial(self.raw.close, fd)).wait()
-
-    def _close(self, fd: int) -> None:
-        with suppress(OSError):
-            self.raw.close(fd)
-
     def wrote(self, fd: int, count: int) -> None:
         with self._lock:
             self._unsynced[fd] = self._unsynced.get(fd, 0) + count
 
     def synced(self, fd: int | None) -> None:
-        """What was written to a file, or (None) to all of them, is on the disk."""
+        """What was written to a file, or (None) to all of them, is on the disk, or is not to be any more."""
         with self._lock:
             if fd is None:
                 self._unsynced.clear()
@@ -188,14 +171,59 @@ class WatchedDevice:
         if in_event_loop:
             return min(LOOP_SECONDS, self._patience)
         with self._lock:
-            return self._patience * (1 + sum(self._unsynced.values()) / PATIENCE_BYTES)
+            return min(self._patience * (1 + sum(self._unsynced.values()) / PATIENCE_BYTES), PATIENCE_AT_MOST)
+
+    def patience_to_look(self) -> float:
+        return min(LOOK_SECONDS, self._patience)
+
+
+class WatchedDevice:
+    """See runtime.Device. One for each time that a directory is opened."""
+
+    def __init__(self, system: WatchedFileSystem, root: str) -> None:
+        self.files: Files = _WatchedFiles(self, system)
+        self.lost = False  # a sync that was given up failed
+        self._system = system
+        self._root = root
+
+    @property
+    def stalled(self) -> bool:
+        return self._system.stalled
+
+    def came_back(self) -> bool:
+        return not self._system.stalled and not self.lost
+
+    def begin_fdatasync(self, fd: int) -> Callable[[], None]:
+        call = self.start(partial(self._system.raw.fdatasync, fd), syncs=True)
+
+        def wait() -> None:
+            call.wait()
+            self._system.synced(fd)
+
+        return wait
+
+    def look(self, work: Callable[[], T]) -> T:
+        """What a first look tells, or OSError."""
+        return self.start(work).within(self._system.patience_to_look())
+
+    def start(
+        self, work: Callable[[], T], *, syncs: bool = False, undo: Callable[[T], object] | None = None, closes: int | None = None
+    ) -> _Call[T]:
+        """Begin a call; `undo` takes back what it brings once nobody waits for it. DiskStalled where others wait in vain: what it
+        `closes` is closed after them.
+        """
+        call = _Call(self, self._system, syncs=syncs, undo=undo)
+        self._system.begin(call, work, self._root, closes)
+        return call
 
 
 class _Call(Generic[T]):
     """One call on its way. It is waited for once."""
 
-    def __init__(self, device: WatchedDevice, *, syncs: bool, undo: Callable[[T], object] | None) -> None:
-        self._device = device
+    def __init__(self, device: WatchedDevice, system: WatchedFileSystem, *, syncs: bool, undo: Callable[[T], object] | None) -> None:
+        self.device = device
+        self._system = system
+        self._begun = time.monotonic()
         self._syncs = syncs
         self._undo = undo
         self._over = threading.Lock()
@@ -205,7 +233,7 @@ class _Call(Generic[T]):
     def arrive(self, outcome: Outcome[T]) -> None:
         """In the thread that did it."""
         self._outcome = outcome
-        wanted = self._device.ended(self, lost=self._syncs and isinstance(outcome, Error))
+        wanted = self._system.ended(self, lost=self._syncs and isinstance(outcome, Error))
         if not wanted and self._undo is not None and isinstance(outcome, Value):
             with suppress(OSError):
                 self._undo(outcome.value)
@@ -214,15 +242,16 @@ class _Call(Generic[T]):
     def wait(self) -> T:
         """What became of it. DiskStalled when it takes too long."""
         if trio.lowlevel.in_trio_run():
-            return self.within(self._device.patience(in_event_loop=True))
+            return self.within(self._system.patience(in_event_loop=True))
         if not self._over.acquire(timeout=_AT_ONCE):
             with lending_place():
-                return self.within(self._device.patience(in_event_loop=False))
+                until = self._begun + self._system.patience(in_event_loop=False)  # several begun together are over together
+                return self.within(max(0.0, until - time.monotonic()))
         return self._result()
 
     def within(self, seconds: float) -> T:
         """What becomes of it in so many seconds, or DiskStalled."""
-        if not self._over.acquire(timeout=seconds) and self._device.give_up(self):
+        if not self._over.acquire(timeout=seconds) and self._system.give_up(self):
             raise DiskStalled
         return self._result()
 
@@ -235,9 +264,10 @@ class _Call(Generic[T]):
 class _WatchedFiles:
     """The files of a watched device."""
 
-    def __init__(self, device: WatchedDevice) -> None:
+    def __init__(self, device: WatchedDevice, system: WatchedFileSystem) -> None:
         self._device = device
-        self._raw = device.raw
+        self._system = system
+        self._raw = system.raw
 
     def _do(self, work: Callable[[*Args], T], *args: *Args) -> T:
         return self._device.start(partial(work, *args)).wait()
@@ -249,7 +279,9 @@ class _WatchedFiles:
         return self._device.start(partial(self._raw.open, path, flags, mode), undo=self._raw.close).wait()
 
     def close(self, fd: int) -> None:
-        self._device.close(fd)
+        self._system.synced(fd)
+        with suppress(DiskStalled):
+            self._device.start(partial(self._raw.close, fd), closes=fd).wait()
 
     def descriptors(self) -> int:
         return self._raw.descriptors()
@@ -264,13 +296,13 @@ class _WatchedFiles:
         return _scatter(self.pread(fd, sum(map(len, buffers)), offset), buffers)
 
     def preadv_nowait(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
-        if self._device.stalled:
+        if self._system.stalled:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return self._raw.preadv_nowait(fd, buffers, offset)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         count = self._do(self._raw.pwritev, fd, buffers, offset)
-        self._device.wrote(fd, count)
+        self._system.wrote(fd, count)
         return count
 
     def readv(self, fd: int, buffers: Sequence[bytearray | memoryview]) -> int:
@@ -286,15 +318,15 @@ class _WatchedFiles:
 
     def fsync(self, fd: int) -> None:
         self._sync(self._raw.fsync, fd)
-        self._device.synced(fd)
+        self._system.synced(fd)
 
     def fdatasync(self, fd: int) -> None:
         self._sync(self._raw.fdatasync, fd)
-        self._device.synced(fd)
+        self._system.synced(fd)
 
     def syncfs(self, fd: int) -> None:
         self._sync(self._raw.syncfs, fd)
-        self._device.synced(None)
+        self._system.synced(None)
 
     def drop_cache(self, fd: int) -> None:
         self._do(self._raw.drop_cache, fd)
