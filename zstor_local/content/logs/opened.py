@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import logging
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,11 +15,13 @@ from zstor_local.content.logs.page_index import IndexedPage, PageIndex
 from zstor_local.content.logs.paging import Closed
 from zstor_local.content.logs.policy import TABLE, LogRecord, head_name
 from zstor_local.content.names import Names
-from zstor_local.errors import CorruptRecord, IoError, ZstorError
+from zstor_local.errors import CorruptRecord, IoError, NotFound, Unreadable, ZstorError
 from zstor_local.formats.cid import Cid, raw
 from zstor_local.formats.protobuf import Malformed
 from zstor_local.formats.remotelog import Entry, Page, parse_page
 from zstor_local.store.storewide import StoreWide
+
+log = logging.getLogger("zstor.content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +178,31 @@ class OpenLog:
         gone: list[Cid] = []
         kept: list[Cid] = []
         self.let_go_times += 1
-        for cid in cids:
-            await self.load()  # another log may have met a failure of the index, which knows nothing then
+        await self.load()  # another log may have met a failure of the index, which knows nothing then
+        needless = dict.fromkeys(cid for cid in cids if not self.needs(cid))
+        if needless and await self._name_some(needless):
+            log.error("the index of log %r does not lead to all that its pages name: it is made anew", self.name)
+            self._index.cut(self.name, 0)
+            self._loaded_in = None
+        for cid in needless:
+            await self.load()  # as above
             if not self.needs(cid):
                 (gone if await self.held.let_go(cid, forget=forget) else kept).append(cid)
         return gone, kept
+
+    async def _name_some(self, cids: Collection[Cid]) -> bool:
+        """Whether pages of the log name one of these after all: nobody is told of a bit that flips in the index, and what it hides
+        would be gone for good. Below a page that cannot be read there is nothing but the index to go by.
+        """
+        page = self.head.page
+        with suppress(NotFound, Unreadable, CorruptRecord):
+            while page.tail is not None and page.tail not in cids and not _names(page, cids):
+                page = await self.page(page.tail)
+        return page.tail in cids or _names(page, cids)
+
+
+def _names(page: Page, cids: Collection[Cid]) -> bool:
+    return any(entry.cid in cids for entry in page.entries)
 
 
 def checked_page(data: bytes, where: str) -> Page:

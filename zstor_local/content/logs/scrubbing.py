@@ -92,12 +92,13 @@ async def _scrub(
     await log.mark(unsettled=True)
     tail, pages = await _rewritten(log, first, last, below, caller)
     await log.rewrite(first, last, pages, without(log.head.page, first, last, tail))
-    await log.let_go(closed.cid for closed in below)
     cids = list(dict.fromkeys(cid for cid in contents if cid is not None))
-    found.gone, _ = await log.let_go(cids)
+    let_go, _ = await log.let_go([*(closed.cid for closed in below), *cids])
     await log.mark(unsettled=False)
+    gone = set(let_go)
     found.pages = len(pages) + 1
-    found.kept = [_kept(log, cid) for cid in cids if cid not in set(found.gone)]
+    found.gone = [cid for cid in cids if cid in gone]
+    found.kept = [_kept(log, cid) for cid in cids if cid not in gone]
 
 
 async def _rewritten(
