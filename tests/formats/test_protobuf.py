@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.formats.vectors import BY_NAME, SCHEMAS, VECTORS, message, of_kind, pattern
-from zstor_local.formats import messages, protobuf
+from zstor_local.formats import messages, protobuf, unixfs
+from zstor_local.formats.cid import RAW, Cid
+from zstor_local.formats.messages import CONTENT
 from zstor_local.formats.protobuf import Malformed, encoded_field, read_varint, records
+from zstor_local.formats.remotelog import parse_page
 from zstor_local.formats.varint import packed as varint
 
 
@@ -114,6 +117,35 @@ def test_fields_of_every_wire_type_survive(unknown: str) -> None:
     assert parsed.encode().hex() == unknown
 
 
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda count: CONTENT.parse(count * b"\x10\x01"),
+        lambda count: CONTENT.parse(b"\x13" + (count - 1) * b"\x10\x01" + b"\x14"),
+        lambda count: parse_page((count // 50) * (b"\x0a\x62" + 49 * b"\x28\x01")),
+        lambda count: parse_page(b"\x0a\x00" * count),
+        lambda count: messages.MESSAGE.parse(encoded_field(6004, (count - 1) * b"\x0a\x00")),
+    ],
+    ids=["fields", "a group", "fields of pairs", "pairs", "parents"],
+)
+def test_a_message_of_too_many_fields_is_refused_before_it_takes_long(
+    many: Callable[[int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protobuf, "FIELDS_MAX", 1_000)
+    many(1_000)
+    with pytest.raises(Malformed, match="more than 1000 fields"):
+        many(1_050)
+
+
+def test_so_is_a_block_of_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = 20 * [unixfs.Link(Cid(RAW, bytes(32)), 1, 1)]
+    block = unixfs.node(links).block
+    assert len(unixfs.parse_node(block)) == 20
+    monkeypatch.setattr(protobuf, "FIELDS_MAX", 60)
+    with pytest.raises(Malformed, match="more than 60 fields"):
+        unixfs.parse_node(block)
+
+
 def test_a_message_that_comes_twice_is_merged() -> None:
     once = encoded_field(6004, messages.METADATA.make(parents=(b"a",)))
     again = encoded_field(6004, messages.METADATA.make(parents=(b"b",), ephemeral=True))
@@ -132,8 +164,8 @@ def test_pieces_of_a_message_are_put_together_once(monkeypatch: pytest.MonkeyPat
             copied += len(before)
             return b"".join((before, self))
 
-    def in_pieces(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
-        for number, wire_type, value, raw in records(data):
+    def in_pieces(data: bytes, count: protobuf.FieldCount) -> Iterator[tuple[int, int, int | bytes, bytes]]:
+        for number, wire_type, value, raw in records(data, count):
             yield number, wire_type, Piece(value) if isinstance(value, bytes) else value, raw
 
     monkeypatch.setattr(protobuf, "records", in_pieces)

@@ -24,6 +24,7 @@ from zstor_local.content.contents import Content, content_id
 from zstor_local.content.names import Names
 from zstor_local.errors import Busy, Conflict, Internal, NoSpace, NotFound, Unreadable, ZstorError
 from zstor_local.formats import cid as cids
+from zstor_local.formats.protobuf import FIELDS_MAX
 from zstor_local.rpc import http1
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.sources import BytesSource
@@ -201,7 +202,9 @@ async def test_errors_are_twirps(tmp_path: Path) -> None:
         assert error(await here.post(UPDATE, b"\x0a\x05log/a")) == (400, "invalid_argument")
         assert error(await here.post(ADD, b"\x0a\x09short")) == (400, "malformed")
         assert error(await here.post(FETCH, b"\x0a\x02\xff\xfe")) == (400, "malformed")
-        for body in (b"", b"{", b"[]", b'{"data": 5}', b'{"data": "%"}', b"\xff", b"[" * 100_000):
+        assert error(await here.post(ADD, b"\x10\x01" * (FIELDS_MAX + 1))) == (400, "malformed")
+        many = b'{"unknown": [' + b"[]," * limits.MESSAGE_VALUES + b'[]], "data": ""}'  # which take 25 times as much memory
+        for body in (b"", b"{", b"[]", b'{"data": 5}', b'{"data": "%"}', b"\xff", b"[" * 100_000, many):
             assert error(await here.post(ADD, body, JSON)) == (400, "malformed")
         assert error(await here.post(ADD, b"", "text/plain")) == (404, "bad_route")
         assert error(await here.post("/twirp/vac.cas.CAS/Remove", b"")) == (404, "bad_route")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.formats.cid import DAG_PB, BadCid, Cid, from_binary
-from zstor_local.formats.protobuf import LENGTH, Malformed, records
+from zstor_local.formats.protobuf import LENGTH, FieldCount, Malformed, records
 from zstor_local.formats.varint import packed as varint
 
 DIRECTORY_BYTES_MAX: Final = 256 << 10
@@ -51,22 +51,22 @@ def directory(members: Mapping[str, Tree]) -> Directory:
 def parse_directory(block: bytes) -> dict[str, Cid]:
     """The members of a directory's block; Malformed if it is none."""
     members: dict[str, Cid] = {}
-    data = b""
-    for number, wire_type, value, _ in records(block):
+    data, count = b"", FieldCount()
+    for number, wire_type, value, _ in records(block, count):
         if wire_type == LENGTH and isinstance(value, bytes):
             if number == 2:
-                name, cid = _link(value)
+                name, cid = _link(value, count)
                 members[name] = cid
             elif number == 1:
                 data = value
-    if not any(number == 1 and value == 1 for number, _, value, _ in records(data)):
+    if not any(number == 1 and value == 1 for number, _, value, _ in records(data, count)):
         raise Malformed("a block is not a directory")
     return members
 
 
-def _link(data: bytes) -> tuple[str, Cid]:
+def _link(data: bytes, count: FieldCount) -> tuple[str, Cid]:
     name, cid = "", None
-    for number, _, value, _ in records(data):
+    for number, _, value, _ in records(data, count):
         if isinstance(value, bytes):
             try:
                 if number == 1:

@@ -27,6 +27,7 @@ GROUP: Final = 3
 GROUP_END: Final = 4
 FIXED32: Final = 5
 
+FIELDS_MAX: Final = 100_000  # of a message with all in it: a million, of two bytes each, took a second of everybody's time
 _VARINT_BYTES: Final = 10
 _TAG_LIMIT: Final = 1 << 32
 _GROUP_DEPTH: Final = 100  # as Google's libraries
@@ -36,6 +37,21 @@ _DEFAULTS: Final[Mapping[str, Value]] = {"bytes": b"", "string": "", "int64": 0,
 
 class Malformed(ValueError):
     """Bytes or JSON that are not the message they should be."""
+
+
+class FieldCount:
+    """How many fields a message may still have, with those of the messages and groups in it."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = FIELDS_MAX
+
+    def take(self) -> None:
+        """One more; Malformed."""
+        self.left -= 1
+        if self.left < 0:
+            raise Malformed(f"more than {FIELDS_MAX} fields")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +76,27 @@ class Schema:
     name: str
     fields: tuple[Field, ...]
 
-    def parse(self, data: bytes) -> Message:
-        """The message in these bytes, all of them; Malformed."""
+    def parse(self, data: bytes, count: FieldCount | None = None) -> Message:
+        """The message in these bytes, all of them; Malformed. `count`: of what it lies in."""
+        count = count or FieldCount()
         scalars: dict[str, Value] = {}
         repeated: dict[str, list[Value]] = {}
         nested: dict[str, list[bytes]] = {}
         unknown = bytearray()
         known = {each.number: each for each in self.fields}
-        for number, wire_type, value, raw in records(data):
+        for number, wire_type, value, raw in records(data, count):
             each = known.get(number)
             if each is None or wire_type != _wire_type(each.kind):
                 unknown += raw
             elif each.repeated:
-                repeated.setdefault(each.name, []).append(_parsed(each.kind, value))
+                repeated.setdefault(each.name, []).append(_parsed(each.kind, value, count))
             elif isinstance(each.kind, Schema):
                 # A message that comes twice is merged, which is what its bytes in a row mean.
                 nested.setdefault(each.name, []).append(_typed(bytes, value))
             else:
-                scalars[each.name] = _parsed(each.kind, value)
+                scalars[each.name] = _parsed(each.kind, value, count)
         for name, pieces in nested.items():
-            scalars[name] = _parsed(self[name].kind, b"".join(pieces))
+            scalars[name] = _parsed(self[name].kind, b"".join(pieces), count)
         return Message(self, {**scalars, **{name: tuple(values) for name, values in repeated.items()}}, bytes(unknown))
 
     def make(self, **values: Value | tuple[Value, ...]) -> Message:
@@ -190,24 +207,25 @@ def encoded_field(number: int, value: Value) -> bytes:
     return varint(number << 3 | LENGTH) + varint(len(payload)) + payload
 
 
-def records(data: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
+def records(data: bytes, count: FieldCount | None = None) -> Iterator[tuple[int, int, int | bytes, bytes]]:
     """Each field in turn: its number, wire type, value (bytes for all but varints) and the raw bytes with the tag; Malformed."""
-    at = 0
+    at, count = 0, count or FieldCount()
     while at < len(data):
+        count.take()
         start = at
         tag, at = read_varint(data, at)
         number, wire_type = tag >> 3, tag & 7
         if not number or tag >= _TAG_LIMIT:
             raise Malformed("an illegal field number")
-        value, at = _value(data, at, number, wire_type, 0)
+        value, at = _value(data, at, number, wire_type, 0, count)
         yield number, wire_type, value, data[start:at]
 
 
-def _value(data: bytes, at: int, number: int, wire_type: int, depth: int) -> tuple[int | bytes, int]:
+def _value(data: bytes, at: int, number: int, wire_type: int, depth: int, count: FieldCount) -> tuple[int | bytes, int]:
     if wire_type == VARINT:
         return read_varint(data, at)
     if wire_type == GROUP:
-        return _group(data, at, number, depth)
+        return _group(data, at, number, depth, count)
     if wire_type == LENGTH:
         length, at = read_varint(data, at)
     elif wire_type == FIXED64:
@@ -221,7 +239,7 @@ def _value(data: bytes, at: int, number: int, wire_type: int, depth: int) -> tup
     return data[at : at + length], at + length
 
 
-def _group(data: bytes, at: int, number: int, depth: int) -> tuple[bytes, int]:
+def _group(data: bytes, at: int, number: int, depth: int, count: FieldCount) -> tuple[bytes, int]:
     """Skip a group, which proto3 has no more, up to its own end."""
     start = at
     if depth > _GROUP_DEPTH:
@@ -233,20 +251,21 @@ def _group(data: bytes, at: int, number: int, depth: int) -> tuple[bytes, int]:
             return data[start:end], at
         if not tag >> 3 or tag >= _TAG_LIMIT:
             raise Malformed("an illegal field number")
-        _, at = _value(data, at, tag >> 3, tag & 7, depth + 1)
+        count.take()
+        _, at = _value(data, at, tag >> 3, tag & 7, depth + 1, count)
 
 
 def _wire_type(kind: Scalar | Schema) -> int:
     return VARINT if kind in ("int64", "uint64", "bool") else LENGTH
 
 
-def _parsed(kind: Scalar | Schema, value: int | bytes) -> Value:
+def _parsed(kind: Scalar | Schema, value: int | bytes, count: FieldCount) -> Value:
     if isinstance(value, int):
         if kind == "bool":
             return value != 0
         return value - (1 << 64) if kind == "int64" and value >> 63 else value
     if isinstance(kind, Schema):
-        return kind.parse(value)
+        return kind.parse(value, count)
     if kind == "string":
         try:
             return value.decode()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zstor_local.formats.cid import DAG_PB, DIGEST_BYTES, RAW, BadCid, Cid, from_binary
-from zstor_local.formats.protobuf import LENGTH, VARINT, Malformed, records
+from zstor_local.formats.protobuf import LENGTH, VARINT, FieldCount, Malformed, records
 from zstor_local.formats.varint import packed as varint
 
 PROFILE: Final = "unixfs-v1-2025"
@@ -132,20 +132,21 @@ def parse_node(block: bytes) -> tuple[Link, ...]:
     """The links of an inner block of a file, as it tells them; Malformed if it is not one (but a directory, say)."""
     ids: list[tuple[Cid, int]] = []
     sizes: list[int] = []
-    for number, wire_type, value, _ in records(block):
+    count = FieldCount()
+    for number, wire_type, value, _ in records(block, count):
         if (number, wire_type) == (2, LENGTH) and isinstance(value, bytes):
-            ids.append(_link_fields(value))
+            ids.append(_link_fields(value, count))
         elif (number, wire_type) == (1, LENGTH) and isinstance(value, bytes):
-            sizes = _file_sizes(value)
+            sizes = _file_sizes(value, count)
     if not ids or len(ids) != len(sizes):
         raise Malformed("a block is not an inner node of a file")
     return tuple(Link(cid, size, tree_size) for (cid, tree_size), size in zip(ids, sizes, strict=True))
 
 
-def _link_fields(data: bytes) -> tuple[Cid, int]:
+def _link_fields(data: bytes, count: FieldCount) -> tuple[Cid, int]:
     cid: Cid | None = None
     tree_size = 0
-    for number, _, value, _ in records(data):
+    for number, _, value, _ in records(data, count):
         if number == 1 and isinstance(value, bytes):
             try:
                 cid = from_binary(value)
@@ -158,11 +159,11 @@ def _link_fields(data: bytes) -> tuple[Cid, int]:
     return cid, tree_size
 
 
-def _file_sizes(data: bytes) -> list[int]:
+def _file_sizes(data: bytes, count: FieldCount) -> list[int]:
     """The plain bytes below each link, from UnixFS's own message."""
     sizes: list[int] = []
     kind = _RAW_TYPE
-    for number, wire_type, value, _ in records(data):
+    for number, wire_type, value, _ in records(data, count):
         if number == 1 and isinstance(value, int):
             kind = value
         elif number == 2:

@@ -17,10 +17,11 @@ import h11
 import trio
 
 from zstor_local import limits
-from zstor_local.errors import ZstorError
+from zstor_local.errors import ParseError, ZstorError
 from zstor_local.formats.protobuf import Malformed, Message
 from zstor_local.rpc.budget import Room
 from zstor_local.rpc.http_connection import HttpConnection, ending
+from zstor_local.rpc.strict_json import decode
 from zstor_local.twirp.crowd import Crowd
 from zstor_local.twirp.refusals import Refusal, refusal_of
 from zstor_local.twirp.services import Route
@@ -127,7 +128,7 @@ class _Connection(HttpConnection):
             raise Refusal("deadline_exceeded", f"the body did not come within {BODY_SECONDS:.0f} s, or others waited for its room")
         try:
             message = _parsed(route, kind, body)
-        except (Malformed, ValueError, RecursionError) as error:
+        except (Malformed, ParseError) as error:
             raise Refusal("malformed", f"the body is not {route.request.name}: {error}") from None
 
         async def room_for(size: int) -> None:
@@ -180,7 +181,7 @@ class _Connection(HttpConnection):
 def _parsed(route: Route, kind: str, body: bytes) -> Message:
     if kind == PROTOBUF:
         return route.request.parse(body)
-    return route.request.from_json(json.loads(body.decode()), ignore_unknown=True)
+    return route.request.from_json(decode(body), ignore_unknown=True)
 
 
 def _encoded(message: Message, kind: str) -> Answer:
