@@ -97,7 +97,7 @@ export class Client {
 
   /** Store a string, bytes, or what an (async) iterable gives of them. `params` as for object.write; answers the metadata. */
   async put(key, value, params = {}, options = {}) {
-    if (typeof value === 'string' || ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+    if (typeof value === 'string' || ArrayBuffer.isView(value) || !(value?.[Symbol.asyncIterator] ?? value?.[Symbol.iterator])) {
       const bytes = bytesOf(value)
       if (bytes.length <= INLINE_BYTES) {
         return (await this.call('object.write', { key, value_b64: bytes.toString('base64'), ...params }, options)).metadata
@@ -284,7 +284,7 @@ export class Client {
 function bytesOf(value) {
   if (typeof value === 'string' || value instanceof ArrayBuffer) return Buffer.from(value)
   if (ArrayBuffer.isView(value)) return Buffer.from(value.buffer, value.byteOffset, value.byteLength)
-  throw new TypeError(`neither a string nor bytes: ${typeof value}`)
+  throw new TypeError(`neither a string nor bytes, nor a stream of them: ${value?.constructor?.name ?? value}`)
 }
 
 /** A signal that aborts when another one does, and as `timed_out` when the time is over; `onStop` is called then. */

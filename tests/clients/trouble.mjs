@@ -27,7 +27,9 @@ test('values of any size and kind come back as they were', async () => {
     const parts = Array.isArray(value) ? [Buffer.from(words.buffer), Buffer.from('text'), Buffer.from(words.buffer, 2)] : [Buffer.from(words.buffer)]
     assert.ok((await zstor.get('kinds')).equals(Buffer.concat(parts)))
   }
-  for (const wrong of [undefined, null, 7, {}, [['a']], [7]]) await assert.rejects(zstor.put('wrong', wrong), TypeError)
+  for (const wrong of [undefined, null, 7, {}, new Blob(['a']), [['a']], [7]]) {
+    await assert.rejects(zstor.put('wrong', wrong), { name: 'TypeError', message: /^neither a string nor bytes, nor a stream of them: / })
+  }
   await notFound('wrong')
 })
 
