@@ -7,6 +7,7 @@ Stopping goes from the inside out: no new connections, running calls end, the co
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -62,6 +63,10 @@ EXIT_FAULT: Final = 78  # EX_CONFIG
 LOGS_INDEX: Final = "logs.sqlite"  # where entries of logs lie; made anew if it is lost
 _STORE_HINT: Final = "six directories on one disk survive damaged files, not a lost disk: give shards on other disks in [[shard]]"
 _SYSTEM_HINT: Final = "set `store`, `socket` or `master_key_file` in the configuration to a place that you may write to"
+_READ_ONLY_HINT: Final = (
+    "a service may write where `zstor systemd install` found the store: run it again if that has changed; a disk that failed is made "
+    "read-only too (the system's log tells): copy the store to another one, and name that as `store` in the configuration"
+)
 
 _RECOVERY_SECONDS: Final = 900.0  # reading the logs of all shards again, on slow disks
 _FLUSH_SECONDS: Final = 60.0  # the last commit
@@ -147,7 +152,7 @@ def _refusing() -> Iterator[None]:
         if isinstance(cause, StoreFault):
             raise Refused("fault", str(cause), hint, EXIT_FAULT) from None
         if isinstance(cause, OSError):
-            raise Refused("fault", _words(cause), _SYSTEM_HINT, EXIT_FAULT) from None
+            raise Refused("fault", _words(cause), _READ_ONLY_HINT if cause.errno == errno.EROFS else _SYSTEM_HINT, EXIT_FAULT) from None
         raise
 
 

@@ -235,6 +235,15 @@ def test_no_link_leads_out_by_way_of_another(daemon: PrivateDaemon) -> None:
     (daemon.home / "secret").unlink()
 
 
+def test_one_file_and_one_object_are_no_trees_and_r_is_to_be_left_out(daemon: PrivateDaemon, tree: Path) -> None:
+    refused = zstor(daemon, "put", "-r", "tree/small")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (3, b"zstor: error: tree/small is no directory: leave -r out")
+    done(zstor(daemon, "put", "-", "single", stdin=b"1"))
+    refused = zstor(daemon, "get", "-r", "single")
+    assert (refused.returncode, b"hint: 'single' is one object: leave -r out" in refused.stderr) == (1, True)
+    remove(tree)
+
+
 def test_rm_r_asks_and_takes_no_neighbour(daemon: PrivateDaemon, tree: Path) -> None:
     done(zstor(daemon, "put", "-r", "tree", "gone"))
     for key in ("gone", "gone-not", "go"):

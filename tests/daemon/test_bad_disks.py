@@ -325,6 +325,17 @@ def test_read_only_shards_are_readable_and_two_of_them_too_many_for_writes(fille
         everything_is_exact(client)
 
 
+READ_ONLY_STORE = 'mount --bind "$SHARDS/.." "$SHARDS/.." && mount -o remount,bind,ro "$SHARDS/.." || exit 99; exec "$@"'
+
+
+def test_a_read_only_store_is_told_with_what_may_have_made_it_so(filled: Daemon) -> None:
+    mounted(filled, READ_ONLY_STORE)
+    ended = filled.refuses_to_start()
+    assert ended.status == 78
+    assert "Read-only file system\n" in filled.said
+    assert "copy the store to another one, and name that as `store` in the configuration" in filled.said
+
+
 def test_nothing_is_left_of_a_quiet_life(filled: Daemon) -> None:
     filled.start()
     with unharmed(filled), filled.client() as client:

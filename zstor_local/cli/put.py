@@ -72,6 +72,8 @@ def put(
     if recursive:
         if if_version or previous or size is not None or digest or file == "-":
             raise click.UsageError("-r takes a directory, and none of --if-version, --previous, --size and --digest")
+        if (named := Path(file)).exists() and not named.is_dir():
+            raise click.UsageError(f"{file} is no directory: leave -r out")
         from zstor_local.cli.trees import put_tree
 
         extra: dict[str, Json] = {"user": user, "references": list(reference), "exclusive": exclusive}

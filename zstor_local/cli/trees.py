@@ -164,7 +164,11 @@ def get_tree(options: Options, key: str, directory: str | None, *, force: bool, 
         found = items(client, options, f"{prefix}/", damaged=account.damaged)
         first = [*islice(found, 1)]
         if not first and not account.failed:
-            raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint="`zstor ls` lists the keys", key=key)
+            hint = "`zstor ls` lists the keys"
+            with suppress(NotFound):
+                client.call("object.stat", {"key": key, **options.place()})
+                hint = f"{key!r} is one object: leave -r out"
+            raise NotFound(f"no object's key begins with {prefix + '/'!r}", hint=hint, key=key)
         own = options.daemons_own(client)
         own.check_new(os.path.realpath(top), str(top))
         if os.path.lexists(top) and not top.is_dir():

@@ -99,7 +99,9 @@ def content_id(text: str) -> Cid:
     try:
         return cids.parse(text)
     except BadCid as error:
-        raise InvalidParams(f"{error}", hint="give the id as cas.upload answered it: bafkrei… or bafybei…", parameter="id") from None
+        raise InvalidParams(
+            f"{error}", hint="give the id as `zstor cas put` printed it: bafkrei… or bafybei…", parameter="id"
+        ) from None
 
 
 def no_content(cid: Cid) -> NotFound:

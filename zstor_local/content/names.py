@@ -100,7 +100,7 @@ class Names:
         if len(value) > limits.NAME_VALUE_BYTES:
             raise TooLarge(
                 f"the value has {len(value)} bytes, {limits.NAME_VALUE_BYTES} is the limit",
-                hint="put the bytes into the content store (cas.upload) and its id under the name",
+                hint="put the bytes into the content store (`zstor cas put`) and its id under the name",
                 limit=limits.NAME_VALUE_BYTES,
             )
 
@@ -182,7 +182,7 @@ def _check(name: str, before: Name | None, if_seq: int | None) -> None:
 
 def _refuse_logs(name: str) -> None:
     if name.startswith(LOGS):
-        raise InvalidParams("names that begin with log/ are the heads of logs", hint="use log.append", parameter="name")
+        raise InvalidParams("names that begin with log/ are the heads of logs", hint="use `zstor log append`", parameter="name")
 
 
 def _no_name(name: str) -> NotFound:

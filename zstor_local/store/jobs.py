@@ -139,7 +139,11 @@ class Jobs:
         if self._nursery is None:
             raise ShuttingDown("the daemon is stopping", hint="try again when it is back")
         if self._kept + sum(job.running for job in self._jobs.values()) >= limits.JOBS_RUNNING:
-            raise Busy(f"{limits.JOBS_RUNNING} jobs run", hint="wait for one of `job.list`, or cancel one", limit=limits.JOBS_RUNNING)
+            raise Busy(
+                f"{limits.JOBS_RUNNING} jobs run",
+                hint="wait for one of `zstor call job.list`, or cancel one",
+                limit=limits.JOBS_RUNNING,
+            )
         return self._nursery
 
     def get(self, identity: str) -> Job:
@@ -147,7 +151,7 @@ class Jobs:
         try:
             return self._jobs[identity]
         except KeyError:
-            hint = f"`job.list` names those that run and the last {limits.JOBS_KEPT} that ended"
+            hint = f"`zstor call job.list` names those that run and the last {limits.JOBS_KEPT} that ended"
             raise NotFound(f"there is no job {identity[:64]!r}", hint=hint) from None
 
     def list(self) -> list[Job]:

@@ -75,7 +75,9 @@ class LogReading:
         """The number of the entry with this local hash, or NotFound."""
         found = (await self._logs.open(name)).look(local_hash)
         if found is None:
-            raise NotFound(f"log {name!r} has no entry {local_hash.hex()}", hint="log.missing tells which entries of yours it has")
+            raise NotFound(
+                f"log {name!r} has no entry {local_hash.hex()}", hint="`zstor log missing` tells which entries of yours it has"
+            )
         return found.seq
 
     async def page(self, name: str, *, cid: Cid | None = None, seq: int | None = None) -> FoundPage:

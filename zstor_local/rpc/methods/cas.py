@@ -249,7 +249,9 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
 def _owner(name: str | None, reason: str) -> Owner:
     owner = check_owner(Owner(USER if name is None else name, reason))
     if owner.name.startswith(LOGS):
-        raise InvalidParams(f"owners that begin with {LOGS} are logs, who pin for themselves", hint="use log.scrub", parameter="owner")
+        raise InvalidParams(
+            f"owners that begin with {LOGS} are logs, who pin for themselves", hint="use `zstor log scrub`", parameter="owner"
+        )
     return owner
 
 

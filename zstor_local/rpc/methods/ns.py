@@ -83,7 +83,7 @@ def register(registry: Registry, names: Names) -> None:
         With if_seq nobody's change is lost: a stale one is `conflict`, and `data.current` has the number to fetch and decide anew.
         """
         exactly_one(value=value, value_b64=value_b64)
-        data = inline(value, value_b64, hint="put the bytes into the content store (cas.upload) and its id under the name")
+        data = inline(value, value_b64, hint="put the bytes into the content store (`zstor cas put`) and its id under the name")
         call.begin_commit()
         return {"seq": (await names.update(name, data, if_seq=if_seq)).seq}
 
