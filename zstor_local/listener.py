@@ -16,6 +16,7 @@ import trio
 from zstor_local.runtime import Files
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.keyfile import make_directories
+from zstor_local.unix_socket import bind_own
 
 BACKLOG: Final = 128
 SOCKET_NAME_BYTES: Final = 80  # of the 107 that sun_path holds; the others are for /proc/self/fd/N/ and .new
@@ -136,11 +137,7 @@ def _bind(beneath: str, name: str) -> socket.socket:
         os.unlink(temporary)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        previous = os.umask(0o177)
-        try:
-            listener.bind(temporary)
-        finally:
-            os.umask(previous)
+        bind_own(listener, temporary)
         listener.listen(BACKLOG)
         os.rename(temporary, f"{beneath}/{name}")
     except BaseException:

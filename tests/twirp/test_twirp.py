@@ -29,7 +29,7 @@ from zstor_local.rpc import http1
 from zstor_local.store.faults import StoreFault
 from zstor_local.store.sources import BytesSource
 from zstor_local.system import RealFiles
-from zstor_local.twirp import http
+from zstor_local.twirp import http, listening
 from zstor_local.twirp.listening import serving
 from zstor_local.twirp.refusals import STATUS, refusal_of
 from zstor_local.twirp.services import routes
@@ -230,6 +230,19 @@ async def test_other_users_may_not_connect(tmp_path: Path, monkeypatch: pytest.M
         assert await here.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
         monkeypatch.undo()
         assert (await here.post(ADD, b"")).status_code == 200
+
+
+async def test_nor_may_a_user_from_outside_our_user_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unmapped users all show as 65534, so that id proves nothing, not even to a daemon that has it."""
+    nobody, real = 65534, listening._lines
+
+    def lines(path: str) -> list[str]:
+        return [" ".join([*fields[:7], str(nobody), *fields[8:]]) for fields in map(str.split, real(path))]
+
+    async with served(tmp_path) as here:
+        monkeypatch.setattr(os, "geteuid", lambda: nobody)
+        monkeypatch.setattr(listening, "_lines", lines)
+        assert await here.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ from zstor_local.rpc.outbox import Cork
 from zstor_local.rpc.registry import Registry
 from zstor_local.runtime import Randomness
 from zstor_local.store.jobs import Jobs
-from zstor_local.unix_socket import Connected, other_end
+from zstor_local.unix_socket import Connected, is_user, other_end
 
 log = logging.getLogger("zstor.rpc")
 
-_UNMAPPED_UID: Final = 65534  # how a user outside our user namespace shows
 _LAST_REPLIES_SECONDS: Final = 1.0  # to send `shutting_down`; clients must not be able to delay the stop
 
 
@@ -129,7 +128,7 @@ class Server:
         """One client until it is gone."""
         refusal: ZstorError | None = None
         peer = peer_of(stream.socket)
-        if peer.uid != self._uid or peer.uid == _UNMAPPED_UID:
+        if not is_user(peer.uid, self._uid):
             refusal = PermissionDenied("this socket is for its owner alone", hint="run your own daemon, or be the same user")
         elif self._are_full() and (peer.pid == os.getpid() or not self._let_one_go()):
             refusal = Busy(f"{limits.CONNECTIONS} clients are connected", hint="try again when one is gone", limit=limits.CONNECTIONS)

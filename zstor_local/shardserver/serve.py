@@ -29,6 +29,7 @@ from zstor_local.shardserver.metrics import Metrics
 from zstor_local.shardserver.trusting import TrustKeeper
 from zstor_local.shardserver.volume import TRUST, NoVolume, Volume
 from zstor_local.signals import heed
+from zstor_local.unix_socket import bind_own
 
 BACKLOG: Final = 128
 GRACE_SECONDS: Final = 20.0
@@ -178,11 +179,7 @@ def _bind_unix(path: str) -> socket.socket:
         _must_be_a_dead_socket(path)
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(before)
+    bind_own(listener, path)
     listener.listen(BACKLOG)
     return listener
 

@@ -21,6 +21,7 @@ from zstor_local.runtime import Files
 from zstor_local.store.faults import StoreFault
 from zstor_local.twirp.http import Server
 from zstor_local.twirp.services import Route
+from zstor_local.unix_socket import is_user
 
 UNIX: Final = "unix:"
 
@@ -63,7 +64,7 @@ def _bound(place: str) -> socket.socket:
 
 
 def _is_ours(stream: trio.SocketStream) -> bool:
-    return peer_of(stream.socket).uid == os.geteuid()
+    return is_user(peer_of(stream.socket).uid, os.geteuid())
 
 
 def _is_our_users(stream: trio.SocketStream) -> bool:
@@ -73,7 +74,7 @@ def _is_our_users(stream: trio.SocketStream) -> bool:
         for line in _lines(f"/proc/net/{table}"):
             fields = line.split()
             if len(fields) > 7 and fields[1] in theirs and fields[2] in ours:
-                return int(fields[7]) == os.geteuid()
+                return is_user(int(fields[7]), os.geteuid())
     return False
 
 
