@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -38,6 +39,20 @@ def test_descriptors_go_with_the_first_byte_and_nothing_else(tmp_path: Path) -> 
     assert os.fstat(peer.fds[0]).st_ino == os.fstat(reader).st_ino
     for fd in (reader, writer, *peer.fds):
         os.close(fd)
+
+
+def test_it_works_with_however_many_descriptors_open(tmp_path: Path) -> None:
+    """As those that whoever started it has left open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2_048), before[1]))
+    left_open = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    try:
+        with FakeDaemon(tmp_path / "s", pong) as daemon, Client.connect(str(daemon.path)) as client:
+            assert client.call("rpc.ping", {}) == "pong"
+    finally:
+        for fd in left_open:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_blank_lines_other_notifications_and_other_answers_are_passed_over(tmp_path: Path) -> None:

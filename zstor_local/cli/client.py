@@ -224,21 +224,29 @@ class _Interrupts:
 
     def wait_for_room(self, connected: socket.socket) -> None:
         """Wait until the socket takes more, or is closed; KeyboardInterrupt if a Ctrl-C came."""
-        interrupted, _, _ = select.select([self._reader], [connected], [])
-        if interrupted and signal.SIGINT in os.read(self._reader, 64):
+        ready = _ready({connected.fileno(): select.POLLOUT, self._reader: select.POLLIN})
+        if self._reader in ready and signal.SIGINT in os.read(self._reader, 64):
             raise KeyboardInterrupt
 
     def wait(self, connected: socket.socket) -> bool:
         """Wait until the socket is readable or closed; True: a Ctrl-C came instead."""
-        watched = [connected.fileno(), self._reader]
-        ready, _, _ = select.select(watched, [], [], _PATIENCE_SECONDS if self.count and self._hanging else None)
+        watched = {connected.fileno(): select.POLLIN, self._reader: select.POLLIN}
+        ready = _ready(watched, _PATIENCE_SECONDS if self.count and self._hanging else None)
         if not ready and self._hanging is not None:
             self._hanging()
             self._hanging = None
-            ready, _, _ = select.select(watched, [], [])
+            ready = _ready(watched)
         if self._reader not in ready:
             return False
         return signal.SIGINT in os.read(self._reader, 64)
+
+
+def _ready(watched: Mapping[int, int], seconds: float | None = None) -> Sequence[int]:
+    """Which of the descriptors have something of what is wanted of them, an end or an error too; none when the time is up."""
+    waiting = select.poll()  # select(2) takes no descriptor above 1,023, as who started us may have left many open
+    for fd, events in watched.items():
+        waiting.register(fd, events)
+    return [fd for fd, _ in waiting.poll(None if seconds is None else seconds * 1_000)]
 
 
 def parameters(**given: Json) -> dict[str, Json]:
