@@ -223,8 +223,7 @@ def large(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     @world.registry.method("large")
     async def large_(call: Call, /) -> str:
         """Ask for room, then answer."""
-        while not await call.reply_room(3_900_000):
-            pass
+        await call.reply_room(3_900_000)
         return "x" * 3_900_000
 
     @world.registry.method("piece")

@@ -205,12 +205,9 @@ class Call:
         to._reply_bytes += self._reply_bytes
         self._reply_bytes = 0
 
-    async def reply_room(self, size: int) -> bool:
-        """The same; but False comes after waiting until some were taken: look again, and ask again."""
-        if self.take_reply_room(size):
-            return True
-        await self.connection.reply_room.wait()
-        return False
+    async def reply_room(self, size: int) -> None:
+        """The same, after waiting for it. What is to be told may be another by then: look again."""
+        await self.connection.reply_room.until(lambda: self.take_reply_room(size))
 
     def begin_commit(self) -> None:
         """From here on the call's true result is answered: a later cancel, deadline or disconnect does nothing.

@@ -184,14 +184,11 @@ def register(registry: Registry, store: Store, paths: Paths, cas: Cas, leftovers
                 part = stretch(stored.record, offset, length)
                 await take(store.objects, stored, part)
             return {"bytes": part.length}
-        while True:
-            content = cas.contents.find(cid)
-            part = stretch(content.stored.record, offset, length)
-            if part.length > limits.INLINE_VALUE_BYTES:
-                raise TooLarge(f"the content has {part.length} bytes", hint=_HINT, limit=limits.INLINE_VALUE_BYTES)
-            if await call.reply_room(part.length):
-                break
-        data = await store.objects.read(content.stored, part)
+        part = stretch(cas.contents.find(cid).stored.record, offset, length)
+        if part.length > limits.INLINE_VALUE_BYTES:
+            raise TooLarge(f"the content has {part.length} bytes", hint=_HINT, limit=limits.INLINE_VALUE_BYTES)
+        await call.reply_room(part.length)
+        data = await store.objects.read(cas.contents.find(cid).stored, part)  # it may have been collected meanwhile
         return {"value_b64": Base64(data)} if encoding is None else {"value": text_of(data)}
 
     @registry.method("cas.stat", errors=[NotFound, *METASTORE_ERRORS])

@@ -8,7 +8,7 @@ from zstor_local.errors import Conflict, CorruptRecord, NotFound, PermissionDeni
 from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, READ_ERRORS
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
-from zstor_local.rpc.methods.pages import much_known, room_for
+from zstor_local.rpc.methods.pages import much_known
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
 from zstor_local.store.metadata import Metadata, describe
@@ -52,7 +52,7 @@ def register(registry: Registry, store: Store) -> None:
         metadata: MetadataIn | None = None,
     ) -> CheckView:
         """Look at every share of an object: open each of its blocks."""
-        await room_for(call, much_known(names.find(key, namespace, metadata)))  # what is looked at is in memory meanwhile
+        await call.reply_room(much_known(names.find(key, namespace, metadata)))  # what is looked at is in memory meanwhile
         stored = names.find(key, namespace, metadata)
         checked = await store.shares_health.check(stored, call, fast=fast)
         return {
@@ -82,6 +82,6 @@ def register(registry: Registry, store: Store) -> None:
                 raise
             await store.damaged_rows.mend_object(names.name(key, namespace))
             room = much_known(names.find(key, namespace, metadata))
-        await room_for(call, room)
+        await call.reply_room(room)
         repaired = await store.shares_health.repair(names.find(key, namespace, metadata), call)
         return {"metadata": describe(repaired.stored, store.pool)}

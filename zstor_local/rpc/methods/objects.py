@@ -26,7 +26,7 @@ from zstor_local.rpc.methods.attributes import checked_references, checked_user
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, FILE_ERRORS, METASTORE_ERRORS, READ_ERRORS, Failures
 from zstor_local.rpc.methods.handover import Handover, Producer
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
-from zstor_local.rpc.methods.pages import much_changed, much_known, room_for
+from zstor_local.rpc.methods.pages import much_changed, much_known
 from zstor_local.rpc.methods.values import exactly_one, inline, text_of
 from zstor_local.rpc.registry import Registry, Soon
 from zstor_local.rpc.schema import Length, Pattern, Range
@@ -145,7 +145,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         return much_changed(store, name, options.references, kept=options.keep_references)
 
     async def store_stream(call: Call, fd: int, name: ObjectName, options: WriteOptions) -> Written:
-        await room_for(call, room_to_tell(name, options))
+        await call.reply_room(room_to_tell(name, options))
         async with handover.source(call, fd, stream=True) as source:
             return await store_it(Producer(call), name, source, options)
 
@@ -172,7 +172,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         room = room_to_tell(name, options)
 
         async def store_in_turn() -> Written:
-            await room_for(call, room)
+            await call.reply_room(room)
             return await store_it(Producer(call), name, BytesSource(data), options)
 
         if not call.take_reply_room(room):
@@ -195,7 +195,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         """
         name, options = wanted(key, more)
         exactly_one(path=path, fd=fd)
-        await room_for(call, room_to_tell(name, options))
+        await call.reply_room(room_to_tell(name, options))
         opened = handover.source(call, fd, stream=False) if fd is not None else handover.file(call, path or "")
         async with opened as source:
             return await store_it(Producer(call), name, source, options)
@@ -219,7 +219,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
             async def store_pieces(source: StreamSource, caller: Caller) -> Written:
                 return await store_it(caller, name, source, options)
 
-            await room_for(call, room_to_tell(name, options))
+            await call.reply_room(room_to_tell(name, options))
             return await streams.write(call, store_pieces)
         return await store_stream(call, fd, name, options)
 
@@ -255,12 +255,12 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
 
         async def read_in_turn(room: int, *, taken: bool) -> Value:
             if not taken:
-                await room_for(call, room)  # who waits holds nothing
+                await call.reply_room(room)  # who waits holds nothing
             stored, part = find()  # here, where its bytes are read next: so they cannot be freed in between
             while (more := part.length + much_known(stored)) > room:  # it was replaced meanwhile
                 del stored
                 call.replied()
-                await room_for(call, room := more)
+                await call.reply_room(room := more)
                 stored, part = find()
             with names.still_there(stored, by_metadata=metadata is not None):
                 return value(stored, await objects.read(stored, part))
@@ -290,7 +290,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         A file named by its path is replaced by a whole new one, or not touched at all.
         """
         exactly_one(path=path, fd=fd)
-        await room_for(call, much_known(names.find(key, namespace, metadata)))  # who waits holds nothing
+        await call.reply_room(much_known(names.find(key, namespace, metadata)))  # who waits holds nothing
         async with handover.output(call, fd, path, mode, stream=False, sync=sync) as take:
             # The version is looked up where its bytes are read next: so they cannot be freed in between.
             stored = names.find(key, namespace, metadata)
@@ -324,7 +324,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
                 await objects.read_to_stream(stored, sink, part, caller)
             return {"metadata": describe(stored, store.pool), "references": list(stored.record.references), "bytes": part.length}
 
-        await room_for(call, much_known(names.find(key, namespace, metadata)))  # and what is wrong with it is told at once
+        await call.reply_room(much_known(names.find(key, namespace, metadata)))  # and what is wrong with it is told at once
         if fd is not None:
             async with handover.sink(call, fd) as sink:
                 return await send(sink, call)
@@ -357,7 +357,7 @@ def register(registry: Registry, store: Store, paths: Paths) -> None:
         room = much_known(stored)  # ten thousand references may be in it
 
         async def stat_in_turn() -> Written:
-            await room_for(call, room)
+            await call.reply_room(room)
             return written(names.find(key, namespace, metadata))
 
         return written(stored) if call.take_reply_room(room) else stat_in_turn()

@@ -51,15 +51,9 @@ def _of_record(size: int) -> int:
     return min(8 * size, limits.LIST_BYTES) if size > _LITTLE_BYTES else 0  # each character may be escaped in six, beside the seal
 
 
-async def room_for(call: Call, size: int) -> None:
-    """Wait until a reply of this size has room. Ask before what it tells is made, and before the change that it tells of."""
-    while not await call.reply_room(size):
-        pass
-
-
 async def room_for_page(call: Call) -> None:
     """Wait until the largest page has room beside the replies that this client has yet to take. Ask before the page is made."""
-    await room_for(call, limits.LIST_BYTES)
+    await call.reply_room(limits.LIST_BYTES)
 
 
 async def page_of(call: Call, found: AsyncGenerator[T, None], limit: int, size: Callable[[T], int]) -> tuple[list[T], bool]:

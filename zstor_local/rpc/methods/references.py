@@ -10,7 +10,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.attributes import checked_references
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, METASTORE_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
-from zstor_local.rpc.methods.pages import cursor_of, key_of, much_changed, page_of, room_for
+from zstor_local.rpc.methods.pages import cursor_of, key_of, much_changed, page_of
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Length, Range
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
@@ -62,7 +62,7 @@ def register(registry: Registry, store: Store) -> None:
         """
         name, version = names.target(key, namespace, metadata)
         given = _given(references)
-        await room_for(call, much_changed(store, name, given, kept=True))
+        await call.reply_room(much_changed(store, name, given, kept=True))
         return {"references": [*await use.append(name, given, version, call)]}
 
     @registry.method("reference.remove", errors=CHANGE_ERRORS)
@@ -76,7 +76,7 @@ def register(registry: Registry, store: Store) -> None:
     ) -> Removed:
         """Take references away from an object; one that is not there is fine."""
         name, version = names.target(key, namespace, metadata)
-        await room_for(call, much_changed(store, name, kept=True))
+        await call.reply_room(much_changed(store, name, kept=True))
         left = await use.remove(name, _given(references), version, call)
         return {"references": [*left], "remaining": len(left)}
 

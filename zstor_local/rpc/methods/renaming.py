@@ -10,7 +10,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.failures import COMMIT_ERRORS, Failures
 from zstor_local.rpc.methods.names import Key, MetadataIn, Namespace, Naming
 from zstor_local.rpc.methods.objects import Written
-from zstor_local.rpc.methods.pages import much_changed, room_for
+from zstor_local.rpc.methods.pages import much_changed
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.strict_json import Json  # noqa: F401 (the annotations below name it)
 from zstor_local.store.metadata import describe
@@ -43,7 +43,7 @@ def register(registry: Registry, store: Store) -> None:
         Version, times, references and place in a linked list stay. With metadata, `conflict` if the key has moved on.
         """
         name, version = names.target(key, namespace, metadata)
-        await room_for(call, much_changed(store, name, kept=True))
+        await call.reply_room(much_changed(store, name, kept=True))
         return {"metadata": describe(await use.rename(name, _given(new_key), version, call, exclusive=exclusive), store.pool)}
 
     @registry.method("object.copy", errors=ERRORS)
@@ -61,7 +61,7 @@ def register(registry: Registry, store: Store) -> None:
         Both are the same version until one is written again; references and user members are copied, links are not.
         """
         name, version = names.target(key, namespace, metadata)
-        await room_for(call, much_changed(store, name, kept=True))
+        await call.reply_room(much_changed(store, name, kept=True))
         return {"metadata": describe(await use.copy(name, _given(new_key), version, call, exclusive=exclusive), store.pool)}
 
 

@@ -14,7 +14,7 @@ from zstor_local.rpc.call import Call
 from zstor_local.rpc.methods.epochs import Epoch, microseconds
 from zstor_local.rpc.methods.failures import READ_ERRORS, Failures
 from zstor_local.rpc.methods.names import Namespace, Naming
-from zstor_local.rpc.methods.pages import reply_bytes, room_for, room_for_page
+from zstor_local.rpc.methods.pages import reply_bytes, room_for_page
 from zstor_local.rpc.registry import Registry
 from zstor_local.rpc.schema import Range
 from zstor_local.rpc.streams import Opened, Outgoing, Streams
@@ -87,7 +87,7 @@ def register(registry: Registry, store: Store) -> None:
                     stored = await _next(name, route, here)
                     if stored is not None and not sink.call.take_reply_room(room := _message_bytes(stored, values=values)):
                         del stored
-                        await room_for(sink.call, room)
+                        await sink.call.reply_room(room)
                         stored = await _next(name, route, here)
                     if stored is None:
                         return {"items": count}
