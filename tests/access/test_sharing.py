@@ -154,6 +154,56 @@ def test_a_write_is_refused_by_the_daemon_and_by_the_servers(world: World) -> No
             assert client.get(f"/v1/{store}/log?namespace={'0' * 32}").status_code == 403
 
 
+LOOKS = {
+    *("namespace.get", "object.changes", "object.check", "object.list", "object.read", "object.read_file", "object.read_stream"),
+    *("object.stat", "object.walk", "reference.find"),
+}
+OURS = {"namespace.join", "namespace.delete", "token.revoke"}  # what they change is the reader's own
+
+
+@pytest.mark.parametrize("by", ["key", "metadata"])
+def test_every_method_looks_or_is_refused(world: World, tmp_path: Path, by: str) -> None:
+    """Also those that are still to come: the list is the daemon's."""
+    (tmp_path / "file").write_bytes(b"file")
+    metadata = world.bob.result("object.stat", key="small", namespace="photos")["metadata"]
+    given: dict[str, Any] = {"new_key": "new", "references": ["x"], "reference": "x"}  # wherever it is taken, all others where needed
+    needed: dict[str, Any] = {"start_key": "small", "user": "carol", "permission": "read"}
+    needed["public_key"] = world.bob.result("namespace.key")["public_key"]
+    own: dict[str, dict[str, Any]] = {
+        "object.write": {"value": "x"},
+        "object.write_file": {"path": str(tmp_path / "file")},
+        "object.read_file": {"path": str(tmp_path / "out")},
+        "namespace.set": {"quota_bytes": 1},
+    }
+
+    def everything() -> list[Any]:
+        alice, asked = world.alice, ("object.list", "permission.list", "namespace.get")
+        return [*(alice.result(method, namespace="photos") for method in asked), alice.result("token.keys")]
+
+    before, looked = everything(), set()
+    with Client(str(world.bobs.socket)) as bob:  # of its own, for a stream is not read to its end
+        for method in world.bob.result("rpc.discover")["methods"]:
+            name, required = method["name"], {each["name"]: each.get("required", False) for each in method["params"]}
+            if "namespace" not in required or name in OURS:
+                continue
+            params = {"namespace": "photos", **own.get(name, {})}
+            params |= {each: given[each] for each in given if each in required} | {
+                each: needed[each] for each in needed if required.get(each)
+            }
+            if "key" in required:
+                params |= {"metadata": metadata} if by == "metadata" and "metadata" in required else {"key": "small"}
+            bob.request(name, params)
+            while "id" not in (reply := bob.reply()):
+                pass  # a stream's
+            if "result" in reply:
+                looked.add(name)
+            else:
+                assert error_type(reply) == {"namespace.create": "already_exists"}.get(name, "permission_denied"), reply
+    assert looked == LOOKS
+    assert everything() == before
+    assert error_type(world.bob.call("object.stat", {"key": "new", "namespace": "photos"})) == "not_found"
+
+
 def test_a_restarted_reader_goes_on(world: World) -> None:
     world.bob.close()
     world.bobs.stop()
