@@ -66,9 +66,8 @@ class Ground:
         self.runtime.files.unlink(f"{self.root(shard.number)}/marker")
 
     def create(self, number: int = 0, *, store: StoreId = STORE) -> None:
-        create_directory_shard(
-            self.runtime.files, self.runtime.randomness, self.root(number), Marker(store, uid(number), number, 1), keys(store=store)
-        )
+        identity = Marker(store, uid(number), number, 1)
+        create_directory_shard(self.runtime.files, self.runtime.randomness, self.root(number), identity, keys(store=store), [])
 
     def open(self, number: int = 0, *, index: LogIndex | None = None, writer: int | None = 1) -> DirectoryShard:
         """The shard, opened and (with a writer number) started. Without an index everything is read from the log."""

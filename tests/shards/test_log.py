@@ -16,6 +16,7 @@ from tests.simulation.outcomes import NOTHING, outcomes
 from zstor_local import limits
 from zstor_local.model.ids import ShareId
 from zstor_local.model.record import Kind
+from zstor_local.runtime import DiskStalled
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log_index import LogIndex
@@ -344,6 +345,20 @@ def test_when_there_is_no_room_for_the_next_segment_the_log_goes_on_later(real: 
     fill(shard, 12, 14)
     for opened in real.now_and_after_a_restart():
         assert readable(opened, 1, 14) == [1, 2, 3, 12, 13, 14]
+
+
+def test_a_disk_that_does_not_answer_when_the_log_has_to_grow_says_so(
+    real: Ground, short_segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*_: object) -> None:
+        raise DiskStalled
+
+    shard = real.new()
+    monkeypatch.setattr(real.faults, "allocate", hang)
+    with pytest.raises(ShardError, match="the disk does not answer") as caught:
+        shard.append([entry(number, content(number)) for number in range(12)], 3)
+    assert caught.value.untouched
+    assert shard.check() == "failed"
 
 
 def until_it_is_full(work: Callable[[int], None]) -> int:

@@ -72,6 +72,7 @@ class CrashPoints:
         self._faults: list[Fault] = []
         self._hanging: list[Where] = []
         self._held: list[Callable[[], object]] = []
+        self.asked = 0  # calls of disks that may hang
         self._skipped: set[str] = set()
         self._history = hashlib.blake2b(digest_size=16)
 
@@ -120,10 +121,16 @@ class CrashPoints:
         def do() -> None:
             deliver(capture(fn))
 
+        self.asked += 1
         if any(where(name) for where in self._hanging):
             self._held.append(do)
         else:
             do()
+
+    @property
+    def held(self) -> int:
+        """How many calls hang."""
+        return len(self._held)
 
     def answer(self) -> None:
         """Every disk answers again."""

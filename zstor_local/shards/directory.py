@@ -43,13 +43,15 @@ from zstor_local.shards.share_files import SHARES, TEMPORARY, FileShareWriter, S
 LOG: Final = "log"
 
 
-def create_directory_shard(files: Files, randomness: Randomness, root: str, identity: Marker, keys: NamespaceKeys) -> None:
+def create_directory_shard(
+    files: Files, randomness: Randomness, root: str, identity: Marker, keys: NamespaceKeys, made: list[str]
+) -> None:
     """Make a directory a shard, durably. What an interrupted earlier try left is completed; another shard's marker is refused.
 
     The parent of `root` must be there and is synced; raises OSError or BadMarker. What was made is taken back where it cannot be made
-    durable: after a sync that failed the next one says nothing of what that one was to sync, so the next try makes it again.
+    durable: after a sync that failed the next one says nothing of what that one was to sync, so the next try makes it again. After
+    DiskStalled it lies in `made`, and is to be taken back before the next try.
     """
-    made: list[str] = []
     for directory in (root, f"{root}/{LOG}", f"{root}/{SHARES}", f"{root}/{TEMPORARY}"):
         with suppress(FileExistsError):
             files.mkdir(directory)
@@ -67,18 +69,27 @@ def create_directory_shard(files: Files, randomness: Randomness, root: str, iden
             files.fsync(fd)
         finally:
             files.close(fd)
+        made.append(final)
         files.rename(temporary, final)
     try:
         sync_directory(files, root)
         sync_directory(files, os.path.dirname(root))
     except OSError:
-        if existing is None:
-            with suppress(OSError):
-                files.unlink(f"{root}/{marker.NAME}")
-        for directory in reversed(made):
-            with suppress(OSError):
-                files.rmdir(directory)
+        with suppress(DiskStalled):
+            take_back(files, made)
         raise
+
+
+def take_back(files: Files, made: list[str]) -> None:
+    """Take away what was made of a shard, the last first, as far as nothing lies in it. What DiskStalled keeps there stays."""
+    while made:
+        try:
+            files.unlink(made[-1]) if made[-1].endswith(f"/{marker.NAME}") else files.rmdir(made[-1])
+        except DiskStalled:
+            raise
+        except OSError:
+            pass
+        made.pop()
 
 
 def marker_store(files: Files, root: str) -> StoreId | None:

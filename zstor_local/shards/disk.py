@@ -16,6 +16,11 @@ from zstor_local.shards.log import LogClosed, NothingAppended
 STALLED: Final = "the disk does not answer"
 
 
+def said(error: OSError) -> str:
+    """What a disk says, for people."""
+    return STALLED if isinstance(error, DiskStalled) else errno_text(error)
+
+
 class Disk:
     """One directory by its marker, which `lock_fd` is and `identity` was when the shard was opened. Any thread may ask."""
 
@@ -102,9 +107,9 @@ class Disk:
         if isinstance(error, LogClosed):
             self.broken = "failed"
             raise ShardError("failed", str(error)) from error
-        if isinstance(error, DiskStalled):
+        if isinstance(error, DiskStalled) or isinstance(error.__cause__, DiskStalled):
             self._stall()
-            raise ShardError("failed", STALLED) from error
+            raise ShardError("failed", STALLED, untouched=isinstance(error, NothingAppended)) from error
         if isinstance(error, OSError) and not isinstance(error, BlockingIOError):
             state = _state(error)
             self.error = f"{errno_name(error)}: {errno_text(error)}"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zstor_local.coding.keys import NamespaceKeys
-from zstor_local.errors import errno_text
 from zstor_local.model.ids import StoreId
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.model.storewide import ShardEntry
-from zstor_local.runtime import Device, Files, Randomness, sync_directory
+from zstor_local.runtime import Device, DiskStalled, Files, Randomness, sync_directory
 from zstor_local.shards.base import NoPlace, Shard, ShardError
-from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity
+from zstor_local.shards.directory import LOG, DirectoryShard, create_directory_shard, read_identity, take_back
+from zstor_local.shards.disk import said
 from zstor_local.shards.log import Log
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.marker import NAME, BadMarker, Marker
@@ -128,6 +128,7 @@ class DirectoryEngine:
         self._keys = keys
         self._index = index
         self._against = against
+        self._left: dict[str, tuple[Marker, list[str]]] = {}  # by root: what `create` made, is not durable, and could not take back
 
     def open(self, entry: ShardEntry, url: str) -> Shard:
         root = directory_of(url)
@@ -147,7 +148,7 @@ class DirectoryEngine:
                 return None
             status = files.path_status(f"{root}/{NAME}")
         except OSError as error:
-            raise ShardError("missing", f"{root}: {errno_text(error)}") from error
+            raise ShardError("missing", f"{root}: {said(error)}") from error
         return Identified(found, (status.device, status.inode))
 
     def older_keys(self, url: str) -> Iterator[Envelope]:
@@ -160,23 +161,38 @@ class DirectoryEngine:
             ):
                 yield from (Envelope.parse(record) for record in log.records() if record[0] == Kind.KEYS)
         except OSError as error:
-            raise ShardError("missing", f"{log_directory}: {errno_text(error)}") from error
+            raise ShardError("missing", f"{log_directory}: {said(error)}") from error
 
     def create(self, url: str, identity: Marker) -> None:
         root = directory_of(url)
         if (reason := self._against(root)) is not None:
             raise ShardError("failed", reason)
         files = self._device_of(root).files
+        made: list[str] = []
         try:
+            self._take_back(files, root)
             if not self._is_begun(files, root, identity):
                 _must_be_vacant(files, root)
-            create_directory_shard(files, self._randomness, root, identity, self._keys)
+            create_directory_shard(files, self._randomness, root, identity, self._keys, made)
         except BadMarker:
             raise
         except FileNotFoundError as error:
             raise ShardError("failed", f"{root}: there is no {os.path.dirname(root)}; its disk may not be mounted") from error
         except OSError as error:
-            raise ShardError("failed", f"{root}: {errno_text(error)}") from error
+            if isinstance(error, DiskStalled) and made:
+                self._left[root] = identity, made
+            raise ShardError("failed", f"{root}: {said(error)}") from error
+
+    def _take_back(self, files: Files, root: str) -> None:
+        """What an earlier `create` had to leave there, unless another shard has come to that place."""
+        if root not in self._left:
+            return
+        identity, made = self._left[root]
+        with suppress(BadMarker):
+            found = read_identity(files, root, self._keys, self._store_id)
+            if found is None or found.uid == identity.uid:
+                take_back(files, made)
+        del self._left[root]
 
     def _is_begun(self, files: Files, root: str, identity: Marker) -> bool:
         """Whether an interrupted `create` of this very shard came to its marker, and the first start perhaps further."""
