@@ -108,6 +108,25 @@ async def test_a_row_whose_copy_is_an_older_one_stays_damaged(home: Home) -> Non
             await get(store, "a")
 
 
+@pytest.mark.parametrize("table", ["objects", "store-wide rows"])
+async def test_a_scrub_tells_of_a_row_that_is_not_called_what_its_record_says(home: Home, table: str) -> None:
+    """Whoever asks for the key is told that there is none, until a rebuild."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        await store.rows.put("table", "a", b"value")
+        wide = store.metastore.get(STORE_WIDE, "row/table/a")
+        assert wide is not None
+        moved = row(store, "a") if table == "objects" else Row(STORE_WIDE, "row/table/a", wide)
+        spoil(store, moved, f"name = x'{moved.name[:-1].encode().hex()}62'")
+        found = await scrubbed(store)
+        assert (found.records_mended, found.records_damaged, found.damage) == (0, 1, True)
+    home.rebuild()
+    async with home.open() as store:
+        assert await get(store, "a") == content(1, 100)
+        assert store.rows.names("table") == ["a"]
+        assert not (await scrubbed(store)).damage
+
+
 async def test_what_was_voided_is_no_later_record(home: Home) -> None:
     async with home.open() as store:
         await put(store, "a", content(1, 100))

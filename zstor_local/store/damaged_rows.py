@@ -2,7 +2,8 @@
 
 A copy counts if it opens, is of the row's key and bears the row's sequence, and no log that can be read has something later of that key
 that was not voided. What it says is sealed anew, in a change that leaves alone what is another row by then. A row of which no log has
-such a copy stays as it is, and so does the record of the older master keys, which only rotation.py seals.
+such a copy stays as it is, and so does one that is not called what its record says, and the record of the older master keys, which only
+rotation.py seals.
 """
 
 from __future__ import annotations
@@ -116,6 +117,9 @@ class DamagedRows:
 
     async def mend(self, rows: Sequence[Row], damage: Damage, spend: Spend) -> None:
         """Bring back what can be of rows that do not open, by one reading of the logs, and add to `damage` what came of it."""
+        moved = [row for row in rows if self._name_in(row.envelope) is not None]
+        damage.take(0, moved)  # nobody finds it by its own name, nor can be sure to find it by this one to take it away
+        rows = [row for row in rows if row not in moved]
         if not rows:
             return
         copies = await self._hear(rows, spend)
@@ -146,8 +150,8 @@ class DamagedRows:
         yield from self._namespaces.ids()  # only now, as a namespace's own row may have been brought back
 
     def _closed(self, rows: Sequence[Row]) -> list[Row]:
-        """Those that do not open."""
-        return [row for row in rows if self._name_in(row.envelope) is None]
+        """Those that do not open, or hold another row's record: what a row is called may be what was damaged."""
+        return [row for row in rows if self._name_in(row.envelope) != row.name]
 
     def _name_in(self, envelope: Envelope) -> str | None:
         """The row that a record says it is of; None if it does not open."""
