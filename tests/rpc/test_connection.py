@@ -299,9 +299,32 @@ async def test_a_call_whose_deadline_passes_while_it_waits_for_its_turn_is_not_r
         await gate.until_started(1)
         mock_clock.jump(5)
         gate.open("x")
-        assert (await client.reply())["id"] == 1
-        assert error_type(await client.reply()) == "timed_out"
+        replies = [await client.reply() for _ in range(2)]
+        assert [error_type(reply) for reply in replies if reply["id"] == 2] == ["timed_out"]
         assert not ran
+
+
+async def test_a_call_whose_deadline_comes_before_its_turn_is_answered_then(
+    world: World, gate: Gate, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CALLS_PER_CONNECTION", 1)
+    async with world.serving() as server, world.client() as client:
+        await client.request("hold", ["x"], id=1)
+        for number, seconds in enumerate((50, 5), 2):
+            await client.request("hold", {"name": str(number), "_meta": {"timeoutSeconds": seconds}}, id=number)
+        await gate.until_started(1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(5)
+        late = await client.reply()
+        assert (late["id"], error_type(late)) == (3, "timed_out")
+        gate.open("x")
+        assert (await client.reply())["id"] == 1
+        await gate.until_started(2)
+        gate.open("2")
+        assert (await client.reply())["result"] == "2"
+        assert await client.result("rpc.ping") == "pong"
+        assert server.dispatcher.inputs.left == limits.INPUT_BUDGET_BYTES
+    assert gate.started == ["x", "2"]
 
 
 async def test_a_deadline_does_not_touch_a_commit(world: World, gate: Gate, mock_clock: trio.testing.MockClock) -> None:

@@ -104,7 +104,6 @@ class Call:
 
     __slots__ = (
         "_committed",
-        "_deadline",
         "_done",
         "_progress_due",
         "_progress_token",
@@ -114,6 +113,7 @@ class Call:
         "answered",
         "bound",
         "connection",
+        "deadline",
         "descriptors",
         "detach",
         "let_go",
@@ -133,7 +133,7 @@ class Call:
         self._progress_token: str | int | None = None
         self._progress_due = -inf
         self._done = -inf
-        self._deadline = inf
+        self.deadline = inf  # of trio's clock
         self._committed = False
         self._reason: ZstorError | None = None
         self._reply_bytes = 0
@@ -248,7 +248,7 @@ class Call:
         """What `_meta` asked for."""
         self._progress_token = progress_token
         if timeout is not None:
-            self._deadline = trio.current_time() + min(timeout, limits.SAFE_INTEGER)  # a float, however many digits it came with
+            self.deadline = trio.current_time() + min(timeout, limits.SAFE_INTEGER)  # a float, however many digits it came with
 
     def follow_by_job(self) -> None:
         """Progress is wanted for the job that this call has become; a progressToken was for its reply, which is out."""
@@ -271,21 +271,21 @@ class Call:
     @property
     def stopped(self) -> bool:
         """Cancelled before it ran, or its deadline passed while it waited for its turn."""
-        return self._reason is not None or (self._deadline != inf and self._deadline <= trio.current_time())
+        return self._reason is not None or (self.deadline != inf and self.deadline <= trio.current_time())
 
     def why_stopped(self) -> ZstorError:
         """The reason why the call ended early."""
         if self._reason is not None:
             return self._reason
-        if self._deadline <= trio.current_time():
+        if self.deadline <= trio.current_time():
             return TimedOut("the deadline passed before a commit began", hint="call again with more time")
         return stopping()  # the connection ended: nobody will read this
 
     def scope(self) -> trio.CancelScope:
         """The scope in which the method runs."""
         self._scope = scope = trio.CancelScope()
-        if self._deadline != inf:
-            scope.deadline = self._deadline
+        if self.deadline != inf:
+            scope.deadline = self.deadline
         if self._reason is not None:  # cancelled between its beginning and the first step of its task
             scope.cancel()
         return scope

@@ -7,7 +7,10 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from math import inf
 from typing import Final
+
+import trio
 
 from zstor_local import limits
 from zstor_local.errors import Busy, Cancelled, InvalidParams, ZstorError
@@ -37,6 +40,7 @@ class _Task:
     size: int  # bytes of input that it holds
     waiting: bool = False
     answered: bool = False
+    expiring: trio.CancelScope | None = None  # while it waits, if it has a deadline
 
 
 class Calls:
@@ -95,6 +99,9 @@ class Calls:
                 raise Busy(f"{most} calls run", hint="wait for their answers, then send this again", limit=most)
             task.waiting = True
             self._queue.append(task)
+            if call.deadline != inf:
+                task.expiring = trio.CancelScope()
+                self._start_soon(functools.partial(self._expire, task, task.expiring))
             self._outbox.on_room = self._start_waiting
         self._intake.hold(size)
         if len(call.descriptors):
@@ -261,6 +268,8 @@ class Calls:
         while self._queue and self._may_start():
             following = self._queue.popleft()
             following.waiting = False
+            if following.expiring is not None:
+                following.expiring.cancel()
             self._begun_since = True
             self._start(following, _NOT_BEGUN)
             if self._queue and self._dispatcher.turns.crowded:
@@ -320,10 +329,18 @@ class Calls:
             if not self._begun:
                 self._on_idle()
 
+    async def _expire(self, task: _Task, waiting: trio.CancelScope) -> None:
+        """Its deadline may come before its turn."""
+        with waiting:
+            await trio.sleep_until(task.call.deadline)
+            self._stop(task, task.call.why_stopped())
+
     def _stop(self, task: _Task, reason: ZstorError) -> None:
         if task.call.cancel(reason) and task.waiting and not task.answered:
             task.answered = True
             task.call.bound = None
+            if task.expiring is not None:
+                task.expiring.cancel()
             self._intake.give(task.size - CALL_BYTES)  # it stays in the queue
             task.size = CALL_BYTES
             self._start_soon(functools.partial(self._conclude_in_turn, task, reason))
