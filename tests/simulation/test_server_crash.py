@@ -75,7 +75,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def copies_that_are_not_flushed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LogSegments, "flush", lambda self: self._log.flushed_by_file_system())
+    patch.setattr(LogSegments, "flush", lambda self: self._log.flushed())
 
 
 def gone_before_it_is_copied(patch: pytest.MonkeyPatch) -> None:

@@ -252,7 +252,7 @@ class DirectoryShard:
             self.log.flush(flushing)
 
     def flushed_by_file_system(self) -> None:
-        self.log.flushed_by_file_system()
+        self.log.flushed()
 
     def segments(self) -> LogSegments:
         return LogSegments(self.number, self.log, self._index, self._disk.failing)

@@ -39,7 +39,7 @@ class LogClosed(Exception):
 
 
 class NothingAppended(OSError):
-    """There was no room for the first of the entries: no byte of them was written."""
+    """There was no room for all of the entries: no byte of them was written."""
 
 
 class Log:
@@ -127,13 +127,8 @@ class Log:
 
     def free(self, shares: Sequence[ShareId]) -> None:
         """Say that shares are gone. It rides with the next flush; if a power loss forgets it, it is said again."""
-        if not shares:
-            return
-        known = self._known
-        for share in shares:
-            segment, at = self._room(ENTRY_HEADER_BYTES)
-            segment.put(pack_freed(segment.key, at, share, known.committed), ENTRY_HEADER_BYTES)
-        self._write_out([(share, None) for share in shares], known.sequence, known.committed, known.settled)
+        if shares:
+            self.copy([Freed(share) for share in shares])
 
     def _write_out(self, extents: list[tuple[ShareId, Extent | None]], sequence: int, committed: int, settled: tuple[int, int]) -> None:
         segment = self._current()
@@ -174,11 +169,12 @@ class Log:
             except OSError:
                 self._closed = True
                 raise
-        self._flushed()
+        self.flushed()
 
-    def flushed_by_file_system(self) -> None:
-        """A syncfs of the log's file system returned after the last append."""
-        self._flushed()
+    def flushed(self) -> None:
+        """A flush that began after the last append has returned, be it one of the whole file system."""
+        extents, self._extents = self._extents, []
+        self._index.record(self._shard, extents, self._known)
 
     def close_for_good(self) -> None:
         """A syncfs failed: nothing may be acknowledged from here any more."""
@@ -197,10 +193,6 @@ class Log:
     def written_fd(self) -> int | None:
         """The segment that was appended to last, if it may have to be flushed."""
         return None if self._closed or self._writer is None else self._writer.fd
-
-    def _flushed(self) -> None:
-        extents, self._extents = self._extents, []
-        self._index.record(self._shard, extents, self._known)
 
     def read(self, extent: Extent, offset: int, length: int) -> bytes:
         """Bytes of a small share; FileNotFoundError if they lie elsewhere by now."""
@@ -291,13 +283,13 @@ class Log:
         extents: list[tuple[ShareId, Extent | None]] = []
         sequence = known.sequence
         for item in items:
-            if isinstance(item, Freed):
+            if isinstance(item, ScannedEntry):
+                self._put(item.entry, item.committed, extents)
+                sequence = max(sequence, item.entry.envelope.sequence)
+            else:
                 segment, at = self._room(ENTRY_HEADER_BYTES)
                 segment.put(pack_freed(segment.key, at, item.share, known.committed), ENTRY_HEADER_BYTES)
                 extents.append((item.share, None))
-                continue
-            self._put(item.entry, item.committed, extents)
-            sequence = max(sequence, item.entry.envelope.sequence)
         self._write_out(extents, sequence, known.committed, known.settled)
 
     def remove(self, number: int) -> None:
@@ -309,7 +301,7 @@ class Log:
         if self._known.segment == number:
             current = self._current()
             self._known = replace(self._known, segment=current.number, segment_id=current.header.id, offset=current.end)
-            self._flushed()
+            self.flushed()
         self._index.flush()  # one that is older than this is made anew at a start
         self._files.unlink(self._segments.path(number))
         self._readers.forget(number)
@@ -397,7 +389,7 @@ class Log:
         try:
             yield
         except OSError as error:
-            self._closed = error.errno not in (errno.EMFILE, errno.ENFILE)
+            self._closed = self._closed or error.errno not in (errno.EMFILE, errno.ENFILE)
             raise
 
 
