@@ -17,6 +17,7 @@ from zstor_local.metastore.base import (
     MetastoreClosed,
     Reference,
     Row,
+    RowName,
     StoreState,
     Transaction,
     Usage,
@@ -110,10 +111,10 @@ class MemoryMetastore:
         wanted = [row for row in found if row.name.startswith(prefix) and (after is None or row.name.encode() > after.encode())]
         return _some(sorted(wanted, key=lambda row: row.name.encode())[:limit])
 
-    def named(self, version: Version) -> list[Row]:
+    def named(self, version: Version, limit: int | None = None) -> list[RowName]:
         with self._whole:
             found = list(self.cell.records.items())
-        return [Row(*row, envelope) for row, envelope in found if envelope.version == version and envelope.kind is Kind.OBJECT]
+        return [row for row, envelope in found if envelope.version == version and envelope.kind is Kind.OBJECT][:limit]
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
         with self._whole:

@@ -60,7 +60,7 @@ async def test_a_scrub_makes_indexes_anew_that_do_not_lead_to_an_object(home: Ho
     flip_in_the_index_of_versions(home, stored)
     async with home.open() as store:
         await scrubbed(store)
-        assert [row.name for row in store.metastore.named(stored.version)] == ["a"]
+        assert [key for _, key in store.metastore.named(stored.version)] == ["a"]
         assert (store.scrub.status().found.records_mended, store.scrub.status().found.damage) == (1, False)
         await copy(store, "a", "c")
         await delete(store, "c")

@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, freed_by_itself, get, name, put, small_shares
+from tests.store.test_past_damaged_rows import spoil_row
 from zstor_local.errors import Incomplete, NoSpace, Unavailable
 from zstor_local.metastore.base import CommitRefused, Garbage, Transaction
 from zstor_local.model.ids import ShareId
@@ -21,6 +22,7 @@ from zstor_local.runtime import Buffer
 from zstor_local.store.caller import Nobody
 from zstor_local.store.change import Decision
 from zstor_local.store.freeing import Freeing
+from zstor_local.store.namespaces import row_name
 from zstor_local.store.reading import whole
 from zstor_local.store.sinks import PipeSink
 from zstor_local.store.store import Store
@@ -226,6 +228,16 @@ async def test_what_has_to_stay_is_not_freed_with_what_lies_before_it(home: Home
         await freed(store)
         assert store.metastore.garbage(0) == [needed]
         assert small_shares(store) == 3
+
+
+async def test_a_share_stays_as_long_as_nobody_can_look_at_the_one_that_was_made_elsewhere(home: Home) -> None:
+    """The record of its namespace does not open, so nor does the object: the share that is to go may be the last."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 1_000))
+        spoil_row(store, STORE_WIDE, row_name("default"))
+        store.namespaces._known.clear()  # as at a start
+        made_elsewhere = Garbage(0, ShareId(stored.version, stored.record.placement.index(1)), small=True)
+        assert not await store.shares_health.is_needless(made_elsewhere)
 
 
 async def test_who_begins_to_read_what_is_about_to_be_freed_keeps_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

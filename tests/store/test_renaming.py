@@ -11,7 +11,7 @@ from tests.store.test_committer import Change, codes, deleting, together, writin
 from tests.store.test_links import behind, check_list, put_list
 from tests.store.test_references import having, referring
 from zstor_local.errors import AlreadyExists, Conflict, NotEnoughShards, NotFound
-from zstor_local.metastore.base import Owed
+from zstor_local.metastore.base import Owed, RowName
 from zstor_local.model.ids import Version
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import Kind
@@ -196,6 +196,29 @@ async def test_a_copy_onto_a_linked_object_keeps_the_links(home: Home) -> None:
         check_list(store, "abc")
         check_list(store, "y")
         assert await get(store, "b") == b"new"
+
+
+async def test_one_of_many_copies_goes_without_a_look_at_the_others(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"1")
+        for number in range(20):
+            await copy(store, "a", f"copy{number:02}")
+        committed = store.metastore.committed
+        named, looked_at = committed.named, list[int]()
+
+        def counted(version: Version, limit: int | None = None) -> list[RowName]:
+            found = named(version, limit)
+            looked_at.append(len(found))
+            return found
+
+        monkeypatch.setattr(committed, "named", counted)
+        for number in range(20):
+            await delete(store, f"copy{number:02}")
+        assert max(looked_at) <= 3
+        assert store.metastore.garbage_count() == 0
+        await delete(store, "a")
+        await freed(store)
+        assert shares(home, store) == 0
 
 
 async def test_an_exclusive_copy_replaces_nothing(home: Home) -> None:

@@ -39,6 +39,9 @@ class Usage:
         return Usage(self.objects + other.objects, self.bytes + other.bytes)
 
 
+RowName = tuple[NamespaceId, str]  # the space and name of a row
+
+
 @value()
 class Row:
     """A name's newest record."""
@@ -76,6 +79,10 @@ class Debt:
     name: str
     version: Version
     index: int = -1
+
+    def is_record_of(self, space: NamespaceId, name: str) -> bool:
+        """Whether it is this row's newest record."""
+        return self.kind is Owed.RECORD and (self.space, self.name) == (space, name)
 
 
 @value()
@@ -157,8 +164,8 @@ class MetastoreDamaged(CorruptRecord):
 class Lookups(Protocol):
     """What can be asked. An answer shows whole transactions only, and everything that was committed before the question.
 
-    A question that meets damage raises MetastoreDamaged, one that the disk refuses IoError; others go on. Where `scan`, `changes` and
-    `named` find a row that holds what was never written, its envelope is one that does not open.
+    A question that meets damage raises MetastoreDamaged, one that the disk refuses IoError; others go on. Where `scan` and
+    `changes` find a row that holds what was never written, its envelope is one that does not open.
     """
 
     def state(self) -> StoreState: ...
@@ -178,8 +185,8 @@ class Lookups(Protocol):
         """
         ...
 
-    def named(self, version: Version) -> list[Row]:
-        """The objects whose record names this version: more than one where it was copied."""
+    def named(self, version: Version, limit: int | None = None) -> list[RowName]:
+        """The rows of objects whose record names this version, in no order: more than one where it was copied."""
         ...
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:

@@ -10,24 +10,18 @@ from typing import Any, Final, TypeVar
 
 from zstor_local import limits
 from zstor_local.errors import DAMAGED_ROW_HINT, IoError, ZstorError
-from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, StoreState, Usage
+from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, RowName, StoreState, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
 from zstor_local.model.record import KINDS, Envelope, Kind
 
 _ROW: Final = "kind, space, key_hash, version, sequence, sealed"
-_SEQUENCE: Final = 6  # its place behind space and name
+_SEQUENCE: Final = 4  # its place among them
 _AT_ONCE: Final = 500  # values in one query
-# In the order of the subquery, which sorts names and numbers alone: records may be large.
-_CHANGES: Final = f"""
-select ?1, at, {", ".join(f"case gone when 0 then record.{column} else tombstone.{column} end" for column in _ROW.split(", "))} from (
-    select * from (
-        select name as at, sequence as place, 0 as gone from record where space=?1 and sequence>?2 order by sequence limit ?3)
-    union all select * from (
-        select name as at, sequence as place, 1 as gone from tombstone where space=?1 and sequence>?2 order by sequence limit ?3)
-    order by place limit ?3)
-left join record on gone=0 and record.space=?1 and record.name=at
-left join tombstone on gone=1 and tombstone.space=?1 and tombstone.name=at
-"""  # noqa: S608 (constants)
+# Each of the two comes in the order of its index, so they are merged as they are read: records may be large, and are not sorted.
+CHANGES: Final = f"""
+select name, {_ROW} from record where space=?1 and sequence>?2
+union all select name, {_ROW} from tombstone where space=?1 and sequence>?2
+order by sequence limit ?3"""  # noqa: S608 (constants)
 _ENVELOPE_TYPES: Final[list[type]] = [bytes, bytes, bytes, bytes, int]
 SqlRow = tuple[Any, ...]  # what sqlite3 returns: the schema gives each column its type, unless the file is damaged
 
@@ -68,12 +62,14 @@ class SqliteLookups:
         behind = (beginning[:-1] + bytes([beginning[-1] + 1]),) if prefix else ()  # also of what is no UTF-8 and shows the damage
         return _parsed(lambda *row: _row(space, *row), self._some(query, (space, low, *behind, _most(limit))))
 
-    def named(self, version: Version) -> list[Row]:
-        return _parsed(_row, self._all(f"select space, name, {_ROW} from record where version=? and kind=1", (version,)))  # noqa: S608
+    def named(self, version: Version, limit: int | None = None) -> list[RowName]:
+        rows = self._all("select space, name from record where version=? and kind=1 limit ?", (version, _most(limit)))
+        return _parsed(lambda space, name: (NamespaceId(bytes(space)), str(name, "utf-8")), rows)
 
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
-        rows = self._some(_CHANGES, (space, since, limit))
-        return _parsed(_row, [row for row in rows if type(row[_SEQUENCE]) is int])  # what is no number comes behind all numbers
+        rows = self._some(CHANGES, (space, since, limit))
+        known = (row for row in rows if type(row[1 + _SEQUENCE]) is int)  # what is no number comes behind all numbers
+        return _parsed(lambda *row: _row(space, *row), known)
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:
         found: set[int] = set()
@@ -185,7 +181,7 @@ def _row(space: bytes, name: bytes, *columns: object) -> Row:
     try:
         return Row(NamespaceId(space), name.decode(), _envelope(*columns))  # type: ignore[arg-type]  # checked there
     except (ValueError, KeyError, TypeError):
-        sequence = columns[_SEQUENCE - 2]
+        sequence = columns[_SEQUENCE]
         known = sequence if type(sequence) is int and sequence >= 0 else 0
         nothing = Envelope(Kind.OBJECT, NamespaceId(space), KeyHash(bytes(ID_BYTES)), Version(bytes(ID_BYTES)), known, b"")
         return Row(NamespaceId(space), name.decode(), nothing)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 
-from zstor_local.metastore.base import Debt, Garbage, Intent, Reference
-from zstor_local.model.ids import KeyHash, NamespaceId, Version
+from zstor_local.metastore.base import Debt, Garbage, Intent, Reference, RowName
+from zstor_local.model.ids import KeyHash, Version
 from zstor_local.model.record import Envelope, Kind
 from zstor_local.shards.base import Entry
 from zstor_local.value import value
-
-RowName = tuple[NamespaceId, str]  # the space and name of a row in the metastore
 
 
 @value()

@@ -18,14 +18,14 @@ from outcome import Outcome
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
-from zstor_local.metastore.base import CommitRefused, CommitUnknown, Metastore, StoreState
+from zstor_local.metastore.base import CommitRefused, CommitUnknown, Metastore, RowName, StoreState
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
 from zstor_local.shards.base import Shard
 from zstor_local.shards.log_index import LogIndex
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Committed, Decide, RowName
+from zstor_local.store.change import Committed, Decide
 from zstor_local.store.later import Later
 from zstor_local.store.publishing import Item, Publisher, built_on_failed, unknown
 from zstor_local.store.sealing import RecordSealer

@@ -33,7 +33,7 @@ from zstor_local.store.core import Core
 from zstor_local.store.freeing import Freeing
 from zstor_local.store.pace import Pace, Spend
 from zstor_local.store.rownames import row_name_of
-from zstor_local.store.stored import open_void
+from zstor_local.store.stored import naming, open_void
 from zstor_local.store.strays import Stray, put_here
 
 EVERY: Final = 600.0  # seconds between two looks for something to compact
@@ -314,15 +314,14 @@ class _Segment:
         """Whether a record puts a share here that the index does not know: its disk could not be read when the index was made."""
         if share is None or self._segments.holds(share):
             return False
-        rows = self._metastore.named(share.version)
         try:
-            return put_here((row.envelope for row in rows), Stray(self._shard, share, small=True), self._sealer)
+            return put_here(naming(self._metastore, share.version), Stray(self._shard, share, small=True), self._sealer)
         except CorruptRecord:
             return True
 
     def _may_go(self, share: ShareId | None) -> bool:
         """Whether a share is to be freed whatever becomes of others: not one that was made elsewhere, which may be the last."""
-        return share is not None and share in self._unwanted and not self._metastore.named(share.version)
+        return share is not None and share in self._unwanted and not self._metastore.named(share.version, 1)
 
     def _replaced(self, envelope: Envelope, key: _Key, bare: ScannedEntry, *, look_only: bool) -> Sequence[ScannedEntry] | None:
         """The newest record of the row in place of one of which this log never heard the end."""

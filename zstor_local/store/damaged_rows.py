@@ -19,13 +19,13 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import Row
+from zstor_local.metastore.base import Row, RowName
 from zstor_local.model.ids import KeyHash, NamespaceId, ObjectName
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Shard, ShardError
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespaces, row_name
 from zstor_local.store.pace import Spend, unpaced

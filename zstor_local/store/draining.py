@@ -15,19 +15,19 @@ from typing import Final
 
 from zstor_local.counted import counted
 from zstor_local.errors import Conflict, CorruptRecord, NotEnoughShards, NotFound, ZstorError
-from zstor_local.metastore.base import Owed, Row
+from zstor_local.metastore.base import Row, RowName
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId, Version
 from zstor_local.model.record import Kind, ObjectRecord
 from zstor_local.store.caller import Nobody
-from zstor_local.store.change import NewRecord, RowName
+from zstor_local.store.change import NewRecord
 from zstor_local.store.core import Core
 from zstor_local.store.freeing import BATCH, Freeing
 from zstor_local.store.health import Health
 from zstor_local.store.jobs import Job
 from zstor_local.store.namespaces import Namespaces
 from zstor_local.store.several import for_each
-from zstor_local.store.stored import Stored, open_object
+from zstor_local.store.stored import Stored, open_object, owed_shares
 from zstor_local.store.storewide import StoreWide
 
 TABLE: Final = "drain"
@@ -200,10 +200,8 @@ class Drain:
 
     def _others(self, version: Version, record: ObjectRecord, number: int) -> set[int]:
         """The shares of a version that other shards of the store have: not those that they are owed, whatever they show."""
-        debts = self._metastore.debts_of(version)
-        owed = {debt.index for debt in debts if debt.kind is Owed.SHARE and record.placement[debt.index] == debt.shard}
         others = {index for index, at in enumerate(record.placement) if at != number and self._pool.entry(at) is not None}
-        return others - owed
+        return others - owed_shares(self._metastore, version, record)
 
     def _opened(self, row: Row) -> ObjectRecord | None:
         """The row's object; None if it is none, or does not open, which is left to the scrub."""

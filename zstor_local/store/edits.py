@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from zstor_local.metastore.base import Debt, Garbage, Owed, Reference
+from zstor_local.metastore.base import Debt, Garbage, Owed, Reference, RowName
 from zstor_local.model.ids import NamespaceId, ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord, Tombstone
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.core import Core
 from zstor_local.store.namespaces import Namespace
 from zstor_local.store.stored import open_object, under_present_key
@@ -135,12 +135,13 @@ class Edits:
         garbage: list[Garbage] = []
         paid: list[Debt] = []
         left: set[Version] = set()
+        space, named = self._namespace.id, self._committer.view.is_named
         for key, before, _ in changed:
             if before is None:
                 continue
             debts = self._metastore.debts_of(before.version)
-            paid += [debt for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == (self._namespace.id, key)]
-            if before.version in kept | left or self._committer.view.named(self._namespace.id, before.version) - self._after.keys():
+            paid += [debt for debt in debts if debt.is_record_of(space, key)]
+            if before.version in kept | left or named(space, before.version, beside=self._after.keys()):
                 continue
             left.add(before.version)
             record = before.record
@@ -151,7 +152,7 @@ class Edits:
     def _owed(self, key: str, before: Object | None) -> set[int]:
         """Shards that have not heard of the old record: they may hold an older one, which only the new one buries there."""
         debts = [] if before is None else self._metastore.debts_of(before.version)
-        return {debt.shard for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == (self._namespace.id, key)}
+        return {debt.shard for debt in debts if debt.is_record_of(self._namespace.id, key)}
 
     def _references(self, there: Mapping[str, Object | None], elsewhere: Mapping[str, Object | None]) -> Iterator[Reference]:
         """References that rows of the one side have and those of the other do not."""

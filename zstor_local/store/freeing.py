@@ -124,7 +124,7 @@ class Freeing:
         """Those of versions that are still named."""
         if not rows:
             return set()
-        return await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version)})
+        return await self._runtime.threads.run(lambda: {row for row in rows if self._metastore.named(row.share.version, 1)})
 
     async def _made_elsewhere(self, rows: Sequence[Garbage]) -> Sequence[Garbage]:
         """Of rows whose versions are named those whose shares nobody needs."""

@@ -16,14 +16,14 @@ from functools import partial
 from typing import Final
 
 from zstor_local import limits
-from zstor_local.errors import Conflict, NotEnoughShards, Unavailable, Unreadable, ZstorError
-from zstor_local.metastore.base import Debt, Garbage, Owed
+from zstor_local.errors import DAMAGED_ROW_HINT, Conflict, CorruptRecord, NotEnoughShards, Unavailable, Unreadable, ZstorError
+from zstor_local.metastore.base import Debt, Garbage, Owed, RowName
 from zstor_local.model.ids import ShareId, Version
 from zstor_local.model.record import Envelope, Kind, ObjectRecord
 from zstor_local.shards.base import Entry
 from zstor_local.store.batches import Batches
 from zstor_local.store.caller import Caller
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.checking import Checked, Checker
 from zstor_local.store.commit_room import CommitRoom
 from zstor_local.store.core import Core
@@ -33,7 +33,7 @@ from zstor_local.store.lost import is_lost
 from zstor_local.store.namespaces import Namespace, Namespaces
 from zstor_local.store.remaking import Remaking
 from zstor_local.store.shares import VersionShares
-from zstor_local.store.stored import Stored, open_object, under_present_key, with_debts
+from zstor_local.store.stored import Stored, naming, open_object, owed_shares, under_present_key, with_debts
 from zstor_local.store.turns import Turns
 
 MADE_BYTES: Final = 32 * limits.MIB  # of small shares that wait for their commit; more than those of one object are
@@ -138,11 +138,15 @@ class Health:
         return False
 
     def _naming(self, version: Version) -> Stored | None:
-        """An object that has this version."""
-        for row in self._metastore.named(version):
-            if (namespace := self._namespaces.by_id(row.space)) is not None:
-                return Stored(namespace.name, open_object(self._sealer, row.envelope), row.envelope)
-        return None
+        """An object that has this version; None if there is none. CorruptRecord where its record, or its namespace's, does not open."""
+        if not self._metastore.named(version, 1):
+            return None
+        envelope = next(naming(self._metastore, version), None)
+        if envelope is None:
+            raise Conflict("what had the version was changed just now", hint="look again")  # others may have it by now
+        if (namespace := self._namespaces.by_id(envelope.namespace)) is None:
+            raise CorruptRecord("the record of a namespace that holds objects does not open", hint=DAMAGED_ROW_HINT)
+        return Stored(namespace.name, open_object(self._sealer, envelope), envelope)
 
     async def _is_good(self, stored: Stored, index: int) -> bool:
         with closing(self._shares(stored)) as shares:
@@ -169,9 +173,7 @@ class Health:
 
     def _owed(self, stored: Stored) -> Set[int]:
         """The shares that their shard is owed, whatever it shows: what a failed flush left there may be gone after a power loss."""
-        placement = stored.record.placement
-        debts = [debt for debt in self._metastore.debts_of(stored.version) if debt.kind is Owed.SHARE]
-        return {debt.index for debt in debts if placement[debt.index] == debt.shard}
+        return owed_shares(self._metastore, stored.version, stored.record)
 
     def _targets(self, stored: Stored, checked: Checked, owed: Set[int], leaving: int | None) -> dict[int, int]:
         """Where each bad share is made: on its own shard if that can be written, else on a usable shard that holds none. A full shard
@@ -374,4 +376,4 @@ def _placed(stored: Stored, index: int, number: int) -> Stored:
 
 def _untold(debts: Sequence[Debt], row: RowName) -> set[int]:
     """The shards that have not heard of a row's newest record: an older one may lie there, which only a newer one buries."""
-    return {debt.shard for debt in debts if debt.kind is Owed.RECORD and (debt.space, debt.name) == row}
+    return {debt.shard for debt in debts if debt.is_record_of(*row)}

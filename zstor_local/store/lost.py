@@ -43,6 +43,6 @@ def bury(stored: Stored, namespace: Namespace, edits: Edits, committer: Committe
     copies = sorted({*numbers, *record.placement})
     buried = tombstone(namespace, record.key, version, copies, now, k=record.policy.k)
     garbage = list(change.garbage)
-    if not committer.view.named(namespace.id, version):
+    if not committer.view.is_named(namespace.id, version):
         garbage += [Garbage(number, ShareId(version, index), record.small) for index, number in enumerate(record.placement)]
     return replace(change, records={**change.records, (namespace.id, record.key): buried}, garbage=garbage)

@@ -178,12 +178,12 @@ class Mending:
     async def _owed(self, debt: Debt) -> Stored | None:
         """The version whose share a shard is owed; nobody is owed one of a version that is gone."""
         namespace = self._namespaces.by_id(debt.space)
-        rows = [row for row in self._metastore.named(debt.version) if row.space == debt.space]
-        if namespace is None or not rows:
+        keys = [key for space, key in self._metastore.named(debt.version) if space == debt.space]
+        if namespace is None or not keys:
             await self._committer.commit(debt.space, "", self._paid_if_gone(debt))
             return None
         try:
-            return self._objects.find(ObjectName(namespace.name, rows[0].name))
+            return self._objects.find(ObjectName(namespace.name, keys[0]))
         except ZstorError as error:
             log.warning("version %s still lacks a share: %s", debt.version.hex(), error)
             return None
@@ -198,7 +198,7 @@ class Mending:
         return debt not in self._metastore.debts_of(debt.version)
 
     def _paid_if_gone(self, debt: Debt) -> Callable[[Envelope | None], Decision]:
-        return lambda _: Decision() if self._committer.view.named(debt.space, debt.version) else Decision(debts_paid=[debt])
+        return lambda _: Decision() if self._committer.view.is_named(debt.space, debt.version) else Decision(debts_paid=[debt])
 
     async def _repair(self, version: Version, name: ObjectName) -> None:
         try:

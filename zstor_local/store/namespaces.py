@@ -17,12 +17,12 @@ from zstor_local import limits
 from zstor_local.coding.keys import KeyHasher, NamespaceKeys
 from zstor_local.counted import counted
 from zstor_local.errors import AlreadyExists, Conflict, CorruptRecord, InvalidParams, NoSpace, NotEmpty, NotFound, PermissionDenied
-from zstor_local.metastore.base import Usage
+from zstor_local.metastore.base import RowName, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import NamespaceRecord
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.core import Core
 from zstor_local.store.retiring import TABLE as RETIRE_TABLE
 from zstor_local.store.retiring import still_there

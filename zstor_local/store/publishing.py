@@ -21,6 +21,7 @@ from zstor_local.metastore.base import (
     Owed,
     Reference,
     Row,
+    RowName,
     Transaction,
     Usage,
 )
@@ -29,7 +30,7 @@ from zstor_local.model.record import NO_KEY, NO_VERSION, STORE_WIDE, Envelope, K
 from zstor_local.model.storewide import VoidRecord
 from zstor_local.shards.base import Entry, Shard, ShardError
 from zstor_local.shards.pool import ShardPool
-from zstor_local.store.change import Committed, Decision, NewRecord, RowName, Sealed
+from zstor_local.store.change import Committed, Decision, NewRecord, Sealed
 from zstor_local.store.quorum import not_enough_shards
 from zstor_local.store.sealing import RecordSealer
 from zstor_local.store.voided import Range, Voided, both, told_on, voided

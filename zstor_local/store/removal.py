@@ -16,11 +16,12 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord, ZstorError
+from zstor_local.metastore.base import RowName
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import NO_VERSION, Envelope
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.store.caller import Caller
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.core import Core
 from zstor_local.store.edits import Edits, tombstone
 from zstor_local.store.freeing import Freeing

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from zstor_local.errors import CorruptRecord
+from zstor_local.metastore.base import RowName
 from zstor_local.model.fields import decode, encode
 from zstor_local.model.ids import NamespaceId
-from zstor_local.store.change import NewRecord, RowName
+from zstor_local.store.change import NewRecord
 from zstor_local.store.storewide import StoreWide
 
 TABLE: Final = "rewrite"

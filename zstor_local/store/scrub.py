@@ -343,7 +343,7 @@ class Scrub:
     def _is_found(self, at: Row) -> bool:
         """By its version, and by its sequence; or it is another row by now."""
         space, sequence = at.space, at.envelope.sequence
-        named = any((row.space, row.name) == (space, at.name) for row in self._metastore.named(at.envelope.version))
+        named = (space, at.name) in self._metastore.named(at.envelope.version)
         return (named and sequence in self._metastore.newest(space, [sequence])) or self._metastore.get(space, at.name) != at.envelope
 
     def _changed(self, namespace: Namespace, at: Row) -> Envelope | None:

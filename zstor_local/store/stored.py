@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 from zstor_local import limits
@@ -84,6 +85,12 @@ def with_debts(metastore: Lookups, stored: Stored) -> Stored:
     return replace(stored, owed=len({debt.shard for debt in debts}), shares_owed=len(shares))
 
 
+def owed_shares(metastore: Lookups, version: Version, record: ObjectRecord) -> set[int]:
+    """The indices of a version's shares that the shards they are placed on have yet to be given."""
+    debts = metastore.debts_of(version)
+    return {debt.index for debt in debts if debt.kind is Owed.SHARE and record.placement[debt.index] == debt.shard}
+
+
 def stored_at(core: Core, namespace: Namespace, key: str) -> Stored | None:
     """The version under a key, as `stored_row` has it; None if there is no such key."""
     try:
@@ -108,6 +115,12 @@ def _found_damaged(core: Core, space: NamespaceId, key: str, error: CorruptRecor
     core.suspects.add(space, key)
     error.data["key"] = key
     return error
+
+
+def naming(metastore: Lookups, version: Version) -> Iterator[Envelope]:
+    """The records that name a version, each as it is when it is looked at."""
+    found = (metastore.get(*row) for row in metastore.named(version))
+    return (envelope for envelope in found if envelope is not None and envelope.version == version)
 
 
 def no_key(name: ObjectName) -> NotFound:

@@ -13,9 +13,10 @@ from typing import Final
 
 from zstor_local import limits
 from zstor_local.errors import Conflict, CorruptRecord, TooLarge
+from zstor_local.metastore.base import RowName
 from zstor_local.model.record import NO_VERSION, STORE_WIDE, Envelope, Kind, Tombstone
 from zstor_local.model.storewide import Record, RowRecord
-from zstor_local.store.change import Decision, NewRecord, RowName
+from zstor_local.store.change import Decision, NewRecord
 from zstor_local.store.core import Core
 
 _PREFIX: Final = "row/"

@@ -23,7 +23,7 @@ from zstor_local.shards.base import Shard, ShardError, ShareMissing
 from zstor_local.shards.pool import ShardPool
 from zstor_local.store.plausible import no_more_than_written
 from zstor_local.store.sealing import RecordSealer
-from zstor_local.store.stored import open_object, open_void
+from zstor_local.store.stored import naming, open_object, open_void
 
 PAGE: Final = 500  # shares, or log entries, that one thread call looks at
 AT_ONCE: Final = 10_000  # strays that are judged together, by one reading of the logs
@@ -98,9 +98,8 @@ class Strays:
                 yield len(page), [stray for share in page if not self._wanted(stray := Stray(shard.number, share, small))]
 
     def _wanted(self, stray: Stray) -> bool:
-        rows = self._metastore.named(stray.share.version)
         try:
-            return put_here((row.envelope for row in rows), stray, self._sealer)
+            return put_here(naming(self._metastore, stray.share.version), stray, self._sealer)
         except CorruptRecord:
             return True  # a damaged row proves nothing against its shares
 

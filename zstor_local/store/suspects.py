@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from zstor_local.metastore.base import RowName
 from zstor_local.model.ids import NamespaceId
-from zstor_local.store.change import RowName
 
 REMEMBERED: Final = 10_000  # rows that wait at most; a scrub finds the others
 

@@ -5,13 +5,13 @@ Only the committer's thread uses it, and only while a group is decided.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection, Iterator, Set
 from typing import Final
 
-from zstor_local.metastore.base import Metastore, Usage
+from zstor_local.metastore.base import Metastore, RowName, Usage
 from zstor_local.model.ids import NamespaceId, Version
 from zstor_local.model.record import Envelope, Kind
-from zstor_local.store.change import Decision, RowName, Sealed
+from zstor_local.store.change import Decision, Sealed
 
 _REFERENCE_BYTES: Final = 400  # of one that is added or goes, until the metastore has it
 
@@ -90,16 +90,26 @@ class View:
 
     def named(self, space: NamespaceId, version: Version) -> set[str]:
         """The keys of a namespace whose records name this version, as the changes before left them."""
-        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
-        found = set()
-        for row in rows:
-            envelope = self.look(*row) if row in self._newest else None
-            if row[0] == space and (row not in self._newest or (envelope is not None and envelope.version == version)):
-                found.add(row[1])
-        return found
+        return {row[1] for row in self._rows(version, None) if row[0] == space and self._names(row, version)}
 
-    def naming(self, version: Version) -> list[Envelope]:
+    def is_named(self, space: NamespaceId, version: Version, *, beside: Collection[str] = ()) -> bool:
+        """Whether a key of a namespace other than these names this version, as the changes before left it. Cheap also where many do."""
+        enough = len(beside) + len(self._newest) + 1  # of so many one at least counts
+        rows = self._rows(version, enough)
+        return any(row[0] == space and row[1] not in beside and self._names(row, version) for row in rows)
+
+    def naming(self, version: Version) -> Iterator[Envelope]:
         """The records, of any namespace, that name this version, as the changes before left them."""
-        rows = {(row.space, row.name) for row in self._metastore.named(version)} | self._naming.get(version, set())
-        found = (self.look(*row) for row in sorted(rows))
-        return [envelope for envelope in found if envelope is not None and envelope.version == version]
+        found = (self.look(*row) for row in sorted(self._rows(version, None)))
+        return (envelope for envelope in found if envelope is not None and envelope.version == version)
+
+    def _rows(self, version: Version, limit: int | None) -> Collection[RowName]:
+        """Rows that name a version, or have named it, in the metastore (so many of them) and on the way."""
+        return dict.fromkeys([*self._metastore.named(version, limit), *sorted(self._naming.get(version, ()))])
+
+    def _names(self, row: RowName, version: Version) -> bool:
+        """Whether one of those still names it."""
+        if row not in self._newest:
+            return True
+        envelope = self.look(*row)
+        return envelope is not None and envelope.version == version
