@@ -15,7 +15,7 @@ of the other segments, so does whatever buries, frees or voids.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,7 +45,6 @@ MANY: Final = 100_000  # rows of garbage: above that no tombstone is looked at
 log = logging.getLogger("zstor.store")
 
 _Key = tuple[NamespaceId, KeyHash]
-Unwanted = Callable[[], Set[ShareId]]
 
 
 @dataclass(slots=True)
@@ -112,15 +111,15 @@ class Compaction:
         if segments is None or shard.check() not in ("ok", "full") or self._committer.failure is not None:
             return 0
         found: list[tuple[float, int]] = []
-        unwanted = self._unwanted(shard)
+        unwanted = await self._runtime.threads.run(self._unwanted, shard.number)
         for number in await self._runtime.threads.run(segments.sealed):
-            dead, size = await self._runtime.threads.run(self._survey, segments, number, await self._runtime.threads.run(unwanted))
+            dead, size = await self._runtime.threads.run(self._survey, segments, number, unwanted)
             await spend(size)
             if dead >= least and dead > self._in_vain.get((shard.number, number), 0.0):
                 found.append((dead, number))
         removed = 0
         for dead, number in sorted(found, reverse=True):
-            if await self._compact_segment(shard.number, segments, number, unwanted, spend, least):
+            if await self._compact_segment(shard.number, segments, number, spend, least):
                 removed += 1
                 self._in_vain.pop((shard.number, number), None)
             else:
@@ -154,18 +153,12 @@ class Compaction:
 
     # --- One segment ---
 
-    def _unwanted(self, shard: Shard) -> Unwanted:
-        """What tells which small shares of it are to be freed, as the metastore has it then."""
+    def _unwanted(self, shard: int) -> Set[ShareId]:
+        """The small shares that are to be freed there, as the metastore has it now, but for those that somebody reads."""
+        rows = self._metastore.garbage(shard, MANY)
+        return {row.share for row in rows if row.small and not self._freeing.leased(row.share.version)}
 
-        def look() -> Set[ShareId]:
-            rows = self._metastore.garbage(shard.number, MANY)
-            return {row.share for row in rows if row.small and not self._freeing.leased(row.share.version)}
-
-        return look
-
-    async def _compact_segment(
-        self, shard: int, segments: Segments, number: int, unwanted: Unwanted, spend: Spend, least: float
-    ) -> bool:
+    async def _compact_segment(self, shard: int, segments: Segments, number: int, spend: Spend, least: float) -> bool:
         entries = await self._runtime.threads.run(segments.read, number)
         if entries is None:
             return False
@@ -175,8 +168,9 @@ class Compaction:
         while (size := await self._runtime.threads.run(walk.step)) is not None:
             await spend(size)
         elsewhere.unread = segments.unread() != unread
+        unwanted = await self._runtime.threads.run(self._unwanted, shard)
         work = await self._runtime.threads.run(_Segment, self._core, shard, segments, number, unwanted, entries, elsewhere)
-        dead = await self._runtime.threads.run(work.dead_bytes)
+        dead = await self._runtime.threads.run(work.dead_bytes, entries)
         total = sum(located.end - located.offset for located in entries)
         if total and dead < least * total:
             return False
@@ -243,7 +237,7 @@ class _Segment:
         shard: int,
         segments: Segments,
         number: int,
-        unwanted: Unwanted,
+        unwanted: Set[ShareId],
         entries: Sequence[Located],
         elsewhere: _Elsewhere,
     ) -> None:
@@ -254,8 +248,8 @@ class _Segment:
         self._shard = shard
         self._segments = segments
         self._number = number
-        self._unwanted = unwanted()
-        self._dropped = [share for share in map(_small_share, entries) if share is not None and share in self._unwanted]
+        self._unwanted = unwanted
+        self._dropped = [share for share in map(_small_share, entries) if share is not None and share in unwanted]
         self._elsewhere = elsewhere
         self._here: dict[_Key, list[int]] = {}  # the sequences of each key in this segment
         for envelope in _envelopes(entries):
@@ -267,11 +261,8 @@ class _Segment:
         self._settled = self._nothing_is_owed()
         self._pending = self._to_be_freed()
 
-    def dead_bytes(self) -> int:
-        return sum(located.end - located.offset for located in self._located() if self._keep(located, look_only=True) is None)
-
-    def _located(self) -> Sequence[Located]:
-        return self._segments.read(self._number) or ()
+    def dead_bytes(self, entries: Sequence[Located]) -> int:
+        return sum(located.end - located.offset for located in entries if self._keep(located, look_only=True) is None)
 
     def carry(self, batch: Sequence[Located]) -> None:
         """Copy of a stretch what counts now."""
