@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from zstor_local.store.rewriting import LOOKS, Rewriting
 from zstor_local.store.rotation import METHOD
 from zstor_local.store.store import Store
 from zstor_local.store.stored import Stored
+from zstor_local.store.storewide import StoredRow
 from zstor_local.store.writes import WriteOptions
 
 OTHER = Policy(1, 3, chunk_size=2 * CHUNK, compression="none", padding="padme")
@@ -259,6 +261,33 @@ async def test_one_that_is_asked_for_at_the_end_of_another_is_carried_out(home: 
         old = await put(store, "a", content(1, 10_000))
         job = await store.rewriting.start("default")
         assert (await ended(job)).state == (await ended(*asked)).state == "done"
+        assert store.objects.find(name("a")).version != old.version
+        assert not is_noted(store)
+
+
+async def test_one_that_is_asked_for_at_the_end_of_another_has_its_place(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many jobs run as may; what was asked for is on the disk already when there is none any more that carries it out."""
+    steps = step_by_step(monkeypatch)
+
+    async def forever(job: Job) -> None:
+        await trio.sleep_forever()
+
+    async with home.open() as store:
+        old = await put(store, "a", content(1, 10_000))
+        job = await store.rewriting.start("default")
+        for _ in range(limits.JOBS_RUNNING - 1):
+            store.jobs.start("another", forever)
+        change = store.rows.change
+
+        async def when_it_has_ended(*args: Any) -> StoredRow | None:
+            monkeypatch.setattr(store.rows, "change", change)
+            await go_on(steps, job)
+            with suppress(Busy):
+                store.jobs.start("another", forever)
+            return await change(*args)
+
+        monkeypatch.setattr(store.rows, "change", when_it_has_ended)
+        assert (await go_on(steps, await store.rewriting.start("default"))).state == "done"
         assert store.objects.find(name("a")).version != old.version
         assert not is_noted(store)
 

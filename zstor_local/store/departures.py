@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -67,7 +67,7 @@ class Departures:
 
     def place_kept(self, number: int) -> AbstractContextManager[None]:
         """For what has a shard drained before the job begins: its place, Busy if there is none."""
-        return nullcontext() if self.job_of(number) is not None else self._jobs.place_kept()
+        return self._jobs.place_kept(self._jobs_of.get(number))
 
     async def stop(self, number: int) -> None:
         """Cancel the job that drains a shard, if one runs, and wait for its end."""

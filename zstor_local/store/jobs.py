@@ -125,9 +125,12 @@ class Jobs:
         return job
 
     @contextmanager
-    def place_kept(self) -> Iterator[None]:
-        """For what does something before its job begins: a place that no other job takes. Busy or ShuttingDown as of `start`."""
-        self._must_take_one_more()
+    def place_kept(self, behind: Job | None = None) -> Iterator[None]:
+        """For what does something before its job begins: a place that no other job takes, be it that of one that runs, once that has
+        ended. Busy or ShuttingDown as of `start`.
+        """
+        if behind is None or not behind.running:
+            self._must_take_one_more()
         self._kept += 1
         try:
             yield

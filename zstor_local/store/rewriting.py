@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -94,7 +94,7 @@ class Rewriting:
                 raise no_namespace(name)
             return (RewriteRow() if before is None else RewriteRow.decode(before.value).asked_again()).encode()
 
-        with nullcontext() if self._is_running(namespace) else self._jobs.place_kept():
+        with self._jobs.place_kept(self._jobs_of.get(namespace.id)):
             await self._rows.change(TABLE, namespace.id.hex(), asked)
         return self._job(namespace)
 
