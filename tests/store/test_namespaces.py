@@ -12,14 +12,17 @@ import pytest
 import trio
 
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
+from tests.store.test_past_damaged_rows import spoil_row
 from tests.store.test_rebuild import lose_metastore, rebuilt
+from zstor_local import limits
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NoSpace, NotEmpty, NotEnoughShards, NotFound
 from zstor_local.metastore.base import CommitRefused, Row, Transaction, Usage
 from zstor_local.model.policy import Policy
 from zstor_local.model.record import STORE_WIDE, Kind
 from zstor_local.model.storewide import NamespaceRecord
 from zstor_local.store.caller import Nobody
-from zstor_local.store.namespaces import PERMISSIONS_TABLE, row_name
+from zstor_local.store.change import Decision
+from zstor_local.store.namespaces import INVITED_TABLE, PERMISSIONS_TABLE, row_name
 from zstor_local.store.removal import BATCH
 from zstor_local.store.renaming import Renaming
 from zstor_local.store.sources import FileSource
@@ -402,6 +405,32 @@ async def test_a_crash_in_the_middle_only_delays_it(home: Home) -> None:
         await until(lambda: store.metastore.get(STORE_WIDE, row_name("photos")) is None, store)
         assert listed(store) == []
         assert store.committer.state.objects == 0
+
+
+async def test_one_whose_record_did_not_open_at_the_start_goes_when_that_is_brought_back(home: Home) -> None:
+    async with home.open() as store:
+        await put(store, "a", b"", namespace="photos")
+        await store.namespaces.change("photos", lambda record: replace(record, deleting=True))
+        spoil_row(store, STORE_WIDE, row_name("photos"))
+    async with home.open() as store:
+        await store.damaged_rows.mend_rows([(STORE_WIDE, row_name("photos"))])
+        await until(lambda: store.metastore.get(STORE_WIDE, row_name("photos")) is None, store)
+        assert store.committer.state.objects == 0
+
+
+async def test_everybody_who_was_invited_goes_with_it(home: Home) -> None:
+    """Also where they are more than a page of rows."""
+    async with home.open() as store:
+        await put(store, "a", b"", namespace="photos")
+        photos = store.namespaces.get("photos")
+        users = [f"{photos.id.hex()}/user{number:04}" for number in range(limits.LIST_ITEMS + 1)]
+
+        def invite(_: object) -> Decision:
+            return Decision(dict(row for user in users for row in store.rows.written(INVITED_TABLE, user, b"key").items()))
+
+        await store.committer.commit(STORE_WIDE, "", invite)
+        await store.removal.remove("photos", Nobody())
+        assert store.rows.names(INVITED_TABLE) == []
 
 
 async def test_what_was_found_before_its_namespace_was_made_anew_is_not_there(home: Home) -> None:

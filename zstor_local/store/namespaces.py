@@ -199,7 +199,7 @@ class Namespaces:
         return [*known, *(space for space in others if self._metastore.scan(space, "", None, 1))]
 
     def half_deleted(self) -> list[Namespace]:
-        """Those whose deletion has begun, of those that were read: a start reads them all (`ids`)."""
+        """Those whose deletion has begun, of those that were read: a start reads them all (`ids`), and so does who brings rows back."""
         return [namespace for namespace in self._known.values() if namespace.gate.closed]
 
     def _every(self) -> Iterable[Namespace]:
@@ -311,7 +311,7 @@ class Namespaces:
                 if self._rows.is_there(table, name):
                     records.update(self._rows.removed(table, name))
             for table in (INVITED_TABLE, MOVED):
-                for name in self._rows.names(table, f"{namespace.id.hex()}/"):
+                for name in self._rows.every_name(table, f"{namespace.id.hex()}/"):
                     records.update(self._rows.removed(table, name))
             if servers := self._on_servers():
                 records.update(self._rows.written(RETIRE_TABLE, namespace.id.hex(), still_there(servers)))

@@ -103,7 +103,7 @@ class Store:
         self.objects = Objects(
             core, self.namespaces, self.freeing, scratches, self.streams, lambda stored, states: self.on_bad_shares(stored, states)
         )
-        self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self.rotation.go_on())
+        self.damaged_rows = DamagedRows(core, self.namespaces, on_mended=lambda: self._rows_mended())
         self.mending = Mending(core, self.namespaces, self.shares_health, self.free_space, self.objects, self.damaged_rows)
         self.on_bad_shares: OnBadShares = self.mending.suspect
         self.removal = NamespaceRemoval(core, self.namespaces, self.freeing)
@@ -156,6 +156,13 @@ class Store:
         self.freeing.wake()
         self.removal.wake()
         self.departures.resume()
+        self.rotation.go_on()
+        self.rewriting.go_on()
+
+    def _rows_mended(self) -> None:
+        """What could not be seen as long as rows did not open goes on; that of a namespace may say that it is being deleted."""
+        self.namespaces.ids()
+        self.removal.wake()
         self.rotation.go_on()
         self.rewriting.go_on()
 

@@ -77,19 +77,23 @@ class StoreWide:
         found = self._metastore.scan(STORE_WIDE, _row(table, prefix), behind, limit)
         return [row.name.removeprefix(_row(table, "")) for row in found]
 
+    def every_name(self, table: str, prefix: str = "") -> Iterator[str]:
+        """All of those names, however many they are."""
+        after: str | None = None
+        while names := self.names(table, prefix, after):
+            yield from names
+            after = names[-1]
+
     def each(self, table: str) -> Iterator[StoredRow]:
         """All rows of a table that open, for work that goes on without the others: a scrub mends them."""
-        after: str | None = None
-        while names := self.names(table, after=after):
-            for name in names:
-                try:
-                    row = self.get(table, name)
-                except CorruptRecord as error:
-                    log.error("a row of the table %s is left out: %s", table, error)
-                    continue
-                if row is not None:
-                    yield row
-            after = names[-1]
+        for name in self.every_name(table):
+            try:
+                row = self.get(table, name)
+            except CorruptRecord as error:
+                log.error("a row of the table %s is left out: %s", table, error)
+                continue
+            if row is not None:
+                yield row
 
     async def put(self, table: str, name: str, value: bytes, *, if_sequence: int | None = None) -> StoredRow:
         """Set the row; durable when this returns. With `if_sequence` only where the row has that one (0: none), else Conflict. Without,
