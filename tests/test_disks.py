@@ -354,7 +354,19 @@ def test_links_are_resolved_as_far_as_disks_answer(disks: Disks, elsewhere: Else
     (tmp_path / "link").symlink_to("there")
     assert disks.real_path(f"{tmp_path}/link/a") == f"{tmp_path}/there/a"
     elsewhere.hangs = True
-    assert disks.real_path(f"{tmp_path}/link/../b") == f"{tmp_path}/b"
+    for _ in range(2):
+        assert disks.real_path(f"{tmp_path}/link/b") == f"{tmp_path}/link/b"
+    assert elsewhere.asked == 2
+    elsewhere.answer()
+    assert disks.real_path(f"{tmp_path}/link/b") == f"{tmp_path}/there/b"
+
+
+def test_no_links_are_looked_for_below_a_directory_that_hangs(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """Each look takes seconds, and a start does both."""
+    elsewhere.hangs = True
+    disks.device(str(tmp_path))
+    assert disks.real_path(str(tmp_path)) == str(tmp_path)
+    assert elsewhere.asked == 1
 
 
 async def test_who_waits_for_a_disk_lets_others_compute(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Disks:
         self._patience = patience
         self._watched: dict[str, WatchedDevice] = {}  # by directory, as each was when it was last asked for
         self._systems: dict[int, WatchedFileSystem] = {}
+        self._real: dict[str, str] = {}  # paths without links
+        self._resolving: dict[str, WatchedDevice] = {}  # by path, what was asked last
 
     def device(self, root: str) -> Device:
         """The device under a directory, there or not. Another file system may be mounted there by now: it is looked at each time."""
@@ -79,11 +81,15 @@ class Disks:
                 path = os.path.dirname(path)
 
     def real_path(self, path: str) -> str:
-        """The path without links; as it is where a disk on the way does not answer."""
-        try:
-            return self._alone(path).look(lambda: str(os.path.realpath(path)))
-        except DiskStalled:
-            return os.path.normpath(path)
+        """The path without links, as it was at the first look; as it is while a disk on the way does not answer."""
+        if (real := self._real.get(path)) is not None:
+            return real
+        looks = self._watched.get(path), self._resolving.get(path)
+        if not any(device is not None and device.stalled for device in looks):
+            device = self._resolving[path] = self._alone(path)
+            with suppress(OSError):
+                return self._real.setdefault(path, device.look(lambda: str(os.path.realpath(path))))
+        return os.path.normpath(path)
 
     def _alone(self, path: str) -> WatchedDevice:
         return WatchedDevice(self._new(), path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 
@@ -53,7 +52,7 @@ class Parts:
     """The use cases above a store and its authority, wired up."""
 
     def __init__(self, store: Store, authority: Authority, network: Network, pages: PageIndex, real_path: Callable[[str], str]) -> None:
-        """`real_path` gives a path without links (os.path.realpath)."""
+        """`real_path` gives a path without links (os.path.realpath), and is asked often."""
         self.store = store
         self.authority = authority
         self.paths = _paths(store, store.config, real_path)
@@ -111,7 +110,6 @@ def methods(parts: Parts) -> Registry:
 
 def _paths(store: Store, config: Config, real_path: Callable[[str], str]) -> Paths:
     """The rules for clients' files."""
-    real = functools.cache(real_path)
 
     def added() -> Iterator[str]:
         """The directories of all shards as they are now."""
@@ -120,7 +118,7 @@ def _paths(store: Store, config: Config, real_path: Callable[[str], str]) -> Pat
             entry = store.pool.entry(number)
             for url in (shard and shard.url, entry and entry.url):
                 if url and (root := url.removeprefix("file://")).startswith("/"):
-                    yield real(root.rstrip("/"))
+                    yield root.rstrip("/")
 
     runtime = store.runtime
     protected = Protected.of(config, real_path, added)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.test_destination import Random, fill
-from zstor_local.config import Config
+from zstor_local.config import Config, ShardConfig
 from zstor_local.errors import IoError, PathRefused
 from zstor_local.sandbox import Mount, Sandbox
 from zstor_local.store.paths import Paths
@@ -110,6 +110,17 @@ def test_a_shard_that_was_added_meanwhile_is_nobodys(file: Path) -> None:
     paths = paths_of(Protected([], [], lambda: added))
     os.close(paths.open_input(str(file), None))
     added.append(str(file.parent))
+    refused(paths, file, None)
+
+
+def test_a_shard_whose_disk_hung_at_first_is_nobodys_by_its_other_name_too(file: Path, tmp_path: Path) -> None:
+    """The way to it cannot be told before its disk answers."""
+    links: dict[str, str] = {}
+    shard = ShardConfig("0", "/link/to/it")
+    config = Config(store="/store", socket="/s", master_key_file="/key", shards=(shard,))
+    paths = paths_of(Protected.of(config, lambda path: links.get(path, path)))
+    os.close(paths.open_input(str(file), None))
+    links[shard.url] = str(tmp_path)
     refused(paths, file, None)
 
 

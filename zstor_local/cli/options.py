@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -74,8 +75,8 @@ class Options:
 
         status = None if client is None else cast("Status", client.call("daemon.status", {}))
         urls = [shard["url"].removeprefix("file://") for shard in status["shards"]] if status else []
-        added = [os.path.realpath(url) for url in urls if url.startswith("/")]
-        return Protected.of(self.load(), os.path.realpath, lambda: added)
+        added = [url for url in urls if url.startswith("/")]
+        return Protected.of(self.load(), functools.cache(os.path.realpath), lambda: added)
 
     def connect(self) -> Client:
         """A connection to the daemon; NoDaemon says how to start it."""

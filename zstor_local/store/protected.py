@@ -24,18 +24,21 @@ class Protected:
 
     @classmethod
     def of(cls, config: Config, real: Callable[[str], str], shards: Callable[[], Iterable[str]] = tuple) -> Self:
-        """The store, the key, the socket and the configuration. `real` resolves the links in a path (os.path.realpath)."""
+        """The store, the key, the socket and the configuration. `real` resolves the links in a path (os.path.realpath); of a shard's
+        directory each time, as it can do so only once the disk there answers.
+        """
         key = config.master_key_file
         sockets = [config.socket, *(place.removeprefix("unix:") for place in config.twirp if place.startswith("unix:"))]
         roots = [shard.url.removeprefix("file://") for shard in config.shards]
-        directories = [config.store, *(root for root in roots if root.startswith("/"))]
+        configured = [root for root in roots if root.startswith("/")]
         settings = (config.file, config.authority.credentials_file, config.authority.keys_file)
         keys, ends = [key, key + UNFINISHED, key + NEXT], [f"{socket}{end}" for socket in sockets for end in ("", ".lock", ".new")]
         files = [*keys, *ends, f"{config.store}/metastore.sqlite", *filter(None, settings)]
         names = [
             posixpath.join(real(posixpath.dirname(file)), posixpath.basename(file)) for file in files
         ]  # whatever these names link to
-        return cls([real(directory) for directory in directories], [*dict.fromkeys([*names, *map(real, files)])], shards)
+        own = [*dict.fromkeys([*names, *map(real, files)])]
+        return cls([real(config.store)], own, lambda: map(real, (*configured, *shards())))
 
     def check_place(self, real: str, path: str) -> None:
         """PathRefused for what lies in one of the directories. `path` is what the client calls it."""
