@@ -40,6 +40,14 @@ def test_a_log_is_made_appended_to_read_and_listed(daemon: PrivateDaemon) -> Non
     assert done(zstor(daemon, "log", "read", "--log", "diary")).decode().split() == ["1", "(scrubbed)", "2", "(scrubbed)", "3", "three"]
 
 
+def test_a_log_that_is_named_without_its_option_is_led_there(daemon: PrivateDaemon) -> None:
+    """`log create NAME` takes the name as it is; TEXT stands there in `log append`."""
+    for words in (("read", "talk"), ("append", "talk", "text")):
+        refused = zstor(daemon, "log", *words)
+        assert (refused.returncode, b"hint: a log is named with --log: zstor log" in refused.stderr) == (3, True)
+    assert b"hint: zstor ls --help" in zstor(daemon, "ls", "a", "b").stderr
+
+
 def test_a_log_goes_into_a_file_and_comes_back(daemon: PrivateDaemon) -> None:
     done(zstor(daemon, "log", "append", "--log", "default", "kept"))
     assert b"exported" in done(zstor(daemon, "log", "export", "log.car"))

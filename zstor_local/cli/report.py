@@ -42,7 +42,10 @@ def usage(error: click.UsageError, *, json: bool) -> None:
         return
     message = " ".join(error.format_message().split()).rstrip(".")  # click lists choices in lines of their own
     message = message.replace("a valid integer range", "a whole number")  # its name of a type for what is none of it
-    failure("usage", message[:1].lower() + message[1:], hint=f"{command} --help", json=json)
+    hint = f"{command} --help"
+    if "unexpected extra argument" in message and error.ctx and any(param.name == "log" for param in error.ctx.command.params):
+        hint = f"a log is named with --log: {hint}"
+    failure("usage", message[:1].lower() + message[1:], hint=hint, json=json)
 
 
 def warning(message: str) -> None:
