@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -230,6 +231,16 @@ async def test_other_users_may_not_connect(tmp_path: Path, monkeypatch: pytest.M
         assert await here.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
         monkeypatch.undo()
         assert (await here.post(ADD, b"")).status_code == 200
+
+
+async def test_one_that_is_gone_before_it_can_be_asked_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a scanner of ports: each left a traceback in the log."""
+    async with served(tmp_path) as here:
+        gone = socket.create_connection(("127.0.0.1", here.port))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to be reset as it is closed
+        gone.close()
+        assert (await here.post(ADD, b"")).status_code == 200
+    assert [record for record in caplog.records if record.name == "zstor.twirp"] == []
 
 
 async def test_nor_may_a_user_from_outside_our_user_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,10 @@ def _is_ours(stream: trio.SocketStream) -> bool:
 
 def _is_our_users(stream: trio.SocketStream) -> bool:
     """Whether our own user has the other end of a connection within this machine, by the kernel's list of connections (proc(5))."""
-    theirs, ours = (_as_listed(each) for each in (stream.socket.getpeername(), stream.socket.getsockname()))
+    try:
+        theirs, ours = (_as_listed(each) for each in (stream.socket.getpeername(), stream.socket.getsockname()))
+    except OSError:  # ENOTCONN
+        raise trio.BrokenResourceError("the client is gone") from None
     for table in ("tcp", "tcp6"):
         for line in _lines(f"/proc/net/{table}"):
             fields = line.split()
