@@ -20,7 +20,7 @@ import trio.testing
 from tests.rpc.conftest import Client, World, error_type, request
 from zstor_local import limits
 from zstor_local.rpc.call import Call
-from zstor_local.rpc.descriptors import KERNEL_MAX, close_all
+from zstor_local.rpc.descriptors import CLOSERS, KERNEL_MAX, close_all
 from zstor_local.rpc.strict_json import Json
 
 OpenFds = Callable[[], int]
@@ -256,19 +256,52 @@ def test_one_that_has_something_to_say_does_not_keep_the_others_open(monkeypatch
     assert [fd for fd in fds if os.path.exists(f"/proc/self/fd/{fd}")] == []
 
 
-def test_files_are_closed_where_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """close(2) waits for what a network file system has yet to be given of the file."""
-    close, asked, closed = os.close, threading.Event(), threading.Event()
+async def test_files_are_closed_where_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """close(2) waits for what a network file system has yet to be given of the file. Each that hangs has a thread: so many, no more."""
+    close, asked = os.close, threading.Event()
+    fds = [os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT) for _ in range(2 * CLOSERS)]
+    hanging: list[int] = []
+    enough = threading.Event()
 
     def hang(fd: int) -> None:
         assert threading.current_thread() is not threading.main_thread()
+        hanging.append(fd)
+        if len(hanging) >= CLOSERS:
+            enough.set()
         asked.wait()
         close(fd)
-        closed.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", hang)
+        for fd in fds:
+            close_all([fd])
+        try:
+            await trio.to_thread.run_sync(enough.wait, 20)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert len(hanging) == CLOSERS
+        finally:
+            asked.set()
+        while any(os.path.exists(f"/proc/self/fd/{fd}") for fd in fds):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_files_are_closed_once_there_are_threads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Closed by the event loop one that hangs would stop it."""
+    refused: list[str] = []
+
+    def no_thread(self: threading.Thread) -> None:
+        refused.append(self.name)
+        raise RuntimeError("can't start new thread")
 
     fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "close", hang)
+        patched.setattr(trio._core._thread_cache, "THREAD_CACHE", trio._core._thread_cache.ThreadCache())  # without idle ones
+        patched.setattr(threading.Thread, "start", no_thread)
         close_all([fd])
-        asked.set()
-        assert closed.wait(20)
+        await trio.sleep(1)
+        assert refused
+        assert os.path.exists(f"/proc/self/fd/{fd}")
+    while os.path.exists(f"/proc/self/fd/{fd}"):
+        await trio.sleep(1)

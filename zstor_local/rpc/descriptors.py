@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
 import trio
@@ -20,6 +19,9 @@ KERNEL_MAX: Final = 253  # SCM_MAX_FD: room for fewer makes the kernel close the
 _FLAGS: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _TRUNCATED: Final = int(socket.MSG_CTRUNC)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(KERNEL_MAX * array.array("i").itemsize)
+CLOSERS: Final = 32  # threads at once
+_LACK_SECONDS: Final = 0.1  # between two tries to get one
+_LIMITER: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("closers")
 
 
 class Truncated(Exception):
@@ -66,16 +68,28 @@ def _descriptors_in(ancillary: list[tuple[int, int, bytes]], flags: int) -> list
 def close_all(fds: list[int]) -> None:
     """Close descriptors that nobody wants, and forget them: also those of which a network file system or FUSE has something to say.
 
-    It may take long to say it, or hang: what is no pipe or socket is closed in a thread, which nobody waits for.
+    It may take long to say it, or hang: what is no pipe or socket is closed in a thread, which nobody waits for. Where CLOSERS hang the
+    others stay open: of descriptors there are more than of threads.
     """
     later = [fd for fd in fds if not _closes_at_once(fd)]
     _close([fd for fd in fds if fd not in later])
     fds.clear()
     if later:
+        trio.lowlevel.spawn_system_task(_close_in_thread, later)
+
+
+async def _close_in_thread(fds: list[int]) -> None:
+    try:
+        limiter = _LIMITER.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(CLOSERS)
+        _LIMITER.set(limiter)
+    while True:
         try:
-            trio.lowlevel.start_thread_soon(partial(_close, later), _done)
-        except RuntimeError:  # the system lets us have no more threads
-            _close(later)
+            await trio.to_thread.run_sync(_close, fds, limiter=limiter, abandon_on_cancel=True)
+            return
+        except RuntimeError:  # the system lets us have no more threads now
+            await trio.sleep(_LACK_SECONDS)
 
 
 def _closes_at_once(fd: int) -> bool:
@@ -90,10 +104,6 @@ def _close(fds: list[int]) -> None:
     for fd in fds:
         with suppress(OSError):
             os.close(fd)
-
-
-def _done(_: object) -> None:
-    pass
 
 
 class Descriptors:
