@@ -56,38 +56,38 @@ class Mending:
         self._free_space = free_space
         self._objects = objects
         self._damaged_rows = damaged_rows
-        self._rows = core.suspects
-        self._rows.on_found = lambda: self._woken.set()
+        self._suspects = core.suspects
+        self._suspects.on_found = lambda: self._woken.set()
         self._woken = trio.Event()
-        self._suspects: dict[Version, ObjectName] = {}
+        self._bad: dict[Version, ObjectName] = {}  # of which reads found shares bad, by a key that named them
         self._room = trio.Event()
         self._in_vain: dict[Version, float] = {}  # when a repair was tried last, the longest ago first
 
     @property
     def waiting(self) -> int:
         """Versions on the repair list, and records."""
-        return len(self._suspects) + len(self._rows)
+        return len(self._bad) + len(self._suspects)
 
     def wake(self) -> None:
         """A shard is there that was not: what was in vain may go well now."""
         self._in_vain.clear()
-        self._rows.forget_taken()
+        self._suspects.forget_taken()
         self._woken.set()
 
     async def room(self) -> None:
         """Wait until the repair list has room for one more."""
-        while len(self._suspects) >= REMEMBERED:
+        while len(self._bad) >= REMEMBERED:
             self._room = trio.Event()
             await self._room.wait()
 
     def suspect(self, stored: Stored, states: Mapping[int, ShareState]) -> None:
         """A read found these shares bad. Those whose shard is only away are not worth a repair."""
         worth = any(state != "unreachable" for state in states.values())
-        if not worth or stored.version in self._suspects or self._just_tried(stored.version) or len(self._suspects) >= REMEMBERED:
+        if not worth or stored.version in self._bad or self._just_tried(stored.version) or len(self._bad) >= REMEMBERED:
             return
         bad = ", ".join(f"{index} is {state}" for index, state in sorted(states.items()))
         log.warning("version %s has bad shares: %s", stored.version.hex(), bad)
-        self._suspects[stored.version] = ObjectName(stored.namespace, stored.record.key)
+        self._bad[stored.version] = ObjectName(stored.namespace, stored.record.key)
         self._woken.set()
 
     def _just_tried(self, version: Version) -> bool:
@@ -101,7 +101,7 @@ class Mending:
             with trio.move_on_after(AGAIN_SECONDS) as pause:
                 await self._woken.wait()
             if pause.cancelled_caught:
-                self._rows.forget_taken()
+                self._suspects.forget_taken()
             self._woken = trio.Event()
             await self.mend()
 
@@ -113,12 +113,12 @@ class Mending:
                 await self._pay(number)
             except ZstorError as error:
                 log.warning("shard %s was not told all it missed: %s", self._pool.name(number), error)
-        await for_each(list(self._suspects.items()), lambda suspect: self._repair(*suspect))
+        await for_each(list(self._bad.items()), lambda suspect: self._repair(*suspect))
 
     async def _bring_back(self) -> None:
         """The rows that were found not to open."""
         try:
-            if rows := self._rows.take():
+            if rows := self._suspects.take():
                 await self._damaged_rows.mend_rows(rows)
         except ZstorError as error:
             log.warning("records that do not open were not brought back: %s", error)
@@ -212,7 +212,7 @@ class Mending:
         except ZstorError as error:
             log.warning("version %s was not repaired: %s", version.hex(), error)
             self._note_in_vain(version)
-        self._suspects.pop(version, None)
+        self._bad.pop(version, None)
         self._room.set()
 
     def _note_in_vain(self, version: Version) -> None:
