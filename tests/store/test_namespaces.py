@@ -11,6 +11,7 @@ from itertools import islice
 import pytest
 import trio
 
+from tests.daemon.client import SAFETY_NET_SECONDS
 from tests.store.home import CHUNK, SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put, small_shares
 from tests.store.test_past_damaged_rows import spoil_row
 from tests.store.test_rebuild import lose_metastore, rebuilt
@@ -590,7 +591,8 @@ def test_the_record_of_before_reads_and_is_written_as_before() -> None:
 
 async def until(true: Callable[[], bool], store: Store) -> None:
     """Wait for a commit after which it is true."""
-    while not true():
-        news = store.committer.news()
-        if not true():
-            await news.wait()
+    with trio.fail_after(SAFETY_NET_SECONDS):
+        while not true():
+            news = store.committer.news()
+            if not true():
+                await news.wait()
