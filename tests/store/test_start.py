@@ -346,6 +346,26 @@ async def test_a_metastore_in_which_the_namespaces_cannot_be_read_is_refused_and
     assert "zstor rebuild" in fault.hint
 
 
+async def test_a_metastore_whose_counters_cannot_be_is_only_read(home: Home) -> None:
+    """With a flipped bit in the last sequence that may be used: what came next was below what it replaced, for a rebuild."""
+    async with home.open() as store:
+        await put(store, "a", content(1, 100))
+        reserved = store.metastore.state().sequence - 1
+    with closing(sqlite3.connect(home.metastore)) as db, db:
+        db.execute("update store set reserved=?", (reserved,))
+    async with home.open() as store:
+        assert "zstor rebuild" in (store.read_only or "")
+        with pytest.raises(Unavailable):
+            await put(store, "a", content(2, 100))
+        assert await get(store, "a") == content(1, 100)
+    home.rebuild()
+    async with home.open() as store:
+        await put(store, "a", content(3, 100))
+    home.rebuild()
+    async with home.open() as store:
+        assert await get(store, "a") == content(3, 100)
+
+
 async def test_a_rolled_back_metastore_is_only_read(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await made(home)
     home.copy_metastore(tmp_path / "copy")

@@ -180,6 +180,8 @@ def _rolled_back(metastore: Metastore, pool: ShardPool, sealer: RecordSealer) ->
     shard that cannot tell: it is asked again before it is used.
     """
     state = metastore.state()
+    if state.reserved < state.sequence:  # what was given next would be below what is there: a rebuild took the older for the newer
+        return "the counters of the metastore are damaged; `zstor rebuild` makes a new one"
     for shard in pool.opened():
         try:
             committed, writer = shard.newest_committed(), shard.newest_writer()
