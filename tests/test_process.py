@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,19 @@ def test_what_never_ends_does_not_keep_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "does not answer" in done.stderr
+
+
+WITHOUT_THREADS = """
+import threading
+from zstor_local.process import end_after
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+end_after(0)
+threading.Event().wait()
+"""
+
+
+def test_nor_where_there_is_no_thread_to_end_it() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_THREADS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGALRM, "")
