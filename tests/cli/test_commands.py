@@ -181,7 +181,7 @@ def test_with_json_errors_are_json_on_stderr(serve: Serve, capsys: pytest.Captur
         (["namespace", "join", "zstor1pAABAVCV"], "that is an invitation, not a file with one"),
         (["call", "rpc.ping", "a=1", "a=2"], "a is given twice"),
         (["ls", "--namespace", "No.Dots"], "--namespace: that is not a namespace name"),
-        (["ls", "--config", "missing.toml"], "missing.toml: there is no such configuration file"),
+        (["ls", "--config", "missing.toml"], "missing.toml: there is no such configuration file; --config names it"),
         (["key", "backup"], "--yes"),
         (["get", "a", ""], "an empty name is no file or directory"),
         (["put", "", "a"], "an empty name is no file or directory"),
@@ -215,6 +215,14 @@ def test_a_wrong_configuration_is_named_with_file_and_line(capsys: pytest.Captur
     assert main(["--config", "c.toml", "ls"]) == 3
     assert output(capsys)[1] == f"zstor: error: {home}/c.toml:2: unknown key stroe; did you mean store?\n"
     assert main(["--config", "c.toml", "daemon"]) == 78
+
+
+def test_a_configuration_that_is_not_there_is_told_with_who_named_it(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSTOR_CONFIG", f"{home}/gone.toml")
+    assert main(["ls"]) == 3
+    assert output(capsys)[1] == f"zstor: error: {home}/gone.toml: there is no such configuration file; ZSTOR_CONFIG names it\n"
 
 
 def test_interrupted_is_exit_code_130(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,8 @@ class Options:
             text = Path(file).read_text()
         except FileNotFoundError:
             if named:
-                raise ConfigError("there is no such configuration file", file=file) from None
+                named_by = "--config" if self.config else "ZSTOR_CONFIG"
+                raise ConfigError(f"there is no such configuration file; {named_by} names it", file=file) from None
             text = None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the configuration file cannot be read: {_reason(error)}", file=file) from None
