@@ -20,7 +20,8 @@ from zstor_local.runtime import DiskStalled
 from zstor_local.shards.base import ShardError, ShareMissing
 from zstor_local.shards.directory import DirectoryShard
 from zstor_local.shards.log_index import LogIndex
-from zstor_local.shards.segment_files import OPEN_PART
+from zstor_local.shards.segment_files import OPEN_PART, OpenSegments
+from zstor_local.system import RealFiles
 
 
 def share(number: int) -> ShareId:
@@ -155,6 +156,62 @@ def test_a_segment_in_use_stays_open_however_many_others_are_read(real: Ground, 
     with shard.log._readers.using(1) as fd:
         readable(shard, 1, 150)
         assert real.runtime.files.status(fd).inode == real.runtime.files.path_status(real.segment(1)).inode
+
+
+class OpeningSlowly(RealFiles):
+    """Something happens while a file is opened."""
+
+    def __init__(self) -> None:
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        fd = super().open(path, flags, mode)
+        while self.meanwhile:
+            self.meanwhile.pop()()
+        return fd
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> tuple[OpeningSlowly, OpenSegments]:
+    for number in (1, 2):
+        (tmp_path / str(number)).write_bytes(b"%d" % number)
+    files = OpeningSlowly()
+    return files, OpenSegments(files, lambda number: str(tmp_path / str(number)))
+
+
+def test_nobody_waits_for_a_segment_that_another_one_opens(slow: tuple[OpeningSlowly, OpenSegments]) -> None:
+    files, segments = slow
+    with segments.using(1) as one:
+        files.meanwhile = [lambda: segments.give(segments.take(1))]
+        with segments.using(2) as two:
+            assert [files.pread(fd, 1, 0) for fd in (one, two)] == [b"1", b"2"]
+    segments.close()
+
+
+def test_two_who_open_a_segment_share_it(slow: tuple[OpeningSlowly, OpenSegments]) -> None:
+    files, segments = slow
+    before = open_descriptors()
+    files.meanwhile = [lambda: segments.give(segments.take(1))]
+    with segments.using(1):
+        assert len(open_descriptors()) == len(before) + 1
+    segments.close()
+    assert open_descriptors() == before
+
+
+def test_a_segment_that_is_removed_while_it_is_opened_is_not_taken_for_the_next_of_its_number(
+    slow: tuple[OpeningSlowly, OpenSegments], tmp_path: Path
+) -> None:
+    files, segments = slow
+
+    def another() -> None:
+        (tmp_path / "1").unlink()
+        (tmp_path / "1").write_bytes(b"another")
+        segments.forget(1)
+
+    files.meanwhile = [another]
+    with segments.using(1) as fd:
+        assert files.pread(fd, 7, 0) == b"another"
+    segments.close()
 
 
 def test_each_start_begins_a_segment_of_its_own(real: Ground) -> None:

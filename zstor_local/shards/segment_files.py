@@ -80,6 +80,7 @@ class OpenSegments:
         self._path = path
         self._lock = threading.Lock()
         self._open: dict[int, _Slot] = {}  # by number; least recently used first
+        self._forgotten = 0  # how often one was: what was being opened meanwhile may be that
         self._keep = min(OPEN_SEGMENTS, files.descriptors() // OPEN_PART)
 
     def using(self, number: int) -> _Using:
@@ -99,11 +100,19 @@ class OpenSegments:
             self._lock.release()
 
     def take(self, number: int) -> _Slot:
-        with self._lock:
-            slot = self._open.pop(number, None) or _Slot(self._files.open(self._path(number), os.O_RDONLY))
-            self._open[number] = slot
-            slot.users += 1
-        return slot
+        opened, forgotten = None, 0
+        while True:
+            with self._lock:
+                slot = self._open.pop(number, opened if forgotten == self._forgotten else None)
+                forgotten = self._forgotten
+                if slot is not None:
+                    self._open[number] = slot
+                    slot.users += 1
+            if opened is not None and slot is not opened:
+                close_anyhow(self._files, opened.fd)
+            if slot is not None:
+                return slot
+            opened = _Slot(self._files.open(self._path(number), os.O_RDONLY))  # nobody waits for it who wants another: a disk may hang
 
     def give(self, slot: _Slot) -> None:
         with self._lock:
@@ -125,6 +134,7 @@ class OpenSegments:
             self._forget(number)
 
     def _forget(self, number: int) -> None:
+        self._forgotten += 1
         slot = self._open.pop(number, None)
         if slot is None:
             return
