@@ -17,6 +17,7 @@ from tests.cli.fake_daemon import FakeDaemon, Message, Peer
 from zstor_local.cli import main, units
 from zstor_local.cli.backup_words import from_words
 from zstor_local.cli.client import Client, Json
+from zstor_local.cli.options import FILE, OUTPUT
 from zstor_local.cli.root import COMMANDS, zstor
 from zstor_local.config import load_config
 from zstor_local.model.ids import StoreId
@@ -199,6 +200,15 @@ def test_usage_is_exit_code_3(arguments: list[str], message: str, capsys: pytest
     out, err = output(capsys)
     assert out == ""
     assert message in err
+
+
+@pytest.mark.parametrize("kind", [FILE, OUTPUT])
+def test_the_name_of_a_file_is_not_looked_at(kind: click.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon gives a disk up that hangs; a command that asks it would wait for good, and for nothing."""
+    looked_at: list[object] = []
+    monkeypatch.setattr(os, "stat", looked_at.append)
+    assert kind.convert("/disk/zstor", None, None) == "/disk/zstor"
+    assert looked_at == []
 
 
 @pytest.mark.parametrize("command", [(), ("put",), ("shard",), ("shard", "add")])

@@ -125,12 +125,15 @@ def completed(what: Completed) -> Completer:
 
 
 class _File(click.Path):
-    """The name of a file; an empty one is a variable that was not set, and the present directory was not meant."""
+    """The name of a file; an empty one is a variable that was not set, and the present directory was not meant.
+
+    Nothing is looked at, as click would do: where a disk hangs that is the daemon's to find out, which need not wait for it.
+    """
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not os.fspath(value):
             raise click.UsageError("an empty name is no file or directory")
-        return str(super().convert(value, param, ctx))
+        return str(value)
 
 
 class _Output(_File):
