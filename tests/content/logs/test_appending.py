@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from tests.store.home import Home
 from tests.store.test_committer import Gate
 from zstor_local import limits
 from zstor_local.content.cas import Owner
+from zstor_local.content.logs.opened import OpenLog
+from zstor_local.content.logs.paging import Closed
 from zstor_local.content.logs.policy import LogPolicy
 from zstor_local.errors import AlreadyExists, Conflict, InvalidParams, IoError, NotFound, TooLarge
 from zstor_local.formats import unixfs
 from zstor_local.formats.cid import Cid
-from zstor_local.formats.remotelog import ENCODINGS, Encoding, parse_page
+from zstor_local.formats.remotelog import ENCODINGS, Encoding, Page, parse_page
 from zstor_local.store.sources import BytesSource
 
 
@@ -258,6 +261,38 @@ async def test_an_index_that_fails_in_use_is_made_anew_in_memory(home: Home, tmp
             await ground.append(text(6))
         await ground.append_all(texts(8))
         assert await ground.contents() == texts(8)
+        await ground.whole()
+
+
+async def test_an_entry_that_has_come_in_is_not_called_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index fails when the change has happened."""
+    publish = OpenLog.publish
+
+    async def then_fail(log: OpenLog, closed: Sequence[Closed], head: Page) -> None:
+        await publish(log, closed, head)
+        ground.index._db.execute("drop table entry")
+
+    async with opened(home) as ground:
+        await ground.create(page_size=1)
+        await ground.append_all(texts(2))
+        monkeypatch.setattr(OpenLog, "publish", then_fail)
+        found: list[int] = []
+
+        async def append(number: int) -> None:
+            found.append((await ground.append(text(number))).seq)
+
+        log = await ground.logs.open("default")
+        # Both come in together: the first of them is looked for in the index.
+        async with trio.open_nursery() as nursery, log.lock:
+            for number in (3, 4):
+                nursery.start_soon(append, number)
+            while len(ground.appending._queues["default"]) < 2:
+                await trio.lowlevel.checkpoint()
+        monkeypatch.undo()
+        assert sorted(found) == [3, 4]
+        with pytest.raises(IoError):
+            await ground.append(text(1))
+        assert len(await ground.contents()) == 4
         await ground.whole()
 
 

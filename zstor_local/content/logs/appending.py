@@ -118,16 +118,17 @@ class Appending:
             await self._logs.ensure_row(log)
             for each in batch:
                 await _keep_pinned(log, each)
-            fresh = _new_ones(log, batch)
+            numbers: dict[bytes, int] = {}  # by the local hashes of entries that are there, or come now
+            fresh = _new_ones(log, batch, numbers)
             if fresh:
                 first = log.head.last + 1
                 numbered = [replace(each.entry, seq=first + position) for position, each in enumerate(fresh)]
+                numbers.update((entry.local_hash, entry.seq) for entry in numbered)
                 closed, head = grow(log.head.page, numbered, log.record.policy)
                 await log.publish(closed, head)
-                await log.load()  # the index may have failed, and the entries are looked for there
-            for each in batch:
-                if each.outcome is None and not each.gone:
-                    each.outcome = _found(log, each, new=each in fresh)
+            for each in batch:  # nothing is looked for behind the change, which nobody is to call refused
+                if each.outcome is None and each.entry.cid is not None and not each.gone:
+                    each.outcome = Appended(numbers[each.entry.local_hash], each.entry.cid, log.head.cid, new=each in fresh)
         except ZstorError as error:
             _conclude(batch, error)
         except BaseException:
@@ -160,8 +161,10 @@ async def _keep_pinned(log: OpenLog, each: _Waiting) -> None:
         each.gone = True
 
 
-def _new_ones(log: OpenLog, batch: list[_Waiting]) -> list[_Waiting]:
-    """Those of the batch that the log does not have. Others with other content than it has get their error."""
+def _new_ones(log: OpenLog, batch: list[_Waiting], numbers: dict[bytes, int]) -> list[_Waiting]:
+    """Those of the batch that the log does not have. It tells the numbers of others; those with other content than it has get their
+    error.
+    """
     fresh: dict[bytes, _Waiting] = {}
     for each in batch:
         if each.gone:
@@ -173,14 +176,9 @@ def _new_ones(log: OpenLog, batch: list[_Waiting]) -> list[_Waiting]:
             fresh[entry.local_hash] = each
         elif known.cid != entry.cid:
             each.outcome = _taken(log.name, entry.local_hash, scrubbed=known.cid is None)
+        else:
+            numbers[entry.local_hash] = known.seq
     return [*fresh.values()]
-
-
-def _found(log: OpenLog, each: _Waiting, *, new: bool) -> Appended:
-    found = log.look(each.entry.local_hash)
-    if found is None or found.cid is None:
-        raise AssertionError("an entry that was appended is there")
-    return Appended(found.seq, found.cid, log.head.cid, new)
 
 
 def _local_hash(new: NewEntry, data: bytes | None, policy: LogPolicy) -> bytes:
