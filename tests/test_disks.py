@@ -14,9 +14,11 @@ import trio
 from outcome import Outcome, capture
 
 from tests.troubled_files import TroubledFiles
-from zstor_local import limits
+from zstor_local import daemon, limits
+from zstor_local.config import Config
 from zstor_local.disks import LOOP_SECONDS, PATIENCE_AT_MOST, PATIENCE_SECONDS, Disks, WatchedDevice, WatchedFileSystem
 from zstor_local.runtime import DiskStalled, SteadyDevice
+from zstor_local.store.faults import StoreFault
 from zstor_local.system import RealFiles
 from zstor_local.threads import RealThreads
 
@@ -367,6 +369,19 @@ def test_no_links_are_looked_for_below_a_directory_that_hangs(disks: Disks, else
     disks.device(str(tmp_path))
     assert disks.real_path(str(tmp_path)) == str(tmp_path)
     assert elsewhere.asked == 1
+
+
+def test_allowed_roots_that_hang_are_told_of(disks: Disks, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """At a start, and when the configuration is read again: both would wait for good."""
+    disks.must_open(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        disks.must_open(f"{tmp_path}/nothing")
+    elsewhere.hangs = True
+    config = Config(store="/store", socket="/s", master_key_file="/key", allowed_roots=(str(tmp_path),))
+    for _ in range(2):
+        with pytest.raises(StoreFault, match=f"allowed_roots: {tmp_path} cannot be opened: the disk does not answer"):
+            daemon._check(RealFiles(), disks, config)
+    assert elsewhere.asked == 3
 
 
 async def test_who_waits_for_a_disk_lets_others_compute(tmp_path: Path) -> None:

@@ -177,9 +177,12 @@ def _engines(runtime: Runtime, network: Network, disks: Disks, config: Config) -
 class _Heeding:
     """What signals ask for."""
 
-    def __init__(self, parts: Parts, server: Server, reread: Callable[[], Config], notifier: Notifier, say: Say) -> None:
+    def __init__(
+        self, parts: Parts, server: Server, disks: Disks, reread: Callable[[], Config], notifier: Notifier, say: Say
+    ) -> None:  # fmt: skip
         self._parts = parts
         self._server = server
+        self._disks = disks
         self._reread = reread
         self._notifier = notifier
         self._say = say
@@ -193,7 +196,7 @@ class _Heeding:
 
     def reload(self) -> None:
         self._notifier.reloading()
-        _reload(self._parts.store, self._parts.paths, self._reread)
+        _reload(self._parts.store, self._parts.paths, self._disks, self._reread)
         self._notifier.ready(_state(self._parts.store))
 
 
@@ -201,10 +204,10 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
     inherited = inherited_listener(os.environ)
     if inherited is not None:
         config = replace(config, socket=os.path.abspath(inherited.getsockname()))
-    _check(runtime.files, config)
+    disks = Disks(runtime.files, config.store)
+    _check(runtime.files, disks, config)
     listener = listening(runtime.files, config.socket) if inherited is None else handed_down(runtime.files, inherited)
     async with open_network() as network, trio.open_nursery() as nursery:
-        disks = Disks(runtime.files, config.store)
         engines = _engines(runtime, network, disks, config)
         with closing(PageIndex(f"{config.store}/{LOGS_INDEX}")) as pages, listener as socket:
             notifier.extend(_RECOVERY_SECONDS)
@@ -218,7 +221,7 @@ async def _serve(runtime: Runtime, config: Config, reread: Callable[[], Config],
                     mounts_of=parts.paths.client_files.mount_namespace,
                     make_way=store.streams.make_way,
                 )
-                heeding = _Heeding(parts, server, reread, notifier, say)
+                heeding = _Heeding(parts, server, disks, reread, notifier, say)
 
                 def at_once() -> None:
                     process.end_after(_CANCEL_SECONDS)
@@ -253,14 +256,14 @@ async def _serve_clients(parts: Parts, server: Server, socket: trio.SocketListen
         beside.cancel_scope.cancel()
 
 
-def _check(files: Files, config: Config) -> None:
+def _check(files: Files, disks: Disks, config: Config) -> None:
     """StoreFault for what would fail once a first start has made store and key: they are made when all else is well."""
     check_authority(files, config.authority)
     for root in config.allowed_roots:
         try:
-            files.close(files.open(root, os.O_PATH | os.O_DIRECTORY))
+            disks.must_open(root)
         except OSError as error:
-            message = f"allowed_roots: {root} cannot be opened: {errno_text(error)}"
+            message = f"allowed_roots: {root} cannot be opened: {error.strerror}"
             raise StoreFault(message, "make or mount it, or take it out of `allowed_roots` in the configuration") from None
 
 
@@ -282,10 +285,12 @@ def _state(store: Store) -> str:
     return f"store {store.health}, {len(store.pool.usable())} of {len(store.pool.numbers)} shards"
 
 
-def _reload(store: Store, paths: Paths, reread: Callable[[], Config]) -> None:
+def _reload(store: Store, paths: Paths, disks: Disks, reread: Callable[[], Config]) -> None:
     """Take what can change while clients are served; say what else has changed. A faulty configuration changes nothing."""
     try:
         new = reread()
+        for root in new.allowed_roots:
+            disks.must_open(root)
         paths.allow(new.allowed_roots)
     except (ConfigError, OSError) as error:
         log.error("the configuration was read again and is not taken: %s", error)

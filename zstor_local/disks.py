@@ -91,6 +91,17 @@ class Disks:
                 return self._real.setdefault(path, device.look(lambda: str(os.path.realpath(path))))
         return os.path.normpath(path)
 
+    def must_open(self, directory: str) -> None:
+        """OSError for a directory that cannot be opened, or whose disk does not answer."""
+        known = self._resolving.get(directory)
+        try:
+            if known is not None and known.stalled:
+                raise DiskStalled
+            device = self._resolving[directory] = self._alone(directory)
+            device.look(lambda: self._files.close(self._files.open(directory, os.O_PATH | os.O_DIRECTORY)))
+        except DiskStalled as error:
+            raise OSError(error.errno, error.strerror, directory) from None
+
     def _alone(self, path: str) -> WatchedDevice:
         return WatchedDevice(self._new(), path)
 
