@@ -116,6 +116,9 @@ class MemoryMetastore:
             found = list(self.cell.records.items())
         return [row for row, envelope in found if envelope.version == version and envelope.kind is Kind.OBJECT][:limit]
 
+    def leads_to(self, row: Row) -> bool:
+        return True
+
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
         with self._whole:
             everything = [*self.cell.records.items(), *self.cell.tombstones.items()]

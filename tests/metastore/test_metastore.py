@@ -156,7 +156,7 @@ def test_no_question_and_no_commit_goes_through_all_records_or_sorts_them(sqlite
     sqlite.commit(Transaction(state, rows=[row("a", 2)], debts_paid=[owed], garbage_freed=[gone]))
     sqlite.state(), sqlite.usage(SPACE), sqlite.intents(), sqlite.garbage(1, 10)
     sqlite.get(SPACE, "a"), sqlite.tombstone(SPACE, "a"), sqlite.named(version(1)), sqlite.debts(1), sqlite.debts_of(version(1))
-    sqlite.scan(SPACE, "a", "b", 10), sqlite.changes(SPACE, 1, 10), sqlite.newest(SPACE, [1, 2])
+    sqlite.scan(SPACE, "a", "b", 10), sqlite.changes(SPACE, 1, 10), sqlite.newest(SPACE, [1, 2]), sqlite.leads_to(row("a", 2))
     sqlite.referring(SPACE, ReferenceHash(bytes(16)), "a", 10)
     for db in (sqlite._db, sqlite._writer):
         db.set_trace_callback(None)

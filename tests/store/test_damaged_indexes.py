@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get, keys, name, put
@@ -14,10 +16,19 @@ from zstor_local.store.stored import Stored
 
 def flip_in_the_index_of_versions(home: Home, stored: Stored) -> None:
     """One bit of the entry by which a version's record is found: there the version stands right before the namespace's id."""
-    entry = stored.version + stored.envelope.namespace
+    _flip(home, stored.version + stored.envelope.namespace, 0)
+
+
+def flip_in_the_index_of_sequences(home: Home, stored: Stored) -> None:
+    """One bit of the entry by which a record is found by its place: there that stands between the namespace's id and the key."""
+    space, sequence = stored.envelope.namespace, stored.envelope.sequence
+    _flip(home, space + sequence.to_bytes((sequence.bit_length() + 8) // 8) + stored.record.key.encode(), len(space))
+
+
+def _flip(home: Home, entry: bytes, at: int) -> None:
     data = bytearray(home.metastore.read_bytes())
     assert data.count(entry) == 1
-    data[data.index(entry)] ^= 0x80
+    data[data.index(entry) + at] ^= 0x10
     home.metastore.write_bytes(data)
 
 
@@ -53,11 +64,12 @@ async def test_a_change_of_such_a_row_goes_well(home: Home, change: str) -> None
         assert await keys(store) == (["b"] if change == "delete" else ["a", "b"])
 
 
-async def test_a_scrub_makes_indexes_anew_that_do_not_lead_to_an_object(home: Home) -> None:
+@pytest.mark.parametrize("flip", [flip_in_the_index_of_versions, flip_in_the_index_of_sequences])
+async def test_a_scrub_makes_indexes_anew_that_do_not_lead_to_an_object(home: Home, flip: Callable[[Home, Stored], None]) -> None:
     async with home.open() as store:
         stored = await put(store, "a", content(1, 10_000))
         await put(store, "b", content(2, 10_000))
-    flip_in_the_index_of_versions(home, stored)
+    flip(home, stored)
     async with home.open() as store:
         await scrubbed(store)
         assert [key for _, key in store.metastore.named(stored.version)] == ["a"]

@@ -161,6 +161,13 @@ class MetastoreDamaged(CorruptRecord):
         super().__init__(message, hint=hint)
 
 
+class IndexDamaged(MetastoreDamaged):
+    """An index leads astray: Metastore.mend_indexes makes it anew."""
+
+    def __init__(self) -> None:
+        super().__init__("an index of the metastore is damaged", "`zstor scrub` makes the indexes anew")
+
+
 class Lookups(Protocol):
     """What can be asked. An answer shows whole transactions only, and everything that was committed before the question.
 
@@ -189,8 +196,14 @@ class Lookups(Protocol):
         """The rows of objects whose record names this version, in no order: more than one where it was copied."""
         ...
 
+    def leads_to(self, row: Row) -> bool:
+        """Whether an object's row that is there is found by its version and by its sequence too: a bit may have flipped in an index."""
+        ...
+
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
-        """Rows and tombstones with a sequence above `since`, lowest first; as many as of `scan`."""
+        """Rows and tombstones with a sequence above `since`, lowest first; as many as of `scan`. IndexDamaged where they are not: who
+        goes on behind the last of them would go in circles.
+        """
         ...
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:

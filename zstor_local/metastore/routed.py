@@ -29,6 +29,7 @@ class RoutedMetastore:
         self.state = own.state
         self.usages = own.usages
         self.named = own.named
+        self.leads_to = own.leads_to
         self.intents = own.intents
         self.garbage = own.garbage
         self.garbage_count = own.garbage_count

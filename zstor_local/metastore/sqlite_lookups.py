@@ -6,11 +6,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from zstor_local import limits
 from zstor_local.errors import DAMAGED_ROW_HINT, IoError, ZstorError
-from zstor_local.metastore.base import Debt, Garbage, Intent, MetastoreDamaged, Owed, Row, RowName, StoreState, Usage
+from zstor_local.metastore.base import Debt, Garbage, IndexDamaged, Intent, MetastoreDamaged, Owed, Row, RowName, StoreState, Usage
 from zstor_local.model.ids import ID_BYTES, KeyHash, NamespaceId, ReferenceHash, ShareId, Version
 from zstor_local.model.record import KINDS, Envelope, Kind
 
@@ -66,9 +67,18 @@ class SqliteLookups:
         rows = self._all("select space, name from record where version=? and kind=1 limit ?", (version, _most(limit)))
         return _parsed(lambda space, name: (NamespaceId(bytes(space)), str(name, "utf-8")), rows)
 
+    def leads_to(self, row: Row) -> bool:
+        name = (row.space, row.name.encode())
+        by_version = "select 1 from record indexed by record_by_version where version=? and kind=1 and space=? and name=?"
+        by_sequence = "select 1 from record indexed by record_by_sequence where sequence=? and space=? and name=?"
+        return bool(self._all(by_version, (row.envelope.version, *name)) and self._all(by_sequence, (row.envelope.sequence, *name)))
+
     def changes(self, space: NamespaceId, since: int, limit: int) -> list[Row]:
         rows = self._some(CHANGES, (space, since, limit))
-        known = (row for row in rows if type(row[1 + _SEQUENCE]) is int)  # what is no number comes behind all numbers
+        known = [row for row in rows if type(row[1 + _SEQUENCE]) is int]  # what is no number comes behind all numbers
+        sequences = [since, *(row[1 + _SEQUENCE] for row in known)]
+        if any(before >= sequence for before, sequence in pairwise(sequences)):
+            raise IndexDamaged
         return _parsed(lambda *row: _row(space, *row), known)
 
     def newest(self, space: NamespaceId, sequences: Sequence[int]) -> set[int]:

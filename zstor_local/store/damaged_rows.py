@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from zstor_local.errors import CorruptRecord
-from zstor_local.metastore.base import Row, RowName
+from zstor_local.metastore.base import IndexDamaged, Row, RowName
 from zstor_local.model.ids import KeyHash, NamespaceId, ObjectName
 from zstor_local.model.record import STORE_WIDE, Envelope, Kind, ObjectRecord
 from zstor_local.model.storewide import VoidRecord
@@ -87,7 +87,7 @@ class DamagedRows:
         for space in self._every_space():
             since = 0
             damaged: list[Row] = []
-            while rows := await self._runtime.threads.run(self._metastore.changes, space, since, PAGE):
+            while rows := await self._behind(space, since, damage):
                 since = rows[-1].envelope.sequence
                 damaged += await self._runtime.threads.run(self._closed, rows)
                 if len(damaged) >= AT_ONCE:
@@ -96,6 +96,14 @@ class DamagedRows:
                 await spend(sum(len(row.envelope.sealed) for row in rows))
             await self.mend(damaged, damage, spend)
         return damage
+
+    async def _behind(self, space: NamespaceId, since: int, damage: Damage) -> list[Row]:
+        """The next rows and tombstones in the order of their sequences, where need be by indexes that are made anew."""
+        with suppress(IndexDamaged):
+            return await self._runtime.threads.run(self._metastore.changes, space, since, PAGE)
+        await self._committer.mend_indexes()
+        damage.take(1, ())
+        return await self._runtime.threads.run(self._metastore.changes, space, since, PAGE)
 
     async def mend_object(self, name: ObjectName) -> None:
         """Bring back what a key needs to be found: its namespace's row and its own, where they do not open."""

@@ -334,17 +334,11 @@ class Scrub:
 
     async def _lead_to(self, at: Row, found: Found) -> None:
         """Have the metastore's indexes made anew where they do not lead to a row: nothing else notices before it is changed."""
-        if self._is_found(at):
+        if self._metastore.leads_to(at) or self._metastore.get(at.space, at.name) != at.envelope:
             return
         await self._committer.mend_indexes()
         if self._metastore.get(at.space, at.name) == at.envelope:
             found.records_mended += 1
-
-    def _is_found(self, at: Row) -> bool:
-        """By its version, and by its sequence; or it is another row by now."""
-        space, sequence = at.space, at.envelope.sequence
-        named = (space, at.name) in self._metastore.named(at.envelope.version)
-        return (named and sequence in self._metastore.newest(space, [sequence])) or self._metastore.get(space, at.name) != at.envelope
 
     def _changed(self, namespace: Namespace, at: Row) -> Envelope | None:
         """The row as it is now: the same envelope if nothing has changed."""
