@@ -24,11 +24,7 @@ from zstor_local.metastore.base import Transaction
 from zstor_local.model.record import STORE_WIDE
 from zstor_local.runtime import Buffer, Files, FileStatus, sync_directory
 from zstor_local.shards.base import ShardError
-from zstor_local.shards.compacting import LogSegments
 from zstor_local.shards.directory import DirectoryShard
-from zstor_local.shards.log import Log
-from zstor_local.shards.log_index import Progress
-from zstor_local.shards.recovery import CatchingUp
 from zstor_local.shards.share_files import FileShareWriter, ShareFiles
 from zstor_local.store import presence, publishing, voided
 from zstor_local.store.coding import LargeWrite
@@ -189,28 +185,6 @@ def no_look_before_a_shard_goes_by_force(patch: pytest.MonkeyPatch) -> None:
         return Drained(0, self._committer.state.sequence)
 
     patch.setattr(Drain, "check_force", check_force)
-
-
-def no_look_for_unread_pages(patch: pytest.MonkeyPatch) -> None:
-    """Compaction takes what the disk cannot read for nothing."""
-    patch.setattr(LogSegments, "unread", lambda self: 0)
-
-
-def indexes_believed_behind_gaps(patch: pytest.MonkeyPatch) -> None:
-    """An index is no longer written before a segment goes, and is believed where one behind it is gone."""
-    remove = Log.remove
-
-    def remove_alone(self: Log, number: int) -> None:
-        with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(self._index, "flush", lambda: None)
-            remove(self, number)
-
-    def holds(self: CatchingUp, known: Progress) -> bool:
-        last = self._segments.header(known.segment)
-        return last is not None and last.id == known.segment_id and self._segments.has_end(known.segment, last, known.offset)
-
-    patch.setattr(Log, "remove", remove_alone)
-    patch.setattr(CatchingUp, "_holds", holds)
 
 
 @dataclass(frozen=True, slots=True)
