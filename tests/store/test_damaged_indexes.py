@@ -10,6 +10,7 @@ from tests.store.home import SMALL_AND_LARGE, Home, content, delete, freed, get,
 from tests.store.test_collect import collect
 from tests.store.test_renaming import copy
 from tests.store.test_scrub import scrubbed
+from zstor_local.errors import Unavailable
 from zstor_local.store.caller import Nobody
 from zstor_local.store.stored import Stored
 
@@ -29,6 +30,14 @@ def _flip(home: Home, entry: bytes, at: int) -> None:
     data = bytearray(home.metastore.read_bytes())
     assert data.count(entry) == 1
     data[data.index(entry) + at] ^= 0x10
+    home.metastore.write_bytes(data)
+
+
+def spoil_the_page_of(home: Home, stored: Stored) -> None:
+    """The page of a row: its first byte says of what kind it is."""
+    data = bytearray(home.metastore.read_bytes())
+    size = int.from_bytes(data[16:18], "big")
+    data[data.index(stored.envelope.sealed[:20]) // size * size] = 0
     home.metastore.write_bytes(data)
 
 
@@ -80,3 +89,19 @@ async def test_a_scrub_makes_indexes_anew_that_do_not_lead_to_an_object(home: Ho
         assert await get(store, "a") == content(1, 10_000)
         await scrubbed(store)
         assert store.scrub.status().found.records_mended == 0
+
+
+async def test_more_damage_than_in_the_indexes_ends_no_writes(home: Home) -> None:
+    """Indexes are made from all rows: also from a page that nobody asked for, and cannot be read."""
+    async with home.open() as store:
+        stored = await put(store, "a", content(1, 10_000))
+        others = [await put(store, f"b{number:03}", b"small") for number in range(100)]
+    flip_in_the_index_of_versions(home, stored)
+    spoil_the_page_of(home, others[50])
+    async with home.open() as store:
+        with pytest.raises(Unavailable, match="not made anew") as refused:
+            await store.core.committer.mend_indexes()
+        assert "zstor rebuild" in (refused.value.hint or "")
+        await put(store, "c", b"life goes on")
+        assert await get(store, "c") == b"life goes on"
+        assert await get(store, "a") == content(1, 10_000)

@@ -127,6 +127,9 @@ class MetastoreClosed(Exception):
     """The metastore failed before and serves no writes for the rest of the process."""
 
 
+REBUILD_HINT: Final = "copy the store aside, then `zstor rebuild` makes a new metastore from the shards"
+
+
 class CommitRefused(Exception):
     """The transaction certainly did not happen, and a later one may; `no_space` tells whether the disk is full."""
 
@@ -155,9 +158,7 @@ class MetastoreNotOpened(Exception):
 class MetastoreDamaged(CorruptRecord):
     """What lies on the disk, or the part of it that was asked for, is not a metastore that this version can use."""
 
-    def __init__(
-        self, message: str, hint: str = "copy the store aside, then `zstor rebuild` makes a new metastore from the shards"
-    ) -> None:
+    def __init__(self, message: str, hint: str = REBUILD_HINT) -> None:
         super().__init__(message, hint=hint)
 
 
@@ -253,7 +254,7 @@ class Metastore(Lookups, Protocol):
 
     def mend_indexes(self) -> None:
         """Make anew what finds rows by anything but their names, where it does not lead to one that is there: a bit may have flipped in
-        it. A commit that comes upon such a place does so by itself. CommitRefused or CommitUnknown.
+        it. A commit that comes upon such a place does so by itself. CommitRefused, as where rows cannot be read, or CommitUnknown.
         """
         ...
 

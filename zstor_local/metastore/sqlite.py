@@ -167,8 +167,13 @@ class SqliteMetastore(SqliteLookups):
 
     def mend_indexes(self) -> None:
         log.error("a part of the metastore's indexes is damaged: they are made anew")
-        with self._giving_up():
+        try:
             self._transact(lambda: [self._writer.execute(f"reindex {name}") for name in _INDEXES])
+        except sqlite3.Error as error:
+            if primary_code(error) != sqlite3.SQLITE_CORRUPT or not self._rolled_back():
+                self._give_up(error)
+            # It has read rows that nobody asked for: what lies elsewhere goes on.
+            raise CommitRefused("there is more damage than in its indexes", no_space=False) from error
 
     def _transact(self, change: Callable[[], object]) -> None:
         self._writer.execute("begin immediate")

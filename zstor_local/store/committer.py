@@ -18,7 +18,7 @@ from outcome import Outcome
 
 from zstor_local import limits
 from zstor_local.errors import CorruptRecord, OutcomeUnknown, ShuttingDown, Unavailable, ZstorError
-from zstor_local.metastore.base import CommitRefused, CommitUnknown, Metastore, RowName, StoreState
+from zstor_local.metastore.base import REBUILD_HINT, CommitRefused, CommitUnknown, Metastore, RowName, StoreState
 from zstor_local.model.ids import NamespaceId
 from zstor_local.model.record import Envelope
 from zstor_local.runtime import Runtime
@@ -224,9 +224,8 @@ class Committer:
         try:
             await self._runtime.threads.run_commit(self._metastore.mend_indexes)
         except CommitRefused as error:
-            raise Unavailable(
-                f"the indexes of the metastore are not made anew: {error}", hint="make room on the disk of the store"
-            ) from None
+            hint = "make room on the disk of the store" if error.no_space else REBUILD_HINT
+            raise Unavailable(f"the indexes of the metastore are not made anew: {error}", hint=hint) from None
         except CommitUnknown as error:
             log.error("the metastore failed: %s", error)
             self.failure = str(error)

@@ -336,7 +336,12 @@ class Scrub:
         """Have the metastore's indexes made anew where they do not lead to a row: nothing else notices before it is changed."""
         if self._metastore.leads_to(at) or self._metastore.get(at.space, at.name) != at.envelope:
             return
-        await self._committer.mend_indexes()
+        try:
+            await self._committer.mend_indexes()
+        except Unavailable as error:
+            log.error("%s", error.message)
+            found.records_damaged += 1
+            return
         if self._metastore.get(at.space, at.name) == at.envelope:
             found.records_mended += 1
 
