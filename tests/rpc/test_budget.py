@@ -10,8 +10,10 @@ import trio.testing
 
 from tests.rpc.conftest import World, error_type, request
 from zstor_local import limits
+from zstor_local.rpc.answer import Answer, Ending
 from zstor_local.rpc.budget import Budget, Room
 from zstor_local.rpc.call import Call
+from zstor_local.rpc.descriptors import Descriptors
 from zstor_local.rpc.outbox import Outbox
 from zstor_local.store.commit_room import COMMIT_ROOM_BYTES
 from zstor_local.store.stream_budget import STREAM_BUDGET_BYTES
@@ -221,3 +223,15 @@ async def test_batches_that_are_collected_take_no_more_than_their_budget(world: 
         answers = [json.loads(await client.line()) for client in (first, second)]
     refused = [[error_type(reply) for reply in answer if "error" in reply] for answer in answers]
     assert refused == [["too_large"] * 2, ["too_large"] * 3]  # and what is shorter than the error is given
+
+
+def test_one_reply_of_a_batch_comes_whatever_others_hold() -> None:
+    """It was told that it is too large, which it is not."""
+    budget = Budget(1_000_000)
+    Room(budget).hold(990_000)
+    answer = Answer(Ending(line=True), Descriptors([]), calls=2, room=Room(budget))
+    large = b'"' + b"x" * limits.SMALL_REPLY_BYTES + b'"'
+    assert answer.add(1, large) is None
+    whole = json.loads(answer.add(2, large) or b"")
+    assert len(whole[0]) == limits.SMALL_REPLY_BYTES
+    assert error_type(whole[1]) == "too_large"

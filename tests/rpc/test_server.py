@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import trio
@@ -146,6 +146,34 @@ async def test_silent_connections_make_way_for_another_those_of_who_has_many_fir
         gate.open("x")
         assert (await busy.reply())["result"] == "x"
         assert server.connections == 4
+
+
+async def test_one_connection_makes_way_for_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    """That which leaves is there for some turns yet: all who came meanwhile took its place."""
+    monkeypatch.setattr(limits, "CONNECTIONS", 2)
+    pids = iter(range(70, 80))
+    monkeypatch.setattr("zstor_local.rpc.server.peer_of", lambda _: Peer(next(pids), os.geteuid()))
+    async with world.serving() as server, AsyncExitStack() as clients:
+        _, second = [await clients.enter_async_context(world.client()) for _ in range(2)]
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(limits.SILENT_SECONDS)
+        assert await second.result("rpc.ping") == "pong"
+        told: list[bytes] = []
+
+        async def come() -> None:
+            async with world.client() as client:
+                with suppress(trio.BrokenResourceError):  # it may have been refused by now
+                    await client.request("rpc.ping")
+                told.append(await client.line())
+                await trio.testing.wait_all_tasks_blocked(0.01)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(come)
+        assert sorted("error" in json.loads(each) for each in told) == [False, True, True]
+        assert server.connections <= 2
 
 
 async def test_what_is_left_of_a_client_that_is_gone_keeps_nobody_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ class Answer:
         self.sent.set()
 
     def _has_room(self, size: int, room: Room) -> bool:
-        """Whether a batch may collect so much more: it never waits for others, for those may wait for it."""
+        """Whether a batch may collect so much more: it never waits for others, for those may wait for it. One reply it may have."""
         whole = self._size + size + 1
-        return whole + self._left * _ERROR_BYTES <= limits.MESSAGE_BYTES and (whole <= limits.SMALL_REPLY_BYTES or room.has(size))
+        known = not self._lines or whole <= limits.SMALL_REPLY_BYTES or room.has(size)
+        return known and whole + self._left * _ERROR_BYTES <= limits.MESSAGE_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -108,15 +108,19 @@ class Server:
             self._closed = trio.Event()
             await self._closed.wait()
 
-    def _are_full(self) -> bool:
-        """There are as many clients as may be. What is left of one that has gone, such as a call on a disk that hangs, is none."""
-        most = limits.CONNECTIONS
-        return len(self._connections) >= most and sum(not connection.stopping for connection in self._connections) >= most
+    def _has_room(self, pid: int) -> bool:
+        """Whether there may be one client more, of a process. What is left of one that has gone, such as a call on a disk that hangs,
+        is none; but for a connection of our own, those that are silent make way.
+        """
+        if len(self._connections) < limits.CONNECTIONS:
+            return True
+        staying = [connection for connection in self._connections if not connection.stopping]
+        return len(staying) < limits.CONNECTIONS or (pid != os.getpid() and self._let_one_go(staying))
 
-    def _let_one_go(self) -> bool:
+    def _let_one_go(self, clients: Collection[ClientConnection]) -> bool:
         """End the connection that has been silent for the longest, of the process that has the most; False where none was."""
-        held = Counter(connection.peer.pid for connection in self._connections)
-        silent = {connection: seconds for connection in self._connections if (seconds := connection.silent) >= limits.SILENT_SECONDS}
+        held = Counter(connection.peer.pid for connection in clients)
+        silent = {connection: seconds for connection in clients if (seconds := connection.silent) >= limits.SILENT_SECONDS}
         if not silent:
             return False
         longest = max(silent, key=lambda connection: (held[connection.peer.pid], silent[connection]))
@@ -130,7 +134,7 @@ class Server:
         peer = peer_of(stream.socket)
         if not is_user(peer.uid, self._uid):
             refusal = PermissionDenied("this socket is for its owner alone", hint="run your own daemon, or be the same user")
-        elif self._are_full() and (peer.pid == os.getpid() or not self._let_one_go()):
+        elif not self._has_room(peer.pid):
             refusal = Busy(f"{limits.CONNECTIONS} clients are connected", hint="try again when one is gone", limit=limits.CONNECTIONS)
         if refusal is not None:
             log.warning("refused %s: %s", peer, refusal.message)
