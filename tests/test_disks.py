@@ -253,9 +253,9 @@ def test_no_disk_has_very_long(tmp_path: Path) -> None:
 def test_those_that_were_begun_together_are_given_up_together(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the flushes of several disks: each of them would be waited for in its turn."""
     now = 0.0
-    monkeypatch.setattr("zstor_local.disks.time.monotonic", lambda: now)
     monkeypatch.setattr("zstor_local.disks.PATIENCE_AT_MOST", threading.TIMEOUT_MAX)
-    device = WatchedDevice(WatchedFileSystem(RealFiles(), ground.elsewhere.start, threading.TIMEOUT_MAX), str(ground.root))
+    system = WatchedFileSystem(RealFiles(), ground.elsewhere.start, threading.TIMEOUT_MAX, lambda: now)
+    device = WatchedDevice(system, str(ground.root))
     ground.hang()
     wait = device.begin_fdatasync(0)
     now = threading.TIMEOUT_MAX

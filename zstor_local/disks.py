@@ -44,13 +44,23 @@ class Disks:
     """The devices under directory shards. Any thread may ask."""
 
     def __init__(
-        self, files: Files, store: str, *, start: Start = trio.lowlevel.start_thread_soon, patience: float = PATIENCE_SECONDS
+        self,
+        files: Files,
+        store: str,
+        *,
+        start: Start = trio.lowlevel.start_thread_soon,
+        patience: float = PATIENCE_SECONDS,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`store` is the store's own directory: what lies on its file system is used as it is, for nothing goes on without that."""
+        """`store` is the store's own directory: what lies on its file system is used as it is, for nothing goes on without that.
+
+        `now`: seconds, of which only differences count.
+        """
         self._files = files
         self._store = store
         self._start = start
         self._patience = patience
+        self._now = now
         self._watched: dict[str, WatchedDevice] = {}  # by directory, as each was when it was last asked for
         self._systems: dict[int, WatchedFileSystem] = {}
         self._real: dict[str, str] = {}  # paths without links
@@ -106,7 +116,7 @@ class Disks:
         return WatchedDevice(self._new(), path)
 
     def _new(self) -> WatchedFileSystem:
-        return WatchedFileSystem(self._files, self._start, self._patience)
+        return WatchedFileSystem(self._files, self._start, self._patience, self._now)
 
 
 class WatchedFileSystem:
@@ -115,9 +125,10 @@ class WatchedFileSystem:
     What is asked of it runs in other threads, the raw `files` are used there alone.
     """
 
-    def __init__(self, files: Files, start: Start, patience: float) -> None:
+    def __init__(self, files: Files, start: Start, patience: float, now: Callable[[], float] = time.monotonic) -> None:
         """`patience`: how many seconds a call may take."""
         self.raw = files
+        self.now = now
         self._start = start
         self._patience = patience
         self._lock = threading.Lock()
@@ -240,7 +251,7 @@ class _Call(Generic[T]):
     def __init__(self, device: WatchedDevice, system: WatchedFileSystem, *, syncs: bool, undo: Callable[[T], object] | None) -> None:
         self.device = device
         self._system = system
-        self._begun = time.monotonic()
+        self._begun = system.now()
         self._syncs = syncs
         self._undo = undo
         self._over = threading.Lock()
@@ -263,7 +274,7 @@ class _Call(Generic[T]):
         if not self._over.acquire(timeout=_AT_ONCE):
             with lending_place():
                 until = self._begun + self._system.patience(in_event_loop=False)  # several begun together are over together
-                return self.within(max(0.0, until - time.monotonic()))
+                return self.within(max(0.0, until - self._system.now()))
         return self._result()
 
     def within(self, seconds: float) -> T:

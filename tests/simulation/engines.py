@@ -38,7 +38,7 @@ class SimulatedEngines:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._disks = Disks(world.files, "/", start=world.files.ask, patience=0)
+        self._disks = Disks(world.files, "/", start=world.files.ask, patience=0, now=lambda: world.clock.time / 1e6)
 
     def metastore_exists(self, store: str) -> bool:
         return store in self._world.survivors
